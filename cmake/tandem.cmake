@@ -1,0 +1,82 @@
+# The project's flags, its packages, and the three functions that every folder uses.
+
+set(CMAKE_C_STANDARD 17)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+if(NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release)
+endif()
+
+option(TANDEM_WERROR "treat warnings as errors" OFF)
+option(TANDEM_TESTS "build the tests" ON)
+option(TANDEM_FUZZ "build libFuzzer targets (needs clang)" OFF)
+set(TANDEM_SANITIZE "" CACHE STRING "sanitizers, e.g. address,undefined or thread")
+
+# -ffp-contract=off: an FMA happens only where it is written (docs/numerics.md, G3).
+add_compile_options(-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+                    -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno
+                    -fno-omit-frame-pointer)
+add_compile_definitions(_GNU_SOURCE)
+if(TANDEM_WERROR)
+    add_compile_options(-Werror)
+endif()
+if(TANDEM_SANITIZE)
+    add_compile_options(-fsanitize=${TANDEM_SANITIZE} -fno-sanitize-recover=all)
+    add_link_options(-fsanitize=${TANDEM_SANITIZE})
+endif()
+include_directories(${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
+pkg_check_modules(PROTOBUF_C REQUIRED IMPORTED_TARGET libprotobuf-c)
+pkg_check_modules(EVENT REQUIRED IMPORTED_TARGET libevent_core)
+pkg_check_modules(JANSSON REQUIRED IMPORTED_TARGET jansson)
+pkg_check_modules(YAML REQUIRED IMPORTED_TARGET yaml-0.1)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+if(TANDEM_TESTS)
+    pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+endif()
+
+# tandem_library(kv SOURCES pool.c … DEPS tandem_common …): the static library tandem_kv.
+function(tandem_library name)
+    cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+    add_library(tandem_${name} STATIC ${A_SOURCES})
+    target_link_libraries(tandem_${name} PUBLIC ${A_DEPS})
+endfunction()
+
+# tandem_program(tandem-router SOURCES main.c DEPS …): a program in build/bin, installed.
+function(tandem_program name)
+    cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+    add_executable(${name} ${A_SOURCES})
+    target_link_libraries(${name} PRIVATE ${A_DEPS})
+    install(TARGETS ${name} RUNTIME DESTINATION bin)
+endfunction()
+
+# tandem_test(kv_pool DEPS tandem_kv): tests/unit/kv_pool_test.c with cmocka, run by ctest under
+# the label unit. FOLDER contract takes tests/contract/… and that label instead. A test that
+# loads data finds the source tree in TANDEM_SOURCE_DIR.
+function(tandem_test name)
+    if(NOT TANDEM_TESTS)
+        return()
+    endif()
+    cmake_parse_arguments(A "" "FOLDER;TIMEOUT" "DEPS;SOURCES;ARGS" ${ARGN})
+    if(NOT A_FOLDER)
+        set(A_FOLDER unit)
+    endif()
+    if(NOT A_TIMEOUT)
+        set(A_TIMEOUT 120)
+    endif()
+    add_executable(${name}_test ${CMAKE_SOURCE_DIR}/tests/${A_FOLDER}/${name}_test.c ${A_SOURCES})
+    target_link_libraries(${name}_test PRIVATE ${A_DEPS} PkgConfig::CMOCKA)
+    target_compile_definitions(${name}_test PRIVATE TANDEM_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+    set_target_properties(${name}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+    add_test(NAME ${A_FOLDER}/${name} COMMAND ${name}_test ${A_ARGS})
+    set_tests_properties(${A_FOLDER}/${name} PROPERTIES LABELS ${A_FOLDER} TIMEOUT ${A_TIMEOUT}
+                         SKIP_RETURN_CODE 77)
+endfunction()

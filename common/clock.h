@@ -1,0 +1,21 @@
+/* clock: the two clocks. Only shells read them; cores get now_ns as an argument. */
+#ifndef TANDEM_COMMON_CLOCK_H
+#define TANDEM_COMMON_CLOCK_H
+
+#include <stdint.h>
+#include <time.h>
+
+#define NS_PER_US 1000ull
+#define NS_PER_MS 1000000ull
+#define NS_PER_S 1000000000ull
+#define TIME_NEVER UINT64_MAX
+
+/* CLOCK_MONOTONIC in ns: for deadlines and durations within one host. */
+static inline uint64_t clock_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+#endif
