@@ -1,0 +1,60 @@
+/* geometry: the shape of the KV cache that one node holds, told in its hello and checked wherever
+ * two nodes meet. Pure arithmetic on a plain struct.
+ *
+ * One block holds BLOCK_TOKENS consecutive tokens of one sequence for all layers of the node.
+ * Within a block the layers follow each other; within a layer first K of all kv heads, then V:
+ *
+ *     K  [kv_heads][head_dim / 2][16 tokens][2]     V  [kv_heads][16 tokens][head_dim]
+ *
+ * so that attention needs no horizontal sums (docs/numerics.md, A7). That order is layout 1. */
+#ifndef TANDEM_COMMON_GEOMETRY_H
+#define TANDEM_COMMON_GEOMETRY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { BLOCK_TOKENS = 16, KV_LAYOUT_CPU = 1 };
+
+enum dtype { DTYPE_NONE, DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+
+static inline uint32_t dtype_bytes(enum dtype t)
+{
+    return t == DTYPE_F32 ? 4 : t == DTYPE_NONE ? 0 : 2;
+}
+
+struct kv_geometry {
+    uint32_t layers_count;
+    uint32_t kv_heads;
+    uint32_t head_dim; /* even */
+    uint32_t block_tokens;
+    uint32_t layout; /* KV_LAYOUT_… */
+    enum dtype dtype;
+};
+
+/* Bytes of K (or of V, the same) of one block and layer. */
+static inline size_t kv_part_bytes(const struct kv_geometry *g)
+{
+    return (size_t)g->kv_heads * g->head_dim * g->block_tokens * dtype_bytes(g->dtype);
+}
+/* Bytes of one block in one layer: K then V. */
+static inline size_t kv_layer_bytes(const struct kv_geometry *g)
+{
+    return 2 * kv_part_bytes(g);
+}
+static inline size_t kv_block_bytes(const struct kv_geometry *g)
+{
+    return g->layers_count * kv_layer_bytes(g);
+}
+static inline bool kv_geometry_equal(const struct kv_geometry *a, const struct kv_geometry *b)
+{
+    return a->layers_count == b->layers_count && a->kv_heads == b->kv_heads &&
+           a->head_dim == b->head_dim && a->block_tokens == b->block_tokens &&
+           a->layout == b->layout && a->dtype == b->dtype;
+}
+static inline uint32_t blocks_for_tokens(uint32_t tokens)
+{
+    return tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);
+}
+
+#endif
