@@ -1,0 +1,86 @@
+/* engine: one model on one device, run step by step on a thread of its own.
+ *
+ *     struct engine *engine;
+ *     struct engine_options o = {.model_dir = dir, .backend = "cpu", .threads = 2, .blocks_count =
+ * 4096}; if ((e = engine_open(&engine, &o)) != OK) return e;     // loads and checks everything;
+ * seconds engine_run(engine, step);                                 // tests and tools: runs on
+ * this thread
+ *
+ *     engine_start(engine, on_event, ctx);                      // nodes: the engine's thread
+ * begins engine_submit(engine, step);                              // any number queued; run in
+ * order
+ *     ... on_event(ctx, &event) is called ON THE ENGINE THREAD: put it into a mailbox, return ...
+ *     engine_stop(engine);                                      // cancels what runs, joins the
+ * thread engine_close(engine);
+ *
+ * Rules: between engine_start and engine_stop only engine_submit, engine_progress and the read-only
+ * getters may be called, from the loop thread. Every submitted step gets exactly one STEP_DONE,
+ * also at engine_stop (ERR_CANCELLED). After engine_open a token costs no allocation. */
+#ifndef TANDEM_ENGINE_ENGINE_H
+#define TANDEM_ENGINE_ENGINE_H
+
+#include "common/geometry.h"
+#include "common/id.h"
+#include "engine/step.h"
+#include "kernels/backend.h"
+
+struct engine;
+
+struct engine_options {
+    const char *model_dir;
+    const char *cache_dir; /* packed weights; NULL: TANDEM_CACHE, XDG_CACHE_HOME/tandem,
+                            * ~/.cache/tandem. "none": pack into memory */
+    const char *backend;   /* see backend_find; NULL: "cpu" */
+    enum dtype dtype;      /* DTYPE_NONE: the file's (fp16 files compute in fp32) */
+    uint32_t threads;      /* 0: all CPUs that the process may use */
+    int32_t first_cpu;     /* negative: no pinning */
+    uint32_t blocks_count; /* KV pool; 0: as many as kv_bytes holds */
+    uint64_t kv_bytes;    /* used when blocks_count is 0; 0 too: room for one full context, at least
+                           * 64 MiB */
+    uint32_t context_max; /* 0: the model's max_position_embeddings; never above it */
+    struct step_limits limits;
+    uint32_t slots_count;
+};
+
+/* What the rest of the node needs to know of the model; lives as long as the engine. */
+struct engine_facts {
+    struct id128 model_fingerprint; /* of config and weights: equal on all nodes of a cluster */
+    uint64_t numerics_id;           /* docs/numerics.md, G6 */
+    struct kv_geometry geometry;
+    uint32_t blocks_count, context_max, vocab_count, hidden, window;
+    struct step_limits limits;
+    uint32_t slots_count;
+    uint32_t queue_depth;
+    const uint32_t *eos; /* ids from generation_config.json or config.json */
+    uint32_t eos_count;
+    const char *model_name; /* the directory's last component */
+    const char *device;     /* "cpu-avx512 x2" */
+    uint64_t weights_bytes;
+    uint64_t load_ns;       /* what engine_open took */
+    bool cache_hit;         /* packed weights were mapped, not made */
+    double flops_per_token; /* forward pass without attention; for predictions */
+};
+
+typedef void engine_event_fn(void *ctx, const struct engine_event *event);
+
+enum err engine_open(struct engine **engine, const struct engine_options *options);
+void engine_close(struct engine *engine); /* NULL is allowed */
+const struct engine_facts *engine_facts(const struct engine *engine);
+/* KV memory: links read and write blocks of it that the loop thread gave them. */
+const struct kv_view *engine_kv(const struct engine *engine);
+
+/* Runs one step on the calling thread. */
+enum err engine_run(struct engine *engine, struct step *step);
+/* Logits of the last row of sequence i after engine_run, [vocab], host memory until the next run.
+ */
+const float *engine_logits(const struct engine *engine, uint32_t sequence);
+/* engine_run, and logits of every row into logits [rows_count][vocab]. For goldens and scoring. */
+enum err engine_run_scored(struct engine *engine, struct step *step, float *logits);
+
+enum err engine_start(struct engine *engine, engine_event_fn *on_event, void *ctx);
+enum err engine_submit(struct engine *engine, struct step *step); /* ERR_FULL beyond 64 queued */
+void engine_stop(struct engine *engine);
+/* Counts up by one per layer: a busy engine whose progress stands still is hung. Any thread. */
+uint64_t engine_progress(const struct engine *engine);
+
+#endif
