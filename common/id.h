@@ -1,8 +1,9 @@
 /* id: 128-bit ids of requests, tickets and processes' lives.
  *
  *     struct id128 id;
- *     if ((e = id128_mint(&id)) != OK) return e;       // shells only: reads the system's random
- * source char text[ID128_TEXT]; id128_print(id, text);    // 32 lower-case hex digits
+ *     if ((e = id128_mint(&id)) != OK) return e;     // shells only: asks the system for random bits
+ *     char text[ID128_TEXT];
+ *     id128_print(id, text);                         // 32 lower-case hex digits
  *
  * Rules: {0, 0} means none and is never minted. */
 #ifndef TANDEM_COMMON_ID_H
