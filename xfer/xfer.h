@@ -1,0 +1,126 @@
+/* kv_xfer: requests' KV travelling from a prefill node to a decode node, layer by layer.
+ *
+ * Receiver (D)                                   Sender (P)
+ *     XFER_EXPECT ticket, blocks                     XFER_OPEN ticket, addresses
+ *                                                    XFER_PUSH layer, tokens, blocks   (many)
+ *                                                    XFER_COMMIT first token
+ *     event XFER_COMMITTED, first token              event XFER_DONE
+ *     or XFER_FAILED, or XFER_RELEASED               or XFER_FAILED, or XFER_CANCELLED
+ *
+ *     struct xfer *x;
+ *     if ((e = xfer_open(&x, &options, on_event, ctx)) != OK) return e;    // listens; addresses known
+ *     xfer_start(x);                                                         // the link thread begins
+ *     xfer_post(x, &(struct xfer_op){.kind = XFER_EXPECT, .ticket = t, ...}); // loop thread
+ *     ... on_event(ctx, &event) is called ON THE LINK THREAD: put it into a mailbox, return ...
+ *     xfer_stop(x); xfer_close(x);
+ *
+ * Rules: a ticket names one attempt's transfer and dies with it; ids are never reused. Every EXPECT
+ * and every OPEN ends in exactly one final event of that ticket, also when the peer dies, a deadline
+ * passes, the op was refused or xfer_stop is called; until then the caller keeps its HOLD_TRANSFER on
+ * all named blocks, after it the link thread touches none of them. Only the node itself writes its
+ * pool: frames arrive in a ring or in staging memory, the ticket is checked, then bytes are copied
+ * into the blocks of EXPECT and hashed in one pass. A wire address is (ticket, layer, tokens), never a
+ * pointer or a block number of the other side. A range whose checksum is wrong is refused and sent
+ * again, twice; then the transfer fails. Frames of a dead ticket are read and thrown away.
+ * XFER_COMMITTED comes only when every layer of every expected token has arrived and is verified.
+ * Ops of one ticket take effect in the order posted; ops for an unknown ticket are ignored (its
+ * final event is on its way). */
+#ifndef TANDEM_XFER_XFER_H
+#define TANDEM_XFER_XFER_H
+
+#include "common/geometry.h"
+#include "common/id.h"
+#include "common/job.h"
+
+struct xfer;
+
+enum { XFER_ADDRESSES_MAX = 4, XFER_ADDRESS_BYTES_MAX = 128, XFER_TEXT_MAX = 160 };
+
+/* How a node's links can be reached: "shm:NAME", "tcp:HOST:PORT", best first. shm names carry the
+ * host's boot id, so that a node on another host skips them. */
+struct xfer_addresses {
+    uint32_t count;
+    char address[XFER_ADDRESSES_MAX][XFER_ADDRESS_BYTES_MAX];
+};
+
+enum xfer_op_kind {
+    XFER_EXPECT,  /* D: let the ticket in */
+    XFER_RELEASE, /* D: end it now; final event XFER_RELEASED unless another one is on its way */
+    XFER_OPEN,    /* P: connect if need be and announce the ticket */
+    XFER_PUSH,    /* P: these tokens' KV of this layer is complete in these blocks: send it */
+    XFER_COMMIT,  /* P: all pushed; the first token and whether it was the last one */
+    XFER_CANCEL,  /* P: end it now; D fails its ticket. Final event XFER_CANCELLED */
+};
+
+/* The op and what it points to are copied by xfer_post. */
+struct xfer_op {
+    enum xfer_op_kind kind;
+    struct id128 ticket;
+    /* EXPECT, OPEN: the tokens that travel, tokens_first a multiple of 16, to tokens_end exclusive.
+     * PUSH: the part of them that is sent now; whole blocks, or up to tokens_end. */
+    uint32_t tokens_first, tokens_end;
+    const uint32_t *blocks; /* EXPECT, PUSH: block numbers from the one of tokens_first on */
+    uint32_t blocks_count;
+    uint32_t layer;                         /* PUSH */
+    const struct xfer_addresses *addresses; /* OPEN: the receiver's */
+    const char *link;                       /* OPEN: "shm" or "tcp" forces one, NULL or "": best */
+    uint64_t deadline_ns;                   /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
+    struct token_info first;                /* COMMIT */
+    enum finish finish;                     /* COMMIT: of the first token */
+};
+
+enum xfer_event_kind {
+    XFER_COMMITTED, /* D, final: KV is in the blocks, verified; first and finish are the sender's */
+    XFER_RELEASED,  /* D, final: after XFER_RELEASE */
+    XFER_DONE,      /* P, final: the receiver has verified and committed */
+    XFER_CANCELLED, /* P, final: after XFER_CANCEL */
+    XFER_FAILED,    /* both, final: error and text say why */
+};
+
+struct xfer_event {
+    enum xfer_event_kind kind;
+    struct id128 ticket;
+    enum err
+        error; /* FAILED: ERR_PEER gone, ERR_TIMEOUT, ERR_FORMAT checksums, ERR_CANCELLED by peer,
+                     * ERR_NOT_FOUND the receiver does not know the ticket */
+    char text[XFER_TEXT_MAX];
+    struct token_info first;
+    enum finish finish;
+    const char *link;  /* "shm" or "tcp": static strings */
+    uint64_t bytes;    /* that crossed the link for this ticket */
+    uint64_t began_ns; /* first frame */
+    uint64_t ended_ns; /* commit verified (D) or acknowledged (P) */
+};
+
+struct xfer_options {
+    struct kv_geometry geometry;
+    void *kv_base; /* block b, layer l at kv_base + b * kv_block_bytes + l * kv_layer_bytes */
+    uint32_t blocks_count;
+    const char *listen_tcp; /* "HOST:PORT", port 0: any; NULL: no tcp link */
+    bool listen_shm;        /* a name of its own */
+    uint32_t tickets_max;   /* live at once */
+    uint32_t ring_bytes;    /* shm: per connected pair; 0: 8 MiB */
+    uint64_t idle_close_ns; /* a link without tickets for so long is closed; 0: 60 s */
+    uint32_t corrupt_every; /* tests: spoil every n-th frame sent; 0: none */
+};
+
+typedef void xfer_event_fn(void *ctx, const struct xfer_event *event);
+
+enum err xfer_open(struct xfer **x, const struct xfer_options *options, xfer_event_fn *on_event,
+                   void *ctx);
+const struct xfer_addresses *xfer_addresses(const struct xfer *x);
+enum err xfer_start(struct xfer *x);
+/* ERR_FULL when the mailbox or the ticket table is full, ERR_INVALID for an op that breaks the rules:
+ * then there is no final event for it. Loop thread. */
+enum err xfer_post(struct xfer *x, const struct xfer_op *op);
+void xfer_stop(struct xfer *x);  /* every live ticket gets XFER_FAILED with ERR_CANCELLED; joins */
+void xfer_close(struct xfer *x); /* NULL is allowed */
+
+struct xfer_stats {
+    uint64_t sent_bytes, received_bytes, frames_refused, frames_dead, tickets_done, tickets_failed;
+    uint32_t links_open, tickets_live;
+};
+/* Any thread. */
+void xfer_stats(const struct xfer *x, struct xfer_stats *stats);
+
+#endif
