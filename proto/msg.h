@@ -1,0 +1,341 @@
+/* msg: every message of the control plane as a checked C struct, and its form on the wire.
+ *
+ *     struct msg m = {.kind = MSG_CANCEL, .envelope = session_envelope(&s, now), .cancel = {...}};
+ *     if ((e = msg_encode(&m, &buf)) != OK) ...               // one protobuf Envelope (cluster.proto)
+ *
+ *     struct arena arena = {.limit_bytes = MSG_BYTES_MAX * 4};
+ *     if ((e = msg_decode(bytes, size, &arena, &m)) != OK) ... // checked: counts, ranges, enums, lengths
+ *
+ * Rules: cores see only struct msg. Pointers in a decoded message point into its arena and live
+ * until the arena is reset; a core copies what it keeps. A message of an unknown kind or version, too
+ * large or malformed is an error to be counted and answered, never a CHECK. msg_decode is the one place
+ * that validates structure; what depends on state (vocabulary, epochs, known requests) is checked by
+ * the core.
+ *
+ * Who says what (R router, P prefill, D decode, N = P or D, C client):
+ *
+ *     session    HELLO N,C->R   WELCOME R->N,C   REFUSE R->N,C   HEARTBEAT both   LIVE both   BYE both
+ *     jobs       RESERVE R->D   RESERVED D->R    PREFILL R->P    FIRST P->R       PREFILLED P->R
+ *                TOKENS D->R    FINISHED N->R    FINISHED_ACK R->N   FAILED N->R   CANCEL R->N, C->R
+ *                RESEND R->D    DRAIN R->N       DRAINED N->R
+ *     clients    SUBMIT C->R    ACCEPTED R->C    REJECTED R->C   OUTPUT R->C      DONE R->C
+ *                QUERY C->R     ANSWER R->C
+ */
+#ifndef TANDEM_PROTO_MSG_H
+#define TANDEM_PROTO_MSG_H
+
+#include "common/buf.h"
+#include "common/geometry.h"
+#include "common/id.h"
+#include "common/job.h"
+#include "common/mem.h"
+
+enum {
+    MSG_VERSION = 1,
+    MSG_BYTES_MAX = 32 << 20, /* one message on the wire */
+    MSG_NAME_MAX = 64,
+    MSG_TEXT_MAX = 512, /* reasons */
+    MSG_ADDRESSES_MAX = 4,
+    MSG_ADDRESS_MAX = 128,
+    MSG_LIVE_MAX = 65536, /* keys in one LIVE */
+    MSG_PARTS_MAX = 4096, /* sequences in one TOKENS */
+};
+
+enum role { ROLE_NONE, ROLE_PREFILL, ROLE_DECODE, ROLE_ROUTER, ROLE_CLIENT };
+
+enum msg_kind {
+    MSG_NONE,
+    MSG_HELLO,
+    MSG_WELCOME,
+    MSG_REFUSE,
+    MSG_HEARTBEAT,
+    MSG_LIVE,
+    MSG_BYE,
+    MSG_RESERVE,
+    MSG_RESERVED,
+    MSG_PREFILL,
+    MSG_FIRST,
+    MSG_PREFILLED,
+    MSG_TOKENS,
+    MSG_FINISHED,
+    MSG_FINISHED_ACK,
+    MSG_FAILED,
+    MSG_CANCEL,
+    MSG_RESEND,
+    MSG_DRAIN,
+    MSG_DRAINED,
+    MSG_SUBMIT,
+    MSG_ACCEPTED,
+    MSG_REJECTED,
+    MSG_OUTPUT,
+    MSG_DONE,
+    MSG_QUERY,
+    MSG_ANSWER,
+    MSG_KINDS
+};
+
+/* Which lives of which processes talk. An incarnation is a random number drawn when a process
+ * starts (and again when it notices that it slept too long); an epoch is the acceptor's count of
+ * sessions with this peer. A message whose three numbers are not the session's is of an earlier
+ * life and is dropped. HELLO carries epoch 0 and to 0. */
+struct envelope {
+    uint64_t epoch;
+    uint64_t from, to;
+    uint32_t remaining_ms; /* of the request's deadline when sent; 0: none */
+};
+
+struct node_load {
+    uint32_t blocks_total, blocks_free, blocks_reserved, blocks_active, blocks_cached,
+        blocks_transfer;
+    uint32_t running;        /* sequences in the batch */
+    uint32_t waiting;        /* reserved, prefilling or preempted ones */
+    uint32_t waiting_tokens; /* prompt tokens accepted and not yet computed */
+    uint32_t step_us;        /* smoothed time of a step */
+    uint32_t token_ns;       /* smoothed prefill time per prompt token */
+};
+
+struct msg_hello {
+    enum role role;
+    const char *name; /* unique in the cluster: [A-Za-z0-9._-], at most MSG_NAME_MAX */
+    const char *host;
+    const char *device; /* "cpu-avx512 x2" */
+    const char *model;
+    uint32_t pid;
+    /* Nodes only: */
+    struct id128 model_fingerprint;
+    uint64_t numerics_id;
+    struct kv_geometry geometry;
+    uint32_t vocab, context_max;
+    uint32_t sequences_max; /* in a batch */
+    uint32_t window_tokens; /* P: prompt tokens that it wants outstanding at once, per router */
+    uint32_t blocks_total;
+    const uint32_t *eos;
+    uint32_t eos_count;
+    const char *const *addresses; /* links, best first */
+    uint32_t addresses_count;
+};
+struct msg_welcome {
+    const char *name;          /* the router's */
+    const char *lifeline;      /* "HOST:PORT" of a plain TCP listener; "" in the simulator */
+    struct id128 lifeline_key; /* the first 16 bytes to write there, big-endian hi, lo */
+    uint32_t heartbeat_ms, dead_ms;
+};
+struct msg_refuse { /* of a hello; final */
+    const char *reason;
+};
+struct msg_heartbeat {
+    bool busy;         /* N: a step is running */
+    uint64_t progress; /* N: layers computed so far */
+    uint32_t live_count;
+    uint64_t live_hash; /* sum of hashes of the live keys that the two share */
+    bool draining;
+    struct node_load load; /* N */
+};
+/* The sender's live keys of this session; the receiver ends what it has and the sender has not (and
+ * tells FAILED or sends CANCEL for what the sender has and it has not). `answer`: the sender wants the
+ * receiver's list back. */
+struct msg_live {
+    bool answer;
+    const struct job_key *keys;
+    uint32_t keys_count;
+};
+
+/* RESERVE: D takes all blocks for prompt + forwarded and one more, pins what it holds already.
+ * `local`: D shall prefill it itself; no ticket will come, TOKENS will. */
+struct msg_reserve {
+    struct job job;
+    bool local;
+};
+struct msg_reserved {
+    struct job_key key;
+    struct id128 ticket;
+    uint32_t held_tokens; /* of the prompt: leading tokens whose KV need not travel */
+};
+/* PREFILL: compute prompt + forwarded, sample the next token. Without ticket it ends there (prefill
+ * only); else push KV from held_tokens on under `ticket` to `addresses`. */
+struct msg_prefill {
+    struct job job;
+    struct id128 ticket; /* none: prefill only */
+    uint32_t held_tokens;
+    const char *decode_node; /* name, for logs */
+    const char *const *addresses;
+    uint32_t addresses_count;
+};
+/* An early copy of the first token; D's stream starts with the same one. */
+struct msg_first {
+    struct job_key key;
+    uint32_t index;
+    struct token_info token;
+};
+/* P has let go of the job: all sent and verified, or prefill only and sampled. */
+struct msg_prefilled {
+    struct job_key key;
+    uint32_t cached_tokens; /* of the prompt, found in P's own cache */
+    uint64_t queued_us, compute_us,
+        transfer_tail_us; /* tail: from the last layer's end to commit */
+    uint64_t transfer_bytes;
+    const char *link; /* "shm", "tcp", "" */
+};
+struct token_run { /* consecutive tokens of one sequence */
+    struct job_key key;
+    uint32_t index; /* of the first, generated tokens count from 0 */
+    const struct token_info *tokens;
+    uint32_t tokens_count;
+};
+struct msg_tokens {
+    const struct token_run *runs;
+    uint32_t runs_count;
+};
+/* The sequence has ended on this node with `tokens_count` generated tokens in all (forwarded ones
+ * included); ids are kept until FINISHED_ACK. From P only for prefill-only jobs and for jobs that end
+ * with their first token. */
+struct msg_finished {
+    struct job_key key;
+    enum finish finish;
+    uint32_t tokens_count;
+    uint64_t decode_us;
+    uint32_t cached_tokens;
+};
+struct msg_key { /* FINISHED_ACK */
+    struct job_key key;
+};
+struct msg_failed {
+    struct job_key key;
+    enum err
+        error; /* FULL: no room now, try elsewhere. STALE, NOT_FOUND: not known here. INVALID: the
+                      * job itself is wrong. CANCELLED: it was. Others: this node's trouble */
+    bool retryable; /* another attempt may succeed */
+    const char *reason;
+};
+/* Ends all attempts up to key.attempt of that choice; CHOICE_ALL: of all choices. N answers FAILED with
+ * ERR_CANCELLED for each that it ended; a tombstone refuses late ones. */
+#define CHOICE_ALL UINT32_MAX
+struct msg_cancel {
+    struct job_key key;
+    const char *reason;
+};
+struct msg_resend { /* D: tell TOKENS again from this index on */
+    struct job_key key;
+    uint32_t from;
+};
+struct
+    msg_drain { /* to N: take nothing new, finish, then DRAINED. From C: of the node of this name */
+    const char *node; /* C only; "" : the whole cluster */
+};
+
+struct msg_submit {
+    uint64_t ref;     /* the client's own number, returned in ACCEPTED and REJECTED */
+    struct id128 id;  /* none: the router mints one. Given: a resumed request */
+    uint32_t attempt; /* 0; a resumed request: the last one's + 1000 */
+    const char *text; /* a prompt as text, or … */
+    uint32_t text_bytes;
+    const uint32_t *tokens; /* … as ids; exactly one of the two */
+    uint32_t tokens_count;
+    uint32_t choices; /* n, 1 at least */
+    bool seed_given;  /* else the router draws one */
+    struct sampling sampling;
+    uint32_t tokens_max, tokens_min;
+    bool ignore_eos;
+    const uint32_t *stop_ids;
+    uint32_t stop_ids_count;
+    const char *const *stop; /* strings */
+    uint32_t stop_count;
+    bool want_text;    /* OUTPUT carries text; needs a router with a tokenizer */
+    bool echo_special; /* text shows special tokens */
+    int32_t priority;
+    const char *tenant;
+    uint32_t deadline_ms;     /* 0: none */
+    const uint32_t *received; /* resumed, one choice only: tokens that the client has */
+    uint32_t received_count;
+};
+struct msg_accepted {
+    uint64_t ref;
+    struct id128 id;
+    uint64_t seed;
+    uint32_t prompt_tokens;
+};
+struct msg_rejected {
+    uint64_t ref;
+    enum err
+        error; /* INVALID: fix the request. FULL: overload, retry_ms. UNSUPPORTED. PEER: no nodes */
+    uint32_t retry_ms;
+    const char *reason;
+};
+struct msg_output {
+    struct id128 id;
+    uint32_t choice;
+    uint32_t index; /* of the first token */
+    const struct token_info *tokens;
+    uint32_t tokens_count;
+    const char *text; /* may be "" while a character or a stop string is incomplete */
+    uint32_t text_bytes;
+};
+struct request_timing { /* microseconds; 0: did not happen */
+    uint64_t queue, prefill, transfer_tail, ttft, decode, total;
+};
+struct msg_done {
+    struct id128 id;
+    uint32_t choice;
+    enum finish finish;
+    enum err error; /* with FINISH_ERROR */
+    const char *reason;
+    uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
+    struct request_timing timing;
+    const char *prefill_node, *decode_node;
+};
+enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_METRICS = 4 };
+struct msg_query {
+    uint64_t ref;
+    enum query query;
+    const char *argument; /* EXPLAIN: request id. DRAIN: node name or "" */
+};
+struct msg_answer {
+    uint64_t ref;
+    enum err error;   /* OK: text is the answer (JSON, or Prometheus text); else the reason */
+    const char *text; /* DRAIN is answered when the node has left */
+    uint32_t text_bytes;
+};
+
+struct msg {
+    enum msg_kind kind;
+    struct envelope envelope;
+    union {
+        struct msg_hello hello;
+        struct msg_welcome welcome;
+        struct msg_refuse refuse;
+        struct msg_heartbeat heartbeat;
+        struct msg_live live;
+        struct msg_reserve reserve;
+        struct msg_reserved reserved;
+        struct msg_prefill prefill;
+        struct msg_first first;
+        struct msg_prefilled prefilled;
+        struct msg_tokens tokens;
+        struct msg_finished finished;
+        struct msg_key finished_ack;
+        struct msg_failed failed;
+        struct msg_cancel cancel;
+        struct msg_resend resend;
+        struct msg_drain drain;
+        struct msg_submit submit;
+        struct msg_accepted accepted;
+        struct msg_rejected rejected;
+        struct msg_output output;
+        struct msg_done done;
+        struct msg_query query;
+        struct msg_answer answer;
+    };
+};
+
+/* Appends the wire form to `out`. ERR_INVALID if it would break a limit, ERR_MEMORY. No allocation
+ * once `out` has grown. */
+enum err msg_encode(const struct msg *m, struct buf *out);
+enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct msg *m);
+const char *msg_kind_name(enum msg_kind kind);
+/* A copy whose pointers live in `arena`. The simulator's network, cores that keep a message. */
+enum err msg_copy(const struct msg *from, struct arena *arena, struct msg *to);
+
+/* A key's share of the live hash: XXH3 of request, choice and attempt. */
+uint64_t job_key_hash(struct job_key key);
+
+#endif
