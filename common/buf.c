@@ -1,0 +1,145 @@
+#include "common/buf.h"
+
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/mem.h"
+
+#define CAPACITY_MIN 64
+
+void buf_fini(struct buf *b)
+{
+    mem_free(b->data);
+    *b = (struct buf){.limit_bytes = b->limit_bytes};
+}
+
+void buf_clear(struct buf *b)
+{
+    b->size = 0;
+    b->error = OK;
+    if (b->data) b->data[0] = '\0';
+}
+
+enum err buf_reserve(struct buf *b, size_t more_bytes)
+{
+    size_t limit = b->limit_bytes ? b->limit_bytes : BUF_LIMIT_DEFAULT;
+    if (b->error != OK) return b->error;
+    if (more_bytes > limit - b->size)
+        return b->error = err_set(ERR_FULL, "a text or message of more than %zu bytes", limit);
+    size_t need = b->size + more_bytes + 1;
+    if (need <= b->capacity) return OK;
+    size_t capacity = b->capacity < CAPACITY_MIN / 2 ? CAPACITY_MIN : b->capacity * 2;
+    if (capacity < need) capacity = need;
+    char *grown = mem_resize(b->data, capacity, 1);
+    if (!grown) return b->error = ERR_MEMORY;
+    b->data = grown;
+    b->capacity = capacity;
+    return OK;
+}
+
+enum err buf_add(struct buf *b, const void *bytes, size_t size)
+{
+    if (buf_reserve(b, size) != OK) return b->error;
+    if (size > 0) memcpy(b->data + b->size, bytes, size);
+    b->size += size;
+    b->data[b->size] = '\0';
+    return OK;
+}
+
+enum err buf_add_string(struct buf *b, const char *s)
+{
+    return buf_add(b, s, strlen(s));
+}
+
+enum err buf_printf(struct buf *b, const char *format, ...)
+{
+    va_list args;
+    char small[256];
+    va_start(args, format);
+    int n = vsnprintf(small, sizeof small, format, args);
+    va_end(args);
+    if (n < 0) return b->error = err_set(ERR_INVALID, "text that cannot be formatted");
+    if ((size_t)n < sizeof small) return buf_add(b, small, (size_t)n);
+    if (buf_reserve(b, (size_t)n) != OK) return b->error;
+    va_start(args, format);
+    vsnprintf(b->data + b->size, (size_t)n + 1, format, args);
+    va_end(args);
+    b->size += (size_t)n;
+    return OK;
+}
+
+/* Bytes of the UTF-8 character at `s`, 0 if there is none: no overlong forms, no surrogates, at
+ * most U+10FFFF (Unicode 15, table 3-7). */
+static size_t utf8_length(const unsigned char *s, size_t size)
+{
+    static const struct {
+        unsigned char first_min, first_max, second_min, second_max, length;
+    } forms[] = {
+        {0x00, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+        {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
+        {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
+        if (s[0] < forms[i].first_min || s[0] > forms[i].first_max) continue;
+        if (size < forms[i].length) return 0;
+        for (size_t k = 1; k < forms[i].length; k++) {
+            unsigned char low = k == 1 ? forms[i].second_min : 0x80;
+            unsigned char high = k == 1 ? forms[i].second_max : 0xbf;
+            if (s[k] < low || s[k] > high) return 0;
+        }
+        return forms[i].length;
+    }
+    return 0;
+}
+
+static const char *json_escape(unsigned char c, char hex[8])
+{
+    switch (c) {
+    case '"': return "\\\"";
+    case '\\': return "\\\\";
+    case '\n': return "\\n";
+    case '\r': return "\\r";
+    case '\t': return "\\t";
+    }
+    if (c >= 0x20 && c != 0x7f) return NULL;
+    snprintf(hex, 8, "\\u%04x", c);
+    return hex;
+}
+
+enum err buf_json_string(struct buf *b, const char *text, size_t size)
+{
+    buf_add(b, "\"", 1);
+    size_t plain = 0; /* text[plain .. i) needs no escape */
+    for (size_t i = 0; i < size;) {
+        char hex[8];
+        size_t length = utf8_length((const unsigned char *)text + i, size - i);
+        const char *instead = length ? json_escape((unsigned char)text[i], hex) : "\\ufffd";
+        if (instead) {
+            buf_add(b, text + plain, i - plain);
+            buf_add_string(b, instead);
+            plain = i + 1;
+        }
+        i += length ? length : 1;
+    }
+    buf_add(b, text + plain, size - plain);
+    return buf_add(b, "\"", 1);
+}
+
+void buf_drop_front(struct buf *b, size_t size)
+{
+    CHECK(size <= b->size);
+    if (size == 0) return;
+    memmove(b->data, b->data + size, b->size - size + 1);
+    b->size -= size;
+}
+
+char *buf_take(struct buf *b)
+{
+    char *text = NULL;
+    if (buf_add(b, "", 0) == OK) {
+        text = b->data;
+        *b = (struct buf){.limit_bytes = b->limit_bytes};
+    }
+    return text;
+}

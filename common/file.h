@@ -1,0 +1,46 @@
+/* file: a file as bytes, and files that are written whole or not at all.
+ *
+ *     struct file_map map;
+ *     if ((e = file_map_open(&map, path)) != OK) return e;   // said: path and reason
+ *     parse(map.data, map.size_bytes);                       // read-only; gone after close
+ *     file_map_close(&map);
+ *
+ *     struct file_write w;
+ *     if ((e = file_write_open(&w, path)) != OK) return e;   // a temporary beside it
+ *     file_write_add(&w, bytes, size);
+ *     e = file_write_commit(&w);                             // flushed, renamed; or removed and said
+ *
+ * Rules: only regular files are mapped; an empty one has size 0 and data "". A mapped file that
+ * someone truncates kills the reader with SIGBUS: map files that are replaced, not rewritten.
+ * file_write_add keeps the first error, so that it need not be looked at until commit. */
+#ifndef TANDEM_COMMON_FILE_H
+#define TANDEM_COMMON_FILE_H
+
+#include <limits.h>
+#include <stddef.h>
+
+#include "common/err.h"
+
+struct file_map {
+    const unsigned char *data;
+    size_t size_bytes;
+};
+
+/* ERR_NOT_FOUND: no such file. ERR_INVALID: not a regular file. ERR_IO: the rest. */
+enum err file_map_open(struct file_map *map, const char *path);
+void file_map_close(struct file_map *map); /* a zeroed or closed one is allowed */
+
+struct file_write {
+    char path[PATH_MAX], temporary[PATH_MAX];
+    int fd; /* -1: closed */
+    enum err error;
+};
+
+enum err file_write_open(struct file_write *w, const char *path);
+enum err file_write_add(struct file_write *w, const void *bytes, size_t size);
+enum err file_write_commit(struct file_write *w);
+void file_write_abort(struct file_write *w); /* nothing after a commit */
+/* The three above in one. */
+enum err file_write_whole(const char *path, const void *bytes, size_t size);
+
+#endif

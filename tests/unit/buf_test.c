@@ -1,0 +1,88 @@
+#include "tests/unit/testing.h"
+
+#include <string.h>
+
+#include "common/buf.h"
+#include "common/mem.h"
+
+static void appends_grow_and_keep_a_zero_behind(void **state)
+{
+    (void)state;
+    struct buf b = {0};
+    char long_text[600];
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = '\0';
+    assert_ok(buf_printf(&b, "%d-%s", 42, "a"));
+    assert_string_equal(b.data, "42-a");
+    assert_ok(buf_printf(&b, "%s", long_text));
+    assert_int_equal(b.size, 4 + strlen(long_text));
+    assert_int_equal(strlen(b.data), b.size);
+    buf_drop_front(&b, 4);
+    assert_string_equal(b.data, long_text);
+    buf_clear(&b);
+    assert_string_equal(b.data, "");
+    char *taken = buf_take(&b);
+    assert_string_equal(taken, "");
+    mem_free(taken);
+    buf_fini(&b);
+}
+
+static void json_strings_are_escaped_and_always_utf8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        const char *want;
+    } cases[] = {
+        {"", "\"\""},
+        {"plain", "\"plain\""},
+        {"q\"b\\n\nr\rt\t\x01\x7f", "\"q\\\"b\\\\n\\nr\\rt\\t\\u0001\\u007f\""},
+        {"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", "\"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80\""},
+        {"\xc0\x80", "\"\\ufffd\\ufffd\""},                       /* overlong */
+        {"\xed\xa0\x80", "\"\\ufffd\\ufffd\\ufffd\""},            /* surrogate */
+        {"a\xe2\x82", "\"a\\ufffd\\ufffd\""},                     /* cut off */
+        {"\xf4\x90\x80\x80", "\"\\ufffd\\ufffd\\ufffd\\ufffd\""}, /* beyond U+10FFFF */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct buf b = {0};
+        assert_ok(buf_json_string(&b, cases[i].text, strlen(cases[i].text)));
+        assert_string_equal(b.data, cases[i].want);
+        buf_fini(&b);
+    }
+}
+
+static void the_limit_holds_and_the_first_error_stays(void **state)
+{
+    (void)state;
+    struct buf b = {.limit_bytes = 8};
+    assert_ok(buf_add(&b, "12345678", 8));
+    assert_int_equal(buf_add(&b, "9", 1), ERR_FULL);
+    assert_int_equal(buf_add(&b, "", 0), ERR_FULL);
+    assert_string_equal(b.data, "12345678");
+    assert_null(buf_take(&b));
+    buf_clear(&b);
+    assert_ok(buf_add(&b, "9", 1));
+    buf_fini(&b);
+}
+
+static void a_failed_allocation_is_an_error(void **state)
+{
+    (void)state;
+    struct buf b = {0};
+    mem_fail_at(1);
+    assert_int_equal(buf_printf(&b, "x"), ERR_MEMORY);
+    mem_fail_at(0);
+    assert_int_equal(buf_add_string(&b, "y"), ERR_MEMORY);
+    buf_fini(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(appends_grow_and_keep_a_zero_behind),
+        cmocka_unit_test(json_strings_are_escaped_and_always_utf8),
+        cmocka_unit_test(the_limit_holds_and_the_first_error_stays),
+        cmocka_unit_test(a_failed_allocation_is_an_error),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
