@@ -2,16 +2,21 @@
  *
  *     struct kv_prefix *cache;
  *     if ((e = kv_prefix_new(&cache, pool, blocks_count)) != OK) return e;
- *     uint32_t n = kv_prefix_match(cache, salt, tokens, tokens_count, HOLD_SEQUENCE, blocks, max, now);
+ *     uint32_t n = kv_prefix_match(cache, salt, tokens, tokens_count, HOLD_SEQUENCE, blocks, max);
  *     ... the first n blocks of the prompt are held for the caller; compute the rest ...
- *     kv_prefix_insert(cache, salt, tokens, n_full * 16, blocks, now);   // when their KV is complete
+ *     kv_prefix_insert(cache, salt, tokens, n_full * 16, HOLD_SEQUENCE, blocks);  // KV is complete
  *     kv_prefix_evict(cache, wanted);                                     // when the pool is empty
  *
  * A block's key is the chain hash XXH3(parent's hash, its 16 tokens), the first parent being the
  * salt; its tokens and its parent are kept beside it and compared on a hit, so a collision of hashes
- * can never serve another prompt's KV. Entries form a tree; only leaves that nobody but the cache
- * holds are evicted, least recently used first (ties: lower block id), so a cached prefix never has
- * a hole.
+ * can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
+ * leaf, so a cached prefix never has a hole.
+ *
+ * Evicted are blocks that nobody but the cache holds, the one let go of longest ago first, but always
+ * behind its children; blocks let go of in the order of their sequence go in the opposite order. If
+ * all that is left are such blocks with children that somebody holds (a transfer of the tail of a
+ * sequence, say), those children are first forgotten: their holder keeps them, nobody finds them any
+ * more. So every block in state cached can be had.
  *
  * Rules: nothing is allocated after kv_prefix_new. The cache holds each of its blocks once with
  * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last token
@@ -38,21 +43,26 @@ void kv_prefix_free(struct kv_prefix *cache);
  * at most blocks_max and at most (tokens_count - 1) / 16. */
 uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                          uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                         uint32_t blocks_max, uint64_t now_ns);
-/* The same without holding or touching: how many blocks would match. */
+                         uint32_t blocks_max);
+/* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                         uint32_t tokens_count);
 /* Makes the full blocks of tokens[0 … tokens_count) known. A block whose twin (same tokens, same
  * parents) is cached already is swapped: blocks[i] becomes the twin, with the caller's `kind` hold
  * moved over to it, and the newer one is dropped by the caller's hold. A step in flight that names
- * the old block keeps it by its own hold. Blocks beyond entries_max are left uncached. */
+ * the old block keeps it by its own hold. The caller has one hold of `kind` on each block. Blocks
+ * beyond entries_max are left uncached. */
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                      uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                      uint64_t now_ns);
+                      uint32_t tokens_count, enum hold kind, struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */
 uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);
+/* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty cache
+ * only. */
+void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask);
+/* O(entries): CHECKs tree, table, holds and counts. Tests, simulator. */
+void kv_prefix_audit(const struct kv_prefix *cache);
 
 #endif
