@@ -283,7 +283,7 @@ struct msg_done {
     struct request_timing timing;
     const char *prefill_node, *decode_node;
 };
-enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_METRICS = 4 };
+enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3 };
 struct msg_query {
     uint64_t ref;
     enum query query;
@@ -291,7 +291,7 @@ struct msg_query {
 };
 struct msg_answer {
     uint64_t ref;
-    enum err error;   /* OK: text is the answer (JSON, or Prometheus text); else the reason */
+    enum err error;   /* OK: text is the answer (JSON); else the reason */
     const char *text; /* DRAIN is answered when the node has left */
     uint32_t text_bytes;
 };
