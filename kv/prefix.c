@@ -1,0 +1,278 @@
+/* One entry per block of the pool, at the block's number: an entry is in use when its tokens lead to
+ * the block. Entries are found through a hash table of chains and hang together as a tree:
+ *
+ *     salt --> [16 tokens] block 7 --> [16 tokens] block 3 --> [16 tokens] block 12
+ *                                 \--> [16 tokens] block 9
+ *
+ * The order of eviction is the pool's ring of idle blocks. One that turns up there while it has
+ * children is parked and comes back to the front when its last child has gone, so every block moves
+ * a bounded number of times per hold and eviction is O(1) amortised. */
+#include "kv/prefix.h"
+
+#include <string.h>
+
+#include "common/hash.h"
+#include "common/mem.h"
+
+#define NONE UINT32_MAX
+
+struct entry {
+    uint64_t hash, salt;
+    uint32_t tokens[BLOCK_TOKENS];
+    uint32_t parent; /* block; NONE: the first block of a prompt */
+    uint32_t child;  /* the youngest one; its siblings follow */
+    uint32_t sibling_next, sibling_previous;
+    uint32_t chain_next; /* in the table */
+    bool used;
+};
+
+struct kv_prefix {
+    struct kv_pool *pool;
+    struct entry *entry; /* [blocks in the pool] */
+    uint32_t *table;     /* [table_mask + 1] first block of each chain */
+    uint32_t table_mask, blocks_count, entries_max;
+    uint64_t hash_mask;
+    struct kv_prefix_stats stats;
+};
+
+/* What an entry is looked up by. */
+struct key {
+    uint64_t hash, salt;
+    const uint32_t *tokens;
+    uint32_t parent;
+};
+
+enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t entries_max)
+{
+    *out = NULL;
+    struct kv_prefix *cache = mem_new(sizeof *cache);
+    if (!cache) return ERR_MEMORY;
+    cache->pool = pool;
+    cache->blocks_count = kv_pool_counts(pool).total;
+    cache->entries_max = entries_max < cache->blocks_count ? entries_max : cache->blocks_count;
+    cache->hash_mask = UINT64_MAX;
+    uint64_t table_count = 16;
+    while (table_count < 2ull * cache->entries_max)
+        table_count *= 2;
+    cache->table_mask = (uint32_t)(table_count - 1);
+    cache->entry = mem_array(cache->blocks_count, sizeof *cache->entry);
+    cache->table = mem_array(table_count, sizeof *cache->table);
+    if (!cache->entry || !cache->table) {
+        mem_free(cache->entry);
+        mem_free(cache->table);
+        mem_free(cache);
+        return ERR_MEMORY;
+    }
+    memset(cache->table, 0xff, table_count * sizeof *cache->table);
+    *out = cache;
+    return OK;
+}
+
+void kv_prefix_free(struct kv_prefix *cache)
+{
+    if (!cache) return;
+    for (uint32_t i = 0; i < cache->blocks_count; i++)
+        if (cache->entry[i].used) kv_pool_drop(cache->pool, (struct block_id){i}, HOLD_CACHE);
+    mem_free(cache->entry);
+    mem_free(cache->table);
+    mem_free(cache);
+}
+
+static struct key key_of(const struct kv_prefix *cache, uint64_t salt, uint32_t parent,
+                         const uint32_t *tokens)
+{
+    struct {
+        uint64_t before;
+        uint32_t tokens[BLOCK_TOKENS];
+    } bytes = {.before = parent == NONE ? salt : cache->entry[parent].hash};
+    memcpy(bytes.tokens, tokens, sizeof bytes.tokens);
+    uint64_t hash = hash64(&bytes, sizeof bytes) & cache->hash_mask;
+    return (struct key){hash, salt, tokens, parent};
+}
+
+static bool entry_is(const struct entry *e, const struct key *key)
+{
+    return e->hash == key->hash && e->parent == key->parent && e->salt == key->salt &&
+           memcmp(e->tokens, key->tokens, sizeof e->tokens) == 0;
+}
+
+/* NONE: not cached. */
+static uint32_t find(const struct kv_prefix *cache, const struct key *key)
+{
+    uint32_t i = cache->table[key->hash & cache->table_mask];
+    while (i != NONE && !entry_is(&cache->entry[i], key))
+        i = cache->entry[i].chain_next;
+    return i;
+}
+
+static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
+{
+    struct entry *e = &cache->entry[block];
+    CHECK(!e->used);
+    uint32_t *chain = &cache->table[key->hash & cache->table_mask];
+    *e = (struct entry){
+        .hash = key->hash,
+        .salt = key->salt,
+        .parent = key->parent,
+        .child = NONE,
+        .sibling_next = NONE,
+        .sibling_previous = NONE,
+        .chain_next = *chain,
+        .used = true,
+    };
+    memcpy(e->tokens, key->tokens, sizeof e->tokens);
+    *chain = block;
+    if (key->parent != NONE) {
+        struct entry *parent = &cache->entry[key->parent];
+        e->sibling_next = parent->child;
+        if (parent->child != NONE) cache->entry[parent->child].sibling_previous = block;
+        parent->child = block;
+    }
+    kv_pool_hold(cache->pool, (struct block_id){block}, HOLD_CACHE);
+    cache->stats.entries_count++;
+    cache->stats.inserted_blocks++;
+}
+
+/* Takes a leaf out of the tree; its block stays with those who hold it, or becomes free. */
+static void forget(struct kv_prefix *cache, uint32_t block)
+{
+    struct entry *e = &cache->entry[block];
+    CHECK(e->used && e->child == NONE);
+    uint32_t *link = &cache->table[e->hash & cache->table_mask];
+    while (*link != block)
+        link = &cache->entry[*link].chain_next;
+    *link = e->chain_next;
+    if (e->sibling_next != NONE)
+        cache->entry[e->sibling_next].sibling_previous = e->sibling_previous;
+    if (e->sibling_previous != NONE) {
+        cache->entry[e->sibling_previous].sibling_next = e->sibling_next;
+    } else if (e->parent != NONE) {
+        cache->entry[e->parent].child = e->sibling_next;
+        if (e->sibling_next == NONE) kv_pool_unpark(cache->pool, (struct block_id){e->parent});
+    }
+    e->used = false;
+    cache->stats.entries_count--;
+    kv_pool_drop(cache->pool, (struct block_id){block}, HOLD_CACHE);
+}
+
+/* Blocks of the longest cached prefix, at most blocks_max, into blocks (NULL: only counted). */
+static uint32_t walk(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                     uint32_t tokens_count, struct block_id *blocks, uint32_t blocks_max)
+{
+    uint32_t whole = tokens_count > 0 ? (tokens_count - 1) / BLOCK_TOKENS : 0, n = 0;
+    uint32_t parent = NONE;
+    for (; n < whole && n < blocks_max; n++) {
+        struct key key = key_of(cache, salt, parent, tokens + (size_t)n * BLOCK_TOKENS);
+        uint32_t found = find(cache, &key);
+        if (found == NONE) break;
+        if (blocks) blocks[n] = (struct block_id){found};
+        parent = found;
+    }
+    return n;
+}
+
+uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
+                         uint32_t blocks_max)
+{
+    uint32_t n = walk(cache, salt, tokens, tokens_count, blocks, blocks_max);
+    for (uint32_t i = 0; i < n; i++)
+        kv_pool_hold(cache->pool, blocks[i], kind);
+    cache->stats.queried_tokens += tokens_count;
+    cache->stats.hit_tokens += (uint64_t)n * BLOCK_TOKENS;
+    return n;
+}
+
+uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                        uint32_t tokens_count)
+{
+    return walk(cache, salt, tokens, tokens_count, NULL, UINT32_MAX);
+}
+
+void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                      uint32_t tokens_count, enum hold kind, struct block_id *blocks)
+{
+    uint32_t parent = NONE;
+    for (uint32_t i = 0; i < tokens_count / BLOCK_TOKENS; i++) {
+        struct key key = key_of(cache, salt, parent, tokens + (size_t)i * BLOCK_TOKENS);
+        uint32_t found = find(cache, &key);
+        if (found == NONE) {
+            if (cache->stats.entries_count == cache->entries_max) return;
+            add(cache, &key, blocks[i].v);
+        } else if (found != blocks[i].v) {
+            kv_pool_hold(cache->pool, (struct block_id){found}, kind);
+            kv_pool_drop(cache->pool, blocks[i], kind);
+            blocks[i].v = found;
+            cache->stats.twin_blocks++;
+        }
+        parent = blocks[i].v;
+    }
+}
+
+/* All that is left of the cached state has children that somebody else holds: makes one of them a
+ * stranger, so that its parent may become a leaf. */
+static void forget_held_leaf(struct kv_prefix *cache, struct block_id parked)
+{
+    uint32_t block = parked.v;
+    while (cache->entry[block].child != NONE)
+        block = cache->entry[block].child;
+    forget(cache, block);
+}
+
+uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted)
+{
+    uint32_t evicted = 0;
+    while (evicted < wanted) {
+        struct block_id block = kv_pool_idle_first(cache->pool);
+        if (block.v == NONE) {
+            block = kv_pool_parked_first(cache->pool);
+            if (block.v == NONE) break;
+            forget_held_leaf(cache, block);
+        } else if (cache->entry[block.v].child != NONE) {
+            kv_pool_park(cache->pool, block);
+        } else {
+            forget(cache, block.v);
+            evicted++;
+        }
+    }
+    cache->stats.evicted_blocks += evicted;
+    return evicted;
+}
+
+uint32_t kv_prefix_evictable(const struct kv_prefix *cache)
+{
+    return kv_pool_counts(cache->pool).cached;
+}
+
+struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache)
+{
+    return cache->stats;
+}
+
+void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask)
+{
+    CHECK(cache->stats.entries_count == 0);
+    cache->hash_mask = mask;
+}
+
+void kv_prefix_audit(const struct kv_prefix *cache)
+{
+    uint32_t used = 0, children = 0, roots = 0;
+    for (uint32_t i = 0; i < cache->blocks_count; i++) {
+        const struct entry *e = &cache->entry[i];
+        CHECK(kv_pool_holds(cache->pool, (struct block_id){i}, HOLD_CACHE) == e->used);
+        if (!e->used) continue;
+        struct key key = key_of(cache, e->salt, e->parent, e->tokens);
+        CHECK(find(cache, &key) == i);
+        used++;
+        roots += e->parent == NONE;
+        for (uint32_t c = e->child, before = NONE; c != NONE; c = cache->entry[c].sibling_next) {
+            CHECK(cache->entry[c].used && cache->entry[c].parent == i);
+            CHECK(cache->entry[c].sibling_previous == before && children < cache->blocks_count);
+            before = c;
+            children++;
+        }
+    }
+    CHECK(used == cache->stats.entries_count && used <= cache->entries_max);
+    CHECK(roots + children == used);
+}

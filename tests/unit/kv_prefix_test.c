@@ -1,0 +1,420 @@
+#include "tests/unit/testing.h"
+
+#include <string.h>
+
+#include "common/mem.h"
+#include "common/rng.h"
+#include "kv/prefix.h"
+
+enum { T = BLOCK_TOKENS, DEPTH = 6 };
+
+struct fixture {
+    struct kv_pool *pool;
+    struct kv_prefix *cache;
+};
+
+static struct fixture set_up(uint32_t blocks_count, uint32_t entries_max)
+{
+    struct fixture f;
+    assert_ok(kv_pool_new(&f.pool, blocks_count));
+    assert_ok(kv_prefix_new(&f.cache, f.pool, entries_max));
+    return f;
+}
+
+/* Everything must be back when the cache is gone. */
+static void tear_down(struct fixture *f)
+{
+    kv_prefix_audit(f->cache);
+    kv_pool_audit(f->pool);
+    kv_prefix_free(f->cache);
+    assert_int_equal(kv_pool_counts(f->pool).free, kv_pool_counts(f->pool).total);
+    kv_pool_free(f->pool);
+}
+
+/* A prompt is named by one letter per block: "abc" is 16 x 'a', 16 x 'b', 16 x 'c'. */
+static uint32_t spell(const char *name, uint32_t tokens[DEPTH * T])
+{
+    uint32_t n = 0;
+    for (; name[n / T]; n++)
+        tokens[n] = (uint32_t)name[n / T] * 100 + n % T;
+    return n;
+}
+
+/* Like a sequence that has computed all of its prompt. */
+static void run(struct fixture *f, uint64_t salt, const char *name, struct block_id *blocks)
+{
+    uint32_t tokens[DEPTH * T], n = spell(name, tokens);
+    for (uint32_t i = 0; i < n / T; i++)
+        assert_ok(kv_pool_take(f->pool, HOLD_SEQUENCE, &blocks[i]));
+    kv_prefix_insert(f->cache, salt, tokens, n, HOLD_SEQUENCE, blocks);
+}
+
+static void let_go(struct fixture *f, const char *name, const struct block_id *blocks)
+{
+    for (size_t i = 0; name[i]; i++)
+        kv_pool_drop(f->pool, blocks[i], HOLD_SEQUENCE);
+}
+
+static void cache_prompt(struct fixture *f, uint64_t salt, const char *name)
+{
+    struct block_id blocks[DEPTH];
+    run(f, salt, name, blocks);
+    let_go(f, name, blocks);
+}
+
+static uint32_t peek(struct fixture *f, uint64_t salt, const char *name)
+{
+    uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
+    tokens[n] = 0;
+    return kv_prefix_peek(f->cache, salt, tokens, n + 1);
+}
+
+static void the_longest_cached_prefix_matches_and_is_held(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    struct block_id mine[DEPTH], got[DEPTH];
+    run(&f, 0, "abc", mine);
+    uint32_t tokens[DEPTH * T];
+    uint32_t n = spell("abx", tokens);
+    assert_int_equal(kv_prefix_match(f.cache, 0, tokens, n, HOLD_RESERVE, got, DEPTH), 2);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(got[i].v, mine[i].v);
+        assert_int_equal(kv_pool_holds(f.pool, got[i], HOLD_RESERVE), 1);
+        kv_pool_drop(f.pool, got[i], HOLD_RESERVE);
+    }
+    assert_int_equal(peek(&f, 0, "abcd"), 3);
+    assert_int_equal(peek(&f, 0, "bc"), 0);
+    let_go(&f, "abc", mine);
+    assert_int_equal(kv_pool_counts(f.pool).cached, 3);
+    struct kv_prefix_stats stats = kv_prefix_stats(f.cache);
+    assert_int_equal(stats.queried_tokens, 3 * T);
+    assert_int_equal(stats.hit_tokens, 2 * T);
+    tear_down(&f);
+}
+
+static void the_last_token_is_always_left_to_compute(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    cache_prompt(&f, 0, "abc");
+    uint32_t tokens[DEPTH * T + 1];
+    spell("abcd", tokens);
+    struct {
+        uint32_t tokens_count, blocks_max, matched;
+    } row[] = {{0, 9, 0},         {1, 9, 0},        {T, 9, 0},         {T + 1, 9, 1},
+               {2 * T, 9, 1},     {3 * T, 9, 2},    {3 * T + 1, 9, 3}, {4 * T, 9, 3},
+               {3 * T + 1, 2, 2}, {3 * T + 1, 0, 0}};
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        struct block_id got[DEPTH];
+        uint32_t n = kv_prefix_match(f.cache, 0, tokens, row[i].tokens_count, HOLD_SEQUENCE, got,
+                                     row[i].blocks_max);
+        assert_int_equal(n, row[i].matched);
+        for (uint32_t b = 0; b < n; b++)
+            kv_pool_drop(f.pool, got[b], HOLD_SEQUENCE);
+    }
+    tear_down(&f);
+}
+
+static void salts_keep_tenants_apart(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    cache_prompt(&f, 1, "ab");
+    assert_int_equal(peek(&f, 1, "ab"), 2);
+    assert_int_equal(peek(&f, 0, "ab"), 0);
+    assert_int_equal(peek(&f, 2, "ab"), 0);
+    tear_down(&f);
+}
+
+static void colliding_hashes_never_serve_another_prompt(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(16, 16);
+    kv_prefix_mask_hashes(f.cache, 0); /* all hashes are equal, all chains are one */
+    cache_prompt(&f, 0, "ab");
+    cache_prompt(&f, 0, "ba");
+    cache_prompt(&f, 7, "ab");
+    assert_int_equal(peek(&f, 0, "ab"), 2);
+    assert_int_equal(peek(&f, 0, "bab"), 2);
+    assert_int_equal(peek(&f, 0, "bb"), 1); /* the second b has another parent */
+    assert_int_equal(peek(&f, 0, "c"), 0);
+    assert_int_equal(peek(&f, 3, "ab"), 0);
+    assert_int_equal(kv_prefix_evict(f.cache, 16), 6);
+    tear_down(&f);
+}
+
+static void a_twin_is_swapped_and_a_step_keeps_the_old_block(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    struct block_id first[DEPTH], second[DEPTH] = {0};
+    run(&f, 0, "ab", first);
+    uint32_t tokens[DEPTH * T], n = spell("abc", tokens);
+    struct block_id own[3];
+    for (int i = 0; i < 3; i++) {
+        assert_ok(kv_pool_take(f.pool, HOLD_SEQUENCE, &own[i]));
+        second[i] = own[i];
+    }
+    kv_pool_hold(f.pool, own[1], HOLD_STEP);
+    kv_prefix_insert(f.cache, 0, tokens, n, HOLD_SEQUENCE, second);
+    assert_int_equal(second[0].v, first[0].v);
+    assert_int_equal(second[1].v, first[1].v);
+    assert_int_equal(second[2].v, own[2].v);
+    assert_int_equal(kv_pool_holds(f.pool, first[1], HOLD_SEQUENCE), 2);
+    assert_int_equal(kv_pool_holds_all(f.pool, own[0]), 0);
+    assert_int_equal(kv_pool_holds_all(f.pool, own[1]), 1);
+    kv_pool_drop(f.pool, own[1], HOLD_STEP);
+    assert_int_equal(kv_prefix_stats(f.cache).twin_blocks, 2);
+    assert_int_equal(kv_prefix_stats(f.cache).entries_count, 3);
+    let_go(&f, "ab", first);
+    let_go(&f, "abc", second);
+    tear_down(&f);
+}
+
+static void leaves_go_first_and_the_longest_unused_before_all(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(16, 16);
+    cache_prompt(&f, 0, "abc");
+    cache_prompt(&f, 0, "abd"); /* a and b are younger than c now */
+    cache_prompt(&f, 0, "xy");
+    const char *left[] = {"abc", "abd", "ab", "a", "xy", "x"};
+    uint32_t depth[] = {3, 3, 2, 1, 2, 1};
+    const char *order = "cdbayx"; /* block by block */
+    for (size_t i = 0; i < 6; i++) {
+        assert_int_equal(peek(&f, 0, left[i]), depth[i]);
+        assert_int_equal(kv_prefix_evictable(f.cache), 6 - i);
+        assert_int_equal(kv_prefix_evict(f.cache, 1), 1);
+        kv_prefix_audit(f.cache);
+        kv_pool_audit(f.pool);
+        if (peek(&f, 0, left[i]) != depth[i] - 1) fail_msg("'%c' is still there", order[i]);
+    }
+    assert_int_equal(kv_prefix_evict(f.cache, 1), 0);
+    assert_int_equal(kv_prefix_stats(f.cache).evicted_blocks, 6);
+    tear_down(&f);
+}
+
+static void a_match_makes_young(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(16, 16);
+    cache_prompt(&f, 0, "a");
+    cache_prompt(&f, 0, "b");
+    struct block_id got[DEPTH];
+    uint32_t tokens[DEPTH * T], n = spell("az", tokens);
+    assert_int_equal(kv_prefix_match(f.cache, 0, tokens, n, HOLD_SEQUENCE, got, DEPTH), 1);
+    kv_pool_drop(f.pool, got[0], HOLD_SEQUENCE);
+    assert_int_equal(kv_prefix_evict(f.cache, 1), 1);
+    assert_int_equal(peek(&f, 0, "a"), 1);
+    assert_int_equal(peek(&f, 0, "b"), 0);
+    tear_down(&f);
+}
+
+static void what_somebody_holds_is_not_evicted(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(16, 16);
+    struct block_id held[DEPTH];
+    run(&f, 0, "ab", held);
+    cache_prompt(&f, 0, "abc");
+    assert_int_equal(kv_prefix_evictable(f.cache), 1);
+    assert_int_equal(kv_prefix_evict(f.cache, 9), 1);
+    assert_int_equal(peek(&f, 0, "ab"), 2);
+    let_go(&f, "ab", held);
+    tear_down(&f);
+}
+
+static void a_parent_of_a_held_child_can_still_be_had(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(16, 16);
+    struct block_id b[DEPTH];
+    run(&f, 0, "abcd", b);
+    kv_pool_hold(f.pool, b[2], HOLD_TRANSFER); /* the tail of a delta */
+    kv_pool_hold(f.pool, b[3], HOLD_TRANSFER);
+    let_go(&f, "abcd", b);
+    cache_prompt(&f, 0, "ax");
+    assert_int_equal(kv_prefix_evictable(f.cache), 3);
+    assert_int_equal(kv_prefix_evict(f.cache, 1), 1); /* x: all others have children */
+    assert_int_equal(peek(&f, 0, "abcd"), 4);
+    assert_int_equal(kv_prefix_evict(f.cache, 9), 2);
+    assert_int_equal(peek(&f, 0, "a"), 0);
+    assert_int_equal(kv_pool_counts(f.pool).transfer, 2); /* their holder keeps them */
+    kv_pool_drop(f.pool, b[2], HOLD_TRANSFER);
+    kv_pool_drop(f.pool, b[3], HOLD_TRANSFER);
+    assert_int_equal(kv_pool_counts(f.pool).free, 16);
+    tear_down(&f);
+}
+
+static void blocks_beyond_entries_max_stay_uncached(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 2);
+    cache_prompt(&f, 0, "abc");
+    assert_int_equal(peek(&f, 0, "abc"), 2);
+    assert_int_equal(kv_prefix_stats(f.cache).entries_count, 2);
+    cache_prompt(&f, 0, "abz"); /* twins need no room */
+    assert_int_equal(kv_pool_counts(f.pool).free, 6);
+    tear_down(&f);
+}
+
+static void a_failed_allocation_is_an_error(void **state)
+{
+    (void)state;
+    struct kv_pool *pool;
+    assert_ok(kv_pool_new(&pool, 4));
+    for (uint64_t n = 1; n <= 3; n++) {
+        struct kv_prefix *cache;
+        mem_fail_at(n);
+        assert_int_equal(kv_prefix_new(&cache, pool, 4), ERR_MEMORY);
+        mem_fail_at(0);
+        assert_null(cache);
+        kv_prefix_free(cache);
+    }
+    kv_pool_free(pool);
+}
+
+/* Random sequences over two letters that share, twin, end and evict, beside an oracle that is a
+ * plain list of cached prompts and their blocks: what matches must be the block of that prompt. */
+enum { SEQUENCES = 6, POOL = 24, STEPS = 6000 };
+struct oracle_entry {
+    uint64_t salt;
+    char name[DEPTH + 1];
+    uint32_t block;
+};
+struct sequence {
+    bool live;
+    uint64_t salt;
+    char name[DEPTH + 1];
+    struct block_id blocks[DEPTH];
+};
+struct world {
+    struct fixture f;
+    struct oracle_entry entry[POOL]; /* by block; name "" if not cached */
+    struct sequence sequence[SEQUENCES];
+};
+
+static uint32_t oracle_find(const struct world *w, uint64_t salt, const char *name, size_t length)
+{
+    for (uint32_t i = 0; i < POOL; i++) {
+        const struct oracle_entry *e = &w->entry[i];
+        if (e->name[0] && e->salt == salt && strlen(e->name) == length &&
+            strncmp(e->name, name, length) == 0)
+            return i;
+    }
+    return UINT32_MAX;
+}
+
+static void begin(struct world *w, struct sequence *s, struct rng_block r)
+{
+    size_t depth = 1 + rng_below(r.word[2], DEPTH - 1);
+    *s = (struct sequence){.salt = r.word[0] % 2};
+    for (size_t i = 0; i < depth; i++)
+        s->name[i] = (r.word[3] >> i & 1) ? 'a' : 'b';
+    uint32_t tokens[DEPTH * T + 1], n = spell(s->name, tokens);
+    tokens[n] = 0;
+    uint32_t held =
+        kv_prefix_match(w->f.cache, s->salt, tokens, n + 1, HOLD_SEQUENCE, s->blocks, DEPTH);
+    for (uint32_t i = 0; i < held; i++)
+        assert_int_equal(s->blocks[i].v, oracle_find(w, s->salt, s->name, i + 1));
+    if (held < depth) assert_int_equal(oracle_find(w, s->salt, s->name, held + 1), UINT32_MAX);
+    for (uint32_t i = held; i < depth; i++) {
+        if (kv_pool_take(w->f.pool, HOLD_SEQUENCE, &s->blocks[i]) == OK) continue;
+        s->name[i] = 0; /* it becomes a shorter prompt */
+        break;
+    }
+    s->live = s->name[0] != 0;
+}
+
+static void end(struct world *w, struct sequence *s, bool insert)
+{
+    uint32_t tokens[DEPTH * T], n = spell(s->name, tokens);
+    if (insert) {
+        kv_prefix_insert(w->f.cache, s->salt, tokens, n, HOLD_SEQUENCE, s->blocks);
+        for (uint32_t i = 0; i < n / T; i++) {
+            uint32_t known = oracle_find(w, s->salt, s->name, i + 1);
+            if (known != UINT32_MAX) {
+                assert_int_equal(s->blocks[i].v, known);
+                continue;
+            }
+            struct oracle_entry *e = &w->entry[s->blocks[i].v];
+            assert_int_equal(e->name[0], 0);
+            e->salt = s->salt;
+            memcpy(e->name, s->name, i + 1);
+            e->name[i + 1] = 0;
+        }
+    }
+    let_go(&w->f, s->name, s->blocks);
+    s->live = false;
+}
+
+/* The oracle drops what has left the cache; that must leave no hole and be what nobody held. */
+static void evict(struct world *w, uint32_t wanted)
+{
+    uint32_t evictable = kv_prefix_evictable(w->f.cache);
+    uint32_t freed = kv_prefix_evict(w->f.cache, wanted), gone = 0;
+    assert_int_equal(freed, wanted < evictable ? wanted : evictable);
+    for (uint32_t i = 0; i < POOL; i++) {
+        struct oracle_entry *e = &w->entry[i];
+        if (!e->name[0] || kv_pool_holds(w->f.pool, (struct block_id){i}, HOLD_CACHE)) continue;
+        assert_int_equal(kv_pool_holds_all(w->f.pool, (struct block_id){i}), 0);
+        e->name[0] = 0;
+        gone++;
+    }
+    assert_int_equal(gone, freed);
+    for (uint32_t i = 0; i < POOL; i++) {
+        const struct oracle_entry *e = &w->entry[i];
+        size_t depth = strlen(e->name);
+        if (depth > 1)
+            assert_int_not_equal(oracle_find(w, e->salt, e->name, depth - 1), UINT32_MAX);
+    }
+}
+
+static void random_sequences_agree_with_a_naive_cache(void **state)
+{
+    (void)state;
+    uint64_t masks[] = {UINT64_MAX, 7, 0};
+    for (uint64_t seed = 1; seed <= 6; seed++) {
+        struct world w = {.f = set_up(POOL, POOL)};
+        kv_prefix_mask_hashes(w.f.cache, masks[seed % 3]);
+        uint64_t allocations = mem_count();
+        for (uint32_t step = 0; step < STEPS; step++) {
+            struct rng_block r = rng_draw(seed, 1, step);
+            struct sequence *s = &w.sequence[rng_below(r.word[0], SEQUENCES)];
+            if (r.word[1] % 8 == 0)
+                evict(&w, r.word[2] % 4);
+            else if (s->live)
+                end(&w, s, r.word[1] % 4 != 1);
+            else
+                begin(&w, s, r);
+            kv_prefix_audit(w.f.cache);
+            kv_pool_audit(w.f.pool);
+        }
+        assert_int_equal(mem_count(), allocations);
+        for (uint32_t i = 0; i < SEQUENCES; i++)
+            if (w.sequence[i].live) end(&w, &w.sequence[i], false);
+        evict(&w, POOL);
+        assert_int_equal(kv_pool_counts(w.f.pool).free, POOL);
+        tear_down(&w.f);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_longest_cached_prefix_matches_and_is_held),
+        cmocka_unit_test(the_last_token_is_always_left_to_compute),
+        cmocka_unit_test(salts_keep_tenants_apart),
+        cmocka_unit_test(colliding_hashes_never_serve_another_prompt),
+        cmocka_unit_test(a_twin_is_swapped_and_a_step_keeps_the_old_block),
+        cmocka_unit_test(leaves_go_first_and_the_longest_unused_before_all),
+        cmocka_unit_test(a_match_makes_young),
+        cmocka_unit_test(what_somebody_holds_is_not_evicted),
+        cmocka_unit_test(a_parent_of_a_held_child_can_still_be_had),
+        cmocka_unit_test(blocks_beyond_entries_max_stay_uncached),
+        cmocka_unit_test(a_failed_allocation_is_an_error),
+        cmocka_unit_test(random_sequences_agree_with_a_naive_cache),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
