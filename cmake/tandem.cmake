@@ -80,3 +80,16 @@ function(tandem_test name)
     set_tests_properties(${A_FOLDER}/${name} PROPERTIES LABELS ${A_FOLDER} TIMEOUT ${A_TIMEOUT}
                          SKIP_RETURN_CODE 77)
 endfunction()
+
+# tandem_bench(kernels DEPS tandem_kernels): tests/bench/kernels_bench.c as build/bench/kernels, run
+# by ./dev bench. It prints one JSON object {figure: value} as the last line of stdout.
+function(tandem_bench name)
+    if(NOT TANDEM_TESTS)
+        return()
+    endif()
+    cmake_parse_arguments(A "" "" "DEPS;SOURCES" ${ARGN})
+    add_executable(${name}_bench ${CMAKE_SOURCE_DIR}/tests/bench/${name}_bench.c ${A_SOURCES})
+    target_link_libraries(${name}_bench PRIVATE ${A_DEPS})
+    set_target_properties(${name}_bench PROPERTIES OUTPUT_NAME ${name}
+                          RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
+endfunction()
