@@ -27,6 +27,9 @@ if(TANDEM_SANITIZE)
     add_compile_options(-fsanitize=${TANDEM_SANITIZE} -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${TANDEM_SANITIZE})
 endif()
+if(TANDEM_FUZZ)
+    add_compile_options(-fsanitize=fuzzer-no-link) # coverage of the code under the targets
+endif()
 include_directories(${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 
 find_package(Threads REQUIRED)

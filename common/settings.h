@@ -70,19 +70,23 @@ struct setting {
     }
 #define SETTING_INT(s, f, name, fallback, min, max, help)                                          \
     {                                                                                              \
-        name, SETTING_TYPE_INT, SETTING_FIELD(s, f, int64_t), fallback, min, max, NULL, help       \
+        name, SETTING_TYPE_INT, SETTING_FIELD(s, f, int64_t), fallback, (double)(min),             \
+            (double)(max), NULL, help                                                              \
     }
 #define SETTING_SIZE(s, f, name, fallback, min, max, help)                                         \
     {                                                                                              \
-        name, SETTING_TYPE_SIZE, SETTING_FIELD(s, f, uint64_t), fallback, min, max, NULL, help     \
+        name, SETTING_TYPE_SIZE, SETTING_FIELD(s, f, uint64_t), fallback, (double)(min),           \
+            (double)(max), NULL, help                                                              \
     }
 #define SETTING_DURATION(s, f, name, fallback, min, max, help)                                     \
     {                                                                                              \
-        name, SETTING_TYPE_DURATION, SETTING_FIELD(s, f, uint64_t), fallback, min, max, NULL, help \
+        name, SETTING_TYPE_DURATION, SETTING_FIELD(s, f, uint64_t), fallback, (double)(min),       \
+            (double)(max), NULL, help                                                              \
     }
 #define SETTING_DOUBLE(s, f, name, fallback, min, max, help)                                       \
     {                                                                                              \
-        name, SETTING_TYPE_DOUBLE, SETTING_FIELD(s, f, double), fallback, min, max, NULL, help     \
+        name, SETTING_TYPE_DOUBLE, SETTING_FIELD(s, f, double), fallback, (double)(min),           \
+            (double)(max), NULL, help                                                              \
     }
 #define SETTING_STRING(s, f, name, fallback, help)                                                 \
     {                                                                                              \
