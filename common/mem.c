@@ -3,8 +3,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "common/err.h"
+
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 static _Atomic uint64_t allocations;
 static _Atomic uint64_t fail_at; /* the value of `allocations` that fails, 0: none */
@@ -56,6 +59,7 @@ void *mem_aligned(size_t size, size_t align)
     void *p = NULL;
     if (posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1) != 0)
         p = NULL;
+    if (p && align >= HUGE_PAGE_BYTES) madvise(p, size, MADV_HUGEPAGE); /* before it is touched */
     if (p) memset(p, 0, size);
     return or_error(p, size);
 }

@@ -23,7 +23,8 @@ void *mem_new(size_t size);
 void *mem_array(size_t count, size_t size);
 /* Grows or shrinks to count x size bytes, new bytes undefined; NULL leaves `p` as it was. */
 void *mem_resize(void *p, size_t count, size_t size);
-/* Zeroed memory aligned to `align` (a power of two, at least 8); freed with mem_free. */
+/* Zeroed memory aligned to `align` (a power of two, at least 8); freed with mem_free.
+ * Aligned to 2 MiB it asks for huge pages. */
 void *mem_aligned(size_t size, size_t align);
 char *mem_copy_string(const char *s);
 void mem_free(void *p);

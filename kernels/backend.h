@@ -2,11 +2,13 @@
  * (engine/forward.c) is written once over it.
  *
  *     const struct backend_ops *ops;
- *     if ((e = backend_find("cpu", &ops)) != OK) return e;           // cpu, cpu-c, cpu-avx2,
- * cpu-avx512 struct backend *b; if ((e = ops->open(&b, &(struct backend_options){.threads = 2})) !=
- * OK) return e; ops->rms_norm(b, out, x, weight, rows, dim, 1e-5f); ops->matmul(b, out, n, x, &w,
- * NULL, NULL, rows);                // enqueued in call order if ((e = ops->sync(b)) != OK) return
- * e;                         // results are there, errors too
+ *     struct backend *b;
+ *     struct backend_options options = {.threads = 2, .first_cpu = -1};
+ *     if ((e = backend_find("cpu", &ops)) != OK) return e;   // or cpu-c, cpu-avx2, cpu-avx512
+ *     if ((e = ops->open(&b, &options)) != OK) return e;
+ *     ops->rms_norm(b, out, dim, x, dim, weight, rows, dim, 1e-5f);   // enqueued in call order
+ *     ops->matmul(b, out, n, x, dim, &w, NULL, NULL, rows);
+ *     if ((e = ops->sync(b)) != OK) return e;                // results are there, errors too
  *
  * Rules: pointers to activations, weights and KV are device memory from `alloc` (or weights from
  * `weight_place`); on the CPU that is host memory. Batch descriptions and token ids are host memory
@@ -26,13 +28,15 @@
 #include "common/geometry.h"
 
 #define BACKEND_ABI 1
+#define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
 
 struct backend_options {
     uint32_t threads;      /* 0: one per CPU that the process may use */
     uint32_t device_index; /* ignored by the CPU */
-    int32_t first_cpu;     /* pin worker i to CPU first_cpu + i; negative: no pinning */
+    int32_t first_cpu;     /* pin worker i to CPU first_cpu + i; negative: no pinning. Worker 0 is
+                            * the caller of the ops, whose place is its owner's business */
 };
 
 struct backend_facts {
@@ -105,11 +109,10 @@ struct backend_ops {
     enum err (*read)(struct backend *b, void *host, const void *device, size_t bytes);
 
     /* Packing runs once per model, on the host, without a device: `source` is [n][k] row-major of
-     * `source_dtype`, `dtype` what the matrix computes in. pack_rows packs outputs [n_first,
-     * n_first + rows) of a matrix of n outputs, so that several tensors can become one matrix (q, k
-     * and v) and a big one can be packed in pieces. n_first is a multiple of pack_granule, and so
-     * is rows unless it is the matrix's last piece. Sizes are multiples of 64. */
-    uint32_t pack_granule;
+     * `source_dtype`, `dtype` (F32 or BF16) what the matrix computes in. pack_rows packs outputs
+     * [n_first, n_first + rows) of a matrix of n outputs, any range, so that several tensors can
+     * become one matrix (q, k and v) and a big one can be packed in pieces. `packed` is zeroed
+     * before the first piece and aligned to 64. Sizes are multiples of 64. */
     size_t (*pack_bytes)(uint32_t n, uint32_t k, enum dtype dtype);
     void (*pack_rows)(void *packed, uint32_t n, uint32_t k, enum dtype dtype, const void *source,
                       enum dtype source_dtype, uint32_t n_first, uint32_t rows);

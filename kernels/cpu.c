@@ -1,0 +1,388 @@
+/* The CPU backend: its table of functions, memory and threads. Ops run at once, cut into items that
+ * the workers take; the arithmetic is in the kernels of the path that was opened. */
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "common/mem.h"
+#include "kernels/cpu.h"
+#include "kernels/numbers.h"
+#include "kernels/workers.h"
+
+#define NUMERICS_CPU 0x7463707500000001u /* "tcpu", rules version 1: equal on all CPU paths */
+#define WEIGHT_LAYOUT_CPU 1
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+
+enum {
+    THREAD_COST_NS = 3000,    /* less work than this is not worth waking a thread for */
+    ITEMS_PER_THREAD = 4,     /* pieces an op is cut into: a late thread costs at most one */
+    ELEMENTS_PER_NS = 4,      /* guesses to decide on threads, never on results */
+    WEIGHT_BYTES_PER_NS = 20, /* read by one thread */
+    MACS_PER_NS = 128,
+};
+
+struct backend {
+    const struct cpu_kernels *kernels;
+    struct backend_facts facts;
+    struct workers *workers;
+    uint16_t *rounded; /* activations as bf16, grown to the largest matmul so far */
+    size_t rounded_count;
+    enum err status; /* of the ops since the last sync */
+    uint64_t marks;
+};
+
+/* One op on its way through the workers. */
+struct job {
+    cpu_kernel *kernel;
+    const void *args;
+    uint32_t items, grain;
+    _Atomic uint32_t next;
+};
+
+/* Denormals are zero in and out, for the time of an op (G2). */
+static uint32_t flush_begin(void)
+{
+#if defined(__x86_64__)
+    uint32_t before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+#else
+    return 0;
+#endif
+}
+static void flush_end(uint32_t before)
+{
+#if defined(__x86_64__)
+    _mm_setcsr(before);
+#else
+    (void)before;
+#endif
+}
+
+static void job_work(void *ctx, uint32_t index)
+{
+    struct job *job = ctx;
+    uint32_t before = flush_begin();
+    (void)index;
+    for (;;) {
+        uint32_t first = atomic_fetch_add_explicit(&job->next, job->grain, memory_order_relaxed);
+        if (first >= job->items) break;
+        uint32_t left = job->items - first;
+        job->kernel(job->args, first, first + (left < job->grain ? left : job->grain));
+    }
+    flush_end(before);
+}
+
+/* Runs the kernel over all items, on as many threads as `cost_ns` of work on one is worth. */
+static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_t items,
+                uint64_t cost_ns)
+{
+    uint64_t threads = cost_ns / THREAD_COST_NS;
+    if (threads > b->facts.threads) threads = b->facts.threads;
+    if (threads > items) threads = items;
+    if (threads < 1) threads = 1;
+    struct job job = {.kernel = kernel, .args = args, .items = items};
+    job.grain = threads == 1 ? items : items / (uint32_t)(threads * ITEMS_PER_THREAD);
+    if (job.grain < 1) job.grain = 1;
+    workers_run(b->workers, (uint32_t)threads, job_work, &job);
+}
+
+static void cpu_close(struct backend *b)
+{
+    if (!b) return;
+    workers_free(b->workers);
+    mem_free(b->rounded);
+    mem_free(b);
+}
+
+static uint32_t cpus_allowed(void)
+{
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof cpus, &cpus) != 0) return 1;
+    int count = CPU_COUNT(&cpus);
+    return count > 0 ? (uint32_t)count : 1;
+}
+
+static enum err cpu_open(struct backend **out, const struct backend_options *options,
+                         const struct cpu_kernels *kernels)
+{
+    enum err e = ERR_MEMORY;
+    *out = NULL;
+    uint32_t threads = options->threads ? options->threads : cpus_allowed();
+    struct backend *b = mem_new(sizeof *b);
+    if (!b) return ERR_MEMORY;
+    b->kernels = kernels;
+    b->facts = (struct backend_facts){.path = kernels->name,
+                                      .queue_depth = 1,
+                                      .activation_bytes = sizeof(float),
+                                      .kv_layout = KV_LAYOUT_CPU,
+                                      .weight_layout = WEIGHT_LAYOUT_CPU,
+                                      .threads = threads,
+                                      .host_memory = true,
+                                      .numerics = NUMERICS_CPU};
+    if ((e = workers_new(&b->workers, threads, options->first_cpu)) != OK) goto fail;
+    *out = b;
+    return OK;
+fail:
+    cpu_close(b);
+    return e;
+}
+
+static const struct backend_facts *cpu_facts(const struct backend *b)
+{
+    return &b->facts;
+}
+
+static void *cpu_alloc(struct backend *b, size_t bytes)
+{
+    (void)b;
+    return mem_aligned(bytes, bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 64);
+}
+
+static void cpu_free(struct backend *b, void *p)
+{
+    (void)b;
+    mem_free(p);
+}
+
+static enum err cpu_write(struct backend *b, void *device, const void *host, size_t bytes)
+{
+    (void)b;
+    memcpy(device, host, bytes);
+    return OK;
+}
+
+static enum err cpu_read(struct backend *b, void *host, const void *device, size_t bytes)
+{
+    (void)b;
+    memcpy(host, device, bytes);
+    return OK;
+}
+
+static enum err cpu_weight_place(struct backend *b, const void *host, size_t bytes,
+                                 const void **device)
+{
+    (void)b;
+    (void)bytes;
+    *device = host;
+    return OK;
+}
+
+static void cpu_embed(struct backend *b, void *out, const void *table, enum dtype dtype,
+                      const uint32_t *tokens, uint32_t rows, uint32_t dim)
+{
+    (void)b;
+    for (uint32_t r = 0; r < rows; r++) {
+        float *to = (float *)out + (size_t)r * dim;
+        size_t from = (size_t)tokens[r] * dim;
+        const uint16_t *half = (const uint16_t *)table + from;
+        if (dtype == DTYPE_F32)
+            memcpy(to, (const float *)table + from, dim * sizeof *to);
+        else if (dtype == DTYPE_BF16)
+            for (uint32_t i = 0; i < dim; i++)
+                to[i] = f32_from_bf16(half[i]);
+        else
+            for (uint32_t i = 0; i < dim; i++)
+                to[i] = f32_from_f16(half[i]);
+    }
+}
+
+static void cpu_rms_norm(struct backend *b, void *out, size_t out_stride, const void *x,
+                         size_t x_stride, const float *weight, uint32_t rows, uint32_t dim,
+                         float eps)
+{
+    struct norm_args a = {out, x, out_stride, x_stride, weight, dim, eps};
+    run(b, b->kernels->rms_norm, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS);
+}
+
+/* The rows of x as bf16, k rounded up to a whole pair. */
+static const uint16_t *rounded_rows(struct backend *b, const float *x, size_t x_stride, uint32_t k,
+                                    uint32_t rows)
+{
+    size_t stride = ((size_t)k + 1) / 2 * 2, count = rows * stride;
+    if (count > b->rounded_count) {
+        mem_free(b->rounded);
+        b->rounded_count = 0;
+        b->rounded = mem_aligned(count * sizeof *b->rounded, 64);
+        if (!b->rounded) return NULL;
+        b->rounded_count = count;
+    }
+    struct round_args a = {b->rounded, x, stride, x_stride, k};
+    run(b, b->kernels->round_rows, &a, rows, (uint64_t)rows * k / ELEMENTS_PER_NS / 2);
+    return b->rounded;
+}
+
+static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const void *x,
+                       size_t x_stride, const struct matrix *w, const float *bias,
+                       const void *residual, uint32_t rows)
+{
+    if (rows == 0) return;
+    struct matmul_args a = {out, x, out_stride, x_stride, *w, bias, residual, rows};
+    if (w->dtype == DTYPE_BF16) {
+        a.x = rounded_rows(b, x, x_stride, w->k, rows);
+        a.x_stride = ((size_t)w->k + 1) / 2 * 2;
+        if (!a.x) {
+            b->status = ERR_MEMORY;
+            return;
+        }
+    }
+    uint64_t macs = (uint64_t)rows * w->n * w->k;
+    uint64_t weight_bytes = (uint64_t)w->n * w->k * dtype_bytes(w->dtype);
+    uint64_t compute_ns = macs / MACS_PER_NS, read_ns = weight_bytes / WEIGHT_BYTES_PER_NS;
+    uint32_t panels = (w->n + PANEL - 1) / PANEL, row_blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    run(b, b->kernels->matmul, &a, panels * row_blocks,
+        compute_ns > read_ns ? compute_ns : read_ns);
+}
+
+static void cpu_rope_append(struct backend *b, void *qkv, size_t stride, const struct batch *batch,
+                            const struct rope_table *rope, const struct attend_shape *shape,
+                            const struct kv_view *kv, uint32_t layer)
+{
+    struct rope_args a = {qkv, stride, batch, *rope, *shape, *kv, layer};
+    uint64_t row_elements = (uint64_t)(shape->heads + 4 * shape->kv_heads) * shape->head_dim;
+    run(b, b->kernels->rope_append, &a, batch->rows_count,
+        batch->rows_count * row_elements / ELEMENTS_PER_NS);
+}
+
+static void cpu_attend(struct backend *b, void *out, size_t out_stride, const void *q,
+                       size_t q_stride, const struct batch *batch, const struct attend_shape *shape,
+                       const struct kv_view *kv, uint32_t layer)
+{
+    struct attend_args a = {out, q, out_stride, q_stride, batch, *shape, *kv, layer};
+    uint32_t items = 0;
+    uint64_t macs = 0;
+    for (uint32_t i = 0; i < batch->sequences_count; i++) {
+        const struct batch_sequence *s = &batch->sequence[i];
+        items += attend_groups(s, shape) * shape->kv_heads;
+        macs += (uint64_t)s->rows_count * (s->position + s->rows_count) * shape->heads *
+                shape->head_dim;
+    }
+    run(b, b->kernels->attend, &a, items, macs / (MACS_PER_NS / 8));
+}
+
+static void cpu_silu_mul(struct backend *b, void *out, size_t out_stride, const void *gate_up,
+                         size_t stride, uint32_t rows, uint32_t dim)
+{
+    struct silu_args a = {out, gate_up, out_stride, stride, dim};
+    run(b, b->kernels->silu_mul, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS * 2);
+}
+
+static void cpu_gather(struct backend *b, void *out, const void *x, size_t stride,
+                       const uint32_t *rows, uint32_t rows_count, uint32_t dim)
+{
+    (void)b;
+    for (uint32_t i = 0; i < rows_count; i++)
+        memcpy((float *)out + (size_t)i * dim, (const float *)x + rows[i] * stride,
+               dim * sizeof(float));
+}
+
+static void cpu_block_copy(struct backend *b, const struct kv_view *kv, uint32_t from, uint32_t to)
+{
+    (void)b;
+    size_t bytes = kv_block_bytes(&kv->geometry);
+    memcpy((char *)kv->base + to * bytes, (const char *)kv->base + from * bytes, bytes);
+}
+
+static uint64_t cpu_mark(struct backend *b)
+{
+    return ++b->marks;
+}
+static uint64_t cpu_reached(struct backend *b)
+{
+    return b->marks;
+}
+
+static enum err cpu_sync(struct backend *b)
+{
+    enum err e = b->status; /* the text was set where it happened */
+    b->status = OK;
+    return e;
+}
+
+#define CPU_OPS(path_name, path_open)                                                              \
+    {                                                                                              \
+        .abi = BACKEND_ABI, .name = path_name, .open = path_open, .close = cpu_close,              \
+        .facts = cpu_facts, .alloc = cpu_alloc, .free = cpu_free, .write = cpu_write,              \
+        .read = cpu_read, .pack_bytes = cpu_pack_bytes, .pack_rows = cpu_pack_rows,                \
+        .weight_place = cpu_weight_place, .embed = cpu_embed, .rms_norm = cpu_rms_norm,            \
+        .matmul = cpu_matmul, .rope_append = cpu_rope_append, .attend = cpu_attend,                \
+        .silu_mul = cpu_silu_mul, .gather = cpu_gather, .block_copy = cpu_block_copy,              \
+        .mark = cpu_mark, .reached = cpu_reached, .sync = cpu_sync,                                \
+    }
+
+static enum err open_c(struct backend **b, const struct backend_options *options)
+{
+    return cpu_open(b, options, &cpu_c_kernels);
+}
+
+static const char *missing_nothing(void)
+{
+    return NULL;
+}
+
+/* A path: its table, and what this machine lacks for it (NULL: nothing). */
+struct path {
+    struct backend_ops ops;
+    const char *(*missing)(void);
+};
+
+#if defined(__x86_64__)
+static enum err open_avx2(struct backend **b, const struct backend_options *options)
+{
+    return cpu_open(b, options, &cpu_avx2_kernels);
+}
+static enum err open_avx512(struct backend **b, const struct backend_options *options)
+{
+    return cpu_open(b, options, &cpu_avx512_kernels);
+}
+static const char *missing_avx2(void)
+{
+    if (!__builtin_cpu_supports("avx2")) return "avx2";
+    return __builtin_cpu_supports("fma") ? NULL : "fma";
+}
+static const char *missing_avx512(void)
+{
+    if (!__builtin_cpu_supports("avx512f")) return "avx512f";
+    if (!__builtin_cpu_supports("avx512bw")) return "avx512bw";
+    if (!__builtin_cpu_supports("avx512vl")) return "avx512vl";
+    if (!__builtin_cpu_supports("avx512dq")) return "avx512dq";
+    return __builtin_cpu_supports("avx512bf16") ? NULL : "avx512_bf16";
+}
+#endif
+
+static const struct path paths[] = {
+/* best first */
+#if defined(__x86_64__)
+    {CPU_OPS("cpu-avx512", open_avx512), missing_avx512},
+    {CPU_OPS("cpu-avx2", open_avx2), missing_avx2},
+#endif
+    {CPU_OPS("cpu-c", open_c), missing_nothing},
+};
+enum { PATHS_COUNT = sizeof paths / sizeof paths[0] };
+
+enum err backend_find(const char *name, const struct backend_ops **ops)
+{
+    for (int i = 0; i < PATHS_COUNT; i++) {
+        const char *missing = paths[i].missing();
+        if (strcmp(name, "cpu") == 0 && missing) continue;
+        if (strcmp(name, "cpu") != 0 && strcmp(name, paths[i].ops.name) != 0) continue;
+        if (missing) return err_set(ERR_UNSUPPORTED, "%s: this CPU lacks %s", name, missing);
+        *ops = &paths[i].ops;
+        return OK;
+    }
+    return err_set(ERR_NOT_FOUND, "no backend \"%s\": there are cpu, cpu-c, cpu-avx2, cpu-avx512",
+                   name);
+}
+
+const char *const *backend_names(void)
+{
+    static const char *names[PATHS_COUNT + 1];
+    int count = 0;
+    for (int i = 0; i < PATHS_COUNT; i++)
+        if (!paths[i].missing()) names[count++] = paths[i].ops.name;
+    names[count] = NULL;
+    return names;
+}

@@ -1,0 +1,89 @@
+#include "tests/unit/testing.h"
+
+#include <stdatomic.h>
+#include <time.h>
+
+#include "common/mem.h"
+#include "kernels/workers.h"
+
+enum { THREADS = 4 };
+
+struct tally {
+    _Atomic uint32_t calls[THREADS];
+    uint32_t written[THREADS]; /* plain: workers_run orders them */
+};
+
+static void tally_add(void *ctx, uint32_t index)
+{
+    struct tally *t = ctx;
+    atomic_fetch_add(&t->calls[index], 1);
+    t->written[index] += index + 1;
+}
+
+static void every_index_runs_once_and_is_seen_by_the_caller(void **state)
+{
+    (void)state;
+    struct workers *w;
+    struct tally t = {0};
+    uint32_t want[THREADS] = {0};
+    assert_ok(workers_new(&w, THREADS, -1));
+    for (uint32_t round = 0; round < 300; round++) {
+        uint32_t threads = 1 + round % THREADS;
+        workers_run(w, threads, tally_add, &t);
+        for (uint32_t i = 0; i < threads; i++)
+            want[i] += i + 1;
+        for (uint32_t i = 0; i < THREADS; i++)
+            assert_int_equal(t.written[i], want[i]);
+        for (uint32_t i = 0; i < THREADS; i++)
+            assert_int_equal(t.calls[i] * (i + 1), want[i]);
+    }
+    workers_free(w);
+}
+
+static void sleep_longer_than_the_spin(void *ctx, uint32_t index)
+{
+    struct timespec t = {.tv_nsec = 20 * WORKERS_SPIN_NS};
+    nanosleep(&t, NULL);
+    tally_add(ctx, index);
+}
+
+/* Both kinds of waiting, in the workers and in the caller. */
+static void who_sleeps_is_woken(void **state)
+{
+    (void)state;
+    struct workers *w;
+    struct tally t = {0};
+    assert_ok(workers_new(&w, THREADS, -1));
+    for (uint32_t round = 0; round < 10; round++)
+        workers_run(w, 2, round % 2 ? tally_add : sleep_longer_than_the_spin, &t);
+    workers_run(w, THREADS, tally_add, &t); /* the others slept all the while */
+    assert_int_equal(t.calls[1], 11);
+    assert_int_equal(t.calls[THREADS - 1], 1);
+    workers_free(w);
+}
+
+static void bad_numbers_and_failing_allocations_leave_nothing_behind(void **state)
+{
+    (void)state;
+    struct workers *w;
+    assert_int_equal(workers_new(&w, 0, -1), ERR_INVALID);
+    assert_int_equal(workers_new(&w, WORKERS_MAX + 1, -1), ERR_INVALID);
+    assert_int_equal(workers_new(&w, 3, 900), ERR_INVALID); /* no such CPU */
+    for (uint64_t nth = 1; nth <= 2; nth++) {
+        mem_fail_at(nth);
+        assert_int_equal(workers_new(&w, 2, -1), ERR_MEMORY);
+        assert_null(w);
+    }
+    mem_fail_at(0);
+    workers_free(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_index_runs_once_and_is_seen_by_the_caller),
+        cmocka_unit_test(who_sleeps_is_woken),
+        cmocka_unit_test(bad_numbers_and_failing_allocations_leave_nothing_behind),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
