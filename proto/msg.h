@@ -37,8 +37,9 @@ enum {
     MSG_TEXT_MAX = 512, /* reasons */
     MSG_ADDRESSES_MAX = 4,
     MSG_ADDRESS_MAX = 128,
-    MSG_LIVE_MAX = 65536, /* keys in one LIVE */
-    MSG_PARTS_MAX = 4096, /* sequences in one TOKENS */
+    MSG_LIVE_MAX = 65536,     /* keys in one LIVE */
+    MSG_PARTS_MAX = 4096,     /* sequences in one TOKENS */
+    MSG_TOKENS_MAX = 1 << 16, /* tokens in one TOKENS or OUTPUT: a longer RESEND takes several */
 };
 
 enum role { ROLE_NONE, ROLE_PREFILL, ROLE_DECODE, ROLE_ROUTER, ROLE_CLIENT };
@@ -75,9 +76,9 @@ enum msg_kind {
 };
 
 /* Which lives of which processes talk. An incarnation is a random number drawn when a process
- * starts (and again when it notices that it slept too long); an epoch is the acceptor's count of
- * sessions with this peer. A message whose three numbers are not the session's is of an earlier
- * life and is dropped. HELLO carries epoch 0 and to 0. */
+ * starts (and again when it notices that it slept too long); an epoch is the acceptor's count of its
+ * sessions. A message whose three numbers are not the session's is of an earlier life and is dropped.
+ * HELLO carries epoch and to of the last session with this acceptor, zeros if there was none. */
 struct envelope {
     uint64_t epoch;
     uint64_t from, to;

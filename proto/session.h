@@ -15,9 +15,12 @@
  *     m.envelope = session_envelope(&s, now);                  // for every message that goes out
  *
  * Rules: a message is for the session only if epoch, from and to are the session's (HELLO: from > 0;
- * WELCOME, REFUSE: to is mine). A dialer that hears nothing for dead_ns, or whose lifeline ends, goes
- * DOWN and says HELLO again after retry_ns; an acceptor's session that goes DOWN is finished and the
- * core forgets the peer. A process that notices that its own clock jumped by more than dead_ns calls
+ * WELCOME, REFUSE: to is mine). A HELLO's envelope names the last session that its sender knew, so
+ * that a repeated one, sent before WELCOME came in, does not end the session that it began. A dialer
+ * that hears nothing for dead_ns, or whose lifeline ends, goes DOWN and says HELLO again after
+ * retry_ns (after REFUSE: only after session_start); an acceptor's session that goes DOWN is finished
+ * and the core forgets the peer. HEARTBEATs are due every heartbeat_ns whatever else is said, for they
+ * carry load and live set. A timer that comes late does not count as the other side's silence. A process that notices that its own clock jumped by more than dead_ns calls
  * session_reset with a fresh incarnation before it sends anything: what it had is of an earlier life.
  * Owner: the core that embeds it. Time is an argument; nothing is allocated. */
 #ifndef TANDEM_PROTO_SESSION_H
@@ -45,7 +48,10 @@ struct session {
     struct session_limits limits;
     uint64_t self, other; /* incarnations */
     uint64_t epoch;
-    uint64_t heard_ns, said_ns, hello_ns, since_ns;
+    uint64_t heard_ns, said_ns;
+    uint64_t since_ns; /* in this state */
+    uint64_t hello_ns, beat_ns,
+        asked_ns; /* next HELLO, next HEARTBEAT, time asked to be woken at */
     bool lifeline_up;
     const char *down_reason; /* static string */
 };
@@ -72,13 +78,14 @@ void session_init(struct session *s, enum session_side side, uint64_t incarnatio
 void session_start(struct session *s, uint64_t now_ns);
 /* Dialer: a new life, IDLE again. */
 void session_reset(struct session *s, uint64_t incarnation);
-/* Acceptor: says yes to the HELLO just greeted; `epoch` must be higher than any it gave before. */
+/* Acceptor: says yes to the HELLO just greeted; `epoch` is higher than any that this process gave
+ * before, to whomever. */
 void session_accept(struct session *s, const struct msg *hello, uint64_t epoch, uint64_t now_ns);
 enum session_verdict session_on_message(struct session *s, uint64_t now_ns, const struct msg *m);
 /* True if the session went DOWN by it. */
 bool session_on_lifeline(struct session *s, uint64_t now_ns, bool up);
 struct session_todo session_on_timer(struct session *s, uint64_t now_ns);
-/* The envelope of an outgoing message; notes that something was said, which spares a heartbeat. */
+/* The envelope of an outgoing message; remaining_ms is the caller's. */
 struct envelope session_envelope(struct session *s, uint64_t now_ns);
 const char *session_state_name(enum session_state state);
 
