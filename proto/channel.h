@@ -3,7 +3,7 @@
  *
  *     struct channel *c;
  *     channel_listen(&c, loop, "tcp://127.0.0.1:5701", &events, ctx);   // ROUTER socket: many peers
- *     channel_dial(&c, loop, "tcp://127.0.0.1:5701", &events, ctx);     // DEALER socket: one peer
+ *     channel_dial(&c, loop, "tcp://127.0.0.1:5701", peer, &events, ctx);    // DEALER socket: one peer
  *     channel_send(c, peer, &m);
  *     channel_forget(c, peer);                                            // its id is never used again
  *     channel_close(c);
@@ -12,7 +12,8 @@
  * deadline, heartbeats, ROUTER_MANDATORY, IMMEDIATE. Sending never blocks: ERR_FULL when more than
  * 64 MiB wait for one peer, ERR_PEER when it is gone. Bytes that do not decode are counted, logged
  * once a second at most, and do nothing else. A peer begins with its first decodable message; at most
- * 65536 at a time. The messages of a callback live until it returns.
+ * 65536 at a time; its number is unique in the process, over all channels (a dialled channel's peer
+ * excepted, whose number the dialler gives: channel_dial's `peer`). The messages of a callback live until it returns.
  * Owner: the loop thread.
  *
  * lifeline: beside each session a plain TCP connection on which the dialer writes WELCOME's key once
@@ -36,7 +37,8 @@ struct channel_stats {
 /* ERR_IO with address and cause, e.g. when the port is occupied. */
 enum err channel_listen(struct channel **c, struct loop *loop, const char *address,
                         const struct channel_events *events, void *ctx);
-enum err channel_dial(struct channel **c, struct loop *loop, const char *address,
+/* `peer` is what its messages are said to come from: any number, 1 … for a node's routers. */
+enum err channel_dial(struct channel **c, struct loop *loop, const char *address, struct peer peer,
                       const struct channel_events *events, void *ctx);
 void channel_close(struct channel *c);
 enum err channel_send(struct channel *c, struct peer peer, const struct msg *m);
