@@ -115,7 +115,7 @@ static void tile_run(const struct tile *t, uint32_t rows)
 
 static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t row, uint32_t rows)
 {
-    float spill[ROW_BLOCK * PANEL];
+    float spill[ROW_BLOCK_MAX * PANEL];
     uint32_t deep = a->w.dtype == DTYPE_BF16 ? (a->w.k + 1) / 2 : a->w.k;
     for (uint32_t k = 0; k < deep; k += K_BLOCK) {
         struct tile t = {a, .k_first = k, .k_last = deep - k < K_BLOCK ? deep : k + K_BLOCK};
@@ -137,10 +137,9 @@ static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t r
 static void matmul(const void *args, uint32_t first, uint32_t last)
 {
     const struct matmul_args *a = args;
-    uint32_t row_blocks = (a->rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    uint32_t panels = (a->w.n + PANEL - 1) / PANEL;
     for (uint32_t i = first; i < last; i++) {
-        uint32_t row = i % row_blocks * ROW_BLOCK;
-        uint32_t rows = a->rows - row < ROW_BLOCK ? a->rows - row : ROW_BLOCK;
-        matmul_item(a, i / row_blocks * PANEL, row, rows);
+        uint32_t row = i / panels * a->row_block, left = a->rows - row;
+        matmul_item(a, i % panels * PANEL, row, left < a->row_block ? left : a->row_block);
     }
 }

@@ -22,6 +22,7 @@ enum {
     ELEMENTS_PER_NS = 4,      /* guesses to decide on threads, never on results */
     WEIGHT_BYTES_PER_NS = 20, /* read by one thread */
     MACS_PER_NS = 128,
+    ROW_BLOCK_BYTES = 384 << 10,
 };
 
 struct backend {
@@ -215,6 +216,13 @@ static const uint16_t *rounded_rows(struct backend *b, const float *x, size_t x_
     return b->rounded;
 }
 
+/* As many rows as the L2 cache holds beside a panel of weights; whole tiles. */
+static uint32_t row_block(uint32_t row_bytes)
+{
+    uint32_t rows = ROW_BLOCK_BYTES / row_bytes / 12 * 12;
+    return rows < 24 ? 24 : rows > ROW_BLOCK_MAX ? ROW_BLOCK_MAX : rows;
+}
+
 static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const void *x,
                        size_t x_stride, const struct matrix *w, const float *bias,
                        const void *residual, uint32_t rows)
@@ -232,8 +240,9 @@ static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const vo
     uint64_t macs = (uint64_t)rows * w->n * w->k;
     uint64_t weight_bytes = (uint64_t)w->n * w->k * dtype_bytes(w->dtype);
     uint64_t compute_ns = macs / MACS_PER_NS, read_ns = weight_bytes / WEIGHT_BYTES_PER_NS;
-    uint32_t panels = (w->n + PANEL - 1) / PANEL, row_blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    run(b, b->kernels->matmul, &a, panels * row_blocks,
+    uint32_t panels = (w->n + PANEL - 1) / PANEL;
+    a.row_block = row_block(w->k * (w->dtype == DTYPE_BF16 ? 2 : 4));
+    run(b, b->kernels->matmul, &a, (rows + a.row_block - 1) / a.row_block * panels,
         compute_ns > read_ns ? compute_ns : read_ns);
 }
 

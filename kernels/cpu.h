@@ -10,7 +10,7 @@
 
 enum {
     PANEL = 64,          /* output columns that are packed together */
-    ROW_BLOCK = 96,      /* rows of a matmul item */
+    ROW_BLOCK_MAX = 384, /* rows of a matmul item */
     ATTEND_QUERIES = 16, /* (row, head) pairs of an attend item, all of one kv head */
 };
 
@@ -32,14 +32,15 @@ struct round_args { /* item: a row. fp32 to bf16, a zero behind an odd k */
     uint32_t k;
 };
 
-/* Item: ROW_BLOCK rows of one panel; items of one panel follow each other. */
+/* Item: row_block rows of one panel. Panels are innermost: a block of rows stays in the L2 cache
+ * while the panels pass over it. */
 struct matmul_args {
     float *out;
     const void *x; /* fp32, or bf16 for a bf16 matrix */
     size_t out_stride, x_stride;
     struct matrix w;
     const float *bias, *residual;
-    uint32_t rows;
+    uint32_t rows, row_block;
 };
 
 struct silu_args { /* item: a row */
