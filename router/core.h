@@ -38,8 +38,9 @@ struct router_out {
     void (*lifeline_expect)(void *ctx, struct peer peer, struct id128 key);
     void (*forget)(void *ctx, struct peer peer); /* never used again: close its lifeline */
     /* Asks for the ids of a prompt (with special tokens as the model's tokenizer adds them); answered by
-     * router_core_on_tokens with the same job id, which ID128_NONE never is. The text is copied. */
-    void (*tokenize)(void *ctx, struct id128 job, const char *text, uint32_t bytes);
+     * router_core_on_tokens with the same job id. The text is copied. An error is the answer: too
+     * many are waiting. */
+    enum err (*tokenize)(void *ctx, struct id128 job, const char *text, uint32_t bytes);
     void (*left)(void *ctx); /* drained: the shell may exit */
 };
 

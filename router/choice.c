@@ -1,0 +1,759 @@
+/* choice: one of the n samples of a request, from the queue to its DONE.
+ *
+ *              picked          RESERVED            TOKENS
+ *     QUEUED --------> RESERVING -------> PREFILLING -----> DECODING
+ *        ^  \              |                  |                |
+ *        |   \ no D needed |   node lost or   |                |  FINISHED, stop string,
+ *        |    `------------|---> PREFILLING   |                |  cancel, deadline, too many
+ *        |                 |                  |                |  deaths or failures
+ *        `-- attempt + 1 --'------------------'----------------'------------------> ENDED
+ *
+ * | event          | RESERVING       | PREFILLING           | DECODING           | ENDED      |
+ * | RESERVED       | PREFILL to P    | late: dropped        | dropped            | dropped    |
+ * | FIRST from P   | dropped         | forward              | forward or known   | dropped    |
+ * | TOKENS from D  | dropped         | forward, DECODING    | forward            | dropped    |
+ * | PREFILLED      | dropped         | P lets go            | P lets go          | P lets go  |
+ * | FINISHED       | dropped         | forward rest, ENDED  | forward rest, ENDED| dropped    |
+ * | FAILED by D    | again elsewhere | again                | again              | dropped    |
+ * | FAILED by P    | dropped         | again                | P lets go          | P lets go  |
+ * | P lost         | again           | again, a death       | P lets go          | P lets go  |
+ * | D lost         | again           | again, a death       | again, a death     | dropped    |
+ * | deadline       | ENDED in every state; a silent node: again                                   |
+ *
+ * "Again" freezes what was forwarded, cancels the old attempt at both nodes and queues attempt + 1 under
+ * the request's own arrival time, so that retries go first. A message of another attempt, or from a node
+ * that the choice is not attached to, finds no choice and is dropped. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "router/state.h"
+
+static void trail_add(struct choice *c, uint64_t now_ns, enum trail_what what, const char *node)
+{
+    if (c->trail_count == ROUTER_TRAIL_MAX) return;
+    struct trail *t = &c->trail[c->trail_count++];
+    *t = (struct trail){.at_ns = now_ns, .what = what, .attempt = c->attempt};
+    snprintf(t->node, sizeof t->node, "%s", node);
+}
+
+struct job_key choice_key(const struct choice *c)
+{
+    return (struct job_key){c->request->id, c->index, c->attempt};
+}
+
+struct choice *choice_find(struct router_core *core, struct job_key key)
+{
+    struct request *r = map_get(&core->requests, key.request);
+    if (!r || key.choice >= r->choices_count) return NULL;
+    struct choice *c = &r->choice[key.choice];
+    return c->attempt == key.attempt ? c : NULL;
+}
+
+/* The choice that this node may speak of, NULL and counted if there is none. */
+static struct choice *choice_at(struct router_core *core, struct job_key key,
+                                const struct node *from)
+{
+    struct choice *c = choice_find(core, key);
+    if (c && (c->prefill == from || c->decode == from)) return c;
+    core->counts.stale_messages++;
+    return NULL;
+}
+
+/* ---- attachment to nodes, and the sums that the scheduler sees ---- */
+
+static void live_add(struct node *n, const struct choice *c)
+{
+    n->live_count++;
+    n->live_hash += job_key_hash(choice_key(c));
+}
+
+static void live_remove(struct node *n, const struct choice *c)
+{
+    n->live_count--;
+    n->live_hash -= job_key_hash(choice_key(c));
+}
+
+static uint32_t tokens_so_far(const struct choice *c)
+{
+    return c->request->prompt_count + c->generated_count;
+}
+
+static void attach_prefill(struct choice *c, struct node *n)
+{
+    c->prefill = n;
+    c->prefill_told = false;
+    c->window_held = tokens_so_far(c);
+    n->sched.outstanding_tokens += c->window_held;
+    list_push_back(&n->choices_prefill, &c->at_prefill);
+    snprintf(c->prefill_name, sizeof c->prefill_name, "%s", n->hello.name);
+}
+
+static void release_window(struct router_core *core, struct choice *c)
+{
+    if (!c->prefill || !c->window_held) return;
+    c->prefill->sched.outstanding_tokens -= c->window_held;
+    c->window_held = 0;
+    core->dispatch_wanted = true;
+}
+
+static void detach_prefill(struct router_core *core, struct choice *c)
+{
+    if (!c->prefill) return;
+    release_window(core, c);
+    if (c->prefill_told) live_remove(c->prefill, c);
+    list_remove(&c->at_prefill);
+    c->prefill = NULL;
+}
+
+static void hold_blocks(struct choice *c)
+{
+    uint32_t blocks = blocks_for_tokens(tokens_so_far(c) + 1);
+    c->decode->sched.blocks_used += blocks - c->blocks_held;
+    c->blocks_held = blocks;
+}
+
+static void attach_decode(struct choice *c, struct node *n)
+{
+    c->decode = n;
+    c->blocks_held = 0;
+    hold_blocks(c);
+    n->sched.running++;
+    live_add(n, c);
+    list_push_back(&n->choices_decode, &c->at_decode);
+    snprintf(c->decode_name, sizeof c->decode_name, "%s", n->hello.name);
+}
+
+static void detach_decode(struct router_core *core, struct choice *c)
+{
+    if (!c->decode) return;
+    c->decode->sched.blocks_used -= c->blocks_held;
+    c->decode->sched.running--;
+    c->blocks_held = 0;
+    live_remove(c->decode, c);
+    list_remove(&c->at_decode);
+    c->decode = NULL;
+    core->dispatch_wanted = true;
+}
+
+static void send_cancel(struct router_core *core, uint64_t now_ns, struct node *n,
+                        const struct choice *c, const char *reason)
+{
+    struct msg m = {.kind = MSG_CANCEL, .cancel = {choice_key(c), reason}};
+    registry_send(core, now_ns, n->peer, &m);
+}
+
+/* Both nodes let go of this attempt; whatever they still say of it is dropped. */
+static void cancel_nodes(struct router_core *core, uint64_t now_ns, struct choice *c,
+                         const char *reason)
+{
+    if (c->prefill && c->prefill_told) send_cancel(core, now_ns, c->prefill, c, reason);
+    if (c->decode) send_cancel(core, now_ns, c->decode, c, reason);
+    detach_prefill(core, c);
+    detach_decode(core, c);
+}
+
+/* ---- states and their deadlines ---- */
+
+static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
+                  enum choice_state state)
+{
+    uint64_t wait_ns = core->config.stall_timeout_ns;
+    if (state == CHOICE_QUEUED || state == CHOICE_TOKENIZING)
+        wait_ns = core->config.queue_timeout_ns;
+    if (state == CHOICE_RESERVING) wait_ns = core->config.reserve_timeout_ns;
+    c->state = state;
+    c->state_ns = c->progress_ns = now_ns;
+    uint64_t when_ns = now_ns + wait_ns;
+    if (c->request->deadline_ns < when_ns) when_ns = c->request->deadline_ns;
+    heap_move(&core->timers, &c->timer, when_ns); /* room was reserved when it was made */
+}
+
+void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    enter(core, now_ns, c, CHOICE_QUEUED);
+    trail_add(c, now_ns, TRAIL_QUEUED, "");
+    heap_move(&core->queue, &c->queue,
+              sched_queue_key(c->request->arrived_ns, c->request->submit.priority));
+    core->queued_tokens += tokens_so_far(c);
+    if (c->picked_ns) core->queued_retries++;
+    core->dispatch_wanted = true;
+}
+
+static void dequeue(struct router_core *core, struct choice *c)
+{
+    if (!heap_holds(&c->queue)) return;
+    heap_remove(&core->queue, &c->queue);
+    core->queued_tokens -= tokens_so_far(c);
+    if (c->picked_ns) core->queued_retries--;
+}
+
+static void again(struct router_core *core, uint64_t now_ns, struct choice *c, const char *why)
+{
+    cancel_nodes(core, now_ns, c, why);
+    core->counts.retries++;
+    c->attempt++;
+    c->gap_asked = c->finish_pending = false;
+    if (c->deaths >= core->config.deaths_max) {
+        char reason[MSG_TEXT_MAX];
+        snprintf(reason, sizeof reason, "%u nodes died while they worked on it, the last time: %s",
+                 c->deaths, why);
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, reason);
+    } else if (c->lone_deaths >= 2) {
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER,
+                   "quarantined: two nodes died while it was alone on them");
+    } else if (c->failures >= ROUTER_FAILURES_MAX) {
+        char reason[MSG_TEXT_MAX];
+        snprintf(reason, sizeof reason, "failed %u times, the last time: %s", c->failures, why);
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, reason);
+    } else {
+        choice_enqueue(core, now_ns, c);
+    }
+}
+
+/* ---- the end ---- */
+
+static void send_output(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+                        const struct token_info *tokens, uint32_t count)
+{
+    struct request *r = c->request;
+    if (!r->client || (count == 0 && core->text.size == 0)) return;
+    struct msg m = {.kind = MSG_OUTPUT,
+                    .output = {.id = r->id,
+                               .choice = c->index,
+                               .index = index,
+                               .tokens = tokens,
+                               .tokens_count = count,
+                               .text = core->text.data,
+                               .text_bytes = (uint32_t)core->text.size}};
+    registry_send(core, now_ns, r->client->peer, &m);
+}
+
+/* Adds the text of one token to core->text; true: a stop string is complete. */
+static bool add_text(struct router_core *core, struct choice *c, const char *text, size_t length)
+{
+    struct stop_shown shown = {text, length, STOP_NONE};
+    if (c->stop && stop_push(c->stop, text, length, &shown) != OK) return false;
+    if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
+    return shown.hit != STOP_NONE;
+}
+
+/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
+static void flush_text(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    const char *text;
+    size_t length;
+    struct stop_shown shown;
+    buf_clear(&core->text);
+    if (!c->stream || stream_finish(c->stream, &text, &length) != OK) return;
+    if (!add_text(core, c, text, length) && c->stop) {
+        stop_finish(c->stop, &shown);
+        if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
+    }
+    send_output(core, now_ns, c, c->generated_count, NULL, 0);
+}
+
+static uint64_t us_between(uint64_t from_ns, uint64_t to_ns)
+{
+    return from_ns && to_ns > from_ns ? (to_ns - from_ns) / 1000 : 0;
+}
+
+static void send_done(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    struct request *r = c->request;
+    if (!r->client) return;
+    struct msg m = {.kind = MSG_DONE,
+                    .done = {.id = r->id,
+                             .choice = c->index,
+                             .finish = c->finish,
+                             .error = c->error,
+                             .reason = c->reason,
+                             .prompt_tokens = r->prompt_count,
+                             .completion_tokens = c->generated_count,
+                             .cached_tokens = c->cached_tokens,
+                             .attempts = c->attempt + 1,
+                             .timing = c->timing,
+                             .prefill_node = c->prefill_name,
+                             .decode_node = c->decode_name}};
+    registry_send(core, now_ns, r->client->peer, &m);
+}
+
+static void count_end(struct router_core *core, const struct choice *c)
+{
+    if (c->finish == FINISH_CANCELLED)
+        core->counts.cancelled++;
+    else if (c->finish == FINISH_ERROR)
+        core->counts.failed++;
+    else
+        core->counts.done++;
+}
+
+/* All choices have ended: only what explain shows is kept. */
+static void request_ended(struct router_core *core, struct request *r)
+{
+    list_remove(&r->of_client);
+    r->client = NULL;
+    core->counts.requests_live--;
+    arena_fini(&r->arena);
+    memset(&r->submit, 0, sizeof r->submit);
+    list_push_back(&core->history, &r->history);
+    if (++core->history_count <= core->config.history_max) return;
+    struct request *oldest = list_member(core->history.next, struct request, history);
+    core->history_count--;
+    for (uint32_t i = 0; i < oldest->choices_count; i++)
+        cancel_nodes(core, oldest->choice[i].ended_ns, &oldest->choice[i], "forgotten");
+    request_free(core, oldest);
+}
+
+void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
+                enum err error, const char *reason)
+{
+    if (c->state == CHOICE_ENDED) return;
+    bool natural = finish == FINISH_STOP || finish == FINISH_LENGTH;
+    dequeue(core, c);
+    heap_remove(&core->timers, &c->timer);
+    if (natural)
+        flush_text(core, now_ns, c);
+    else
+        cancel_nodes(core, now_ns, c, reason);
+    c->state = CHOICE_ENDED;
+    c->finish = finish;
+    c->error = error;
+    c->ended_ns = now_ns;
+    snprintf(c->reason, sizeof c->reason, "%s", reason);
+    c->timing.decode = us_between(c->first_ns, now_ns);
+    c->timing.total = us_between(c->request->arrived_ns, now_ns);
+    trail_add(c, now_ns, TRAIL_ENDED, "");
+    send_done(core, now_ns, c);
+    count_end(core, c);
+    core->counts.choices_live--;
+    stream_free(c->stream);
+    stop_free(c->stop);
+    mem_free(c->generated);
+    c->stream = NULL;
+    c->stop = NULL;
+    c->generated = NULL;
+    if (++c->request->choices_ended == c->request->choices_count) request_ended(core, c->request);
+}
+
+/* ---- dispatch ---- */
+
+static struct job job_of(struct router_core *core, const struct choice *c, uint32_t *stop_ids)
+{
+    const struct request *r = c->request;
+    const struct msg_submit *s = &r->submit;
+    struct job job = {.key = choice_key(c),
+                      .prompt = s->tokens,
+                      .prompt_count = s->tokens_count,
+                      .forwarded = c->generated,
+                      .forwarded_count = c->generated_count,
+                      .tokens_max = s->tokens_max,
+                      .tokens_min = s->tokens_min,
+                      .stop_ids = stop_ids,
+                      .sampling = s->sampling,
+                      .priority = s->priority,
+                      .tenant_salt = r->tenant_salt};
+    for (uint32_t i = 0; i < s->stop_ids_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
+        stop_ids[job.stop_ids_count++] = s->stop_ids[i];
+    if (s->ignore_eos) return job;
+    for (uint32_t i = 0; i < core->cluster.eos_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
+        stop_ids[job.stop_ids_count++] = core->cluster.eos[i];
+    return job;
+}
+
+static void send_prefill(struct router_core *core, uint64_t now_ns, struct choice *c,
+                         uint32_t held_tokens)
+{
+    uint32_t stop_ids[JOB_STOP_IDS_MAX];
+    struct msg m = {.kind = MSG_PREFILL,
+                    .prefill = {.job = job_of(core, c, stop_ids),
+                                .ticket = c->ticket,
+                                .held_tokens = held_tokens,
+                                .decode_node = c->decode_name}};
+    if (c->decode) {
+        m.prefill.addresses = c->decode->hello.addresses;
+        m.prefill.addresses_count = c->decode->hello.addresses_count;
+    }
+    c->prefill_told = true;
+    live_add(c->prefill, c);
+    registry_send(core, now_ns, c->prefill->peer, &m);
+    trail_add(c, now_ns, TRAIL_PREFILL, c->prefill_name);
+    enter(core, now_ns, c, CHOICE_PREFILLING);
+}
+
+static void send_reserve(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    uint32_t stop_ids[JOB_STOP_IDS_MAX];
+    struct msg m = {.kind = MSG_RESERVE,
+                    .reserve = {.job = job_of(core, c, stop_ids), .local = c->local}};
+    registry_send(core, now_ns, c->decode->peer, &m);
+    trail_add(c, now_ns, TRAIL_RESERVE, c->decode_name);
+    enter(core, now_ns, c, CHOICE_RESERVING);
+}
+
+static struct sched_job sched_job_of(const struct choice *c)
+{
+    uint32_t tokens = tokens_so_far(c);
+    return (struct sched_job){
+        .tokens = tokens,
+        .blocks = blocks_for_tokens(tokens + 1),
+        .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
+    };
+}
+
+/* The request's values against a cluster that was not known when it came in. */
+static bool check_late(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    uint32_t stop_ids[JOB_STOP_IDS_MAX];
+    if (c->request->checked) return true;
+    struct job job = job_of(core, c, stop_ids);
+    if (job_check(&job, core->cluster.vocab, core->cluster.context_max) != OK) {
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, err_text());
+        return false;
+    }
+    c->request->checked = true;
+    return true;
+}
+
+static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
+                  const struct sched_pair *pair)
+{
+    dequeue(core, c);
+    if (!check_late(core, now_ns, c)) return;
+    if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
+    c->picked_ns = now_ns;
+    c->ticket = ID128_NONE;
+    c->local = pair->local;
+    if (pair->prefill != SCHED_NODE_NONE) attach_prefill(c, core->nodes[pair->prefill]);
+    if (pair->decode == SCHED_NODE_NONE) {
+        send_prefill(core, now_ns, c, 0);
+        return;
+    }
+    attach_decode(c, core->nodes[pair->decode]);
+    send_reserve(core, now_ns, c);
+}
+
+static uint64_t next_full_ns(const struct router_core *core, uint64_t now_ns)
+{
+    uint64_t next = TIME_NEVER;
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        if (core->sched[i]->full_until_ns > now_ns && core->sched[i]->full_until_ns < next)
+            next = core->sched[i]->full_until_ns;
+    return next;
+}
+
+void choice_dispatch(struct router_core *core, uint64_t now_ns)
+{
+    struct choice *passed[ROUTER_BYPASS_MAX];
+    uint32_t passed_count = 0;
+    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    struct heap_entry *first;
+    core->dispatch_wanted = false;
+    core->retry_ns = TIME_NEVER;
+    while (core->nodes_count > 0 && (first = heap_first(&core->queue)) != NULL) {
+        struct choice *c = list_member(first, struct choice, queue);
+        struct sched_job job = sched_job_of(c);
+        struct sched_pair pair;
+        enum sched_answer a =
+            sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
+        if (a == SCHED_PICKED) {
+            start(core, now_ns, c, &pair);
+            continue;
+        }
+        if (a != SCHED_NO_DECODE) break; /* nor would another find one */
+        core->retry_ns = next_full_ns(core, now_ns);
+        bool waited_long = now_ns - c->state_ns > core->config.bypass_ns;
+        if (waited_long || passed_count == ROUTER_BYPASS_MAX) break;
+        heap_remove(&core->queue, first);
+        passed[passed_count++] = c;
+    }
+    for (uint32_t i = 0; i < passed_count; i++)
+        heap_move(&core->queue, &passed[i]->queue, passed[i]->queue.key);
+}
+
+/* ---- what nodes say ---- */
+
+void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *from,
+                        const struct msg_reserved *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c || c->state != CHOICE_RESERVING || c->decode != from) return;
+    trail_add(c, now_ns, TRAIL_RESERVED, c->decode_name);
+    c->ticket = m->ticket;
+    if (c->local) {
+        enter(core, now_ns, c, CHOICE_PREFILLING);
+        return;
+    }
+    if (m->held_tokens > tokens_so_far(c) || id128_is_none(m->ticket)) {
+        c->failures++;
+        again(core, now_ns, c, "a reservation that makes no sense");
+        return;
+    }
+    send_prefill(core, now_ns, c, m->held_tokens);
+}
+
+static bool grow_generated(struct choice *c, uint32_t more)
+{
+    uint32_t want = c->generated_count + more;
+    if (want <= c->generated_capacity) return true;
+    uint32_t capacity = c->generated_capacity ? c->generated_capacity * 2 : 64;
+    if (capacity < want) capacity = want;
+    uint32_t *p = mem_resize(c->generated, capacity, sizeof *p);
+    if (!p) return false;
+    c->generated = p;
+    c->generated_capacity = capacity;
+    return true;
+}
+
+static void note_first(struct choice *c, uint64_t now_ns)
+{
+    if (c->first_ns) return;
+    c->first_ns = now_ns;
+    c->timing.ttft = us_between(c->request->arrived_ns, now_ns);
+}
+
+/* How many of these tokens are known already; a token that differs from the one forwarded means that
+ * two attempts did not compute the same, which must never happen among equal numerics ids. */
+static uint32_t skip_known(struct router_core *core, const struct choice *c, uint32_t index,
+                           const struct token_info *tokens, uint32_t count)
+{
+    uint32_t known = 0;
+    for (; known < count && index + known < c->generated_count; known++) {
+        core->counts.duplicate_tokens++;
+        if (c->generated[index + known] == tokens[known].token) continue;
+        char id[ID128_TEXT];
+        id128_print(c->request->id, id);
+        core->counts.diverged++;
+        log_error("token_diverged", "request=%s choice=%u attempt=%u index=%u", id, c->index,
+                  c->attempt, index + known);
+    }
+    return known;
+}
+
+static void ask_resend(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    core->counts.gaps++;
+    if (c->gap_asked || !c->decode) return;
+    struct msg m = {.kind = MSG_RESEND, .resend = {choice_key(c), c->generated_count}};
+    registry_send(core, now_ns, c->decode->peer, &m);
+    c->gap_asked = true;
+}
+
+/* Forwards tokens[0 … count), the next in order; false: the choice has ended by it. */
+static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
+                   const struct token_info *tokens, uint32_t count)
+{
+    uint32_t index = c->generated_count, taken = 0;
+    bool stopped = false;
+    if (!grow_generated(c, count)) {
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_MEMORY, err_text());
+        return false;
+    }
+    buf_clear(&core->text);
+    while (taken < count && !stopped) {
+        const char *text;
+        size_t length;
+        c->generated[c->generated_count++] = tokens[taken].token;
+        if (c->stream && stream_push(c->stream, tokens[taken].token, &text, &length) == OK)
+            stopped = add_text(core, c, text, length);
+        taken++;
+    }
+    note_first(c, now_ns);
+    core->counts.generated_tokens += taken;
+    send_output(core, now_ns, c, index, tokens, taken);
+    if (!stopped) return true;
+    cancel_nodes(core, now_ns, c, "stop string");
+    choice_end(core, now_ns, c, FINISH_STOP, OK, "");
+    return false;
+}
+
+/* True: the choice goes on and everything up to here is forwarded. */
+static bool forward(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+                    const struct token_info *tokens, uint32_t count)
+{
+    c->progress_ns = now_ns;
+    if (index > c->generated_count) {
+        ask_resend(core, now_ns, c);
+        return false;
+    }
+    uint32_t known = skip_known(core, c, index, tokens, count);
+    if (known == count) return true;
+    uint32_t room = c->request->submit.tokens_max - c->generated_count;
+    if (count - known > room) { /* more than was asked for: a broken node */
+        c->failures++;
+        again(core, now_ns, c, "more tokens than asked for");
+        return false;
+    }
+    c->gap_asked = false;
+    if (!append(core, now_ns, c, tokens + known, count - known)) return false;
+    if (c->decode) hold_blocks(c);
+    return true;
+}
+
+void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
+                     const struct msg_first *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c || c->prefill != from) return;
+    release_window(core, c);
+    if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
+    trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
+    forward(core, now_ns, c, m->index, &m->token, 1);
+}
+
+static void finish_by_node(struct router_core *core, uint64_t now_ns, struct choice *c,
+                           enum finish finish)
+{
+    struct node *n = c->decode ? c->decode : c->prefill;
+    struct msg m = {.kind = MSG_FINISHED_ACK, .finished_ack = {choice_key(c)}};
+    if (n) registry_send(core, now_ns, n->peer, &m);
+    if (!c->decode) detach_prefill(core, c);
+    detach_decode(core, c);
+    choice_end(core, now_ns, c, finish, OK, "");
+}
+
+void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
+                   const struct token_run *run)
+{
+    struct choice *c = choice_at(core, run->key, from);
+    if (!c || c->decode != from) return;
+    if (c->state == CHOICE_PREFILLING) {
+        trail_add(c, now_ns, TRAIL_STREAM, c->decode_name);
+        enter(core, now_ns, c, CHOICE_DECODING);
+    }
+    if (c->state != CHOICE_DECODING) return;
+    from->generated_tokens += run->tokens_count;
+    if (!forward(core, now_ns, c, run->index, run->tokens, run->tokens_count)) return;
+    if (c->finish_pending && c->finish_count == c->generated_count)
+        finish_by_node(core, now_ns, c, c->finish);
+}
+
+void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *from,
+                        const struct msg_finished *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c || (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING)) return;
+    if (c->prefill == from && c->decode) return; /* D is the stream */
+    if (m->finish == FINISH_ERROR || m->finish == FINISH_NONE ||
+        m->tokens_count < c->generated_count ||
+        (m->tokens_count > c->generated_count && from != c->decode)) {
+        c->failures++;
+        again(core, now_ns, c, "an end that does not fit its tokens");
+        return;
+    }
+    if (m->cached_tokens > c->cached_tokens) c->cached_tokens = m->cached_tokens;
+    if (m->tokens_count > c->generated_count) {
+        c->finish_pending = true;
+        c->finish_count = m->tokens_count;
+        c->finish = m->finish;
+        ask_resend(core, now_ns, c);
+        return;
+    }
+    finish_by_node(core, now_ns, c, m->finish);
+}
+
+static void smooth(uint64_t *average, uint64_t value)
+{
+    *average = *average ? (*average * 7 + value) / 8 : value;
+}
+
+void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node *from,
+                         const struct msg_prefilled *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c || c->prefill != from || !c->prefill_told) return;
+    trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
+    c->progress_ns = now_ns;
+    c->timing.queue += m->queued_us;
+    c->timing.prefill = m->compute_us;
+    c->timing.transfer_tail = m->transfer_tail_us;
+    if (m->cached_tokens > c->cached_tokens) c->cached_tokens = m->cached_tokens;
+    from->prompt_tokens += c->request->prompt_count;
+    from->transfer_bytes += m->transfer_bytes;
+    snprintf(from->link, sizeof from->link, "%s", m->link);
+    if (m->transfer_bytes) smooth(&core->hand_over_ns, m->transfer_tail_us * 1000);
+    detach_prefill(core, c);
+}
+
+void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *from,
+                      const struct msg_failed *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c) return;
+    bool by_prefill = c->prefill == from;
+    trail_add(c, now_ns, TRAIL_FAILED, from->hello.name);
+    if (by_prefill && c->state != CHOICE_PREFILLING) {
+        detach_prefill(core, c);
+        return;
+    }
+    if (c->state == CHOICE_ENDED) return;
+    if (by_prefill)
+        detach_prefill(core, c); /* it has let go already */
+    else
+        detach_decode(core, c);
+    if (m->error == ERR_FULL) {
+        from->sched.full_until_ns = now_ns + ROUTER_FULL_NS;
+        again(core, now_ns, c, m->reason);
+    } else if (!m->retryable) {
+        cancel_nodes(core, now_ns, c, m->reason);
+        choice_end(core, now_ns, c, FINISH_ERROR, m->error, m->reason);
+    } else {
+        c->failures++;
+        again(core, now_ns, c, m->reason);
+    }
+}
+
+void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
+                    bool death, const char *why)
+{
+    bool by_prefill = c->prefill == node;
+    bool had_it = by_prefill ? c->prefill_told : c->state != CHOICE_RESERVING;
+    trail_add(c, now_ns, TRAIL_LOST, node->hello.name);
+    if (by_prefill)
+        detach_prefill(core, c);
+    else
+        detach_decode(core, c);
+    if (c->state == CHOICE_ENDED || (by_prefill && c->state == CHOICE_DECODING)) return;
+    if (death && had_it) c->deaths++;
+    if (!death) c->failures++;
+    again(core, now_ns, c, why);
+}
+
+void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    if (now_ns >= c->request->deadline_ns) {
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, "its deadline has passed");
+        return;
+    }
+    uint64_t quiet_ns = now_ns - c->progress_ns;
+    if (c->state == CHOICE_TOKENIZING || c->state == CHOICE_QUEUED) {
+        choice_end(core, now_ns, c, FINISH_ERROR, core->nodes_count ? ERR_FULL : ERR_PEER,
+                   core->nodes_count
+                       ? "no node had room for it in time"
+                       : "no node has joined: start tandem-prefill and tandem-decode");
+    } else if (c->state == CHOICE_RESERVING || quiet_ns >= core->config.stall_timeout_ns) {
+        c->failures++;
+        again(core, now_ns, c, "no word from the node in time");
+    } else {
+        uint64_t when_ns = c->progress_ns + core->config.stall_timeout_ns;
+        if (c->request->deadline_ns < when_ns) when_ns = c->request->deadline_ns;
+        heap_move(&core->timers, &c->timer, when_ns);
+    }
+}
+
+const char *choice_state_name(enum choice_state state)
+{
+    static const char *const names[CHOICE_STATES] = {"tokenizing", "queued",   "reserving",
+                                                     "prefilling", "decoding", "ended"};
+    return names[state];
+}
+
+const char *trail_name(enum trail_what what)
+{
+    static const char *const names[] = {"submitted", "queued", "reserve",   "reserved",
+                                        "prefill",   "first",  "prefilled", "stream",
+                                        "lost",      "failed", "ended"};
+    return names[what];
+}

@@ -1,0 +1,105 @@
+/* tandem-router: takes requests from clients and has them computed by prefill and decode nodes. */
+#include <stdio.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/settings.h"
+#include "router/shell.h"
+
+struct options {
+    const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline;
+    bool trusted_network, exact;
+    int disaggregate, log_level;
+    int64_t requests_max, history_max, deaths_max;
+    uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
+};
+
+static const struct setting rows[] = {
+    SETTING_STRING(struct options, name, "name", "r0", "name of this router in logs and status"),
+    SETTING_STRING(struct options, model, "model", NULL,
+                   "model directory, for its tokenizer; without it prompts must be token ids"),
+    SETTING_STRING(struct options, listen_clients, "listen-clients", "tcp://127.0.0.1:5700",
+                   "address for clients"),
+    SETTING_STRING(struct options, listen_nodes, "listen-nodes", "tcp://127.0.0.1:5701",
+                   "address for prefill and decode nodes"),
+    SETTING_STRING(struct options, listen_lifeline, "listen-lifeline", "127.0.0.1:0",
+                   "HOST:PORT for lifelines, whose end tells that a process died; port 0: any"),
+    SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
+                 "allow addresses beyond loopback: nothing is encrypted or authenticated"),
+    SETTING_CHOICE(struct options, disaggregate, "disaggregate", "auto|always|never", "auto",
+                   "prefill on a node of its own: when it pays, always, or never"),
+    SETTING_BOOL(struct options, exact, "exact", "true",
+                 "take only nodes whose results have the same bits (docs/numerics.md, G6)"),
+    SETTING_INT(struct options, requests_max, "requests-max", "4096", 1, 1000000,
+                "requests in the system at once; beyond it they are refused at the door"),
+    SETTING_SIZE(struct options, queued_tokens_max, "queued-tokens-max", "4M", 1, 1e12,
+                 "prompt tokens that may wait; beyond it requests are refused at the door"),
+    SETTING_INT(struct options, history_max, "history-max", "1024", 1, 1000000,
+                "ended requests remembered for explain"),
+    SETTING_INT(struct options, deaths_max, "deaths-max", "3", 1, 100,
+                "a request under which so many nodes died ends with an error"),
+    SETTING_DURATION(struct options, queue_timeout_ns, "queue-timeout", "60s", NS_PER_MS,
+                     3600 * NS_PER_S, "a request that no node could take in this time fails"),
+    SETTING_DURATION(struct options, stall_timeout_ns, "stall-timeout", "120s", NS_PER_MS,
+                     3600 * NS_PER_S, "a request that nobody spoke of for so long is tried again"),
+    SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
+                     "time between signs of life"),
+    SETTING_DURATION(struct options, dead_ns, "dead-after", "3s", NS_PER_MS, 600 * NS_PER_S,
+                     "a peer that was silent for so long is dead"),
+    SETTING_DURATION(struct options, hung_ns, "hung-after", "10s", NS_PER_MS, 3600 * NS_PER_S,
+                     "a node that is busy without progress for so long is dead"),
+    SETTING_CHOICE(struct options, log_level, "log-level", "debug|info|warn|error|off", "info",
+                   "lowest level of the lines on stderr"),
+};
+
+static struct router_options shell_options(const struct options *o)
+{
+    struct router_options s = {.name = o->name,
+                               .model_dir = o->model,
+                               .listen_clients = o->listen_clients,
+                               .listen_nodes = o->listen_nodes,
+                               .listen_lifeline = o->listen_lifeline,
+                               .trusted_network = o->trusted_network,
+                               .config = ROUTER_CONFIG_DEFAULT};
+    s.config.disaggregate = (enum disaggregate)o->disaggregate;
+    s.config.exact = o->exact;
+    s.config.requests_max = (uint32_t)o->requests_max;
+    s.config.queued_tokens_max = o->queued_tokens_max;
+    s.config.history_max = (uint32_t)o->history_max;
+    s.config.deaths_max = (uint32_t)o->deaths_max;
+    s.config.queue_timeout_ns = o->queue_timeout_ns;
+    s.config.stall_timeout_ns = o->stall_timeout_ns;
+    s.config.hung_ns = o->hung_ns;
+    s.config.session.heartbeat_ns = o->heartbeat_ns;
+    s.config.session.dead_ns = o->dead_ns;
+    return s;
+}
+
+int main(int argc, char **argv)
+{
+    struct options o;
+    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
+    const struct settings_program program = {
+        .name = "tandem-router",
+        .about = "Takes requests from clients and has them computed by prefill and decode nodes.",
+        .section = "router",
+        .tables = tables,
+        .tables_count = COUNT_OF(tables)};
+    struct settings settings;
+    struct router_shell *shell = NULL;
+    int status;
+    if (!settings_main(&settings, &program, argc, argv, &status)) return status;
+    log_setup((enum log_level)o.log_level, o.name);
+    struct router_options options = shell_options(&o);
+    enum err e = router_shell_open(&shell, &options);
+    if (e == OK) {
+        printf("ready clients=%s nodes=%s\n", router_shell_clients(shell),
+               router_shell_nodes(shell));
+        fflush(stdout);
+        e = router_shell_run(shell);
+    }
+    if (e != OK) fprintf(stderr, "tandem-router: %s\n", err_text());
+    router_shell_close(shell);
+    settings_fini(&settings);
+    return e == OK ? 0 : 1;
+}

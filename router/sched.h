@@ -1,0 +1,69 @@
+/* sched: which queued choice goes next and to which pair of nodes: pure functions over facts.
+ *
+ *     uint64_t key = sched_queue_key(arrived_ns, priority);        // smaller goes first
+ *     struct sched_pair pair;
+ *     switch (sched_pick_pair(nodes, nodes_count, &job, &rules, now_ns, &pair)) {
+ *     case SCHED_PICKED: ... pair.prefill, pair.decode, pair.local ...
+ *
+ * Rules: no clock, no state, no allocation; ties break by the lower index, so a replay decides the same. */
+#ifndef TANDEM_ROUTER_SCHED_H
+#define TANDEM_ROUTER_SCHED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/msg.h"
+#include "router/core.h"
+
+/* One node as the scheduler sees it. Sums are the router's own of what it sent there; what other
+ * routers did shows in `blocks_free` of the node's last heartbeat. */
+struct sched_node {
+    enum role role;
+    bool open; /* its session is up and it is not draining */
+    uint32_t window_tokens,
+        outstanding_tokens; /* P: wanted at once, and sent and not yet computed */
+    uint32_t token_ns;      /* smoothed prefill time per token; 0: not known */
+    uint32_t blocks_total;
+    uint32_t blocks_used; /* D: by this router's choices, to the next block */
+    uint32_t blocks_free; /* D: free or cached, at the last heartbeat */
+    uint32_t running, sequences_max;
+    uint64_t full_until_ns; /* D refused a reservation: not asked again before */
+};
+
+struct sched_job {
+    uint32_t tokens; /* prompt and forwarded ones: all that must be computed */
+    uint32_t blocks; /* a decode node must have: for tokens and one more */
+    bool prefill_only;
+};
+
+struct sched_rules {
+    enum disaggregate disaggregate;
+    uint64_t hand_over_ns; /* what a transfer adds to the first decoded token, smoothed */
+};
+
+enum { SCHED_NODE_NONE = UINT32_MAX };
+struct sched_pair {
+    uint32_t prefill, decode; /* indices, SCHED_NODE_NONE: not needed */
+    bool local;               /* the decode node prefills it itself */
+};
+
+enum sched_answer {
+    SCHED_PICKED,
+    SCHED_NO_NODES,   /* a role that it needs is not in the cluster */
+    SCHED_NO_PREFILL, /* no prefill node's window is open */
+    SCHED_NO_DECODE,  /* no decode node has the memory now */
+};
+
+/* Ageing is in the key: a priority level is worth SCHED_LEVEL_NS of waiting, so nobody waits for ever. */
+#define SCHED_LEVEL_NS 1000000000ull
+enum { SCHED_PRIORITY_MAX = 1000 };
+uint64_t sched_queue_key(uint64_t arrived_ns, int32_t priority);
+
+/* P: the open window with the least work in time, D: the room with the fewest sequences, then the most
+ * free blocks. Local, if there is no prefill node, or by the rules: when computing the prompt on D would
+ * cost it and its running streams less than the hand-over costs this request. */
+enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
+                                  const struct sched_job *job, const struct sched_rules *rules,
+                                  uint64_t now_ns, struct sched_pair *pair);
+
+#endif

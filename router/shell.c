@@ -1,0 +1,232 @@
+#include "router/shell.h"
+
+#include <signal.h>
+#include <string.h>
+
+#include "common/address.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "proto/channel.h"
+#include "router/text_worker.h"
+
+enum { TEXT_QUEUE_MAX = 4096 };
+
+struct router_shell {
+    struct router_core *core;
+    struct loop *loop;
+    struct channel *clients, *nodes;
+    struct lifeline_server *lifelines;
+    struct loop_timer *timer;
+    struct tokenizer *tokenizer;
+    struct text_worker *text;
+    struct loop_watch *text_watch;
+    uint32_t signals_count;
+    bool left;
+};
+
+/* ---- what the core wants ---- */
+
+static void out_send(void *ctx, struct peer peer, const struct msg *m)
+{
+    struct router_shell *s = ctx;
+    enum err e = channel_send(s->nodes, peer, m);
+    if (e == ERR_PEER) e = channel_send(s->clients, peer, m);
+    if (e != OK)
+        log_debug("send_failed", "kind=%s peer=%u error=%s", msg_kind_name(m->kind), peer.v,
+                  err_name(e));
+}
+
+static void out_wake_at(void *ctx, uint64_t when_ns)
+{
+    struct router_shell *s = ctx;
+    loop_timer_set(s->timer, when_ns);
+}
+
+static void out_lifeline_expect(void *ctx, struct peer peer, struct id128 key)
+{
+    struct router_shell *s = ctx;
+    if (lifeline_expect(s->lifelines, key, peer) != OK)
+        log_warn("lifeline_not_expected", "peer=%u reason=\"%s\"", peer.v, err_text());
+}
+
+static void out_forget(void *ctx, struct peer peer)
+{
+    struct router_shell *s = ctx;
+    lifeline_forget(s->lifelines, peer);
+    channel_forget(s->nodes, peer);
+    channel_forget(s->clients, peer);
+}
+
+static enum err out_tokenize(void *ctx, struct id128 job, const char *text, uint32_t bytes)
+{
+    struct router_shell *s = ctx;
+    return text_worker_ask(s->text, job, text, bytes);
+}
+
+static void out_left(void *ctx)
+{
+    struct router_shell *s = ctx;
+    s->left = true;
+    loop_stop(s->loop);
+}
+
+/* ---- what comes in ---- */
+
+static void on_node_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
+{
+    struct router_shell *s = ctx;
+    if (m->kind == MSG_HELLO && m->hello.role == ROLE_CLIENT) {
+        log_warn("wrong_port", "a client said hello on the nodes' address");
+        return;
+    }
+    router_core_on_message(s->core, now_ns, peer, m);
+}
+
+static void on_client_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
+{
+    struct router_shell *s = ctx;
+    if (m->kind == MSG_HELLO && m->hello.role != ROLE_CLIENT) {
+        log_warn("wrong_port", "node %s said hello on the clients' address", m->hello.name);
+        return;
+    }
+    router_core_on_message(s->core, now_ns, peer, m);
+}
+
+static void on_lifeline(void *ctx, uint64_t now_ns, struct peer peer, bool up)
+{
+    struct router_shell *s = ctx;
+    router_core_on_lifeline(s->core, now_ns, peer, up);
+}
+
+static void on_timer(void *ctx, uint64_t now_ns)
+{
+    struct router_shell *s = ctx;
+    router_core_on_timer(s->core, now_ns);
+}
+
+static void on_text(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct router_shell *s = ctx;
+    struct text_answer a;
+    (void)events;
+    while (text_worker_answer(s->text, &a) == OK) {
+        router_core_on_tokens(s->core, now_ns, a.job, a.ids, a.ids_count, a.error, a.reason);
+        mem_free(a.ids);
+    }
+}
+
+static void on_signal(void *ctx, uint64_t now_ns, int number)
+{
+    struct router_shell *s = ctx;
+    (void)number;
+    if (s->signals_count++ > 0) {
+        log_warn("router_leaves", "reason=\"a second signal\"");
+        loop_stop(s->loop);
+        return;
+    }
+    router_core_drain(s->core, now_ns);
+    router_core_on_timer(s->core, now_ns);
+}
+
+/* ---- life ---- */
+
+static enum err open_sockets(struct router_shell *s, const struct router_options *o)
+{
+    enum err e;
+    static const struct channel_events node_events = {on_node_message};
+    static const struct channel_events client_events = {on_client_message};
+    const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline};
+    for (size_t i = 0; i < 3; i++)
+        if (!o->trusted_network && !address_is_loopback(addresses[i]))
+            return err_set(ERR_INVALID,
+                           "%s is beyond loopback, where anybody could submit and join: listen on "
+                           "127.0.0.1, or say --trusted-network if nobody else reaches it",
+                           addresses[i]);
+    if ((e = lifeline_listen(&s->lifelines, s->loop, o->listen_lifeline, on_lifeline, s)) != OK)
+        return e;
+    if ((e = channel_listen(&s->nodes, s->loop, o->listen_nodes, &node_events, s)) != OK) return e;
+    return channel_listen(&s->clients, s->loop, o->listen_clients, &client_events, s);
+}
+
+static enum err open_text(struct router_shell *s, const struct router_options *o)
+{
+    enum err e;
+    if (!o->model_dir) return OK;
+    if ((e = tokenizer_open(&s->tokenizer, o->model_dir)) != OK) return e;
+    if ((e = text_worker_start(&s->text, s->tokenizer, TEXT_QUEUE_MAX)) != OK) return e;
+    return loop_watch(s->loop, text_worker_fd(s->text), LOOP_READ, on_text, s, &s->text_watch);
+}
+
+static enum err open_core(struct router_shell *s, const struct router_options *o)
+{
+    enum err e;
+    struct id128 random;
+    struct router_config config = o->config;
+    const struct router_out out = {.ctx = s,
+                                   .send = out_send,
+                                   .wake_at = out_wake_at,
+                                   .lifeline_expect = out_lifeline_expect,
+                                   .forget = out_forget,
+                                   .tokenize = out_tokenize,
+                                   .left = out_left};
+    if ((e = id128_mint(&random)) != OK) return e;
+    config.name = o->name;
+    config.lifeline_address = lifeline_address(s->lifelines);
+    config.incarnation = random.hi | 1;
+    config.id_seed = random.lo;
+    config.tokenizer = s->tokenizer;
+    const char *slash = o->model_dir ? strrchr(o->model_dir, '/') : NULL;
+    config.model_name = slash ? slash + 1 : o->model_dir;
+    return router_core_new(&s->core, &config, &out);
+}
+
+enum err router_shell_open(struct router_shell **shell, const struct router_options *options)
+{
+    enum err e;
+    struct router_shell *s = mem_new(sizeof *s);
+    if (!s) return ERR_MEMORY;
+    if ((e = loop_new(&s->loop)) != OK) goto fail;
+    if ((e = loop_timer_new(s->loop, on_timer, s, &s->timer)) != OK) goto fail;
+    if ((e = open_text(s, options)) != OK) goto fail;
+    if ((e = open_sockets(s, options)) != OK) goto fail;
+    if ((e = open_core(s, options)) != OK) goto fail;
+    if ((e = loop_signal(s->loop, SIGTERM, on_signal, s)) != OK) goto fail;
+    if ((e = loop_signal(s->loop, SIGINT, on_signal, s)) != OK) goto fail;
+    *shell = s;
+    return OK;
+fail:
+    router_shell_close(s);
+    return e;
+}
+
+const char *router_shell_clients(const struct router_shell *s)
+{
+    return channel_address(s->clients);
+}
+
+const char *router_shell_nodes(const struct router_shell *s)
+{
+    return channel_address(s->nodes);
+}
+
+enum err router_shell_run(struct router_shell *s)
+{
+    loop_run(s->loop);
+    return s->left ? OK : err_set(ERR_CANCELLED, "stopped before all requests had ended");
+}
+
+void router_shell_close(struct router_shell *s)
+{
+    if (!s) return;
+    loop_watch_free(s->text_watch);
+    text_worker_stop(s->text);
+    channel_close(s->clients);
+    channel_close(s->nodes);
+    lifeline_close(s->lifelines);
+    router_core_free(s->core);
+    loop_timer_free(s->timer);
+    loop_free(s->loop);
+    tokenizer_close(s->tokenizer);
+    mem_free(s);
+}

@@ -1,0 +1,234 @@
+/* state: the structs behind router_core, shared by the router's own files.
+ *
+ * Ownership: the core owns peers (by number), nodes and clients (by their peer), requests (by id) and
+ * their choices. A choice names its nodes by pointer while it is attached to them; a node that goes
+ * detaches all of its choices first. A request that has ended stays for explain until the history is
+ * full. */
+#ifndef TANDEM_ROUTER_STATE_H
+#define TANDEM_ROUTER_STATE_H
+
+#include "common/heap.h"
+#include "common/list.h"
+#include "common/map.h"
+#include "common/mem.h"
+#include "router/core.h"
+#include "router/sched.h"
+#include "text/stop.h"
+#include "text/stream.h"
+
+enum {
+    ROUTER_NODES_MAX = 1024,
+    ROUTER_TRAIL_MAX = 24,
+    ROUTER_FAILURES_MAX =
+        16,                 /* attempts of a choice that nodes failed for other reasons than room */
+    ROUTER_BYPASS_MAX = 32, /* how many that do not fit are passed over in one go */
+};
+#define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
+
+struct node {
+    struct peer peer;
+    uint32_t index; /* in core->nodes */
+    struct msg_hello hello;
+    struct arena arena; /* of hello's strings and arrays */
+    struct sched_node sched;
+    struct node_load load;
+    bool draining;
+    uint64_t joined_ns;
+    struct list_link choices_prefill, choices_decode; /* choice.at_prefill, .at_decode */
+    uint32_t live_count;                              /* keys that it and we should both know */
+    uint64_t live_hash;
+    uint64_t mismatch_ns; /* since when its heartbeat says otherwise; 0: it agrees */
+    uint64_t live_asked_ns;
+    bool busy;
+    uint64_t progress, progress_ns;
+    uint64_t prompt_tokens, generated_tokens, transfer_bytes;
+    char link[16]; /* last seen on a transfer from here */
+};
+
+struct client {
+    struct peer peer;
+    struct list_link requests; /* request.of_client */
+};
+
+enum peer_kind { PEER_UNKNOWN, PEER_NODE, PEER_CLIENT };
+struct peer_entry {
+    struct peer peer;
+    struct session session;
+    enum peer_kind kind;
+    struct node *node;
+    struct client *client;
+};
+
+enum choice_state {
+    CHOICE_TOKENIZING, /* the prompt's ids are being made */
+    CHOICE_QUEUED,     /* waits for a pair; nobody else knows of it */
+    CHOICE_RESERVING,  /* D was asked for blocks */
+    CHOICE_PREFILLING, /* P computes, D waits for KV */
+    CHOICE_DECODING,   /* D's stream comes */
+    CHOICE_ENDED,      /* DONE was sent; P may still have to say PREFILLED */
+    CHOICE_STATES
+};
+
+enum trail_what {
+    TRAIL_SUBMITTED,
+    TRAIL_QUEUED,
+    TRAIL_RESERVE,
+    TRAIL_RESERVED,
+    TRAIL_PREFILL,
+    TRAIL_FIRST,
+    TRAIL_PREFILLED,
+    TRAIL_STREAM,
+    TRAIL_LOST,
+    TRAIL_FAILED,
+    TRAIL_ENDED
+};
+struct trail {
+    uint64_t at_ns;
+    enum trail_what what;
+    uint32_t attempt;
+    char node[MSG_NAME_MAX + 1];
+};
+
+struct request;
+struct choice {
+    struct request *request;
+    uint32_t index;
+    enum choice_state state;
+    uint32_t attempt;
+    struct heap_entry queue; /* core->queue: by sched_queue_key */
+    struct heap_entry timer; /* core->timers: the state's deadline */
+    uint64_t state_ns, progress_ns;
+
+    struct node *prefill, *decode; /* attached: NULL once it has let go */
+    struct list_link at_prefill, at_decode;
+    bool prefill_told;                 /* PREFILL was sent, so it is in the node's live set */
+    uint32_t window_held, blocks_held; /* what it adds to its nodes' sched sums */
+    struct id128 ticket;
+    bool local, gap_asked;
+    bool finish_pending; /* FINISHED came before its tokens */
+    uint32_t finish_count;
+
+    uint32_t *generated; /* forwarded to the client, in order */
+    uint32_t generated_count, generated_capacity;
+    struct stream *stream; /* NULL: no text wanted */
+    struct stop *stop;
+
+    uint32_t deaths, lone_deaths, failures;
+    enum finish finish;
+    enum err error;
+    char reason[MSG_TEXT_MAX];
+    char prefill_name[MSG_NAME_MAX + 1], decode_name[MSG_NAME_MAX + 1];
+    uint32_t cached_tokens;
+    struct request_timing timing;
+    uint64_t picked_ns, first_ns, ended_ns;
+    struct trail trail[ROUTER_TRAIL_MAX];
+    uint32_t trail_count;
+};
+
+struct request {
+    struct id128 id;
+    struct client *client; /* NULL: gone */
+    struct list_link of_client;
+    struct list_link history; /* once ended */
+    struct arena arena;       /* of everything below that is not fixed */
+    struct msg_submit submit; /* copied; text is dropped once there are ids */
+    uint64_t arrived_ns, deadline_ns;
+    uint64_t tenant_salt;
+    bool checked; /* against the cluster's vocabulary and context */
+    uint32_t prompt_count;
+    struct choice *choice;
+    uint32_t choices_count, choices_ended;
+};
+
+/* What all nodes must share; taken from the first that joins an empty cluster. */
+struct cluster {
+    bool known;
+    struct id128 fingerprint;
+    uint64_t numerics_id;
+    struct kv_geometry geometry;
+    uint32_t vocab, context_max;
+    uint32_t eos[JOB_STOP_IDS_MAX];
+    uint32_t eos_count;
+};
+
+struct waiting_query { /* a DRAIN that is answered when it is done */
+    struct peer peer;
+    uint64_t ref;
+    char node[MSG_NAME_MAX + 1];
+    struct list_link link;
+};
+
+struct router_core {
+    struct router_config config;
+    struct router_out out;
+    struct map peers;    /* by number: struct peer_entry */
+    struct map requests; /* by id: live and remembered ones */
+    struct node *nodes[ROUTER_NODES_MAX];
+    const struct sched_node *sched[ROUTER_NODES_MAX];
+    uint32_t nodes_count;
+    struct cluster cluster;
+    struct heap queue, timers;
+    uint64_t queued_tokens;
+    uint32_t queued_retries;
+    struct list_link history;
+    uint32_t history_count;
+    struct list_link queries;
+    uint64_t ids_minted, epochs;
+    uint64_t hand_over_ns;
+    uint64_t retry_ns; /* when a full node may be asked again */
+    uint64_t woken_ns; /* what out.wake_at was told */
+    bool dispatch_wanted, draining, left;
+    struct buf text; /* of the OUTPUT that is being made */
+    struct router_counts counts;
+};
+
+/* registry.c: peers, sessions, nodes */
+struct peer_entry *registry_find(struct router_core *core, struct peer peer);
+void registry_on_hello(struct router_core *core, uint64_t now_ns, struct peer_entry *entry,
+                       const struct msg *m);
+void registry_end(struct router_core *core, uint64_t now_ns, struct peer_entry *entry,
+                  const char *reason);
+uint64_t registry_on_timer(struct router_core *core, uint64_t now_ns); /* the next time it wants */
+void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *node,
+                           const struct msg_heartbeat *beat);
+void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
+                      const struct msg_live *live);
+void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node *node);
+/* Sends with the peer's session in the envelope; silently not, if that session is not up. */
+void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
+
+/* submit.c: requests come in */
+void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
+                       const struct msg_submit *submit);
+void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
+                      const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
+void request_free(struct router_core *core, struct request *r);
+
+/* choice.c: the state machine of a choice; every function may end it */
+void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c);
+void choice_dispatch(struct router_core *core, uint64_t now_ns); /* as many as find a pair */
+void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *from,
+                        const struct msg_reserved *m);
+void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
+                     const struct msg_first *m);
+void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node *from,
+                         const struct msg_prefilled *m);
+void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
+                   const struct token_run *run);
+void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *from,
+                        const struct msg_finished *m);
+void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *from,
+                      const struct msg_failed *m);
+/* The node is gone; `death`: it died, rather than forgot this one choice. */
+void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
+                    bool death, const char *why);
+void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c);
+/* Ends it: tells the nodes to let go, tells the client. */
+void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
+                enum err error, const char *reason);
+struct choice *choice_find(struct router_core *core, struct job_key key);
+struct job_key choice_key(const struct choice *c);
+const char *choice_state_name(enum choice_state state);
+const char *trail_name(enum trail_what what);
+
+#endif

@@ -1,0 +1,129 @@
+/* status: what `tandem status --json` and `tandem explain --json` show, built with jansson. */
+#include <jansson.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "router/state.h"
+
+static enum err dump(json_t *root, struct buf *out)
+{
+    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    json_decref(root);
+    if (!text) return err_set(ERR_MEMORY, "out of memory for the answer");
+    enum err e = buf_add_string(out, text);
+    free(text);
+    return e;
+}
+
+static const char *role_name(enum role role)
+{
+    return role == ROLE_PREFILL ? "prefill" : "decode";
+}
+
+static json_t *node_json(const struct node *n)
+{
+    const struct node_load *l = &n->load;
+    json_t *blocks =
+        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "total", (json_int_t)l->blocks_total, "free",
+                  (json_int_t)l->blocks_free, "reserved", (json_int_t)l->blocks_reserved, "active",
+                  (json_int_t)l->blocks_active, "cached", (json_int_t)l->blocks_cached, "transfer",
+                  (json_int_t)l->blocks_transfer);
+    json_t *load = json_pack(
+        "{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "running", (json_int_t)l->running, "waiting",
+        (json_int_t)l->waiting, "waiting_tokens", (json_int_t)l->waiting_tokens, "step_us",
+        (json_int_t)l->step_us, "prefill_ns_per_token", (json_int_t)l->token_ns, "prompt_tokens",
+        (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens);
+    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o}", "name", n->hello.name, "role",
+                     role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
+                     (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,
+                     "blocks", blocks, "load", load);
+}
+
+static json_t *links_json(const struct router_core *core)
+{
+    json_t *links = json_array();
+    for (uint32_t i = 0; i < core->nodes_count; i++) {
+        const struct node *n = core->nodes[i];
+        if (n->hello.role != ROLE_PREFILL || !n->link[0]) continue;
+        json_array_append_new(links, json_pack("{s:s,s:s,s:I}", "from", n->hello.name, "kind",
+                                               n->link, "bytes", (json_int_t)n->transfer_bytes));
+    }
+    return links;
+}
+
+enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
+{
+    struct router_counts c;
+    router_core_counts(core, &c);
+    (void)now_ns;
+    json_t *router = json_pack(
+        "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
+        core->config.name, "state", core->draining ? "draining" : "up", "model",
+        core->config.model_name ? core->config.model_name : "", "clients", (json_int_t)c.clients,
+        "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "accepted",
+        (json_int_t)c.accepted, "rejected", (json_int_t)c.rejected, "done", (json_int_t)c.done,
+        "failed", (json_int_t)c.failed, "cancelled", (json_int_t)c.cancelled, "retries",
+        (json_int_t)c.retries, "node_deaths", (json_int_t)c.node_deaths, "prompt_tokens",
+        (json_int_t)c.prompt_tokens, "generated_tokens", (json_int_t)c.generated_tokens,
+        "stale_messages", (json_int_t)c.stale_messages, "diverged", (json_int_t)c.diverged);
+    json_t *nodes = json_array();
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        json_array_append_new(nodes, node_json(core->nodes[i]));
+    return dump(
+        json_pack("{s:o,s:o,s:o}", "router", router, "nodes", nodes, "links", links_json(core)),
+        out);
+}
+
+static double ms(uint64_t us)
+{
+    return (double)us / 1000.0;
+}
+
+static json_t *trail_json(const struct choice *c)
+{
+    json_t *trail = json_array();
+    for (uint32_t i = 0; i < c->trail_count; i++) {
+        const struct trail *t = &c->trail[i];
+        uint64_t at_us = (t->at_ns - c->request->arrived_ns) / NS_PER_US;
+        json_array_append_new(trail, json_pack("{s:f,s:s,s:s,s:I}", "at_ms", ms(at_us), "event",
+                                               trail_name(t->what), "node", t->node, "attempt",
+                                               (json_int_t)t->attempt));
+    }
+    return trail;
+}
+
+static const char *finish_name(const struct choice *c)
+{
+    static const char *const names[] = {"", "stop", "length", "cancelled", "error"};
+    return c->state == CHOICE_ENDED ? names[c->finish] : "";
+}
+
+static json_t *choice_json(const struct choice *c)
+{
+    const struct request_timing *t = &c->timing;
+    json_t *timing = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "queue", ms(t->queue), "prefill",
+                               ms(t->prefill), "transfer_tail", ms(t->transfer_tail), "ttft",
+                               ms(t->ttft), "decode", ms(t->decode), "total", ms(t->total));
+    return json_pack("{s:I,s:s,s:s,s:s,s:I,s:I,s:I,s:{s:s,s:s},s:o,s:o}", "choice",
+                     (json_int_t)c->index, "state", choice_state_name(c->state), "finish_reason",
+                     finish_name(c), "reason", c->reason, "attempts", (json_int_t)(c->attempt + 1),
+                     "completion_tokens", (json_int_t)c->generated_count, "cached_tokens",
+                     (json_int_t)c->cached_tokens, "nodes", "prefill", c->prefill_name, "decode",
+                     c->decode_name, "timing_ms", timing, "events", trail_json(c));
+}
+
+enum err router_core_explain(const struct router_core *core, struct id128 request, struct buf *out)
+{
+    char id[ID128_TEXT];
+    id128_print(request, id);
+    const struct request *r = map_get(&core->requests, request);
+    if (!r)
+        return err_set(ERR_NOT_FOUND, "no request %s is running or among the last %u ended", id,
+                       core->config.history_max);
+    json_t *choices = json_array();
+    for (uint32_t i = 0; i < r->choices_count; i++)
+        json_array_append_new(choices, choice_json(&r->choice[i]));
+    return dump(json_pack("{s:s,s:I,s:o}", "id", id, "prompt_tokens", (json_int_t)r->prompt_count,
+                          "choices", choices),
+                out);
+}

@@ -1,0 +1,306 @@
+/* submit: a request's way in: checked against limits, answered at the door, made into choices. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "common/rng.h"
+#include "router/state.h"
+
+static uint32_t clamp_u32(uint64_t v, uint32_t low, uint32_t high)
+{
+    return v < low ? low : v > high ? high : (uint32_t)v;
+}
+
+/* When to come again: the time that the prefill nodes need for what is queued. */
+static uint32_t retry_ms(const struct router_core *core)
+{
+    uint64_t token_ns = 0, nodes = 0;
+    for (uint32_t i = 0; i < core->nodes_count; i++) {
+        if (core->sched[i]->role != ROLE_PREFILL || !core->sched[i]->open) continue;
+        token_ns += core->sched[i]->token_ns;
+        nodes++;
+    }
+    if (!nodes) return 1000;
+    return clamp_u32(core->queued_tokens * token_ns / (nodes * nodes) / NS_PER_MS, 100, 10000);
+}
+
+static void reject(struct router_core *core, uint64_t now_ns, const struct client *client,
+                   uint64_t ref, enum err error, const char *reason)
+{
+    struct msg m = {.kind = MSG_REJECTED,
+                    .rejected = {.ref = ref,
+                                 .error = error,
+                                 .reason = reason,
+                                 .retry_ms = error == ERR_FULL ? retry_ms(core) : 0}};
+    core->counts.rejected++;
+    registry_send(core, now_ns, client->peer, &m);
+}
+
+/* Overload is answered here, before any work is done. */
+static enum err check_door(const struct router_core *core, const struct msg_submit *s)
+{
+    const struct router_config *config = &core->config;
+    if (core->draining) return err_set(ERR_FULL, "the router is draining: ask another one");
+    if (core->counts.requests_live >= config->requests_max)
+        return err_set(ERR_FULL, "%u requests are in the system, at most %u",
+                       core->counts.requests_live, config->requests_max);
+    if (core->queued_tokens > config->queued_tokens_max)
+        return err_set(ERR_FULL, "%llu prompt tokens are waiting, at most %llu",
+                       (unsigned long long)core->queued_tokens,
+                       (unsigned long long)config->queued_tokens_max);
+    if (core->queued_retries > config->requests_max / 4)
+        return err_set(ERR_FULL, "%u requests wait to be tried again", core->queued_retries);
+    if (s->choices == 0 || s->choices > JOB_CHOICES_MAX)
+        return err_set(ERR_INVALID, "n is %u, allowed is 1 to %d", s->choices, JOB_CHOICES_MAX);
+    if ((s->text != NULL) == (s->tokens != NULL))
+        return err_set(ERR_INVALID, "give the prompt as text or as token ids, one of the two");
+    bool needs_text = s->text || s->want_text || s->stop_count > 0;
+    if (needs_text && !core->config.tokenizer)
+        return err_set(ERR_UNSUPPORTED,
+                       "this router has no tokenizer: give token ids, or start it with --model");
+    if (s->received_count > 0 && s->choices != 1)
+        return err_set(ERR_INVALID, "only a request of one choice can be resumed");
+    if (s->received_count > 0 && s->received_count >= s->tokens_max)
+        return err_set(ERR_INVALID, "%u tokens were received of at most %u: nothing is left to do",
+                       s->received_count, s->tokens_max);
+    return OK;
+}
+
+/* Values that do not depend on the prompt's ids; with them, once they are there. */
+static enum err check_values(const struct router_core *core, const struct request *r)
+{
+    const struct msg_submit *s = &r->submit;
+    static const uint32_t some_token[1] = {0};
+    struct job job = {.key = {r->id, 0, 0},
+                      .prompt = s->tokens ? s->tokens : some_token,
+                      .prompt_count = s->tokens ? s->tokens_count : 1,
+                      .forwarded = s->received,
+                      .forwarded_count = s->received_count,
+                      .tokens_max = s->tokens_max,
+                      .tokens_min = s->tokens_min,
+                      .stop_ids = s->stop_ids,
+                      .stop_ids_count = s->stop_ids_count,
+                      .sampling = s->sampling};
+    if (!core->cluster.known) return job_check(&job, UINT32_MAX, UINT32_MAX);
+    return job_check(&job, core->cluster.vocab, core->cluster.context_max);
+}
+
+/* What the client has already goes through the stream, so that text goes on where it stopped. */
+static enum err replay_text(struct choice *c)
+{
+    enum err e;
+    const char *text;
+    size_t length;
+    struct stop_shown shown;
+    for (uint32_t i = 0; c->stream && i < c->generated_count; i++) {
+        if ((e = stream_push(c->stream, c->generated[i], &text, &length)) != OK) return e;
+        if (c->stop && (e = stop_push(c->stop, text, length, &shown)) != OK) return e;
+    }
+    return OK;
+}
+
+static enum err make_text(const struct router_core *core, struct choice *c)
+{
+    enum err e;
+    const struct msg_submit *s = &c->request->submit;
+    struct stop_string strings[JOB_STOP_STRINGS_MAX];
+    if (!s->want_text && s->stop_count == 0) return OK;
+    unsigned flags = STREAM_CONTINUES | (s->echo_special ? 0 : STREAM_SKIP_SPECIAL);
+    if ((e = stream_new(&c->stream, core->config.tokenizer, flags)) != OK) return e;
+    if (s->stop_count > JOB_STOP_STRINGS_MAX)
+        return err_set(ERR_INVALID, "%u stop strings, at most %d", s->stop_count,
+                       JOB_STOP_STRINGS_MAX);
+    for (uint32_t i = 0; i < s->stop_count; i++)
+        strings[i] = (struct stop_string){s->stop[i], strlen(s->stop[i])};
+    if (s->stop_count > 0 && (e = stop_new(&c->stop, strings, s->stop_count)) != OK) return e;
+    return replay_text(c);
+}
+
+static enum err make_choice(const struct router_core *core, struct request *r, uint32_t index)
+{
+    const struct msg_submit *s = &r->submit;
+    struct choice *c = &r->choice[index];
+    c->request = r;
+    c->index = index;
+    c->attempt = s->attempt;
+    c->state = CHOICE_TOKENIZING;
+    list_init(&c->at_prefill);
+    list_init(&c->at_decode);
+    if (s->received_count > 0) {
+        c->generated = mem_array(s->received_count, sizeof *c->generated);
+        if (!c->generated) return ERR_MEMORY;
+        memcpy(c->generated, s->received, s->received_count * sizeof *c->generated);
+        c->generated_count = c->generated_capacity = s->received_count;
+    }
+    return make_text(core, c);
+}
+
+void request_free(struct router_core *core, struct request *r)
+{
+    if (map_get(&core->requests, r->id) == r) map_remove(&core->requests, r->id);
+    list_remove(&r->history);
+    list_remove(&r->of_client);
+    for (uint32_t i = 0; i < r->choices_count; i++) {
+        struct choice *c = &r->choice[i];
+        heap_remove(&core->queue, &c->queue);
+        heap_remove(&core->timers, &c->timer);
+        stream_free(c->stream);
+        stop_free(c->stop);
+        mem_free(c->generated);
+    }
+    mem_free(r->choice);
+    arena_fini(&r->arena);
+    mem_free(r);
+}
+
+static uint64_t draw(struct router_core *core, uint32_t stream)
+{
+    struct rng_block b = rng_draw(core->config.id_seed, stream, core->ids_minted++);
+    return (uint64_t)b.word[0] << 32 | b.word[1];
+}
+
+static void name_request(struct router_core *core, struct request *r)
+{
+    r->id = r->submit.id;
+    while (id128_is_none(r->id))
+        r->id = (struct id128){draw(core, 1), draw(core, 2)};
+    if (!r->submit.seed_given) r->submit.sampling.seed = draw(core, 3);
+    if (r->submit.tenant && r->submit.tenant[0])
+        r->tenant_salt = hash64(r->submit.tenant, strlen(r->submit.tenant));
+}
+
+/* A resumed request may find its earlier life here: an ended one is forgotten, a running one gives way
+ * to a higher attempt. */
+static enum err make_way(struct router_core *core, uint64_t now_ns, const struct msg_submit *s)
+{
+    struct request *old = map_get(&core->requests, s->id);
+    if (!old) return OK;
+    if (old->choices_ended < old->choices_count) {
+        if (s->attempt <= old->choice[0].attempt)
+            return err_set(ERR_DUPLICATE, "a request of this id is running: wait for it, or resume "
+                                          "it with a higher attempt");
+        for (uint32_t i = 0; i < old->choices_count; i++)
+            choice_end(core, now_ns, &old->choice[i], FINISH_CANCELLED, ERR_CANCELLED,
+                       "resumed by another submission");
+    }
+    old = map_get(&core->requests, s->id);
+    if (!old) return OK;
+    core->history_count--;
+    request_free(core, old);
+    return OK;
+}
+
+static enum err make_request(struct router_core *core, uint64_t now_ns,
+                             const struct msg_submit *submit, struct request **out)
+{
+    enum err e;
+    struct msg from = {.kind = MSG_SUBMIT, .submit = *submit}, copy;
+    struct request *r = mem_new(sizeof *r);
+    if (!r) return ERR_MEMORY;
+    list_init(&r->of_client);
+    list_init(&r->history);
+    if ((e = msg_copy(&from, &r->arena, &copy)) != OK) goto fail;
+    r->submit = copy.submit;
+    r->arrived_ns = now_ns;
+    r->deadline_ns = submit->deadline_ms ? now_ns + submit->deadline_ms * NS_PER_MS : TIME_NEVER;
+    name_request(core, r);
+    if ((e = check_values(core, r)) != OK) goto fail;
+    if (!(r->choice = mem_array(submit->choices, sizeof *r->choice))) goto no_memory;
+    for (; r->choices_count < submit->choices; r->choices_count++)
+        if ((e = make_choice(core, r, r->choices_count)) != OK) {
+            r->choices_count++; /* free what it has */
+            goto fail;
+        }
+    size_t choices = core->counts.choices_live + submit->choices;
+    if ((e = heap_reserve(&core->queue, choices)) != OK) goto fail;
+    if ((e = heap_reserve(&core->timers, choices)) != OK) goto fail;
+    if ((e = map_put(&core->requests, r->id, r)) != OK) goto fail;
+    *out = r;
+    return OK;
+no_memory:
+    e = ERR_MEMORY;
+fail:
+    request_free(core, r);
+    return e;
+}
+
+static void drop_live(struct router_core *core, struct request *r)
+{
+    core->counts.requests_live--;
+    core->counts.choices_live -= r->choices_count;
+    request_free(core, r);
+}
+
+/* The ids are there: the last checks, then it is accepted and waits in the queue. */
+static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
+{
+    struct client *client = r->client;
+    r->prompt_count = r->submit.tokens_count;
+    if (check_values(core, r) != OK) {
+        reject(core, now_ns, client, r->submit.ref, ERR_INVALID, err_text());
+        drop_live(core, r);
+        return;
+    }
+    r->checked = core->cluster.known;
+    struct msg m = {.kind = MSG_ACCEPTED,
+                    .accepted = {.ref = r->submit.ref,
+                                 .id = r->id,
+                                 .seed = r->submit.sampling.seed,
+                                 .prompt_tokens = r->prompt_count}};
+    core->counts.accepted++;
+    core->counts.prompt_tokens += r->prompt_count;
+    registry_send(core, now_ns, client->peer, &m);
+    for (uint32_t i = 0; i < r->choices_count; i++)
+        choice_enqueue(core, now_ns, &r->choice[i]);
+}
+
+void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
+                       const struct msg_submit *submit)
+{
+    enum err e;
+    struct request *r;
+    if ((e = check_door(core, submit)) != OK || (e = make_way(core, now_ns, submit)) != OK ||
+        (e = make_request(core, now_ns, submit, &r)) != OK) {
+        reject(core, now_ns, client, submit->ref, e, err_text());
+        return;
+    }
+    r->client = client;
+    list_push_back(&client->requests, &r->of_client);
+    core->counts.requests_live++;
+    core->counts.choices_live += r->choices_count;
+    if (r->submit.tokens) {
+        admit(core, now_ns, r);
+        return;
+    }
+    e = core->out.tokenize(core->out.ctx, r->id, r->submit.text, r->submit.text_bytes);
+    if (e == OK) return;
+    reject(core, now_ns, client, submit->ref, e, err_text());
+    drop_live(core, r);
+}
+
+void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
+                      const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason)
+{
+    struct request *r = map_get(&core->requests, job);
+    if (!r || r->submit.tokens || !r->client) return; /* its client has gone meanwhile */
+    if (r->choice[0].state != CHOICE_TOKENIZING) return;
+    uint32_t *copy = NULL;
+    if (error == OK) {
+        copy = arena_take(&r->arena, ids_count * sizeof *ids);
+        if (!copy) {
+            error = ERR_MEMORY;
+            reason = err_text();
+        }
+    }
+    if (error != OK) {
+        reject(core, now_ns, r->client, r->submit.ref, error, reason);
+        drop_live(core, r);
+        return;
+    }
+    if (ids_count > 0) memcpy(copy, ids, ids_count * sizeof *ids);
+    r->submit.tokens = copy;
+    r->submit.tokens_count = ids_count;
+    admit(core, now_ns, r);
+}

@@ -1,0 +1,725 @@
+/* The router core against nodes and clients that the test plays itself: each test feeds messages and
+ * looks at what the core sends. Time is whatever the test says. */
+#include "router/core.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+
+enum { SENT_MAX = 512, PEERS_MAX = 16 };
+#define CLIENT 1
+#define P0 2
+#define D0 3
+#define D1 4
+#define P1 5
+
+struct sent {
+    struct peer peer;
+    struct msg m;
+};
+
+struct world {
+    struct router_core *core;
+    struct arena arena;
+    struct sent sent[SENT_MAX];
+    size_t sent_count, read; /* what the test has looked at */
+    uint64_t now, wake;
+    struct envelope envelope[PEERS_MAX]; /* as each played peer must fill it in */
+    uint32_t forgotten[PEERS_MAX];
+    bool left;
+};
+
+static void out_send(void *ctx, struct peer peer, const struct msg *m)
+{
+    struct world *w = ctx;
+    assert_true(w->sent_count < SENT_MAX);
+    struct sent *s = &w->sent[w->sent_count++];
+    s->peer = peer;
+    assert_int_equal(msg_copy(m, &w->arena, &s->m), OK);
+    if (m->kind == MSG_WELCOME) {
+        w->envelope[peer.v].epoch = m->envelope.epoch;
+        w->envelope[peer.v].to = m->envelope.from;
+    }
+}
+static void out_wake(void *ctx, uint64_t when_ns)
+{
+    ((struct world *)ctx)->wake = when_ns;
+}
+static void out_expect(void *ctx, struct peer peer, struct id128 key)
+{
+    (void)ctx;
+    (void)peer;
+    assert_false(id128_is_none(key));
+}
+static void out_forget(void *ctx, struct peer peer)
+{
+    ((struct world *)ctx)->forgotten[peer.v]++;
+}
+static enum err out_tokenize(void *ctx, struct id128 job, const char *text, uint32_t bytes)
+{
+    (void)ctx;
+    (void)job;
+    (void)text;
+    (void)bytes;
+    return ERR_FULL;
+}
+static void out_left(void *ctx)
+{
+    ((struct world *)ctx)->left = true;
+}
+
+static void say(struct world *w, uint32_t peer, struct msg m)
+{
+    m.envelope = w->envelope[peer];
+    router_core_on_message(w->core, w->now, (struct peer){peer}, &m);
+    router_core_audit(w->core);
+}
+
+/* The next message of this kind to this peer since the last look; fails if there is none. */
+static const struct msg *expect(struct world *w, uint32_t peer, enum msg_kind kind)
+{
+    for (size_t i = w->read; i < w->sent_count; i++)
+        if (w->sent[i].peer.v == peer && w->sent[i].m.kind == kind) {
+            w->read = i + 1;
+            return &w->sent[i].m;
+        }
+    fail_msg("no %s was sent to peer %u", msg_kind_name(kind), peer);
+    return NULL;
+}
+static bool was_sent(const struct world *w, uint32_t peer, enum msg_kind kind)
+{
+    for (size_t i = w->read; i < w->sent_count; i++)
+        if (w->sent[i].peer.v == peer && w->sent[i].m.kind == kind) return true;
+    return false;
+}
+
+static void hello(struct world *w, uint32_t peer, enum role role, const char *name)
+{
+    static const uint32_t eos[1] = {99};
+    static const char *const addresses[1] = {"tcp:127.0.0.1:1"};
+    w->envelope[peer] = (struct envelope){.from = peer + 100};
+    struct msg m = {
+        .kind = MSG_HELLO,
+        .hello = {.role = role, .name = name, .host = "h", .device = "d", .model = "m", .pid = 1}};
+    if (role != ROLE_CLIENT) {
+        m.hello.model_fingerprint = (struct id128){1, 2};
+        m.hello.numerics_id = 3;
+        m.hello.geometry = (struct kv_geometry){2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32};
+        m.hello.vocab = 100;
+        m.hello.context_max = 1000;
+        m.hello.sequences_max = 8;
+        m.hello.window_tokens = 64;
+        m.hello.blocks_total = 50;
+        m.hello.eos = eos;
+        m.hello.eos_count = 1;
+        m.hello.addresses = addresses;
+        m.hello.addresses_count = 1;
+    }
+    say(w, peer, m);
+}
+
+static void world_open(struct world *w, const struct router_config *changes)
+{
+    memset(w, 0, sizeof *w);
+    struct router_config config = changes ? *changes : ROUTER_CONFIG_DEFAULT;
+    config.name = "r0";
+    config.lifeline_address = "";
+    config.incarnation = 77;
+    config.id_seed = 5;
+    config.session.lifeline_ns = 0;
+    config.disaggregate = DISAGGREGATE_ALWAYS;
+    const struct router_out out = {w,          out_send,     out_wake, out_expect,
+                                   out_forget, out_tokenize, out_left};
+    w->now = NS_PER_S;
+    assert_int_equal(router_core_new(&w->core, &config, &out), OK);
+    hello(w, CLIENT, ROLE_CLIENT, "c");
+    expect(w, CLIENT, MSG_WELCOME);
+}
+static void world_join(struct world *w)
+{
+    hello(w, P0, ROLE_PREFILL, "p0");
+    hello(w, D0, ROLE_DECODE, "d0");
+    hello(w, D1, ROLE_DECODE, "d1");
+    expect(w, P0, MSG_WELCOME);
+    expect(w, D0, MSG_WELCOME);
+    expect(w, D1, MSG_WELCOME);
+}
+static void world_close(struct world *w)
+{
+    router_core_free(w->core);
+    arena_fini(&w->arena);
+}
+
+static const uint32_t prompt[20] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                    11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
+
+static struct msg submit_of(uint32_t tokens_max)
+{
+    return (struct msg){.kind = MSG_SUBMIT,
+                        .submit = {.ref = 42,
+                                   .tokens = prompt,
+                                   .tokens_count = 20,
+                                   .choices = 1,
+                                   .tokens_max = tokens_max,
+                                   .sampling = {.top_p = 1, .repetition_penalty = 1}}};
+}
+static struct id128 submit(struct world *w, uint32_t tokens_max)
+{
+    say(w, CLIENT, submit_of(tokens_max));
+    const struct msg *m = expect(w, CLIENT, MSG_ACCEPTED);
+    assert_int_equal(m->accepted.ref, 42);
+    assert_int_equal(m->accepted.prompt_tokens, 20);
+    return m->accepted.id;
+}
+
+static struct token_info token(uint32_t id)
+{
+    return (struct token_info){.token = id, .logprob = NAN};
+}
+/* D tells tokens[from … to) of a sequence whose token i is 10 + i. */
+static void tell_tokens(struct world *w, uint32_t peer, struct job_key key, uint32_t from,
+                        uint32_t to)
+{
+    struct token_info tokens[64];
+    for (uint32_t i = from; i < to; i++)
+        tokens[i - from] = token(10 + i);
+    struct token_run run = {key, from, tokens, to - from};
+    say(w, peer, (struct msg){.kind = MSG_TOKENS, .tokens = {&run, 1}});
+}
+static void tell_first(struct world *w, uint32_t peer, struct job_key key, uint32_t index)
+{
+    say(w, peer, (struct msg){.kind = MSG_FIRST, .first = {key, index, token(10 + index)}});
+}
+static void tell_finished(struct world *w, uint32_t peer, struct job_key key, uint32_t count)
+{
+    say(w, peer,
+        (struct msg){.kind = MSG_FINISHED,
+                     .finished = {.key = key, .finish = FINISH_LENGTH, .tokens_count = count}});
+}
+static void tell_prefilled(struct world *w, uint32_t peer, struct job_key key)
+{
+    say(w, peer, (struct msg){.kind = MSG_PREFILLED, .prefilled = {.key = key, .link = "tcp"}});
+}
+/* Up to P's PREFILL: the key of the attempt. `d` is the decode node that was asked. */
+static struct job_key reserve(struct world *w, uint32_t d)
+{
+    struct job_key key = expect(w, d, MSG_RESERVE)->reserve.job.key;
+    say(w, d, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, key.attempt + 1}, 16}});
+    const struct msg *m = expect(w, P0, MSG_PREFILL);
+    assert_true(job_key_equal(m->prefill.job.key, key));
+    assert_int_equal(m->prefill.held_tokens, 16);
+    assert_true(id128_equal(m->prefill.ticket, (struct id128){9, key.attempt + 1}));
+    assert_string_equal(m->prefill.addresses[0], "tcp:127.0.0.1:1");
+    return key;
+}
+/* Collects OUTPUTs and DONE: the client must have got tokens 10, 11, … exactly once and in order. */
+static const struct msg *expect_stream(struct world *w, uint32_t first, uint32_t count)
+{
+    uint32_t next = first;
+    while (next < count) {
+        const struct msg *m = expect(w, CLIENT, MSG_OUTPUT);
+        assert_int_equal(m->output.index, next);
+        for (uint32_t i = 0; i < m->output.tokens_count; i++)
+            assert_int_equal(m->output.tokens[i].token, 10 + next++);
+    }
+    const struct msg *done = expect(w, CLIENT, MSG_DONE);
+    assert_int_equal(next, count);
+    return done;
+}
+static void lose(struct world *w, uint32_t peer)
+{
+    router_core_on_lifeline(w->core, w->now, (struct peer){peer}, true);
+    router_core_on_lifeline(w->core, w->now, (struct peer){peer}, false);
+    router_core_audit(w->core);
+    assert_int_equal(w->forgotten[peer], 1);
+}
+
+static void a_request_goes_through_its_pair(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 4);
+    struct job_key key = reserve(&w, D0);
+    size_t mark = w.read;
+    tell_first(&w, P0, key, 0);
+    tell_tokens(&w, D0, key, 0, 2);
+    tell_prefilled(&w, P0, key);
+    tell_tokens(&w, D0, key, 2, 4);
+    tell_finished(&w, D0, key, 4);
+    expect(&w, D0, MSG_FINISHED_ACK);
+    w.read = mark;
+    const struct msg *done = expect_stream(&w, 0, 4);
+    assert_int_equal(done->done.finish, FINISH_LENGTH);
+    assert_int_equal(done->done.completion_tokens, 4);
+    assert_string_equal(done->done.prefill_node, "p0");
+    assert_string_equal(done->done.decode_node, "d0");
+    struct router_counts c;
+    router_core_counts(w.core, &c);
+    assert_int_equal(c.requests_live, 0);
+    assert_int_equal(c.duplicate_tokens, 1); /* D's own copy of the first token */
+    world_close(&w);
+}
+
+static void end_of_sequence_ids_travel_with_the_job(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 4);
+    const struct job *job = &expect(&w, D0, MSG_RESERVE)->reserve.job;
+    assert_int_equal(job->stop_ids_count, 1);
+    assert_int_equal(job->stop_ids[0], 99);
+    struct msg m = submit_of(4);
+    m.submit.ignore_eos = true;
+    say(&w, CLIENT, m);
+    assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.stop_ids_count, 0);
+    world_close(&w);
+}
+
+static void one_token_needs_no_decode_node(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 1);
+    const struct msg *m = expect(&w, P0, MSG_PREFILL);
+    assert_true(id128_is_none(m->prefill.ticket));
+    struct job_key key = m->prefill.job.key;
+    size_t mark = w.read;
+    tell_first(&w, P0, key, 0);
+    tell_finished(&w, P0, key, 1);
+    expect(&w, P0, MSG_FINISHED_ACK);
+    w.read = mark;
+    expect_stream(&w, 0, 1);
+    assert_false(was_sent(&w, D0, MSG_RESERVE));
+    world_close(&w);
+}
+
+static void a_dead_decode_node_is_replaced_and_the_stream_goes_on(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 6);
+    struct job_key key = reserve(&w, D0);
+    size_t mark = w.read;
+    tell_first(&w, P0, key, 0);
+    tell_tokens(&w, D0, key, 0, 3);
+    lose(&w, D0);
+    expect(&w, P0, MSG_CANCEL);
+    const struct msg *m = expect(&w, D1, MSG_RESERVE);
+    assert_int_equal(m->reserve.job.key.attempt, 1);
+    assert_int_equal(m->reserve.job.forwarded_count, 3);
+    assert_int_equal(m->reserve.job.forwarded[2], 12);
+    struct job_key next = m->reserve.job.key;
+    say(&w, D1, (struct msg){.kind = MSG_RESERVED, .reserved = {next, {9, 9}, 0}});
+    expect(&w, P0, MSG_PREFILL);
+    tell_tokens(&w, D1, key, 3, 5); /* the wrong attempt: dropped */
+    tell_first(&w, P0, next, 3);
+    tell_tokens(&w, D1, next, 3, 6);
+    tell_finished(&w, D1, next, 6);
+    w.read = mark;
+    const struct msg *done = expect_stream(&w, 0, 6);
+    assert_int_equal(done->done.attempts, 2);
+    world_close(&w);
+}
+
+static void a_dead_prefill_node_is_replaced(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 3);
+    struct job_key key = reserve(&w, D0);
+    lose(&w, P0);
+    expect(&w, D0, MSG_CANCEL);
+    /* without a prefill node a decode node does it all */
+    const struct msg *m = expect(&w, D0, MSG_RESERVE);
+    assert_true(m->reserve.local);
+    struct job_key next = m->reserve.job.key;
+    assert_int_equal(next.attempt, key.attempt + 1);
+    say(&w, D0, (struct msg){.kind = MSG_RESERVED, .reserved = {next, ID128_NONE, 0}});
+    size_t mark = w.read;
+    tell_tokens(&w, D0, next, 0, 3);
+    tell_finished(&w, D0, next, 3);
+    w.read = mark;
+    expect_stream(&w, 0, 3);
+    world_close(&w);
+}
+
+static void three_deaths_end_it(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 9);
+    submit(&w, 9); /* so that neither is alone on its node */
+    hello(&w, 6, ROLE_DECODE, "d2");
+    hello(&w, 7, ROLE_DECODE, "d3");
+    uint32_t died = 0;
+    w.read = 0;
+    while (!was_sent(&w, CLIENT, MSG_DONE) && died < 8) {
+        const struct msg *m = NULL;
+        for (size_t i = w.sent_count; i-- > 0 && !m;)
+            if (w.sent[i].m.kind == MSG_RESERVE && !w.forgotten[w.sent[i].peer.v]) {
+                m = &w.sent[i].m;
+                struct job_key key = m->reserve.job.key;
+                uint32_t d = w.sent[i].peer.v;
+                say(&w, d, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 9}, 0}});
+                lose(&w, d);
+                died++;
+            }
+        assert_non_null(m);
+    }
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.finish, FINISH_ERROR);
+    assert_int_equal(done->done.error, ERR_PEER);
+    assert_true(strlen(done->done.reason) > 10);
+    world_close(&w);
+}
+
+static void a_full_node_is_left_alone_for_a_while(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    hello(&w, D0, ROLE_DECODE, "d0");
+    submit(&w, 3);
+    struct job_key key = expect(&w, D0, MSG_RESERVE)->reserve.job.key;
+    say(&w, D0, (struct msg){.kind = MSG_FAILED, .failed = {key, ERR_FULL, true, "no blocks now"}});
+    assert_false(was_sent(&w, D0, MSG_RESERVE));
+    assert_true(w.wake > w.now && w.wake < w.now + NS_PER_S);
+    w.now = w.wake;
+    router_core_on_timer(w.core, w.now);
+    assert_int_equal(expect(&w, D0, MSG_RESERVE)->reserve.job.key.attempt, 1);
+    world_close(&w);
+}
+
+static void a_gap_is_asked_for_and_nothing_is_forwarded_twice(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 6);
+    struct job_key key = reserve(&w, D0);
+    size_t mark = w.read;
+    tell_tokens(&w, D0, key, 0, 2);
+    tell_tokens(&w, D0, key, 4, 5);
+    tell_finished(&w, D0, key, 6);
+    const struct msg *m = expect(&w, D0, MSG_RESEND);
+    assert_int_equal(m->resend.from, 2);
+    assert_false(was_sent(&w, CLIENT, MSG_DONE));
+    tell_tokens(&w, D0, key, 2, 6);
+    tell_tokens(&w, D0, key, 0, 6);
+    w.read = mark;
+    expect_stream(&w, 0, 6);
+    world_close(&w);
+}
+
+static void cancel_reaches_every_node(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    struct id128 id = submit(&w, 6);
+    struct job_key key = reserve(&w, D0);
+    tell_first(&w, P0, key, 0);
+    say(&w, CLIENT, (struct msg){.kind = MSG_CANCEL, .cancel = {{id, CHOICE_ALL, 0}, "user"}});
+    assert_true(was_sent(&w, P0, MSG_CANCEL) && was_sent(&w, D0, MSG_CANCEL));
+    assert_int_equal(expect(&w, CLIENT, MSG_DONE)->done.finish, FINISH_CANCELLED);
+    tell_tokens(&w, D0, key, 0, 3); /* too late: dropped */
+    assert_false(was_sent(&w, CLIENT, MSG_OUTPUT));
+    world_close(&w);
+}
+
+static void a_lost_client_cancels_its_requests(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 6);
+    reserve(&w, D0);
+    lose(&w, CLIENT);
+    assert_true(was_sent(&w, P0, MSG_CANCEL) && was_sent(&w, D0, MSG_CANCEL));
+    struct router_counts c;
+    router_core_counts(w.core, &c);
+    assert_int_equal(c.requests_live, 0);
+    assert_int_equal(c.cancelled, 1);
+    world_close(&w);
+}
+
+static void overload_is_answered_at_the_door(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.requests_max = 2;
+    world_open(&w, &config);
+    submit(&w, 3);
+    submit(&w, 3);
+    say(&w, CLIENT, submit_of(3));
+    const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
+    assert_int_equal(m->rejected.error, ERR_FULL);
+    assert_int_equal(m->rejected.ref, 42);
+    assert_true(m->rejected.retry_ms > 0);
+    world_close(&w);
+}
+
+static void bad_requests_are_refused_with_the_field(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    uint32_t wide[2] = {1, 100};
+    struct msg bad[6];
+    static const char *const word[6] = {"prompt", "temperature", "empty",
+                                        "n is",   "tokenizer",   "stop"};
+    for (size_t i = 0; i < 6; i++)
+        bad[i] = submit_of(3);
+    bad[0].submit.tokens = wide;
+    bad[0].submit.tokens_count = 2;
+    bad[1].submit.sampling.temperature = -1;
+    bad[2].submit.tokens_count = 0;
+    bad[3].submit.choices = 0;
+    bad[4].submit.want_text = true;
+    bad[5].submit.stop_ids = wide;
+    bad[5].submit.stop_ids_count = 2;
+    for (size_t i = 0; i < 6; i++) {
+        say(&w, CLIENT, bad[i]);
+        const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
+        if (!strstr(m->rejected.reason, word[i])) fail_msg("%s: %s", word[i], m->rejected.reason);
+    }
+    world_close(&w);
+}
+
+static void without_nodes_it_ends_with_a_reason(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    submit(&w, 3);
+    for (int i = 0; i < 1000 && !was_sent(&w, CLIENT, MSG_DONE); i++) {
+        w.now += 100 * NS_PER_MS;
+        say(&w, CLIENT, (struct msg){.kind = MSG_HEARTBEAT});
+        if (w.wake <= w.now) router_core_on_timer(w.core, w.now);
+    }
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.finish, FINISH_ERROR);
+    assert_non_null(strstr(done->done.reason, "no node has joined"));
+    world_close(&w);
+}
+
+static void nodes_of_another_model_are_refused(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    w.envelope[P1] = (struct envelope){.from = 500};
+    struct msg m = {.kind = MSG_HELLO,
+                    .hello = {.role = ROLE_PREFILL,
+                              .name = "p1",
+                              .host = "h",
+                              .device = "d",
+                              .model = "m",
+                              .model_fingerprint = {8, 8},
+                              .vocab = 100,
+                              .context_max = 10,
+                              .sequences_max = 1,
+                              .blocks_total = 1}};
+    say(&w, P1, m);
+    assert_non_null(strstr(expect(&w, P1, MSG_REFUSE)->refuse.reason, "another model"));
+    hello(&w, 6, ROLE_PREFILL, "p0");
+    assert_non_null(strstr(expect(&w, 6, MSG_REFUSE)->refuse.reason, "p0"));
+    struct router_counts c;
+    router_core_counts(w.core, &c);
+    assert_int_equal(c.nodes, 3);
+    world_close(&w);
+}
+
+static void what_a_node_has_and_nobody_wants_is_cancelled(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    struct msg beat = {.kind = MSG_HEARTBEAT,
+                       .heartbeat = {.live_count = 1,
+                                     .live_hash = 12345,
+                                     .load = {.blocks_total = 50, .blocks_free = 50}}};
+    for (int i = 0; i < 30 && !was_sent(&w, D0, MSG_LIVE); i++) {
+        w.now += 100 * NS_PER_MS;
+        say(&w, D0, beat);
+    }
+    assert_true(expect(&w, D0, MSG_LIVE)->live.answer);
+    struct job_key stray = {{1, 2}, 0, 3};
+    say(&w, D0, (struct msg){.kind = MSG_LIVE, .live = {false, &stray, 1}});
+    assert_true(job_key_equal(expect(&w, D0, MSG_CANCEL)->cancel.key, stray));
+    world_close(&w);
+}
+
+static void what_a_node_has_lost_is_tried_again(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 6);
+    struct job_key key = reserve(&w, D0);
+    struct msg beat = {.kind = MSG_HEARTBEAT,
+                       .heartbeat = {.load = {.blocks_total = 50, .blocks_free = 50}}};
+    for (int i = 0; i < 30 && !was_sent(&w, D0, MSG_LIVE); i++) {
+        w.now += 100 * NS_PER_MS;
+        say(&w, D0, beat);
+    }
+    expect(&w, D0, MSG_LIVE);
+    say(&w, D0, (struct msg){.kind = MSG_LIVE});
+    expect(&w, P0, MSG_CANCEL);
+    w.read = 0;
+    uint32_t attempts = 0;
+    for (size_t i = 0; i < w.sent_count; i++)
+        if (w.sent[i].m.kind == MSG_RESERVE && w.sent[i].m.reserve.job.key.attempt > key.attempt)
+            attempts++;
+    assert_int_equal(attempts, 1);
+    world_close(&w);
+}
+
+static void draining_finishes_then_sends_everybody_home(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 2);
+    struct job_key key = reserve(&w, D0);
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {7, QUERY_DRAIN, ""}});
+    say(&w, CLIENT, submit_of(2));
+    assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, ERR_FULL);
+    assert_false(was_sent(&w, D0, MSG_DRAIN));
+    tell_tokens(&w, D0, key, 0, 2);
+    tell_prefilled(&w, P0, key);
+    tell_finished(&w, D0, key, 2);
+    expect(&w, P0, MSG_DRAIN);
+    expect(&w, D0, MSG_DRAIN);
+    for (uint32_t n = P0; n <= D1; n++) {
+        assert_false(w.left);
+        say(&w, n, (struct msg){.kind = MSG_BYE});
+    }
+    assert_true(w.left);
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_int_equal(m->answer.ref, 7);
+    assert_int_equal(m->answer.error, OK);
+    world_close(&w);
+}
+
+static void status_and_explain_are_json(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    struct id128 id = submit(&w, 2);
+    char text[ID128_TEXT];
+    id128_print(id, text);
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"name\":\"d1\""));
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {2, QUERY_EXPLAIN, text}});
+    m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"event\":\"reserve\""));
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {3, QUERY_EXPLAIN, "zz"}});
+    assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.error, ERR_INVALID);
+    world_close(&w);
+}
+
+static void a_resumed_request_goes_on_at_the_next_index(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    static const uint32_t received[2] = {10, 11};
+    struct msg m = submit_of(4);
+    m.submit.id = (struct id128){5, 6};
+    m.submit.attempt = 1000;
+    m.submit.received = received;
+    m.submit.received_count = 2;
+    say(&w, CLIENT, m);
+    struct job_key key = expect(&w, D0, MSG_RESERVE)->reserve.job.key;
+    assert_int_equal(key.attempt, 1000);
+    say(&w, D0, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 9}, 0}});
+    size_t mark = w.read;
+    tell_tokens(&w, D0, key, 2, 4);
+    tell_finished(&w, D0, key, 4);
+    w.read = mark;
+    expect_stream(&w, 2, 4);
+    world_close(&w);
+}
+
+static void allocation_failures_end_in_a_rejection(void **state)
+{
+    (void)state;
+    for (uint64_t n = 1; n < 40; n++) {
+        struct world w;
+        world_open(&w, NULL);
+        world_join(&w);
+        arena_take(&w.arena, 1 << 16);
+        arena_reset(&w.arena); /* room: the test's own copies must not be what fails */
+        size_t before = w.sent_count;
+        mem_fail_at(n);
+        struct msg m = submit_of(3);
+        m.envelope = w.envelope[CLIENT];
+        router_core_on_message(w.core, w.now, (struct peer){CLIENT}, &m);
+        mem_fail_at(0);
+        assert_true(w.sent_count > before); /* ACCEPTED or REJECTED, never silence */
+        router_core_audit(w.core);
+        world_close(&w);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_request_goes_through_its_pair),
+        cmocka_unit_test(end_of_sequence_ids_travel_with_the_job),
+        cmocka_unit_test(one_token_needs_no_decode_node),
+        cmocka_unit_test(a_dead_decode_node_is_replaced_and_the_stream_goes_on),
+        cmocka_unit_test(a_dead_prefill_node_is_replaced),
+        cmocka_unit_test(three_deaths_end_it),
+        cmocka_unit_test(a_full_node_is_left_alone_for_a_while),
+        cmocka_unit_test(a_gap_is_asked_for_and_nothing_is_forwarded_twice),
+        cmocka_unit_test(cancel_reaches_every_node),
+        cmocka_unit_test(a_lost_client_cancels_its_requests),
+        cmocka_unit_test(overload_is_answered_at_the_door),
+        cmocka_unit_test(bad_requests_are_refused_with_the_field),
+        cmocka_unit_test(without_nodes_it_ends_with_a_reason),
+        cmocka_unit_test(nodes_of_another_model_are_refused),
+        cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
+        cmocka_unit_test(what_a_node_has_lost_is_tried_again),
+        cmocka_unit_test(draining_finishes_then_sends_everybody_home),
+        cmocka_unit_test(status_and_explain_are_json),
+        cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
+        cmocka_unit_test(allocation_failures_end_in_a_rejection),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,238 @@
+#include "router/sched.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#define NS_PER_MS 1000000ull
+
+/* Prefill nodes P(outstanding, window, token_ns), decode nodes D(running, used, free). */
+#define P(out, window, ns)                                                                         \
+    {                                                                                              \
+        .role = ROLE_PREFILL, .open = true, .outstanding_tokens = out, .window_tokens = window,    \
+        .token_ns = ns, .sequences_max = 8                                                         \
+    }
+#define D(run, used, left)                                                                         \
+    {                                                                                              \
+        .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8,                     \
+        .blocks_used = used, .blocks_free = left, .blocks_total = 100, .token_ns = 1000            \
+    }
+
+struct row {
+    const char *what;
+    struct sched_node node[4];
+    struct sched_job job;
+    enum disaggregate disaggregate;
+    enum sched_answer answer;
+    struct sched_pair pair;
+};
+
+#define NONE SCHED_NODE_NONE
+
+static const struct row rows[] = {
+    {"an empty cluster has no nodes",
+     {{0}},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_NODES,
+     {NONE, NONE, false}},
+    {"one of each",
+     {P(0, 100, 0), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 1, false}},
+    {"ties go to the lower index",
+     {P(0, 100, 0), P(0, 100, 0), D(0, 0, 100), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"the least work in time, not in tokens",
+     {P(20, 200, 50), P(40, 200, 10), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {1, 2, false}},
+    {"a closed window is passed over",
+     {P(95, 100, 1), P(5, 100, 9), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {1, 2, false}},
+    {"an idle node takes a prompt longer than its window",
+     {P(0, 100, 1), D(0, 0, 100)},
+     {5000, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 1, false}},
+    {"all windows closed",
+     {P(95, 100, 1), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_PREFILL,
+     {NONE, 1, false}},
+    {"the emptier batch",
+     {P(0, 100, 0), D(3, 0, 100), D(2, 90, 10)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"at equal load the more memory",
+     {P(0, 100, 0), D(2, 50, 50), D(2, 10, 90)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"other routers' use counts",
+     {P(0, 100, 0), D(0, 0, 3), D(5, 0, 50)},
+     {99, 7, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"no memory anywhere",
+     {P(0, 100, 0), D(0, 95, 100), D(0, 0, 6)},
+     {99, 7, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_DECODE,
+     {NONE, NONE, false}},
+    {"exactly enough memory is enough",
+     {P(0, 100, 0), D(0, 93, 100)},
+     {99, 7, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 1, false}},
+    {"a full batch",
+     {P(0, 100, 0), D(8, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_DECODE,
+     {NONE, NONE, false}},
+    {"prefill only needs no D",
+     {P(0, 100, 0)},
+     {10, 1, true},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, NONE, false}},
+    {"no D for what must be decoded",
+     {P(0, 100, 0)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_NODES,
+     {NONE, NONE, false}},
+    {"without P, D does it all",
+     {D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {NONE, 0, true}},
+    {"without P, D does prefill-only jobs too",
+     {D(0, 0, 100)},
+     {10, 1, true},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {NONE, 0, true}},
+    {"short prompts stay on an idle D",
+     {P(0, 100, 0), D(0, 0, 100)},
+     {10, 1, false},
+     DISAGGREGATE_AUTO,
+     SCHED_PICKED,
+     {NONE, 1, true}},
+    {"unless many streams would wait",
+     {P(0, 100, 0), D(7, 0, 100)},
+     {200, 1, false},
+     DISAGGREGATE_AUTO,
+     SCHED_NO_PREFILL,
+     {NONE, 1, false}},
+    {"long prompts never stay",
+     {P(0, 9999, 0), D(0, 0, 100)},
+     {1000, 1, false},
+     DISAGGREGATE_AUTO,
+     SCHED_PICKED,
+     {0, 1, false}},
+    {"never means never",
+     {P(0, 100, 0), D(0, 0, 100)},
+     {90, 1, false},
+     DISAGGREGATE_NEVER,
+     SCHED_PICKED,
+     {NONE, 1, true}},
+};
+
+static void picks_as_the_table_says(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const struct row *r = &rows[i];
+        const struct sched_node *nodes[4];
+        uint32_t count = 0;
+        for (; count < 4 && r->node[count].role != ROLE_NONE; count++)
+            nodes[count] = &r->node[count];
+        struct sched_node busy[2];
+        if (r->answer ==
+            SCHED_NO_PREFILL) { /* P's window must be closed for the row to be about it */
+            busy[0] = *nodes[0];
+            busy[0].outstanding_tokens = busy[0].window_tokens;
+            nodes[0] = &busy[0];
+        }
+        struct sched_rules rules = {r->disaggregate, 1 * NS_PER_MS / 2};
+        struct sched_pair pair;
+        enum sched_answer a = sched_pick_pair(nodes, count, &r->job, &rules, 5, &pair);
+        if (a != r->answer) fail_msg("%s: answer %d, wanted %d", r->what, a, r->answer);
+        if (a != SCHED_PICKED) continue;
+        if (pair.prefill != r->pair.prefill || pair.decode != r->pair.decode ||
+            pair.local != r->pair.local)
+            fail_msg("%s: picked (%u, %u, %d)", r->what, pair.prefill, pair.decode, pair.local);
+    }
+}
+
+static void closed_nodes_are_never_picked(void **state)
+{
+    (void)state;
+    struct sched_node p = P(0, 100, 0), d = D(0, 0, 100);
+    const struct sched_node *nodes[] = {&p, &d};
+    struct sched_job job = {10, 1, false};
+    struct sched_rules rules = {DISAGGREGATE_ALWAYS, 0};
+    struct sched_pair pair;
+    d.open = false;
+    assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 5, &pair), SCHED_NO_NODES);
+    d.open = true;
+    p.open = false;
+    assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 5, &pair), SCHED_PICKED);
+    assert_true(pair.local);
+}
+
+static void a_node_that_refused_is_asked_again_later(void **state)
+{
+    (void)state;
+    struct sched_node p = P(0, 100, 0), d = D(0, 0, 100);
+    const struct sched_node *nodes[] = {&p, &d};
+    struct sched_job job = {10, 1, false};
+    struct sched_rules rules = {DISAGGREGATE_ALWAYS, 0};
+    struct sched_pair pair;
+    d.full_until_ns = 100;
+    assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 99, &pair), SCHED_NO_DECODE);
+    assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 100, &pair), SCHED_PICKED);
+}
+
+static void waiting_outweighs_any_priority(void **state)
+{
+    (void)state;
+    assert_true(sched_queue_key(5, 0) < sched_queue_key(6, 0));
+    assert_true(sched_queue_key(6, -1) < sched_queue_key(5, 0));
+    assert_true(sched_queue_key(0, 1) < sched_queue_key(SCHED_LEVEL_NS + 1, 0));
+    assert_true(sched_queue_key(0, INT32_MAX) <
+                sched_queue_key(SCHED_LEVEL_NS * 2 * SCHED_PRIORITY_MAX + 1, INT32_MIN));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(picks_as_the_table_says),
+        cmocka_unit_test(closed_nodes_are_never_picked),
+        cmocka_unit_test(a_node_that_refused_is_asked_again_later),
+        cmocka_unit_test(waiting_outweighs_any_priority),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
