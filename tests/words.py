@@ -16,13 +16,20 @@ C = (".c", ".h", ".cu")
 FILE_LINES, FUNCTION_LINES = 800, 80
 
 
+def listed(root):
+    """What git tracks; in a tree without git, every file outside build folders."""
+    try:
+        names = subprocess.run(["git", "-C", root, "ls-files"], capture_output=True, text=True)
+        if names.returncode == 0:
+            return names.stdout.split("\n")
+    except FileNotFoundError:
+        pass
+    paths = (p.relative_to(root) for p in pathlib.Path(root).rglob("*"))
+    return [p.as_posix() for p in paths if not p.parts[0].startswith(("build", ".git"))]
+
+
 def tracked(root):
-    listed = subprocess.run(["git", "-C", root, "ls-files"],
-                            capture_output=True, text=True)
-    names = listed.stdout.split("\n") if listed.returncode == 0 else [
-        p.relative_to(root).as_posix() for p in pathlib.Path(root).rglob("*")
-        if "build" not in p.relative_to(root).parts[0]]
-    for name in names:
+    for name in listed(root):
         path = pathlib.Path(root, name)
         if (path.suffix in SOURCES or name in ("dev", ".ci/run")) and path.is_file():
             yield name, path.read_text(encoding="utf-8", errors="replace")
