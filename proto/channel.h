@@ -8,19 +8,18 @@
  *     channel_forget(c, peer);                                            // its id is never used again
  *     channel_close(c);
  *
- * Rules: every limit of ZeroMQ is set: maximum message size, high-water marks, linger, handshake
- * deadline, heartbeats, ROUTER_MANDATORY, IMMEDIATE. Sending never blocks: ERR_FULL when more than
- * 64 MiB wait for one peer, ERR_PEER when it is gone. Bytes that do not decode are counted, logged
- * once a second at most, and do nothing else. A peer begins with its first decodable message; at most
- * 65536 at a time; its number is unique in the process, over all channels (a dialled channel's peer
- * excepted, whose number the dialler gives: channel_dial's `peer`). The messages of a callback live until it returns.
- * Owner: the loop thread.
- *
- * lifeline: beside each session a plain TCP connection on which the dialer writes WELCOME's key once
- * and then nobody says anything; its EOF means that the other process is dead, at once. */
+ * Rules: every limit of ZeroMQ is set (proto/wire.h). Sending never blocks: ERR_FULL when more than
+ * 64 MiB wait for one peer, ERR_PEER when it is gone or not connected yet. Bytes that do not decode
+ * are counted, logged once a second at most, and do nothing else. A listener's peer begins with its
+ * first decodable message, under a number that no other peer of the loop's listeners has had; at most
+ * 65536 at a time, so a core forgets whom it has no session with. A dialled channel's peer has the
+ * number that channel_dial gives it. The messages of a callback live until it returns; it may send,
+ * forget and close. Closing takes up to WIRE_LINGER_MS if the last messages have not left.
+ * Owner: the loop thread. */
 #ifndef TANDEM_PROTO_CHANNEL_H
 #define TANDEM_PROTO_CHANNEL_H
 
+#include "proto/lifeline.h"
 #include "proto/loop.h"
 #include "proto/msg.h"
 #include "proto/peer.h"
@@ -46,25 +45,5 @@ struct peer channel_peer(const struct channel *c); /* the one peer of a dialled 
 void channel_forget(struct channel *c, struct peer peer);
 const char *channel_address(const struct channel *c); /* the bound one: port 0 is resolved */
 void channel_stats(const struct channel *c, struct channel_stats *stats);
-
-struct lifeline_server; /* the router's listener and all lifelines that came in */
-struct lifeline;        /* one outgoing lifeline */
-typedef void lifeline_server_fn(void *ctx, uint64_t now_ns, struct peer peer, bool up);
-typedef void lifeline_fn(void *ctx, uint64_t now_ns, bool up);
-
-/* "HOST:PORT", port 0: any. A connection that does not write a known key within 2 s is closed. */
-enum err lifeline_listen(struct lifeline_server **s, struct loop *loop, const char *address,
-                         lifeline_server_fn *fn, void *ctx);
-const char *lifeline_address(const struct lifeline_server *s);
-enum err lifeline_expect(struct lifeline_server *s, struct id128 key, struct peer peer);
-void lifeline_forget(struct lifeline_server *s,
-                     struct peer peer); /* closes it without a callback */
-void lifeline_close(struct lifeline_server *s);
-
-/* `up` is called once when connected and the key is written, then once with false when it ended; also
- * false when it could not be connected. */
-enum err lifeline_dial(struct lifeline **l, struct loop *loop, const char *address,
-                       struct id128 key, lifeline_fn *fn, void *ctx);
-void lifeline_free(struct lifeline *l); /* no callback */
 
 #endif

@@ -35,6 +35,8 @@ void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
 uint64_t loop_now_ns(const struct loop *loop);
 uint64_t loop_slow_callbacks(const struct loop *loop);
+/* 1, 2, 3 …: for ids that must not come twice within a loop's life, such as peers. */
+uint32_t loop_number(struct loop *loop);
 
 enum err loop_watch(struct loop *loop, int fd, unsigned events, loop_fd_fn *fn, void *ctx,
                     struct loop_watch **watch);
