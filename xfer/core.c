@@ -1,0 +1,712 @@
+/* Tickets' common parts, and the link session.
+ *
+ *     state \ event  HELLO                 FAIL (no ticket)  deadline          link lost
+ *     DIAL           -                     -                 next address      -
+ *     DIALLING       -                     -                 next address      next address
+ *     GREETING       READY; PARTING if     ENDED             next address;     next address;
+ *                    the KV differs                          acceptor: ENDED   acceptor: ENDED
+ *     READY          ERR_STATE             ENDED             idle: ENDED       ENDED
+ *     PARTING        dead                  ENDED             ENDED             ENDED
+ *     ENDED          waits for xfer_core_closed; whatever comes is dropped
+ *
+ * ENDED fails all tickets of the session. "next address" is ENDED when there is none left. Any other
+ * frame before READY, and one that belongs to the other direction, is ERR_STATE: the link is dropped.
+ * READY has a deadline only while it has no tickets: each ticket has its own. */
+#include "xfer/core_state.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+
+enum { NOTES_MAX = 64 };
+
+/* ---- tickets ---- */
+
+static bool ticket_unused(const struct xfer_ticket *t)
+{
+    return list_empty(&t->ended) && t->last_word == 0;
+}
+
+/* All that it needs no more once it has ended. */
+static void ticket_clear(struct xfer_ticket *t)
+{
+    struct list_link *l;
+    while ((l = list_pop_front(&t->pushes)))
+        mem_free(list_member(l, struct xfer_push, link));
+    while ((l = list_pop_front(&t->agains)))
+        mem_free(list_member(l, struct again, link));
+    mem_free(t->blocks);
+    mem_free(t->verified);
+    t->blocks = NULL;
+    t->verified = NULL;
+    t->next_push = NULL;
+}
+
+void ticket_free(struct xfer_ticket *t)
+{
+    if (!t) return;
+    ticket_clear(t);
+    mem_free(t);
+}
+
+void ticket_wake(struct xfer_ticket *t)
+{
+    if (t->session && list_empty(&t->ready)) list_push_back(&t->session->ready, &t->ready);
+}
+
+enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range)
+{
+    if (t->agains_count >= FRAME_TRIES_MAX * t->units_count)
+        return err_set(ERR_FORMAT, "wrong checksums without end");
+    struct again *again = mem_new(sizeof *again);
+    if (!again) return ERR_MEMORY;
+    again->range = *range;
+    list_push_back(&t->agains, &again->link);
+    t->agains_count++;
+    ticket_wake(t);
+    return OK;
+}
+
+static void session_timer(struct xfer_core *core, struct xfer_session *s, uint64_t at_ns)
+{
+    CHECK(heap_move(&core->session_timers, &s->timer, at_ns) == OK); /* reserved at the start */
+}
+
+static void session_act(struct xfer_core *core, struct xfer_session *s)
+{
+    if (list_empty(&s->acts)) list_push_back(&core->acts, &s->acts);
+}
+
+void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s)
+{
+    t->session = s;
+    t->event.link = s->link;
+    list_push_back(&s->tickets, &t->in_session);
+    s->live_count++;
+    if (s->state == SESSION_READY) heap_remove(&core->session_timers, &s->timer);
+}
+
+/* It has ended, and has said what there was to say. */
+static void ticket_leave(struct xfer_ticket *t)
+{
+    t->session = NULL;
+    t->last_word = 0;
+    list_remove(&t->in_session);
+    list_remove(&t->ready);
+}
+
+/* One of its tickets has ended. Last words that it does not get rid of end with it. */
+static void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
+{
+    if (--s->live_count > 0 || s->state != SESSION_READY) return;
+    session_timer(core, s,
+                  now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
+}
+
+void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
+                enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns)
+{
+    CHECK(t->state != TICKET_ENDED);
+    struct xfer_event *v = &t->event;
+    bool told = t->session && t->session->state == SESSION_READY && (!t->sends || t->opened);
+    v->kind = kind;
+    v->error = error;
+    v->ended_ns = now_ns;
+    snprintf(v->text, sizeof v->text, "%s", text);
+    core->counts.tickets_done += error == OK;
+    core->counts.tickets_failed += error != OK;
+    t->state = TICKET_ENDED;
+    map_remove(t->sends ? &core->senders : &core->receivers, t->id);
+    heap_remove(&core->ticket_timers, &t->timer);
+    list_push_back(&core->ended, &t->ended);
+    ticket_clear(t);
+    struct xfer_session *s = t->session;
+    if (last_word != 0 && told) {
+        t->last_word = last_word;
+        ticket_wake(t);
+    } else {
+        ticket_leave(t);
+    }
+    if (s) session_rest(core, s, now_ns);
+}
+
+static bool last_word_wants(const struct xfer_ticket *t, struct xfer_send *send)
+{
+    if (t->state != TICKET_ENDED || t->last_word == 0) return false;
+    struct frame *f = &send->frame;
+    f->kind = t->last_word;
+    f->error = t->event.error != OK ? t->event.error : ERR_CANCELLED;
+    snprintf(f->text, sizeof f->text, "%s", t->event.text);
+    return true;
+}
+
+/* ---- sessions ---- */
+
+static struct xfer_session *session_new(struct xfer_core *core)
+{
+    if (core->sessions_count == XFER_SESSIONS_MAX) {
+        err_set(ERR_FULL, "%d links are open", XFER_SESSIONS_MAX);
+        return NULL;
+    }
+    struct xfer_session *s = mem_new(sizeof *s);
+    if (!s) return NULL;
+    list_init(&s->acts);
+    list_init(&s->tickets);
+    list_init(&s->ready);
+    list_init(&s->notes);
+    list_push_back(&core->sessions, &s->all);
+    s->link = "";
+    core->sessions_count++;
+    return s;
+}
+
+static void notes_free(struct xfer_session *s)
+{
+    struct list_link *l;
+    while ((l = list_pop_front(&s->notes)))
+        mem_free(list_member(l, struct note, link));
+    s->notes_count = 0;
+}
+
+static void session_free(struct xfer_core *core, struct xfer_session *s)
+{
+    notes_free(s);
+    heap_remove(&core->session_timers, &s->timer);
+    list_remove(&s->acts);
+    list_remove(&s->all);
+    core->sessions_count--;
+    mem_free(s);
+}
+
+/* What a ticket's owner can act on: that the peer is gone, or why it does not want us. */
+static enum err ticket_error(enum err e)
+{
+    return e == ERR_TIMEOUT || e == ERR_UNSUPPORTED || e == ERR_INVALID || e == ERR_CANCELLED ||
+                   e == ERR_MEMORY || e == ERR_FULL
+               ? e
+               : ERR_PEER;
+}
+
+static void session_end(struct xfer_core *core, struct xfer_session *s, enum err e,
+                        const char *text, uint64_t now_ns)
+{
+    char copy[XFER_TEXT_MAX];
+    snprintf(copy, sizeof copy, "%s", text);
+    s->state = SESSION_ENDED;
+    heap_remove(&core->session_timers, &s->timer);
+    session_act(core, s);
+    notes_free(s);
+    while (!list_empty(&s->tickets)) {
+        struct xfer_ticket *t = list_member(s->tickets.next, struct xfer_ticket, in_session);
+        if (t->state != TICKET_ENDED) {
+            ticket_end(core, t, XFER_FAILED, ticket_error(e), copy, 0, now_ns);
+        } else {
+            ticket_leave(t);
+            if (ticket_unused(t)) ticket_free(t);
+        }
+    }
+}
+
+/* The next of its addresses that fits; NULL: none is left. */
+static const char *next_address(struct xfer_session *s)
+{
+    size_t wanted = strlen(s->link_wanted);
+    while (s->next_address < s->addresses.count) {
+        const char *address = s->addresses.address[s->next_address++];
+        if (wanted == 0 ||
+            (strncmp(address, s->link_wanted, wanted) == 0 && address[wanted] == ':'))
+            return address;
+    }
+    return NULL;
+}
+
+static bool any_address_left(const struct xfer_session *s)
+{
+    struct xfer_session copy = {.addresses = s->addresses, .next_address = s->next_address};
+    memcpy(copy.link_wanted, s->link_wanted, sizeof copy.link_wanted);
+    return next_address(&copy) != NULL;
+}
+
+static void session_dial(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
+{
+    s->state = SESSION_DIAL;
+    s->link = "";
+    session_timer(core, s, now_ns + core->options.handshake_ns);
+    session_act(core, s);
+}
+
+void xfer_core_lost(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
+                    uint64_t now_ns)
+{
+    if (s->state == SESSION_ENDED) return;
+    bool greeting = s->state < SESSION_READY;
+    if (s->dialler && greeting && any_address_left(s))
+        session_dial(core, s, now_ns);
+    else
+        session_end(core, s, e, text, now_ns);
+}
+
+static bool same_addresses(const struct xfer_addresses *a, const struct xfer_addresses *b)
+{
+    if (a->count != b->count) return false;
+    for (uint32_t i = 0; i < a->count; i++)
+        if (strcmp(a->address[i], b->address[i]) != 0) return false;
+    return true;
+}
+
+static struct xfer_session *session_for(struct xfer_core *core, const struct xfer_ticket *t,
+                                        uint64_t now_ns)
+{
+    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
+        struct xfer_session *s = list_member(l, struct xfer_session, all);
+        if (s->dialler && !s->retired && s->state <= SESSION_READY &&
+            strcmp(s->link_wanted, t->link_wanted) == 0 &&
+            same_addresses(&s->addresses, &t->addresses))
+            return s;
+    }
+    struct xfer_session *s = session_new(core);
+    if (!s) return NULL;
+    s->dialler = true;
+    s->addresses = t->addresses;
+    memcpy(s->link_wanted, t->link_wanted, sizeof s->link_wanted);
+    session_dial(core, s, now_ns);
+    return s;
+}
+
+struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link, uint64_t now_ns)
+{
+    uint32_t greetings = 0;
+    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
+        const struct xfer_session *other = list_member(l, struct xfer_session, all);
+        greetings += !other->dialler && other->state == SESSION_GREETING;
+    }
+    if (greetings >= XFER_GREETINGS_MAX) return NULL;
+    struct xfer_session *s = session_new(core);
+    if (!s) return NULL;
+    s->state = SESSION_GREETING;
+    s->link = link;
+    s->heard_ns = now_ns;
+    session_timer(core, s, now_ns + core->options.handshake_ns);
+    return s;
+}
+
+void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const char *link,
+                         uint64_t window_bytes, uint64_t now_ns)
+{
+    s->window_bytes = window_bytes;
+    if (s->state != SESSION_DIALLING) return;
+    s->state = SESSION_GREETING;
+    s->link = link;
+    s->hello_due = true;
+    session_timer(core, s, now_ns + core->options.handshake_ns);
+}
+
+static void session_ready(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
+{
+    s->state = SESSION_READY;
+    session_timer(core, s, now_ns + core->options.idle_close_ns);
+    for (struct list_link *l = s->tickets.next; l != &s->tickets; l = l->next) {
+        struct xfer_ticket *t = list_member(l, struct xfer_ticket, in_session);
+        heap_remove(&core->session_timers, &s->timer);
+        t->event.link = s->link;
+        t->state = TICKET_SENDING;
+        ticket_wake(t);
+    }
+}
+
+static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                         uint64_t now_ns)
+{
+    const struct kv_geometry *theirs = &f->geometry, *ours = &core->options.geometry;
+    if (s->state != SESSION_GREETING) return err_set(ERR_STATE, "a second HELLO");
+    if (!kv_geometry_equal(theirs, ours)) {
+        s->error = err_set(ERR_INVALID,
+                           "KV differs: %u layers x %u heads x %u, dtype %u, layout %u there, "
+                           "%u x %u x %u, %u, %u here",
+                           theirs->layers_count, theirs->kv_heads, theirs->head_dim, theirs->dtype,
+                           theirs->layout, ours->layers_count, ours->kv_heads, ours->head_dim,
+                           ours->dtype, ours->layout);
+        snprintf(s->text, sizeof s->text, "%s", err_text());
+        s->state = SESSION_PARTING;
+        s->hello_due = false;
+        return OK;
+    }
+    if (s->dialler) {
+        s->credit_bytes = f->window_bytes;
+    } else {
+        s->hello_due = true;
+        s->granted_bytes = s->window_bytes;
+    }
+    session_ready(core, s, now_ns);
+    return OK;
+}
+
+static enum err on_credit(struct xfer_session *s, const struct frame *f)
+{
+    if (!s->dialler || s->state != SESSION_READY) return err_set(ERR_STATE, "CREDIT out of turn");
+    if (__builtin_add_overflow(s->credit_bytes, f->window_bytes, &s->credit_bytes))
+        return err_set(ERR_STATE, "CREDIT without end");
+    return OK;
+}
+
+/* Not known here: an OPEN gets an answer; all else is of a ticket that has ended. */
+static enum err on_unknown(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                           enum err error)
+{
+    core->counts.frames_dead++;
+    if (f->kind != FRAME_OPEN || s->notes_count == NOTES_MAX) return OK;
+    struct note *note = mem_new(sizeof *note);
+    if (!note) return OK; /* its deadline will tell the sender */
+    note->ticket = f->ticket;
+    note->error = error;
+    list_push_back(&s->notes, &note->link);
+    s->notes_count++;
+    return OK;
+}
+
+static enum err on_ticket_frame(struct xfer_core *core, struct xfer_session *s,
+                                const struct frame *f, uint64_t now_ns, struct xfer_store *store)
+{
+    if (s->state != SESSION_READY)
+        return err_set(ERR_STATE, "%s before HELLO", frame_name(f->kind));
+    if (s->dialler) {
+        struct xfer_ticket *t = map_get(&core->senders, f->ticket);
+        if (t && t->session == s) return sender_frame(core, t, f, now_ns);
+        core->counts.frames_dead++;
+        return OK;
+    }
+    if (f->kind == FRAME_DATA) {
+        if (f->payload_bytes > s->granted_bytes)
+            return err_set(ERR_STATE, "%zu bytes without credit", f->payload_bytes);
+        s->granted_bytes -= f->payload_bytes;
+        s->owed_bytes += f->payload_bytes;
+    }
+    struct xfer_ticket *t = map_get(&core->receivers, f->ticket);
+    if (!t) return on_unknown(core, s, f, ERR_NOT_FOUND);
+    if (f->kind == FRAME_OPEN && t->session && t->session != s)
+        return on_unknown(core, s, f, ERR_DUPLICATE);
+    return receiver_frame(core, t, s, f, now_ns, store);
+}
+
+enum err xfer_core_frame(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                         uint64_t now_ns, struct xfer_store *store)
+{
+    *store = (struct xfer_store){0};
+    if (s->state == SESSION_ENDED || s->state == SESSION_PARTING) {
+        core->counts.frames_dead++;
+        return OK;
+    }
+    s->heard_ns = now_ns;
+    if (f->kind == FRAME_HELLO) return on_hello(core, s, f, now_ns);
+    if (f->kind == FRAME_CREDIT) return on_credit(s, f);
+    if (f->kind == FRAME_FAIL && id128_is_none(f->ticket)) {
+        session_end(core, s, f->error, f->text, now_ns);
+        return OK;
+    }
+    return on_ticket_frame(core, s, f, now_ns, store);
+}
+
+void xfer_core_stored(struct xfer_core *core, struct xfer_session *s,
+                      const struct xfer_store *store, bool good, uint64_t now_ns)
+{
+    struct xfer_ticket *t = map_get(&core->receivers, store->ticket);
+    CHECK(t && t->session == s); /* nothing happens between the frame and its storing */
+    receiver_stored(core, t, store, good, now_ns);
+}
+
+/* ---- what a session has to say ---- */
+
+static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct frame *f)
+{
+    if (s->hello_due) {
+        f->kind = FRAME_HELLO;
+        f->incarnation = core->options.incarnation;
+        f->geometry = core->options.geometry;
+        f->window_bytes = s->dialler ? 0 : s->window_bytes;
+        return true;
+    }
+    if (s->state == SESSION_PARTING) {
+        f->kind = FRAME_FAIL;
+        f->error = s->error;
+        snprintf(f->text, sizeof f->text, "%s", s->text);
+        return true;
+    }
+    if (s->state == SESSION_READY && s->owed_bytes > s->window_bytes / 4) {
+        f->kind = FRAME_CREDIT;
+        f->window_bytes = s->owed_bytes;
+        return true;
+    }
+    if (list_empty(&s->notes)) return false;
+    const struct note *note = list_member(s->notes.next, struct note, link);
+    f->kind = FRAME_FAIL;
+    f->ticket = note->ticket;
+    f->error = note->error;
+    snprintf(f->text, sizeof f->text, "%s",
+             note->error == ERR_NOT_FOUND ? "the receiver does not know the ticket"
+                                          : "the ticket is open over another link");
+    return true;
+}
+
+static bool ticket_wants(struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send)
+{
+    return last_word_wants(t, send) ||
+           (t->sends ? sender_wants(core, t, send) : receiver_wants(t, send));
+}
+
+bool xfer_core_wants(struct xfer_core *core, struct xfer_session *s, struct xfer_send *send)
+{
+    *send = (struct xfer_send){0};
+    if (session_wants(core, s, &send->frame)) return true;
+    if (s->state != SESSION_READY) return false;
+    for (struct list_link *l = s->ready.next, *next; l != &s->ready; l = next) {
+        struct xfer_ticket *t = list_member(l, struct xfer_ticket, ready);
+        next = l->next;
+        if (ticket_wants(core, t, send)) {
+            send->about = t;
+            send->frame.ticket = t->id;
+            return true;
+        }
+        if (send->frame.kind != FRAME_DATA) list_remove(l); /* else it waits for credit */
+    }
+    return false;
+}
+
+static void session_sent(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                         uint64_t now_ns)
+{
+    if (s->hello_due) {
+        s->hello_due = false;
+    } else if (s->state == SESSION_PARTING) {
+        session_end(core, s, s->error, s->text, now_ns);
+    } else if (f->kind == FRAME_CREDIT) {
+        s->granted_bytes += s->owed_bytes;
+        s->owed_bytes = 0;
+    } else {
+        mem_free(list_member(list_pop_front(&s->notes), struct note, link));
+        s->notes_count--;
+    }
+}
+
+void xfer_core_sent(struct xfer_core *core, struct xfer_session *s, const struct xfer_send *send,
+                    uint64_t now_ns)
+{
+    struct xfer_ticket *t = send->about;
+    if (!t) {
+        session_sent(core, s, &send->frame, now_ns);
+    } else if (t->state == TICKET_ENDED) {
+        ticket_leave(t);
+        if (ticket_unused(t)) ticket_free(t);
+    } else {
+        if (t->sends)
+            sender_sent(core, t, send, now_ns);
+        else
+            receiver_sent(t, send);
+        list_remove(&t->ready); /* to the end: each ticket in its turn */
+        ticket_wake(t);
+    }
+}
+
+/* ---- ops, time, the end ---- */
+
+static void op_open(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
+{
+    enum err e = map_put(t->sends ? &core->senders : &core->receivers, t->id, t);
+    if (e != OK) { /* twice the same ticket: the second one ends, the first goes on */
+        t->event.kind = XFER_FAILED;
+        t->event.error = e;
+        snprintf(t->event.text, sizeof t->event.text, "the ticket is in use");
+        t->state = TICKET_ENDED;
+        list_push_back(&core->ended, &t->ended);
+        core->counts.tickets_failed++;
+        return;
+    }
+    CHECK(heap_move(&core->ticket_timers, &t->timer, t->timer.key) == OK);
+    if (!t->sends) return;
+    struct xfer_session *s = session_for(core, t, now_ns);
+    if (!s) {
+        ticket_end(core, t, XFER_FAILED, ERR_FULL, err_text(), 0, now_ns);
+        return;
+    }
+    ticket_join(core, t, s);
+    t->state = s->state == SESSION_READY ? TICKET_SENDING : TICKET_CONNECTING;
+    ticket_wake(t);
+}
+
+void xfer_core_op(struct xfer_core *core, struct xfer_message *m, uint64_t now_ns)
+{
+    bool of_receiver = m->kind == XFER_EXPECT || m->kind == XFER_RELEASE;
+    struct xfer_ticket *t = map_get(of_receiver ? &core->receivers : &core->senders, m->ticket);
+    if (m->kind == XFER_EXPECT || m->kind == XFER_OPEN) {
+        op_open(core, m->opened, now_ns);
+        return;
+    }
+    if (!t) { /* its event is on the way */
+        xfer_message_free(m);
+        return;
+    }
+    switch (m->kind) {
+    case XFER_PUSH: sender_push(core, t, m->push, now_ns); break;
+    case XFER_COMMIT:
+        sender_commit(core, t, m->commit, now_ns);
+        mem_free(m->commit);
+        break;
+    case XFER_CANCEL:
+        ticket_end(core, t, XFER_CANCELLED, OK, "cancelled by the sender", FRAME_FAIL, now_ns);
+        break;
+    default: ticket_end(core, t, XFER_RELEASED, OK, "released by the receiver", FRAME_FAIL, now_ns);
+    }
+}
+
+static void ticket_deadline(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
+{
+    struct xfer_session *s = t->session;
+    const char *text = t->state == TICKET_CONNECTING ? "no link by the deadline"
+                       : t->state == TICKET_EXPECTED ? "nothing came by the deadline"
+                                                     : "not complete by the deadline";
+    if (s && s->dialler && t->opened && s->heard_ns <= t->event.began_ns) s->retired = true;
+    ticket_end(core, t, XFER_FAILED, ERR_TIMEOUT, text, FRAME_FAIL, now_ns);
+}
+
+static void session_deadline(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
+{
+    heap_remove(&core->session_timers, &s->timer);
+    if (s->state == SESSION_READY)
+        session_end(core, s, ERR_TIMEOUT, "idle", now_ns);
+    else if (s->state == SESSION_PARTING)
+        session_end(core, s, s->error, s->text, now_ns);
+    else
+        xfer_core_lost(core, s, ERR_TIMEOUT, "no answer to the greeting", now_ns);
+}
+
+void xfer_core_timer(struct xfer_core *core, uint64_t now_ns)
+{
+    struct heap_entry *first;
+    while ((first = heap_first(&core->ticket_timers)) && first->key <= now_ns)
+        ticket_deadline(core, list_member(first, struct xfer_ticket, timer), now_ns);
+    while ((first = heap_first(&core->session_timers)) && first->key <= now_ns)
+        session_deadline(core, list_member(first, struct xfer_session, timer), now_ns);
+}
+
+uint64_t xfer_core_wake_at(const struct xfer_core *core)
+{
+    const struct heap_entry *t = heap_first(&core->ticket_timers);
+    const struct heap_entry *s = heap_first(&core->session_timers);
+    uint64_t at = t ? t->key : TIME_NEVER;
+    return s && s->key < at ? s->key : at;
+}
+
+void xfer_core_stop(struct xfer_core *core, uint64_t now_ns)
+{
+    struct map *side[] = {&core->senders, &core->receivers};
+    for (int i = 0; i < 2; i++) {
+        struct xfer_ticket *t;
+        for (struct map_cursor c = {0}; (t = map_next(side[i], &c)); c = (struct map_cursor){0})
+            ticket_end(core, t, XFER_FAILED, ERR_CANCELLED, "the node stops", FRAME_FAIL, now_ns);
+    }
+}
+
+bool xfer_core_next(struct xfer_core *core, struct xfer_action *action)
+{
+    struct list_link *l = list_pop_front(&core->ended);
+    *action = (struct xfer_action){0};
+    if (l) {
+        struct xfer_ticket *t = list_member(l, struct xfer_ticket, ended);
+        action->kind = XFER_ACT_EVENT;
+        action->event = t->event;
+        action->event.ticket = t->id;
+        if (ticket_unused(t)) ticket_free(t);
+        return true;
+    }
+    if (!(l = list_pop_front(&core->acts))) return false;
+    struct xfer_session *s = list_member(l, struct xfer_session, acts);
+    action->session = s;
+    action->kind = XFER_ACT_CLOSE;
+    if (s->state != SESSION_DIAL) return true;
+    action->address = next_address(s);
+    if (action->address) {
+        action->kind = XFER_ACT_DIAL;
+        s->state = SESSION_DIALLING;
+        return true;
+    }
+    session_end(core, s, ERR_INVALID, "the receiver has no address for this link",
+                s->timer.key - core->options.handshake_ns);
+    return xfer_core_next(core, action);
+}
+
+void xfer_core_closed(struct xfer_core *core, struct xfer_session *s)
+{
+    CHECK(s->state == SESSION_ENDED);
+    session_free(core, s);
+}
+
+/* ---- the object ---- */
+
+enum err xfer_core_new(struct xfer_core **out, const struct xfer_core_options *options)
+{
+    enum err e = ERR_MEMORY;
+    struct xfer_core *core = mem_new(sizeof *core);
+    *out = NULL;
+    if (!core) return ERR_MEMORY;
+    core->options = *options;
+    list_init(&core->sessions);
+    list_init(&core->acts);
+    list_init(&core->ended);
+    if ((e = map_reserve(&core->senders, options->tickets_max)) != OK ||
+        (e = map_reserve(&core->receivers, options->tickets_max)) != OK ||
+        (e = heap_reserve(&core->ticket_timers, options->tickets_max)) != OK ||
+        (e = heap_reserve(&core->session_timers, XFER_SESSIONS_MAX)) != OK) {
+        xfer_core_free(core);
+        return e;
+    }
+    *out = core;
+    return OK;
+}
+
+void xfer_core_free(struct xfer_core *core)
+{
+    if (!core) return;
+    struct xfer_action action;
+    xfer_core_stop(core, 0);
+    while (!list_empty(&core->sessions)) {
+        struct xfer_session *s = list_member(core->sessions.next, struct xfer_session, all);
+        if (s->state != SESSION_ENDED) session_end(core, s, ERR_CANCELLED, "the node stops", 0);
+        session_free(core, s);
+    }
+    while (xfer_core_next(core, &action))
+        continue;
+    map_fini(&core->senders);
+    map_fini(&core->receivers);
+    heap_fini(&core->ticket_timers);
+    heap_fini(&core->session_timers);
+    mem_free(core);
+}
+
+void xfer_session_set_user(struct xfer_session *session, void *user)
+{
+    session->user = user;
+}
+
+void *xfer_session_user(const struct xfer_session *session)
+{
+    return session->user;
+}
+
+struct xfer_core_counts xfer_core_counts(const struct xfer_core *core)
+{
+    return core->counts;
+}
+
+uint32_t xfer_core_sessions_count(const struct xfer_core *core)
+{
+    uint32_t count = 0;
+    for (const struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next)
+        count += list_member(l, struct xfer_session, all)->state == SESSION_READY;
+    return count;
+}
+
+uint32_t xfer_core_tickets_count(const struct xfer_core *core)
+{
+    return (uint32_t)(core->senders.count + core->receivers.count);
+}

@@ -1,0 +1,144 @@
+/* core_state: the structs behind core.h, for core.c, sender.c and receiver.c only. */
+#ifndef TANDEM_XFER_CORE_STATE_H
+#define TANDEM_XFER_CORE_STATE_H
+
+#include "common/heap.h"
+#include "common/list.h"
+#include "common/map.h"
+#include "xfer/core.h"
+
+enum ticket_state {
+    TICKET_CONNECTING, /* sender: no session that is ready */
+    TICKET_SENDING,    /* sender: ready; OPEN, DATA and COMMIT go out as credit allows */
+    TICKET_COMMITTING, /* sender: COMMIT is out, waits for DONE */
+    TICKET_EXPECTED,   /* receiver: nobody has opened it */
+    TICKET_RECEIVING,  /* receiver: opened */
+    TICKET_CLOSING,    /* receiver: COMMIT came while ranges are being sent again */
+    TICKET_ENDED,      /* the event is made; perhaps a last frame is still to be sent */
+};
+
+enum session_state {
+    SESSION_DIAL,     /* an address is to be dialled */
+    SESSION_DIALLING, /* the link is being made */
+    SESSION_GREETING, /* the other side's HELLO is awaited */
+    SESSION_READY,
+    SESSION_PARTING, /* a FAIL about the link is to be sent, then it ends */
+    SESSION_ENDED,   /* waits for the shell to close it */
+};
+
+struct xfer_push {
+    struct list_link link; /* in the ticket's pushes: all of them, for ranges that are refused */
+    uint32_t layer, tokens_first, tokens_end, blocks_count;
+    uint32_t blocks[];
+};
+
+struct xfer_commit {
+    struct token_info first;
+    enum finish finish;
+};
+
+/* A range that has to be sent again (sender) or refused (receiver). */
+struct again {
+    struct list_link link;
+    struct frame_range range;
+};
+
+struct xfer_ticket {
+    struct id128 id;
+    bool sends;
+    enum ticket_state state;
+    struct xfer_session *session; /* NULL: none (any more) */
+    struct heap_entry timer;      /* the deadline */
+    struct list_link in_session;  /* session->tickets */
+    struct list_link ready;       /* session->ready: may have something to say */
+    struct list_link ended;       /* core->ended: its event is to be fetched */
+    uint32_t tokens_first, tokens_end, blocks_count;
+    uint64_t units_count; /* layers x blocks: what has to travel */
+    uint64_t units_done;  /* sender: pushed; receiver: verified */
+    struct list_link agains;
+    uint64_t agains_count;     /* ever */
+    enum frame_kind last_word; /* TICKET_ENDED: FAIL or DONE still to be sent; 0: nothing */
+    struct xfer_event event;
+
+    struct xfer_addresses addresses; /* sender */
+    char link_wanted[8];             /* sender */
+    struct list_link pushes;         /* sender */
+    struct xfer_push *next_push;     /* sender: the first that is not all sent; NULL: none */
+    uint32_t next_block;             /* sender: of next_push */
+    bool opened, committed;          /* sender: OPEN was sent; COMMIT was asked for */
+
+    uint32_t *blocks;   /* receiver */
+    uint64_t *verified; /* receiver: one bit per unit */
+};
+
+/* A frame for a ticket that does not exist here. */
+struct note {
+    struct list_link link;
+    struct id128 ticket;
+    enum err error;
+};
+
+struct xfer_session {
+    struct list_link all;  /* core->sessions */
+    struct list_link acts; /* core->acts: to be dialled or closed */
+    struct heap_entry timer;
+    enum session_state state;
+    bool dialler, hello_due;
+    bool retired; /* takes no new tickets: the other side seems frozen */
+    struct xfer_addresses addresses;
+    char link_wanted[8];
+    uint32_t next_address;
+    const char *link;
+    void *user;
+    struct list_link tickets, ready, notes;
+    uint32_t notes_count;
+    uint32_t live_count; /* of the tickets: those that have not ended */
+    uint64_t window_bytes;
+    uint64_t credit_bytes;  /* dialler: may be sent */
+    uint64_t granted_bytes; /* acceptor: the other side may send */
+    uint64_t owed_bytes;    /* acceptor: taken in and not yet granted again */
+    uint64_t heard_ns;
+    enum err error;
+    char text[XFER_TEXT_MAX];
+};
+
+struct xfer_core {
+    struct xfer_core_options options;
+    struct map senders, receivers; /* by ticket */
+    struct heap ticket_timers, session_timers;
+    struct list_link sessions, acts, ended;
+    uint32_t sessions_count;
+    struct xfer_core_counts counts;
+};
+
+/* Both sides of a ticket. */
+
+/* The ticket ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to the other side. */
+void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
+                enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns);
+/* It may have something to say. */
+void ticket_wake(struct xfer_ticket *t);
+enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range);
+void ticket_free(struct xfer_ticket *t); /* NULL is allowed */
+void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s);
+
+/* sender.c */
+void sender_push(struct xfer_core *core, struct xfer_ticket *t, struct xfer_push *push,
+                 uint64_t now_ns);
+void sender_commit(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_commit *commit,
+                   uint64_t now_ns);
+enum err sender_frame(struct xfer_core *core, struct xfer_ticket *t, const struct frame *f,
+                      uint64_t now_ns);
+bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send);
+void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,
+                 uint64_t now_ns);
+
+/* receiver.c */
+enum err receiver_frame(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
+                        const struct frame *f, uint64_t now_ns, struct xfer_store *store);
+void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_store *store,
+                     bool good, uint64_t now_ns);
+bool receiver_wants(struct xfer_ticket *t, struct xfer_send *send);
+void receiver_sent(struct xfer_ticket *t, const struct xfer_send *send);
+
+#endif

@@ -1,0 +1,548 @@
+/* The link thread: one epoll loop that carries frames between the links and the core.
+ *
+ * One turn: wait; take ops out of the mailbox; poll the links that woke us and take in their frames;
+ * do what the core asks (deliver events, dial, close); send what the sessions want to say; timers. A
+ * frame that opens a ticket is preceded by another look into the mailbox: whoever sent it had been told
+ * that the ticket is expected, so its EXPECT is there. */
+#include "xfer/xfer.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/list.h"
+#include "common/log.h"
+#include "common/mailbox.h"
+#include "common/mem.h"
+#include "xfer/core.h"
+#include "xfer/link.h"
+
+enum {
+    LISTENERS_MAX = 2,
+    ACCEPTS_PER_TURN = 16,
+    FRAMES_PER_TURN = 32, /* of one link, each way: so that no link starves the others */
+    MAILBOX_MESSAGES_MIN = 4096,
+    TICKETS_MAX = 1 << 16,
+};
+#define HANDSHAKE_NS (2 * NS_PER_S)
+#define IDLE_CLOSE_NS (60 * NS_PER_S)
+#define LAYER_BYTES_MAX ((size_t)64 << 20)
+
+static const struct kv_link_ops *const links[] = {&kv_link_shm, &kv_link_tcp};
+
+enum watch_kind { WATCH_MAILBOX, WATCH_LISTENER, WATCH_LINK };
+
+/* What an epoll event points to. */
+struct watch {
+    enum watch_kind kind;
+    bool woken;
+};
+
+struct listener {
+    struct watch watch;
+    struct kv_listener *listener;
+};
+
+struct conn {
+    struct watch watch;
+    struct list_link all;
+    struct kv_link *link;
+    struct xfer_session *session;
+    bool connected;
+    bool more; /* frames may be waiting, either way, that no wake-up will tell of */
+};
+
+struct xfer {
+    struct xfer_options options;
+    struct kv_link_options link_options;
+    struct xfer_addresses addresses;
+    xfer_event_fn *on_event;
+    void *ctx;
+    size_t layer_bytes, block_bytes;
+    struct xfer_core *core;
+    struct mailbox *mailbox;
+    struct watch mailbox_watch;
+    struct listener listener[LISTENERS_MAX];
+    uint32_t listeners_count;
+    struct list_link conns;
+    int epoll;
+    bool started, stopping;
+    pthread_t thread;
+    uint64_t now_ns;
+    uint64_t data_frames; /* sent, for corrupt_every */
+    _Atomic uint32_t tickets_live;
+    _Atomic uint32_t links_open;
+    _Atomic uint64_t stat[6]; /* struct xfer_core_counts for other threads */
+};
+
+/* ---- bytes ---- */
+
+static uint8_t *block_layer(const struct xfer *x, uint32_t block, uint32_t layer)
+{
+    return (uint8_t *)x->options.kv_base + block * x->block_bytes + layer * x->layer_bytes;
+}
+
+/* Copies a payload into its blocks. The hash is that of the blocks' bytes after the copy, since a peer
+ * may still be writing to the frame. */
+static bool store_payload(const struct xfer *x, const struct xfer_store *store,
+                          const uint8_t *payload)
+{
+    struct hash_stream hash;
+    hash_start(&hash);
+    for (uint32_t i = 0; i < store->blocks_count; i++) {
+        uint8_t *to = block_layer(x, store->blocks[i], store->range.layer);
+        memcpy(to, payload + i * x->layer_bytes, x->layer_bytes);
+        hash_more(&hash, to, x->layer_bytes);
+    }
+    return hash_end64(&hash) == store->hash;
+}
+
+/* Finds the pieces of a frame. Hashing brings them into the cache, so that sending reads memory once. */
+static uint32_t gather(struct xfer *x, struct xfer_send *send, uint8_t head[FRAME_HEAD_MAX],
+                       struct kv_piece pieces[KV_LINK_PIECES_MAX])
+{
+    struct hash_stream hash;
+    if (send->blocks_count > 0) hash_start(&hash);
+    for (uint32_t i = 0; i < send->blocks_count; i++) {
+        const uint8_t *from = block_layer(x, send->blocks[i], send->frame.range.layer);
+        pieces[i + 1] = (struct kv_piece){from, x->layer_bytes};
+        hash_more(&hash, from, x->layer_bytes);
+    }
+    if (send->blocks_count > 0) send->frame.hash = hash_end64(&hash);
+    if (send->blocks_count > 0 && x->options.corrupt_every &&
+        (x->data_frames + 1) % x->options.corrupt_every == 0)
+        send->frame.hash ^= 1;
+    pieces[0] = (struct kv_piece){head, frame_print(&send->frame, head)};
+    return send->blocks_count + 1;
+}
+
+/* ---- links ---- */
+
+static enum err watch_fd(struct xfer *x, int fd, struct watch *watch)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = watch};
+    if (epoll_ctl(x->epoll, EPOLL_CTL_ADD, fd, &event) == 0) return OK;
+    return err_set(ERR_IO, "epoll_ctl: %s", strerror(errno));
+}
+
+/* Takes the link over; closes it if that fails. */
+static enum err conn_new(struct xfer *x, struct kv_link *link, struct xfer_session *session)
+{
+    enum err e = ERR_MEMORY;
+    struct conn *c = mem_new(sizeof *c);
+    if (!c || (e = watch_fd(x, link->ops->fd(link), &c->watch)) != OK) {
+        link->ops->close(link);
+        mem_free(c);
+        return e;
+    }
+    c->watch.kind = WATCH_LINK;
+    c->link = link;
+    c->session = session;
+    list_push_back(&x->conns, &c->all);
+    xfer_session_set_user(session, c);
+    return OK;
+}
+
+static void conn_close(struct xfer *x, struct conn *c)
+{
+    if (!c) return;
+    epoll_ctl(x->epoll, EPOLL_CTL_DEL, c->link->ops->fd(c->link), NULL);
+    c->link->ops->close(c->link);
+    xfer_session_set_user(c->session, NULL);
+    list_remove(&c->all);
+    mem_free(c);
+}
+
+/* The link is of no more use; err_text says why. */
+static void conn_fail(struct xfer *x, struct conn *c, enum err e)
+{
+    struct xfer_session *session = c->session;
+    char text[XFER_TEXT_MAX];
+    snprintf(text, sizeof text, "%s", err_text());
+    log_debug("link_lost", "link=%s error=%s reason=\"%s\"", c->link->ops->name, err_name(e), text);
+    conn_close(x, c);
+    xfer_core_lost(x->core, session, e, text, x->now_ns);
+}
+
+static void accept_links(struct xfer *x, struct listener *l)
+{
+    for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
+        struct kv_link *link;
+        enum err e = l->listener->ops->accept(l->listener, &link);
+        if (e == ERR_AGAIN) return;
+        if (e != OK) {
+            log_warn("link_refused", "reason=\"%s\"", err_text());
+            continue;
+        }
+        struct xfer_session *s = xfer_core_accepted(x->core, link->ops->name, x->now_ns);
+        if (!s) {
+            log_warn("link_refused", "reason=\"too many\"");
+            link->ops->close(link);
+        } else if ((e = conn_new(x, link, s)) != OK) {
+            xfer_core_lost(x->core, s, e, err_text(), x->now_ns);
+        }
+    }
+}
+
+static void dial(struct xfer *x, struct xfer_session *session, const char *address)
+{
+    enum err e = err_set(ERR_UNSUPPORTED, "no link for %.32s", address);
+    struct kv_link *link = NULL;
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        size_t n = strlen(links[i]->name);
+        if (strncmp(address, links[i]->name, n) == 0 && address[n] == ':')
+            e = links[i]->dial(&link, address, &x->link_options);
+    }
+    if (e == OK) e = conn_new(x, link, session);
+    if (e != OK) xfer_core_lost(x->core, session, e, err_text(), x->now_ns);
+}
+
+/* ---- the core's actions ---- */
+
+static void deliver(struct xfer *x, const struct xfer_event *event)
+{
+    x->on_event(x->ctx, event);
+    atomic_fetch_sub(&x->tickets_live, 1);
+}
+
+static void act(struct xfer *x)
+{
+    struct xfer_action a;
+    while (xfer_core_next(x->core, &a)) {
+        if (a.kind == XFER_ACT_EVENT) {
+            deliver(x, &a.event);
+            continue;
+        }
+        conn_close(x, xfer_session_user(a.session));
+        if (a.kind == XFER_ACT_DIAL)
+            dial(x, a.session, a.address);
+        else
+            xfer_core_closed(x->core, a.session);
+    }
+}
+
+static void drain_mailbox(struct xfer *x)
+{
+    struct xfer_message message;
+    enum err e;
+    while ((e = mailbox_receive(x->mailbox, &message)) == OK)
+        xfer_core_op(x->core, &message, x->now_ns);
+    if (e == ERR_CANCELLED) x->stopping = true;
+}
+
+/* ---- frames ---- */
+
+static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, size_t size)
+{
+    struct frame frame;
+    struct xfer_store store;
+    enum err e = frame_parse(bytes, size, &frame);
+    if (e != OK) return e;
+    if (frame.kind == FRAME_OPEN) drain_mailbox(x);
+    e = xfer_core_frame(x->core, c->session, &frame, x->now_ns, &store);
+    if (e == OK && store.blocks_count > 0) {
+        bool good = store_payload(x, &store, frame.payload);
+        xfer_core_stored(x->core, c->session, &store, good, x->now_ns);
+    }
+    return e;
+}
+
+static enum err receive_frames(struct xfer *x, struct conn *c)
+{
+    const void *bytes;
+    size_t size;
+    enum err e;
+    c->more = false;
+    for (int i = 0; i < FRAMES_PER_TURN; i++) {
+        e = c->link->ops->receive(c->link, &bytes, &size);
+        if (e == ERR_AGAIN) return OK;
+        if (e == OK) e = take_frame(x, c, bytes, size);
+        if (e != OK) return e;
+        c->link->ops->release(c->link);
+    }
+    c->more = true;
+    return OK;
+}
+
+static enum err send_frames(struct xfer *x, struct conn *c)
+{
+    uint8_t head[FRAME_HEAD_MAX];
+    struct kv_piece pieces[KV_LINK_PIECES_MAX];
+    struct xfer_send send;
+    for (int i = 0; i < FRAMES_PER_TURN; i++) {
+        if (!xfer_core_wants(x->core, c->session, &send)) return OK;
+        uint32_t count = gather(x, &send, head, pieces);
+        enum err e = c->link->ops->send(c->link, pieces, count);
+        if (e == ERR_AGAIN) return OK;
+        if (e != OK) return e;
+        x->data_frames += send.blocks_count > 0;
+        xfer_core_sent(x->core, c->session, &send, x->now_ns);
+    }
+    c->more = true;
+    return OK;
+}
+
+static enum err conn_poll(struct xfer *x, struct conn *c)
+{
+    enum err e = c->link->ops->poll(c->link);
+    if (e == OK && !c->connected) {
+        c->connected = true;
+        xfer_core_connected(x->core, c->session, c->link->ops->name,
+                            c->link->ops->facts(c->link).window_bytes, x->now_ns);
+    }
+    return e == ERR_AGAIN ? OK : e;
+}
+
+static void conns_receive(struct xfer *x)
+{
+    for (struct list_link *l = x->conns.next, *next; l != &x->conns; l = next) {
+        struct conn *c = list_member(l, struct conn, all);
+        next = l->next;
+        if (!c->watch.woken && !c->more) continue;
+        enum err e = c->watch.woken ? conn_poll(x, c) : OK;
+        c->watch.woken = false;
+        if (e == OK && c->connected) e = receive_frames(x, c);
+        if (e != OK) conn_fail(x, c, e);
+    }
+}
+
+static void conns_send(struct xfer *x)
+{
+    for (struct list_link *l = x->conns.next, *next; l != &x->conns; l = next) {
+        struct conn *c = list_member(l, struct conn, all);
+        next = l->next;
+        enum err e = c->connected ? send_frames(x, c) : OK;
+        if (e != OK) conn_fail(x, c, e);
+    }
+}
+
+/* ---- the thread ---- */
+
+static int wait_ms(const struct xfer *x)
+{
+    for (const struct list_link *l = x->conns.next; l != &x->conns; l = l->next)
+        if (list_member(l, struct conn, all)->more) return 0;
+    uint64_t at = xfer_core_wake_at(x->core), now = clock_now_ns();
+    if (at <= now) return 0;
+    if (at == TIME_NEVER) return -1;
+    uint64_t ms = (at - now + NS_PER_MS - 1) / NS_PER_MS;
+    return ms < 1000000 ? (int)ms : 1000000;
+}
+
+static void publish(struct xfer *x)
+{
+    struct xfer_core_counts n = xfer_core_counts(x->core);
+    uint64_t value[] = {n.sent_bytes,  n.received_bytes, n.frames_refused,
+                        n.frames_dead, n.tickets_done,   n.tickets_failed};
+    for (size_t i = 0; i < sizeof value / sizeof *value; i++)
+        atomic_store_explicit(&x->stat[i], value[i], memory_order_relaxed);
+    atomic_store_explicit(&x->links_open, xfer_core_sessions_count(x->core), memory_order_relaxed);
+}
+
+static void turn(struct xfer *x)
+{
+    struct epoll_event event[64];
+    int n = epoll_wait(x->epoll, event, 64, wait_ms(x));
+    x->now_ns = clock_now_ns();
+    for (int i = 0; i < n; i++)
+        ((struct watch *)event[i].data.ptr)->woken = true;
+    drain_mailbox(x);
+    for (uint32_t i = 0; i < x->listeners_count; i++)
+        if (x->listener[i].watch.woken) {
+            x->listener[i].watch.woken = false;
+            accept_links(x, &x->listener[i]);
+        }
+    conns_receive(x);
+    act(x);
+    conns_send(x);
+    xfer_core_timer(x->core, x->now_ns);
+    act(x);
+    publish(x);
+}
+
+/* After the last turn: every ticket gets its event; peers are told as far as the links take it. */
+static void finish(struct xfer *x)
+{
+    x->now_ns = clock_now_ns();
+    drain_mailbox(x);
+    xfer_core_stop(x->core, x->now_ns);
+    act(x);
+    conns_send(x);
+    act(x);
+    publish(x);
+}
+
+static void *run(void *arg)
+{
+    struct xfer *x = arg;
+    pthread_setname_np(pthread_self(), "tandem-link");
+    while (!x->stopping)
+        turn(x);
+    finish(x);
+    return NULL;
+}
+
+/* ---- the object ---- */
+
+static enum err check_options(const struct xfer_options *o)
+{
+    const struct kv_geometry *g = &o->geometry;
+    if (g->layers_count == 0 || g->block_tokens != BLOCK_TOKENS || kv_layer_bytes(g) == 0 ||
+        kv_layer_bytes(g) > LAYER_BYTES_MAX)
+        return err_set(ERR_INVALID, "KV of %u layers, %zu bytes each, %u tokens a block",
+                       g->layers_count, kv_layer_bytes(g), g->block_tokens);
+    if (!o->kv_base || o->blocks_count == 0) return err_set(ERR_INVALID, "no KV memory");
+    if (o->tickets_max == 0 || o->tickets_max > TICKETS_MAX)
+        return err_set(ERR_INVALID, "tickets_max is %u, 1 to %d are possible", o->tickets_max,
+                       TICKETS_MAX);
+    return OK;
+}
+
+static enum err add_listener(struct xfer *x, const struct kv_link_ops *ops, const char *where)
+{
+    struct listener *l = &x->listener[x->listeners_count];
+    l->watch.kind = WATCH_LISTENER;
+    enum err e = ops->listen(&l->listener, where, &x->link_options);
+    if (e != OK) return e;
+    x->listeners_count++;
+    snprintf(x->addresses.address[x->addresses.count++], XFER_ADDRESS_BYTES_MAX, "%s",
+             ops->address(l->listener));
+    return watch_fd(x, ops->listener_fd(l->listener), &l->watch);
+}
+
+static enum err start_listening(struct xfer *x)
+{
+    const struct xfer_options *o = &x->options;
+    enum err e;
+    if (o->listen_shm && (e = add_listener(x, &kv_link_shm, "")) != OK) {
+        if (!o->listen_tcp) return e;
+        log_warn("shm_link_off", "reason=\"%s\"", err_text());
+    }
+    return o->listen_tcp ? add_listener(x, &kv_link_tcp, o->listen_tcp) : OK;
+}
+
+static enum err make_parts(struct xfer *x)
+{
+    const struct xfer_options *o = &x->options;
+    struct xfer_core_options core = {
+        .geometry = o->geometry,
+        .tickets_max = o->tickets_max,
+        .handshake_ns = HANDSHAKE_NS,
+        .idle_close_ns = o->idle_close_ns ? o->idle_close_ns : IDLE_CLOSE_NS,
+    };
+    uint32_t messages = 4 * o->tickets_max;
+    enum err e;
+    if (messages < MAILBOX_MESSAGES_MIN) messages = MAILBOX_MESSAGES_MIN;
+    if ((e = id128_mint(&core.incarnation)) != OK) return e;
+    if ((e = xfer_core_new(&x->core, &core)) != OK) return e;
+    if ((e = mailbox_new(&x->mailbox, sizeof(struct xfer_message), messages)) != OK) return e;
+    x->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (x->epoll < 0) return err_set(ERR_IO, "epoll_create1: %s", strerror(errno));
+    return watch_fd(x, mailbox_fd(x->mailbox), &x->mailbox_watch);
+}
+
+enum err xfer_open(struct xfer **out, const struct xfer_options *options, xfer_event_fn *on_event,
+                   void *ctx)
+{
+    enum err e;
+    *out = NULL;
+    if ((e = check_options(options)) != OK) return e;
+    struct xfer *x = mem_new(sizeof *x);
+    if (!x) return ERR_MEMORY;
+    x->options = *options;
+    x->on_event = on_event;
+    x->ctx = ctx;
+    x->epoll = -1;
+    x->layer_bytes = kv_layer_bytes(&options->geometry);
+    x->block_bytes = kv_block_bytes(&options->geometry);
+    x->link_options.frame_bytes_max = xfer_frame_bytes_max(&options->geometry);
+    x->link_options.ring_bytes = options->ring_bytes;
+    list_init(&x->conns);
+    if ((e = make_parts(x)) != OK || (e = start_listening(x)) != OK) {
+        xfer_close(x);
+        return e;
+    }
+    *out = x;
+    return OK;
+}
+
+const struct xfer_addresses *xfer_addresses(const struct xfer *x)
+{
+    return &x->addresses;
+}
+
+enum err xfer_start(struct xfer *x)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the loop thread's */
+    int error = pthread_create(&x->thread, NULL, run, x);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
+    x->started = true;
+    return OK;
+}
+
+enum err xfer_post(struct xfer *x, const struct xfer_op *op)
+{
+    struct xfer_message message;
+    bool opens = op->kind == XFER_EXPECT || op->kind == XFER_OPEN;
+    enum err e = xfer_message_new(op, &x->options.geometry, x->options.blocks_count, &message);
+    if (e != OK) return e;
+    if (opens && atomic_fetch_add(&x->tickets_live, 1) >= x->options.tickets_max)
+        e = err_set(ERR_FULL, "%u transfers are live", x->options.tickets_max);
+    if (e == OK) e = mailbox_send(x->mailbox, &message);
+    if (e == OK) return OK;
+    if (opens) atomic_fetch_sub(&x->tickets_live, 1);
+    xfer_message_free(&message);
+    return e;
+}
+
+void xfer_stop(struct xfer *x)
+{
+    mailbox_close(x->mailbox);
+    if (x->started)
+        pthread_join(x->thread, NULL);
+    else
+        finish(x);
+    x->started = false;
+}
+
+void xfer_close(struct xfer *x)
+{
+    if (!x) return;
+    CHECK(!x->started);
+    if (x->mailbox) drain_mailbox(x);
+    while (!list_empty(&x->conns))
+        conn_close(x, list_member(x->conns.next, struct conn, all));
+    for (uint32_t i = 0; i < x->listeners_count; i++)
+        x->listener[i].listener->ops->unlisten(x->listener[i].listener);
+    xfer_core_free(x->core);
+    mailbox_free(x->mailbox);
+    if (x->epoll >= 0) close(x->epoll);
+    mem_free(x);
+}
+
+void xfer_stats(const struct xfer *x, struct xfer_stats *stats)
+{
+    uint64_t value[6];
+    for (size_t i = 0; i < 6; i++)
+        value[i] = atomic_load_explicit(&x->stat[i], memory_order_relaxed);
+    *stats = (struct xfer_stats){
+        .sent_bytes = value[0],
+        .received_bytes = value[1],
+        .frames_refused = value[2],
+        .frames_dead = value[3],
+        .tickets_done = value[4],
+        .tickets_failed = value[5],
+        .links_open = atomic_load_explicit(&x->links_open, memory_order_relaxed),
+        .tickets_live = atomic_load(&x->tickets_live),
+    };
+}
