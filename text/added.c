@@ -103,8 +103,10 @@ fail:
 
 void added_fini(struct added *a)
 {
-    for (size_t i = 0; i < a->tokens_count; i++)
+    for (size_t i = 0; i < a->tokens_count; i++) {
+        mem_free(a->token[i].form);
         mem_free(a->token[i].content);
+    }
     mem_free(a->token);
     mem_free(a->by_id);
     mem_free(a->trie[0].node);
@@ -183,13 +185,18 @@ static enum err index_token(struct added *a, const struct place *at, uint32_t i,
                             const struct normalizer *normalizer, struct pattern_scratch *scratch,
                             struct normalized *n)
 {
-    const struct added_token *t = &a->token[i];
+    struct added_token *t = &a->token[i];
     if (!t->normalized) return trie_add(&a->trie[ADDED_AS_WRITTEN], t->content, t->length, i);
     enum err e = normalizer_apply(normalizer, scratch, t->content, t->length, n);
     if (e != OK) return e;
     if (n->length == 0)
         return place_error(at, ERR_UNSUPPORTED, "token \"%.80s\" is empty when normalized",
                            t->content);
+    if (n->length != t->length || memcmp(n->text, t->content, n->length) != 0) {
+        if (!(t->form = mem_array(n->length, 1))) return ERR_MEMORY;
+        memcpy(t->form, n->text, n->length);
+        t->form_length = n->length;
+    }
     return trie_add(&a->trie[ADDED_NORMALIZED], n->text, n->length, i);
 }
 

@@ -31,6 +31,8 @@
 struct added_token {
     char *content;
     size_t length;
+    char *form; /* the normalized content, which is what the decoder gets; NULL: the same */
+    size_t form_length;
     uint32_t id;
     bool special, single_word, lstrip, rstrip, normalized;
 };

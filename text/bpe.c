@@ -103,6 +103,24 @@ static enum err find_word(const struct bpe *m, struct word w, uint32_t *id)
                    w.length < 80 ? (int)w.length : 80, w.text);
 }
 
+static uint32_t joins_bit(uint32_t left, uint32_t right)
+{
+    uint64_t h = ((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15ull;
+    return (uint32_t)(h >> (64 - BPE_JOINS_BITS));
+}
+
+/* Notes the two characters between which this merge joins its tokens. */
+static void note_join(struct bpe *m, struct word a, struct word b)
+{
+    uint32_t left = 0, right = 0;
+    if (a.length == 0 || b.length == 0) return;
+    size_t last = utf8_before(a.text, a.length);
+    utf8_read(a.text + last, a.length - last, &left);
+    utf8_read(b.text, b.length, &right);
+    uint32_t bit = joins_bit(left, right);
+    m->joins[bit / 64] |= 1ull << bit % 64;
+}
+
 static enum err read_merge(struct bpe *m, const json_t *value, uint32_t rank, struct buffer *joined)
 {
     struct word a = {0}, b = {0};
@@ -121,6 +139,7 @@ static enum err read_merge(struct bpe *m, const json_t *value, uint32_t rank, st
     struct word both = {joined->length ? joined->bytes : "", joined->length};
     if ((e = find_word(m, both, &x.id)) != OK) return e;
     m->merge[merge_slot(m, x.left, x.right)] = x;
+    if (m->joins) note_join(m, a, b);
     return OK;
 }
 
@@ -137,6 +156,9 @@ static enum err read_merges(struct bpe *m, const struct place *model, const json
     m->merge_mask = slots - 1;
     for (size_t i = 0; i < slots; i++)
         m->merge[i].left = TOKEN_NONE;
+    if (!m->prefix && !m->suffix &&
+        !(m->joins = mem_array((1u << BPE_JOINS_BITS) / 64, sizeof *m->joins)))
+        return ERR_MEMORY;
     struct buffer joined = {0};
     uint32_t rank = 0;
     for (size_t i = 0; e == OK && i < count; i++) {
@@ -209,6 +231,7 @@ enum err bpe_init(struct bpe *m, const struct place *at, const json_t *model)
 
 void bpe_fini(struct bpe *m)
 {
+    mem_free(m->joins);
     mem_free(m->merge);
     mem_free(m->unk);
     mem_free(m->prefix);
@@ -302,6 +325,11 @@ static bool has_bytes(const struct bpe *m, struct word c)
     return true;
 }
 
+static uint32_t find_char(const struct bpe *m, uint32_t c, const char *text, size_t length)
+{
+    return c < BPE_CHARS ? m->char_id[c] : vocab_find(&m->vocab, text, length);
+}
+
 /* One symbol per character. `pending`: an unk_token that further unknown characters join. */
 static enum err add_symbols(const struct bpe *m, struct bpe_scratch *s, const char *text,
                             size_t length)
@@ -320,7 +348,7 @@ static enum err add_symbols(const struct bpe *m, struct bpe_scratch *s, const ch
             if ((e = make_room(s, s->symbols_count + w.length + length + 1)) != OK) return e;
             id = vocab_find(&m->vocab, w.text, w.length);
         } else {
-            id = c < BPE_CHARS ? m->char_id[c] : vocab_find(&m->vocab, w.text, w.length);
+            id = find_char(m, c, w.text, w.length);
         }
         if (id != TOKEN_NONE) {
             if (pending) add_symbol(s, m->unk_id);
@@ -377,19 +405,47 @@ static enum err merge_all(const struct bpe *m, struct bpe_scratch *s)
     return e;
 }
 
-enum err bpe_encode(const struct bpe *m, struct bpe_scratch *s, const char *text, size_t length,
-                    struct id_list *ids)
+static enum err encode_part(const struct bpe *m, struct bpe_scratch *s, const char *text,
+                            size_t length, struct id_list *ids)
 {
     enum err e;
-    if (m->ignore_merges) {
-        uint32_t id = vocab_find(&m->vocab, text, length);
-        if (id != TOKEN_NONE) return id_list_add(ids, id);
-    }
     s->symbols_count = 0;
     if ((e = make_room(s, length + 1)) != OK) return e;
     if ((e = add_symbols(m, s, text, length)) != OK) return e;
     if ((e = merge_all(m, s)) != OK) return e;
     for (size_t i = 0; e == OK && i < s->symbols_count; i++)
         if (s->symbol[i].id != TOKEN_NONE) e = id_list_add(ids, s->symbol[i].id);
+    return e;
+}
+
+/* Where the part that begins the text ends: between two characters of the vocabulary that no merge
+ * joins. (Other characters become bytes or unk_token, whose neighbours cannot be told from here.) */
+static size_t part_length(const struct bpe *m, const char *text, size_t length)
+{
+    uint32_t left, right;
+    if (!m->joins) return length;
+    size_t n = utf8_read(text, length, &left), before = 0;
+    for (size_t at = n; at < length; before = at, at += n, left = right) {
+        n = utf8_read(text + at, length - at, &right);
+        uint32_t bit = joins_bit(left, right);
+        if (m->joins[bit / 64] >> bit % 64 & 1) continue;
+        if (find_char(m, left, text + before, at - before) == TOKEN_NONE) continue;
+        if (find_char(m, right, text + at, n) != TOKEN_NONE) return at;
+    }
+    return length;
+}
+
+enum err bpe_encode(const struct bpe *m, struct bpe_scratch *s, const char *text, size_t length,
+                    struct id_list *ids)
+{
+    enum err e = OK;
+    if (m->ignore_merges) {
+        uint32_t id = vocab_find(&m->vocab, text, length);
+        if (id != TOKEN_NONE) return id_list_add(ids, id);
+    }
+    for (size_t at = 0, n; e == OK && at < length; at += n) {
+        n = part_length(m, text + at, length - at);
+        e = encode_part(m, s, text + at, n, ids);
+    }
     return e;
 }

@@ -11,7 +11,9 @@
  * byte, where the model says byte_fallback, else as unk_token, else as nothing). Then the
  * neighbours whose merge ranks first become one symbol, the leftmost first, until none is left: a
  * heap of pairs, in which pairs that no longer stand are skipped when they come up. So a piece of n
- * characters takes n log n, a megabyte of one letter included.
+ * characters takes n log n, a megabyte of one letter included. Where no merge at all joins a token
+ * that ends in one character with a token that begins with the next, the piece is cut: SentencePiece
+ * models see a whole text as one piece, and its words fit the processor's caches one by one.
  *
  * Rules: immutable after bpe_init; the scratch belongs to one thread at a time and keeps its memory.
  * Owner: the tokenizer. */
@@ -27,7 +29,8 @@
 #include "text/place.h"
 #include "text/vocab.h"
 
-#define BPE_CHARS 0x800 /* characters whose id is looked up in an array: those of up to 2 bytes */
+#define BPE_JOINS_BITS 18 /* size of the filter of characters that some merge joins: 32 KiB */
+#define BPE_CHARS 0x800   /* characters whose id is looked up in an array: those of up to 2 bytes */
 
 struct bpe_merge {
     uint32_t left, right; /* left == TOKEN_NONE: a free slot */
@@ -38,6 +41,7 @@ struct bpe {
     struct vocab vocab;
     struct bpe_merge *merge; /* hash table by (left, right) */
     size_t merge_mask;
+    uint64_t *joins; /* bit set: a merge may join characters of this hash; NULL: never cut */
     uint32_t char_id[BPE_CHARS]; /* of a character alone, TOKEN_NONE: not in the vocabulary */
     uint32_t byte_id[256];       /* of <0x00> to <0xFF> */
     char *unk, *prefix, *suffix; /* suffix: end_of_word_suffix; NULL: none */

@@ -183,7 +183,7 @@ static enum err strip_accents(const char *text, size_t length, struct buffer *ou
     for (size_t at = 0; e == OK && at < length;) {
         uint32_t c;
         size_t n = utf8_read(text + at, length - at, &c);
-        if (!unicode_is_nonspacing(c)) e = buffer_add(out, text + at, n);
+        if (!unicode_is_mark(c)) e = buffer_add(out, text + at, n);
         at += n;
     }
     return e;

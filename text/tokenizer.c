@@ -111,8 +111,8 @@ bool tokenizer_string(const struct tokenizer *t, uint32_t id, const char **strin
 {
     const struct added_token *a = added_by_id(&t->added, id);
     if (!a) return vocab_string(&t->model.vocab, id, string, length);
-    *string = a->content;
-    *length = a->length;
+    *string = a->form ? a->form : a->content;
+    *length = a->form ? a->form_length : a->length;
     return true;
 }
 

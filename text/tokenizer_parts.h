@@ -26,7 +26,7 @@ struct tokenizer {
     uint32_t *bytes_end; /* of each id in `bytes`; it starts where the one before ends */
 };
 
-/* The string of a token as the file has it; false: there is no such id. */
+/* The string of a token that the decoder gets; false: there is no such id. */
 bool tokenizer_string(const struct tokenizer *t, uint32_t id, const char **string, size_t *length);
 
 #endif

@@ -19,7 +19,7 @@ bool unicode_is_space(uint32_t c);       /* White_Space */
 bool unicode_is_word(uint32_t c);        /* \w of a Unicode regex */
 bool unicode_is_numeric(uint32_t c);     /* Nd, Nl, No */
 bool unicode_is_punctuation(uint32_t c); /* P*, and ASCII's $+<=>^`|~ */
-bool unicode_is_nonspacing(uint32_t c);  /* Mn */
+bool unicode_is_mark(uint32_t c);        /* Mn, Mc, Me */
 
 enum unicode_form { UNICODE_NFC, UNICODE_NFD, UNICODE_NFKC, UNICODE_NFKD };
 
