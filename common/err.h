@@ -39,6 +39,9 @@ enum err {
 
 /* Keeps the formatted text for this thread and returns `e`. */
 enum err err_set(enum err e, const char *format, ...) __attribute__((format(printf, 2, 3)));
+#ifdef __clang_analyzer__ /* it must see that the value comes back unchanged */
+#define err_set(e, ...) (err_set((e), __VA_ARGS__), (e))
+#endif
 /* Puts "prefix: " in front of this thread's text and returns `e`; does nothing for OK. */
 enum err err_prefix(enum err e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The text of this thread's last err_set, "" if there was none. */
