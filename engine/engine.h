@@ -1,21 +1,21 @@
 /* engine: one model on one device, run step by step on a thread of its own.
  *
  *     struct engine *engine;
- *     struct engine_options o = {.model_dir = dir, .backend = "cpu", .threads = 2, .blocks_count =
- * 4096}; if ((e = engine_open(&engine, &o)) != OK) return e;     // loads and checks everything;
- * seconds engine_run(engine, step);                                 // tests and tools: runs on
- * this thread
+ *     struct engine_options o = {.model_dir = dir, .threads = 2, .first_cpu = -1, ...};
+ *     if ((e = engine_open(&engine, &o)) != OK) return e;   // loads and checks everything
+ *     e = engine_run(engine, step);                         // tests and tools: on this thread
  *
- *     engine_start(engine, on_event, ctx);                      // nodes: the engine's thread
- * begins engine_submit(engine, step);                              // any number queued; run in
- * order
+ *     e = engine_start(engine, on_event, ctx);              // nodes: the engine's thread begins
+ *     e = engine_submit(engine, step);                      // any number up to 64; run in order
  *     ... on_event(ctx, &event) is called ON THE ENGINE THREAD: put it into a mailbox, return ...
- *     engine_stop(engine);                                      // cancels what runs, joins the
- * thread engine_close(engine);
+ *     engine_stop(engine);                                  // cancels what runs, joins the thread
+ *     engine_close(engine);
  *
  * Rules: between engine_start and engine_stop only engine_submit, engine_progress and the read-only
  * getters may be called, from the loop thread. Every submitted step gets exactly one STEP_DONE,
- * also at engine_stop (ERR_CANCELLED). After engine_open a token costs no allocation. */
+ * also at engine_stop (ERR_CANCELLED). After engine_open a token costs no allocation. A step's rows
+ * are its sequences' rows in their order, without gaps; a step that breaks this or the limits is a
+ * bug of its maker and ends the process (CHECK), before it could write into another's KV. */
 #ifndef TANDEM_ENGINE_ENGINE_H
 #define TANDEM_ENGINE_ENGINE_H
 
@@ -71,8 +71,8 @@ const struct kv_view *engine_kv(const struct engine *engine);
 
 /* Runs one step on the calling thread. */
 enum err engine_run(struct engine *engine, struct step *step);
-/* Logits of the last row of sequence i after engine_run, [vocab], host memory until the next run.
- */
+/* Logits of the last row of sequence i after engine_run, [vocab], host memory until the next run;
+ * NULL if the step did not sample it. */
 const float *engine_logits(const struct engine *engine, uint32_t sequence);
 /* engine_run, and logits of every row into logits [rows_count][vocab]. For goldens and scoring. */
 enum err engine_run_scored(struct engine *engine, struct step *step, float *logits);

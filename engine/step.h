@@ -7,7 +7,8 @@
  * Sequences have a slot in the engine (0 … slots_count - 1): token counts for penalties, the random
  * index, the last sampled token. A slot is (re)made by `setup` in the first step that names it, and
  * is simply reused after its sequence ended. `setup` and what it points to must live until
- * STEP_DONE.
+ * STEP_DONE. The next token that such a slot samples has index setup->forwarded_count, and what
+ * was forwarded counts for penalties: a decode node sets up a sequence with token 0 as forwarded.
  *
  * In the simulator a modelled engine takes the same steps and answers with the same events. */
 #ifndef TANDEM_ENGINE_STEP_H
