@@ -1,0 +1,290 @@
+/* Steps: made from the plan, submitted, and taken apart when they are done.
+ *
+ * A submitted step names blocks; each is held once per entry with HOLD_STEP until STEP_DONE, so that
+ * neither a cancel nor a preemption can give them to somebody else while the engine works on them. A
+ * sequence may be in several submitted steps; `planned` is where the last of them ends. */
+#include "node/state.h"
+
+#include "common/mem.h"
+
+static void step_arrays_free(struct step *step)
+{
+    if (!step) return;
+    mem_free(step->sequence);
+    mem_free(step->tokens);
+    mem_free(step->table);
+    mem_free(step->result);
+    mem_free(step);
+}
+
+static enum err flight_init(struct flight *f, const struct step_limits *limits)
+{
+    struct step *step = f->step = mem_new(sizeof *step);
+    f->part = mem_array(limits->sequences_max, sizeof *f->part);
+    if (!step || !f->part) return ERR_MEMORY;
+    step->sequence = mem_array(limits->sequences_max, sizeof *step->sequence);
+    step->tokens = mem_array(limits->rows_max, sizeof *step->tokens);
+    step->table = mem_array(limits->table_max, sizeof *step->table);
+    step->result = mem_array(limits->sequences_max, sizeof *step->result);
+    return step->sequence && step->tokens && step->table && step->result ? OK : ERR_MEMORY;
+}
+
+enum err flights_new(struct node_core *c)
+{
+    c->flight = mem_array(c->config.steps_in_flight, sizeof *c->flight);
+    if (!c->flight) return ERR_MEMORY;
+    for (uint32_t i = 0; i < c->config.steps_in_flight; i++) {
+        enum err e = flight_init(&c->flight[i], &c->config.limits);
+        if (e != OK) return e;
+    }
+    return OK;
+}
+
+void flights_free(struct node_core *c)
+{
+    for (uint32_t i = 0; c->flight && i < c->config.steps_in_flight; i++) {
+        step_arrays_free(c->flight[i].step);
+        mem_free(c->flight[i].part);
+    }
+    mem_free(c->flight);
+}
+
+/* ---- making a step ---- */
+
+static uint32_t add_running(struct node_core *c, uint64_t now_ns, uint32_t n)
+{
+    /* Preemption takes from behind the one that grows, so what stands before it is safe. */
+    for (struct list_link *l = c->running.next; l != &c->running; l = l->next) {
+        struct sequence *s = list_member(l, struct sequence, place);
+        if (n == c->config.sequences_max) break;
+        if (s->preempt || s->generated_count + s->samples_in_flight >= s->generated_max) continue;
+        if (!queue_grow(c, now_ns, s)) continue;
+        c->pick[n] = s;
+        c->plan_job[n++] = (struct plan_job){s->slot, true, s->planned, 1};
+    }
+    return n;
+}
+
+static uint32_t add_prompts(struct node_core *c, uint32_t n)
+{
+    for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
+        struct sequence *s = list_member(l, struct sequence, place);
+        if (s->state != SEQ_PREFILL || s->preempt || s->planned == s->goal) continue;
+        c->pick[n] = s;
+        c->plan_job[n++] = (struct plan_job){s->slot, false, s->planned, s->goal - s->planned};
+    }
+    return n;
+}
+
+static void add_rows(struct step *step, struct sequence *s, uint32_t rows_count, bool decode)
+{
+    for (uint32_t i = 0; i < rows_count; i++) {
+        bool last = decode && s->samples_in_flight > 0;
+        step->tokens[step->rows_count++] = last ? STEP_TOKEN_LAST : s->tokens[s->planned + i];
+    }
+}
+
+static void add_table(struct node_core *c, struct step *step, const struct sequence *s,
+                      uint32_t end)
+{
+    for (uint32_t i = 0; i < blocks_for_tokens(end); i++) {
+        kv_pool_hold(c->pool, s->table[i], HOLD_STEP);
+        step->table[step->table_count++] = s->table[i].v;
+    }
+}
+
+static const struct job *setup_of(struct sequence *s)
+{
+    if (s->slot_made) return NULL;
+    s->slot_made = true;
+    s->setup = s->job; /* all that was generated counts for penalties and the random index */
+    s->setup.forwarded_count = s->generated_count;
+    return &s->setup;
+}
+
+static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, struct sequence *s,
+                     uint32_t rows_count)
+{
+    struct step *step = f->step;
+    bool decode = s->state == SEQ_RUNNING;
+    uint32_t end = s->planned + rows_count;
+    bool sample = decode || (end == s->goal && s->job.tokens_max > 0);
+    f->part[step->sequences_count] = (struct flight_part){s, s->planned, rows_count, sample};
+    step->sequence[step->sequences_count++] = (struct step_sequence){
+        .slot = s->slot,
+        .row_first = step->rows_count,
+        .rows_count = rows_count,
+        .position = s->planned,
+        .table_first = step->table_count,
+        .sample = sample,
+        .setup = setup_of(s),
+    };
+    add_rows(step, s, rows_count, decode);
+    add_table(c, step, s, end);
+    if (s->kind == SEQ_PUSH) step->report_layers = true;
+    if (s->began_ns == 0) s->began_ns = now_ns;
+    s->planned = end;
+    s->in_flight++;
+    s->samples_in_flight += sample;
+}
+
+static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
+{
+    queue_start(c, now_ns);
+    uint32_t jobs_count = add_prompts(c, add_running(c, now_ns, 0));
+    struct plan_budget budget = {c->config.limits, c->config.sequences_max, c->config.chunk_tokens};
+    uint32_t parts_count = chunk_plan(c->plan_job, jobs_count, &budget, c->plan_part);
+    if (parts_count == 0) return false;
+    struct step *step = f->step;
+    step->id = ++c->steps_made;
+    step->sequences_count = step->rows_count = step->table_count = 0;
+    step->report_layers = false;
+    atomic_store(&step->cancel, false);
+    for (uint32_t i = 0; i < parts_count; i++)
+        add_part(c, now_ns, f, c->pick[c->plan_part[i].job], c->plan_part[i].rows_count);
+    f->busy = true;
+    c->flights_busy++;
+    c->counts.steps++;
+    c->out.submit(c->out.ctx, step);
+    return true;
+}
+
+void flights_submit(struct node_core *c, uint64_t now_ns)
+{
+    while (!c->broken && c->flights_busy < c->config.steps_in_flight) {
+        struct flight *f = c->flight;
+        while (f->busy)
+            f++;
+        if (!submit_one(c, now_ns, f)) return;
+    }
+}
+
+/* ---- taking it apart ---- */
+
+static struct flight *find(struct node_core *c, uint64_t step_id)
+{
+    for (uint32_t i = 0; i < c->config.steps_in_flight; i++)
+        if (c->flight[i].busy && c->flight[i].step->id == step_id) return &c->flight[i];
+    return NULL;
+}
+
+static void on_layer(struct node_core *c, struct flight *f, uint32_t layer)
+{
+    for (uint32_t i = 0; i < f->step->sequences_count; i++) {
+        struct flight_part *p = &f->part[i];
+        if (p->s->kind != SEQ_PUSH || p->s->state != SEQ_PREFILL) continue;
+        handover_push(c, p->s, layer, p->first, p->first + p->rows_count);
+    }
+}
+
+static void smooth(uint64_t *value, uint64_t sample)
+{
+    *value = *value == 0 ? sample : (*value * 7 + sample) / 8;
+}
+
+static void measure(struct node_core *c, const struct flight *f, const struct engine_event *e)
+{
+    uint64_t ns = e->ended_ns > e->began_ns ? e->ended_ns - e->began_ns : 0;
+    smooth(&c->step_ns, ns);
+    uint32_t prompt_rows = 0;
+    for (uint32_t i = 0; i < f->step->sequences_count; i++)
+        if (f->part[i].s->state == SEQ_PREFILL) prompt_rows += f->part[i].rows_count;
+    if (prompt_rows > 0 && prompt_rows >= f->step->rows_count / 2)
+        smooth(&c->token_ns, ns / prompt_rows);
+}
+
+/* Books what the step did for one sequence; what follows from it comes later. */
+static void book(struct node_core *c, struct flight_part *p, const struct token_info *result)
+{
+    struct sequence *s = p->s;
+    if (s->state != SEQ_PREFILL && s->state != SEQ_RUNNING) return; /* ended meanwhile */
+    s->kv_count = p->first + p->rows_count;
+    if (s->state == SEQ_PREFILL) {
+        accounts_insert(c, s);
+        c->counts.prompt_tokens += p->rows_count;
+    }
+    if (!p->sample) return;
+    sequence_append(c, s, result);
+    c->counts.tokens_generated++;
+}
+
+static void follow(struct node_core *c, uint64_t now_ns, struct flight_part *p)
+{
+    struct sequence *s = p->s;
+    if (s->state == SEQ_ENDING) {
+        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_LET_GO});
+        return;
+    }
+    sequence_progressed(c, now_ns, s);
+    if (s->state == SEQ_PREFILL && s->kv_count == s->goal) {
+        s->computed_ns = now_ns;
+        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_COMPUTED});
+    } else if (s->state == SEQ_RUNNING && sequence_is_over(c, s)) {
+        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ENDED});
+    }
+    bool held = s->state == SEQ_PREFILL || s->state == SEQ_RUNNING;
+    if (held && s->preempt && s->in_flight == 0)
+        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_PREEMPT});
+}
+
+static void fail_part(struct node_core *c, uint64_t now_ns, struct flight_part *p, enum err e)
+{
+    enum seq_event event = p->s->state == SEQ_ENDING ? SEQ_EV_LET_GO : SEQ_EV_FAIL;
+    if (p->s->state == SEQ_FINISHED) return; /* its tokens were complete before */
+    sequence_step(c, now_ns, p->s,
+                  &(struct seq_input){.event = event,
+                                      .error = e,
+                                      .retryable = true,
+                                      .reason = e == ERR_CANCELLED ? "the engine was stopped"
+                                                                   : "the device failed"});
+}
+
+static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
+                    const struct engine_event *e)
+{
+    struct step *step = f->step;
+    f->busy = false;
+    c->flights_busy--;
+    for (uint32_t i = 0; i < step->table_count; i++)
+        kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        f->part[i].s->in_flight--;
+        f->part[i].s->samples_in_flight -= f->part[i].sample;
+    }
+    if (e->status != OK) {
+        if (e->status == ERR_DEVICE) c->broken = true;
+        for (uint32_t i = 0; i < step->sequences_count; i++)
+            fail_part(c, now_ns, &f->part[i], e->status);
+        return;
+    }
+    measure(c, f, e);
+    for (uint32_t i = 0; i < step->sequences_count; i++)
+        book(c, &f->part[i], &step->result[i]);
+    tell_dirty(c, now_ns);
+    for (uint32_t i = 0; i < step->sequences_count; i++)
+        follow(c, now_ns, &f->part[i]);
+}
+
+void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_event *e)
+{
+    struct flight *f = find(c, e->step_id);
+    if (!f)
+        c->counts.stale_messages++;
+    else if (e->kind == ENGINE_LAYER)
+        on_layer(c, f, e->layer);
+    else
+        on_done(c, now_ns, f, e);
+}
+
+void flights_cancel_unwanted(struct node_core *c)
+{
+    for (uint32_t i = 0; i < c->config.steps_in_flight; i++) {
+        struct flight *f = &c->flight[i];
+        bool wanted = false;
+        for (uint32_t k = 0; f->busy && k < f->step->sequences_count; k++) {
+            enum seq_state state = f->part[k].s->state;
+            wanted |= state != SEQ_ENDING && state != SEQ_FINISHED;
+        }
+        if (f->busy && !wanted) atomic_store(&f->step->cancel, true);
+    }
+}

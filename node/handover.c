@@ -1,0 +1,187 @@
+/* A transfer as the core sees it: which blocks the link thread may touch, and the ops that say so.
+ *
+ * A block named in an op is held with HOLD_TRANSFER until the ticket's final event, whatever becomes
+ * of the sequence. Which block it was is kept in moved[], since the sequence's own table may exchange
+ * a block for its twin in the prefix cache meanwhile. */
+#include "node/state.h"
+
+#include <string.h>
+
+#include "common/rng.h"
+
+/* moved[]: one entry per block of the tokens that travel. */
+static enum err moved_new(struct sequence *s, uint32_t first, uint32_t end)
+{
+    s->held_tokens = first;
+    s->moved_count = blocks_for_tokens(end) - first / BLOCK_TOKENS;
+    s->moved = arena_take(&s->arena, s->moved_count * sizeof *s->moved);
+    if (!s->moved) return ERR_MEMORY;
+    for (uint32_t i = 0; i < s->moved_count; i++)
+        s->moved[i] = BLOCK_NONE;
+    return OK;
+}
+
+/* Holds the blocks of tokens [from, end) for the link and lists them for an op. */
+static uint32_t hold_moved(struct node_core *c, struct sequence *s, uint32_t from, uint32_t end)
+{
+    uint32_t n = 0, base = s->held_tokens / BLOCK_TOKENS;
+    for (uint32_t i = from / BLOCK_TOKENS; i < blocks_for_tokens(end); i++) {
+        struct block_id *moved = &s->moved[i - base];
+        if (moved->v == BLOCK_NONE.v) {
+            *moved = s->table[i];
+            kv_pool_hold(c->pool, *moved, HOLD_TRANSFER);
+        }
+        c->op_blocks[n++] = moved->v;
+    }
+    return n;
+}
+
+static enum err ticket_enter(struct node_core *c, struct sequence *s)
+{
+    enum err e = map_put(&c->tickets, s->ticket, s);
+    if (e == ERR_DUPLICATE) return err_set(ERR_INVALID, "the ticket is in use by another job");
+    s->ticket_live = e == OK;
+    return e;
+}
+
+static struct id128 ticket_make(struct node_core *c)
+{
+    struct rng_block b = rng_draw(c->config.ticket_seed, 0x7469636b, ++c->tickets_made);
+    struct id128 id = {(uint64_t)b.word[0] << 32 | b.word[1],
+                       (uint64_t)b.word[2] << 32 | b.word[3]};
+    if (id128_is_none(id)) id.lo = 1;
+    return id;
+}
+
+enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *s)
+{
+    enum err e;
+    uint32_t end = seq_total(s);
+    s->ticket = ticket_make(c);
+    s->cached_tokens = s->kv_count;
+    if ((e = moved_new(s, s->kv_count, end)) != OK) return e;
+    if ((e = ticket_enter(c, s)) != OK) return e;
+    uint32_t count = hold_moved(c, s, s->held_tokens, end);
+    struct xfer_op op = {
+        .kind = XFER_EXPECT,
+        .ticket = s->ticket,
+        .tokens_first = s->held_tokens,
+        .tokens_end = end,
+        .blocks = c->op_blocks,
+        .blocks_count = count,
+        .deadline_ns = now_ns + c->config.reserve_timeout_ns,
+    };
+    c->out.xfer(c->out.ctx, &op);
+    return OK;
+}
+
+static enum err addresses_of(const struct msg_prefill *p, struct xfer_addresses *out)
+{
+    memset(out, 0, sizeof *out);
+    if (p->addresses_count == 0 || p->addresses_count > XFER_ADDRESSES_MAX)
+        return err_set(ERR_INVALID, "%u link addresses, allowed are 1 to %d", p->addresses_count,
+                       XFER_ADDRESSES_MAX);
+    for (uint32_t i = 0; i < p->addresses_count; i++) {
+        size_t size = strlen(p->addresses[i]);
+        if (size >= XFER_ADDRESS_BYTES_MAX)
+            return err_set(ERR_INVALID, "a link address of %zu bytes, allowed are %d", size,
+                           XFER_ADDRESS_BYTES_MAX - 1);
+        memcpy(out->address[out->count++], p->addresses[i], size + 1);
+    }
+    return OK;
+}
+
+enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
+                       const struct msg_prefill *p)
+{
+    enum err e;
+    struct xfer_addresses addresses;
+    if ((e = addresses_of(p, &addresses)) != OK) return e;
+    s->ticket = p->ticket;
+    if ((e = moved_new(s, p->held_tokens, seq_total(s))) != OK) return e;
+    if ((e = ticket_enter(c, s)) != OK) return e;
+    struct xfer_op op = {
+        .kind = XFER_OPEN,
+        .ticket = s->ticket,
+        .tokens_first = s->held_tokens,
+        .tokens_end = seq_total(s),
+        .addresses = &addresses,
+        .link = c->config.link,
+        .deadline_ns = now_ns + c->config.reserve_timeout_ns,
+    };
+    c->out.xfer(c->out.ctx, &op);
+    return OK;
+}
+
+void handover_push(struct node_core *c, struct sequence *s, uint32_t layer, uint32_t from,
+                   uint32_t end)
+{
+    from = from / BLOCK_TOKENS * BLOCK_TOKENS;
+    if (from < s->held_tokens) from = s->held_tokens;
+    if (end < s->goal) end = end / BLOCK_TOKENS * BLOCK_TOKENS;
+    if (from >= end || !s->ticket_live || s->ticket_ended) return;
+    uint32_t count = hold_moved(c, s, from, end);
+    struct xfer_op op = {
+        .kind = XFER_PUSH,
+        .ticket = s->ticket,
+        .tokens_first = from,
+        .tokens_end = end,
+        .blocks = c->op_blocks,
+        .blocks_count = count,
+        .layer = layer,
+    };
+    c->out.xfer(c->out.ctx, &op);
+}
+
+void handover_push_cached(struct node_core *c, struct sequence *s)
+{
+    for (uint32_t layer = 0; layer < c->config.hello.geometry.layers_count; layer++)
+        handover_push(c, s, layer, 0, s->kv_count);
+}
+
+void handover_commit(struct node_core *c, struct sequence *s, const struct token_info *first,
+                     enum finish finish)
+{
+    struct xfer_op op = {
+        .kind = XFER_COMMIT, .ticket = s->ticket, .first = *first, .finish = finish};
+    c->out.xfer(c->out.ctx, &op);
+}
+
+void handover_end(struct node_core *c, struct sequence *s)
+{
+    if (!s->ticket_live || s->ticket_ended) return;
+    s->ticket_ended = true;
+    struct xfer_op op = {.kind = s->kind == SEQ_REMOTE ? XFER_RELEASE : XFER_CANCEL,
+                         .ticket = s->ticket};
+    c->out.xfer(c->out.ctx, &op);
+}
+
+/* The ticket's final event is here: the link touches its blocks no more. */
+static void ticket_over(struct node_core *c, struct sequence *s)
+{
+    map_remove(&c->tickets, s->ticket);
+    s->ticket_live = false;
+    for (uint32_t i = 0; i < s->moved_count; i++)
+        if (s->moved[i].v != BLOCK_NONE.v) kv_pool_drop(c->pool, s->moved[i], HOLD_TRANSFER);
+    s->moved_count = 0;
+}
+
+void handover_on_event(struct node_core *c, uint64_t now_ns, const struct xfer_event *e)
+{
+    struct sequence *s = map_get(&c->tickets, e->ticket);
+    if (!s) {
+        c->counts.stale_messages++;
+        return;
+    }
+    ticket_over(c, s);
+    struct seq_input in = {.error = e->error, .retryable = true, .reason = e->text, .xfer = e};
+    if (s->state == SEQ_ENDING)
+        in.event = SEQ_EV_LET_GO;
+    else if (e->kind == XFER_COMMITTED)
+        in.event = SEQ_EV_COMMITTED;
+    else if (e->kind == XFER_DONE)
+        in.event = SEQ_EV_DELIVERED;
+    else
+        in.event = SEQ_EV_FAIL;
+    sequence_step(c, now_ns, s, &in);
+}

@@ -1,0 +1,318 @@
+/* state: the node core's parts, seen by node/'s own files only; others use node/core.h.
+ *
+ *     core.c       inputs, one turn, counts, audit
+ *     sessions.c   a session per router, heartbeats, the live set
+ *     jobs.c       messages about jobs: checked and turned into sequences; tombstones in tombs.c
+ *     sequence.c   the state machine of a sequence
+ *     accounts.c   blocks: who holds what, prefix cache, room, preemption
+ *     flight.c     steps: what goes in, what comes out
+ *     handover.c   ops and holds of a transfer
+ *     plan.c       pure decisions
+ *
+ * Rules: a sequence's index is its slot in the engine. Its key leaves the map when its job is over for
+ * the router; the slot itself stays taken (SEQ_ENDING) until no submitted step and no ticket refers
+ * to it. Whoever changes a sequence's state is in sequence.c. */
+#ifndef TANDEM_NODE_STATE_H
+#define TANDEM_NODE_STATE_H
+
+#include "common/clock.h"
+#include "common/heap.h"
+#include "common/list.h"
+#include "common/map.h"
+#include "node/core.h"
+#include "node/plan.h"
+
+enum {
+    NODE_ROUTERS_MAX = 64,
+    NODE_MISMATCHES_MAX = 2,    /* heartbeats whose live set differs before lists are compared */
+    NODE_RESEND_TOKENS = 512,   /* tokens in one message */
+    NODE_ARENA_KEPT = 256 << 10 /* a slot's memory beyond this goes back when its job ends */
+};
+#define NODE_REPEAT_NS NS_PER_S         /* an unacknowledged FINISHED is told again */
+#define NODE_UNACKED_NS (60 * NS_PER_S) /* and given up */
+
+enum seq_state {
+    SEQ_FREE,
+    SEQ_WAITING,  /* a prompt in the queue without blocks; preempted ones too */
+    SEQ_PREFILL,  /* all blocks in hand, chunks are being computed */
+    SEQ_HANDOVER, /* P: computed and committed, the receiver has not confirmed yet */
+    SEQ_RESERVED, /* D: blocks in hand, their KV is on the way */
+    SEQ_RUNNING,  /* D: in the decode batch */
+    SEQ_FINISHED, /* ended; tokens are kept until the router acknowledges */
+    SEQ_ENDING,   /* over for everybody but steps and links that still refer to it */
+    SEQ_STATES
+};
+enum seq_kind {
+    SEQ_REMOTE, /* RESERVE: prefilled elsewhere */
+    SEQ_LOCAL,  /* RESERVE with local */
+    SEQ_PUSH,   /* PREFILL with a ticket */
+    SEQ_PLAIN,  /* PREFILL without one: ends with its first token */
+};
+
+struct seq_top {
+    uint32_t token;
+    float logprob;
+};
+
+struct sequence {
+    uint32_t slot;
+    enum seq_state state;
+    enum seq_kind kind;
+    uint32_t router; /* index */
+    uint64_t order;  /* of arrival */
+
+    /* The job. tokens[] is prompt, forwarded and generated ones in a row; job's pointers point here. */
+    struct arena arena;
+    struct job job;
+    struct job setup; /* as the engine's slot was last made from it */
+    uint32_t *tokens;
+    uint32_t tokens_capacity;
+    uint32_t generated_count; /* forwarded ones included */
+    uint32_t generated_max;   /* where length ends it */
+    uint32_t told_count;      /* generated tokens that the router was told */
+    float *logprob;           /* of generated ones not forwarded; NULL: not asked for */
+    struct seq_top *top;      /* [tokens][tops_count] or NULL */
+    enum finish finish;       /* FINISHED, or about to */
+
+    /* Blocks. */
+    struct block_id *table;
+    uint32_t table_count, table_capacity;
+    enum hold hold;                        /* of table[]: RESERVE or SEQUENCE */
+    uint32_t kv_count;                     /* leading tokens whose KV is in the table's blocks */
+    uint32_t planned;                      /* the same after all submitted steps */
+    uint32_t goal;                         /* PREFILL: tokens to compute before one is sampled */
+    uint32_t in_flight, samples_in_flight; /* submitted steps that name it; that sample for it */
+    bool slot_made;                        /* the engine knows this life of the slot */
+    bool preempt;                          /* as soon as no step names it */
+    bool preempted;                        /* was, at least once */
+
+    /* Transfer. */
+    struct id128 ticket;
+    bool ticket_live;  /* a final event is to come */
+    bool ticket_ended; /* RELEASE or CANCEL was posted */
+    uint32_t held_tokens;
+    struct block_id
+        *moved; /* blocks with HOLD_TRANSFER, from held_tokens on; BLOCK_NONE: not yet */
+    uint32_t moved_count;
+
+    /* Time. */
+    struct heap_entry timer;
+    uint64_t job_deadline_ns; /* the request's */
+    uint64_t state_deadline_ns;
+    uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
+    uint64_t accepted_ns, began_ns, computed_ns, running_ns, finished_ns;
+    uint32_t cached_tokens;
+
+    struct list_link place; /* in core.queue or core.running, sorted */
+    struct list_link dirty; /* in core.dirty: tokens to be told */
+    uint32_t seen;          /* stamp of the LIVE being compared */
+};
+
+struct flight_part {
+    struct sequence *s;
+    uint32_t first, rows_count;
+    bool sample;
+};
+/* A step and what it was made for. Blocks in step->table have one HOLD_STEP per entry. */
+struct flight {
+    struct step *step;
+    struct flight_part *part;
+    bool busy;
+};
+
+struct router_link {
+    struct session session;
+    struct peer peer;
+    bool lifeline; /* dialled */
+    uint32_t live_count;
+    uint64_t live_hash;
+    uint32_t mismatches;
+};
+
+struct tombstone {
+    struct id128 request;
+    uint32_t choice, attempt;
+    uint64_t since_ns;
+    bool used;
+};
+
+struct node_core {
+    struct node_config config;
+    struct node_out out;
+    struct kv_pool *pool;
+    struct kv_prefix *cache; /* NULL: no prefix cache */
+
+    struct router_link *router;
+    struct sequence *sequence; /* [slots_count] */
+    uint32_t *free_slot;       /* stack */
+    uint32_t free_slots_count;
+    struct map jobs;    /* (request, choice) -> live sequence */
+    struct map tickets; /* -> sequence with a live ticket */
+    struct heap timers;
+    struct list_link queue;   /* WAITING and PREFILL, what is served first stands first */
+    struct list_link running; /* RUNNING, likewise */
+    struct list_link dirty;
+
+    struct tombstone *tomb; /* [tombstones_max], a ring */
+    uint32_t tomb_next;
+    struct map tombs;
+
+    struct flight *flight; /* [steps_in_flight] */
+    uint32_t flights_busy;
+    uint64_t steps_made, tickets_made, orders_made;
+
+    bool draining, left, broken; /* broken: the device is */
+    uint64_t progress, wake_ns;
+    uint32_t seen_stamp;
+    uint64_t step_ns, token_ns; /* smoothed */
+    struct node_counts counts;
+
+    /* Scratch, sized at start. */
+    struct plan_job *plan_job;
+    struct plan_part *plan_part;
+    struct plan_claim *claim;
+    struct sequence **pick;  /* parallel to plan_job */
+    struct sequence **rival; /* parallel to claim */
+    uint32_t *op_blocks;     /* [context blocks] */
+    struct job_key *keys;    /* [slots_count] */
+    struct token_run *run;   /* [slots_count] */
+    struct token_info *info; /* [info_capacity] */
+    uint32_t info_capacity;
+    uint32_t *audit_holds; /* [blocks_count * HOLD_KINDS] */
+};
+
+/* Tokens whose KV or input the sequence knows: prompt and generated. */
+static inline uint32_t seq_total(const struct sequence *s)
+{
+    return s->job.prompt_count + s->generated_count;
+}
+static inline struct plan_claim seq_claim(const struct sequence *s)
+{
+    return (struct plan_claim){s->job.priority, s->order};
+}
+
+/* core.c */
+void core_drain(struct node_core *c, uint64_t now_ns); /* takes nothing new from now on */
+
+/* sessions.c */
+enum err sessions_init(struct node_core *c);
+void sessions_start(struct node_core *c, uint64_t now_ns);
+void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_link *r,
+                         const struct msg *m);
+void sessions_on_timer(struct node_core *c, uint64_t now_ns);  /* lowers c->wake_ns */
+void sessions_tell_load(struct node_core *c, uint64_t now_ns); /* a heartbeat to all, now */
+void sessions_leave(struct node_core *c, uint64_t now_ns);     /* DRAINED and BYE to all */
+void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r);
+/* Sends if the session is up; else the message is for nobody. */
+void say(struct node_core *c, uint64_t now_ns, uint32_t router, struct msg *m);
+void live_add(struct node_core *c, const struct sequence *s);
+void live_remove(struct node_core *c, const struct sequence *s);
+
+/* jobs.c */
+struct sequence *job_find(const struct node_core *c, struct id128 request, uint32_t choice);
+void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, const struct msg *m);
+void job_refuse(struct node_core *c, uint64_t now_ns, uint32_t router, struct job_key key,
+                enum err e, bool retryable, const char *reason);
+struct id128 job_map_key(struct id128 request, uint32_t choice);
+
+/* tombs.c */
+void tomb_put(struct node_core *c, uint64_t now_ns, struct job_key key);
+/* Whether attempts up to key.attempt of this choice, or of the whole request, are over here. */
+bool tomb_covers(const struct node_core *c, struct job_key key);
+/* Whether this very key ended here less than `within_ns` ago. */
+bool tomb_fresh(const struct node_core *c, struct job_key key, uint64_t now_ns, uint64_t within_ns);
+
+/* sequence.c: see its table. */
+enum seq_event {
+    SEQ_EV_START,     /* blocks are in hand: compute */
+    SEQ_EV_COMPUTED,  /* the whole prompt is, and a token was sampled if one was wanted */
+    SEQ_EV_COMMITTED, /* D: KV and the first token are here */
+    SEQ_EV_DELIVERED, /* P: the receiver has it */
+    SEQ_EV_ENDED,     /* its last token was drawn */
+    SEQ_EV_PREEMPT,   /* its blocks are wanted by one that is served before it */
+    SEQ_EV_ACK,
+    SEQ_EV_TIMER,
+    SEQ_EV_FAIL,   /* tell the router and end */
+    SEQ_EV_FORGET, /* end without a word: the router is gone or does not know it */
+    SEQ_EV_LET_GO, /* a step or the link has let go of it */
+};
+struct seq_input {
+    enum seq_event event;
+    enum err error; /* FAIL */
+    bool retryable;
+    const char *reason;
+    const struct xfer_event *xfer; /* COMMITTED, DELIVERED */
+};
+void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
+                   const struct seq_input *in);
+void sequence_fail(struct node_core *c, uint64_t now_ns, struct sequence *s, enum err e,
+                   bool retryable, const char *reason);
+enum err sequence_new(struct node_core *c, uint64_t now_ns, const struct job *job,
+                      struct sequence **s);
+/* From accepted to known: key map, live set, its first state and deadline. */
+void sequence_enter(struct node_core *c, uint64_t now_ns, struct sequence *s, enum seq_state state);
+/* Undoes sequence_new. */
+void sequence_discard(struct node_core *c, struct sequence *s);
+void sequence_append(struct node_core *c, struct sequence *s, const struct token_info *t);
+void sequence_token(const struct sequence *s, uint32_t index, struct token_info *out);
+/* Whether its last token is one that ends it. */
+bool sequence_is_over(const struct node_core *c, const struct sequence *s);
+/* A step ended with something done for it: its deadline moves. */
+void sequence_progressed(struct node_core *c, uint64_t now_ns, struct sequence *s);
+void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequence *s);
+const char *seq_state_name(enum seq_state state);
+/* Tells tokens from index `from` on. */
+void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t from);
+/* One TOKENS per router for all that was generated and not told. */
+void tell_dirty(struct node_core *c, uint64_t now_ns);
+
+/* accounts.c */
+uint32_t accounts_need(const struct sequence *s);
+uint32_t accounts_need_all(const struct sequence *s);
+/* All blocks that `s` needs now, a cached prefix first; or none and ERR_FULL. */
+enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind);
+void accounts_close(struct node_core *c, struct sequence *s);
+void accounts_move(struct node_core *c, struct sequence *s, enum hold to);
+/* Makes the full blocks up to kv_count known to the prefix cache. */
+void accounts_insert(struct node_core *c, struct sequence *s);
+/* One more block; ERR_FULL: none is free and nothing is cached. */
+enum err accounts_grow(struct node_core *c, struct sequence *s);
+uint32_t accounts_available(const struct node_core *c);
+uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
+
+/* queue.c: prompts that wait for blocks, and running sequences that want one more. */
+/* Takes the blocks that `s` waits for. ERR_AGAIN: a prefix that it shares is being computed. ERR_FULL. */
+enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s);
+/* Starts waiting prompts until the next step's chunk is full. */
+void queue_start(struct node_core *c, uint64_t now_ns);
+/* Whether a preempted sequence waits: what is free is promised to it. */
+bool queue_preempted(const struct node_core *c);
+/* A block for the next token of a running sequence, if it has none; others may be preempted for it.
+ * False: it has to sit out a step. */
+bool queue_grow(struct node_core *c, uint64_t now_ns, struct sequence *s);
+
+/* flight.c */
+enum err flights_new(struct node_core *c);
+void flights_free(struct node_core *c);
+/* Plans and submits as long as there is work and the engine's queue has room. */
+void flights_submit(struct node_core *c, uint64_t now_ns);
+void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_event *e);
+/* Sets the cancel flag of steps that nobody wants any more. */
+void flights_cancel_unwanted(struct node_core *c);
+
+/* handover.c */
+enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *s);
+enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
+                       const struct msg_prefill *p);
+/* Pushes the whole blocks of tokens [from, end), or up to the goal, of one layer. */
+void handover_push(struct node_core *c, struct sequence *s, uint32_t layer, uint32_t from,
+                   uint32_t end);
+/* Pushes what P found in its own cache beyond what the receiver holds: all layers. */
+void handover_push_cached(struct node_core *c, struct sequence *s);
+void handover_commit(struct node_core *c, struct sequence *s, const struct token_info *first,
+                     enum finish finish);
+/* RELEASE or CANCEL, once, if the ticket lives. */
+void handover_end(struct node_core *c, struct sequence *s);
+void handover_on_event(struct node_core *c, uint64_t now_ns, const struct xfer_event *e);
+
+#endif

@@ -1,0 +1,463 @@
+#include "tests/unit/testing.h"
+
+#include "tests/unit/node_rig.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/rng.h"
+
+/* ---- the modelled engine ---- */
+
+static uint64_t cell_of(uint64_t before, uint32_t token, uint32_t layer)
+{
+    uint64_t in[2] = {before, (uint64_t)layer << 32 | token};
+    return hash64(in, sizeof in);
+}
+
+static uint32_t draw(uint64_t cell, uint32_t index)
+{
+    uint64_t in[2] = {cell, index};
+    return (uint32_t)(hash64(in, sizeof in) % RIG_VOCAB);
+}
+
+static uint64_t *cell_at(struct rig *r, uint32_t layer, uint32_t block, uint32_t position)
+{
+    assert_true(block < r->config.blocks_count);
+    return &r->kv[((size_t)layer * r->config.blocks_count + block) * BLOCK_TOKENS +
+                  position % BLOCK_TOKENS];
+}
+
+static void run_layer(struct rig *r, struct step *step, uint32_t layer)
+{
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        const struct step_sequence *q = &step->sequence[i];
+        const uint32_t *table = &step->table[q->table_first];
+        struct rig_slot *slot = &r->slot[q->slot];
+        if (q->setup && layer == 0) slot->next_index = q->setup->forwarded_count;
+        for (uint32_t k = 0; k < q->rows_count; k++) {
+            uint32_t p = q->position + k, token = step->tokens[q->row_first + k];
+            if (token == STEP_TOKEN_LAST) token = slot->last_token;
+            uint64_t before = p ? *cell_at(r, layer, table[(p - 1) / BLOCK_TOKENS], p - 1) : layer;
+            *cell_at(r, layer, table[p / BLOCK_TOKENS], p) = cell_of(before, token, layer);
+        }
+    }
+}
+
+static void sample(struct rig *r, struct step *step)
+{
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        const struct step_sequence *q = &step->sequence[i];
+        uint32_t p = q->position + q->rows_count - 1;
+        if (!q->sample) continue;
+        uint64_t cell =
+            *cell_at(r, RIG_LAYERS - 1, step->table[q->table_first + p / BLOCK_TOKENS], p);
+        struct rig_slot *slot = &r->slot[q->slot];
+        slot->last_token = draw(cell, slot->next_index++);
+        step->result[i] = (struct token_info){.token = slot->last_token, .logprob = NAN};
+    }
+}
+
+bool rig_step_layers(struct rig *r, uint32_t count)
+{
+    if (r->steps_count == 0) return false;
+    struct step *step = r->step[0];
+    for (uint32_t layer = 0; layer < count; layer++) {
+        run_layer(r, step, layer);
+        if (step->report_layers)
+            node_core_on_engine(
+                r->core, r->now_ns,
+                &(struct engine_event){.kind = ENGINE_LAYER, .step_id = step->id, .layer = layer});
+    }
+    return true;
+}
+
+bool rig_step_done(struct rig *r, enum err status)
+{
+    if (r->steps_count == 0) return false;
+    struct step *step = r->step[0];
+    if (status == OK) sample(r, step);
+    memmove(&r->step[0], &r->step[1], --r->steps_count * sizeof r->step[0]);
+    r->steps_done++;
+    node_core_on_engine(r->core, r->now_ns,
+                        &(struct engine_event){.kind = ENGINE_STEP_DONE,
+                                               .step_id = step->id,
+                                               .status = status,
+                                               .began_ns = r->now_ns,
+                                               .ended_ns = r->now_ns + NS_PER_MS});
+    return true;
+}
+
+bool rig_step(struct rig *r)
+{
+    if (r->steps_count == 0) return false;
+    if (atomic_load(&r->step[0]->cancel)) return rig_step_done(r, ERR_CANCELLED);
+    rig_step_layers(r, RIG_LAYERS);
+    return rig_step_done(r, OK);
+}
+
+/* ---- the modelled link ---- */
+
+static struct rig_ticket *find_ticket(struct rig *r, struct id128 id)
+{
+    for (uint32_t i = 0; r && i < RIG_TICKETS_MAX; i++)
+        if (r->ticket[i].live && id128_equal(r->ticket[i].id, id)) return &r->ticket[i];
+    return NULL;
+}
+
+static void open_ticket(struct rig *r, const struct xfer_op *op)
+{
+    struct rig_ticket *t = NULL;
+    assert_null(find_ticket(r, op->ticket));
+    for (uint32_t i = 0; i < RIG_TICKETS_MAX && !t; i++)
+        if (!r->ticket[i].live) t = &r->ticket[i];
+    assert_non_null(t);
+    assert_int_equal(op->tokens_first % BLOCK_TOKENS, 0);
+    assert_true(op->tokens_first < op->tokens_end);
+    *t = (struct rig_ticket){.id = op->ticket,
+                             .live = true,
+                             .tokens_first = op->tokens_first,
+                             .tokens_end = op->tokens_end};
+    if (op->kind != XFER_EXPECT) return;
+    assert_int_equal(op->blocks_count,
+                     blocks_for_tokens(op->tokens_end) - op->tokens_first / BLOCK_TOKENS);
+    assert_true(op->blocks_count <= 64);
+    memcpy(t->blocks, op->blocks, op->blocks_count * sizeof *t->blocks);
+}
+
+void rig_post_event(struct rig *r, const struct xfer_event *e)
+{
+    assert_true(r->events_count < RIG_EVENTS_MAX);
+    r->event[r->events_count++] = *e;
+}
+
+/* The one final event of a ticket. */
+static void close_ticket(struct rig *r, struct id128 id, const struct xfer_event *e)
+{
+    struct rig_ticket *t = find_ticket(r, id);
+    if (!t) return;
+    t->live = false;
+    rig_post_event(r, e);
+}
+
+static void push(struct rig *r, const struct xfer_op *op)
+{
+    struct rig_ticket *mine = find_ticket(r, op->ticket), *t = find_ticket(r->other, op->ticket);
+    if (!mine) return;
+    assert_true(op->tokens_first >= mine->tokens_first && op->tokens_end <= mine->tokens_end);
+    assert_true(op->tokens_end % BLOCK_TOKENS == 0 || op->tokens_end == mine->tokens_end);
+    assert_int_equal(op->blocks_count,
+                     blocks_for_tokens(op->tokens_end) - op->tokens_first / BLOCK_TOKENS);
+    r->pushes_total++;
+    mine->arrived[op->layer] += op->tokens_end - op->tokens_first;
+    if (!t) return;
+    for (uint32_t p = op->tokens_first; p < op->tokens_end; p++) {
+        uint32_t to = t->blocks[(p - t->tokens_first) / BLOCK_TOKENS];
+        uint32_t from = op->blocks[(p - op->tokens_first) / BLOCK_TOKENS];
+        *cell_at(r->other, op->layer, to, p) = *cell_at(r, op->layer, from, p);
+        t->arrived[op->layer]++;
+    }
+}
+
+static void commit(struct rig *r, const struct xfer_op *op)
+{
+    struct rig_ticket *mine = find_ticket(r, op->ticket), *t = find_ticket(r->other, op->ticket);
+    if (!mine) return;
+    for (uint32_t layer = 0; layer < RIG_LAYERS; layer++) /* each token of each layer once */
+        assert_int_equal(mine->arrived[layer], mine->tokens_end - mine->tokens_first);
+    if (r->other && !t) {
+        close_ticket(r, op->ticket,
+                     &(struct xfer_event){.kind = XFER_FAILED,
+                                          .ticket = op->ticket,
+                                          .error = ERR_NOT_FOUND,
+                                          .text = "no such ticket"});
+        return;
+    }
+    if (t)
+        close_ticket(r->other, op->ticket,
+                     &(struct xfer_event){.kind = XFER_COMMITTED,
+                                          .ticket = op->ticket,
+                                          .first = op->first,
+                                          .finish = op->finish});
+    close_ticket(
+        r, op->ticket,
+        &(struct xfer_event){.kind = XFER_DONE, .ticket = op->ticket, .link = "shm", .bytes = 64});
+}
+
+bool rig_link(struct rig *r)
+{
+    if (r->ops_count == 0) return false;
+    struct xfer_op op = r->op[0];
+    memmove(&r->op[0], &r->op[1], --r->ops_count * sizeof r->op[0]);
+    switch (op.kind) {
+    case XFER_EXPECT:
+    case XFER_OPEN: open_ticket(r, &op); break;
+    case XFER_PUSH: push(r, &op); break;
+    case XFER_COMMIT: commit(r, &op); break;
+    case XFER_RELEASE:
+        close_ticket(r, op.ticket, &(struct xfer_event){XFER_RELEASED, op.ticket, 0});
+        break;
+    case XFER_CANCEL:
+        if (r->other)
+            close_ticket(r->other, op.ticket,
+                         &(struct xfer_event){.kind = XFER_FAILED,
+                                              .ticket = op.ticket,
+                                              .error = ERR_CANCELLED,
+                                              .text = "the sender cancelled"});
+        close_ticket(r, op.ticket, &(struct xfer_event){XFER_CANCELLED, op.ticket, 0});
+        break;
+    }
+    return true;
+}
+
+bool rig_event(struct rig *r)
+{
+    if (r->events_count == 0) return false;
+    struct xfer_event e = r->event[0];
+    memmove(&r->event[0], &r->event[1], --r->events_count * sizeof r->event[0]);
+    node_core_on_xfer(r->core, r->now_ns, &e);
+    return true;
+}
+
+/* ---- what the core calls ---- */
+
+static void on_send(void *ctx, struct peer peer, const struct msg *m)
+{
+    struct rig *r = ctx;
+    assert_true(r->said_count < RIG_SAID_MAX);
+    struct said *s = &r->said[r->said_count++];
+    s->peer = peer;
+    assert_int_equal(msg_copy(m, &r->arena, &s->m), OK);
+}
+
+static void on_wake_at(void *ctx, uint64_t when_ns)
+{
+    ((struct rig *)ctx)->wake_ns = when_ns;
+}
+
+static void on_submit(void *ctx, struct step *step)
+{
+    struct rig *r = ctx;
+    assert_true(r->steps_count < r->config.steps_in_flight);
+    assert_true(step->sequences_count <= r->config.limits.sequences_max);
+    assert_true(step->rows_count <= r->config.limits.rows_max);
+    assert_true(step->table_count <= r->config.limits.table_max);
+    r->step[r->steps_count++] = step;
+}
+
+static void on_xfer(void *ctx, const struct xfer_op *op)
+{
+    struct rig *r = ctx;
+    assert_true(r->ops_count < RIG_OPS_MAX);
+    r->op[r->ops_count] = *op;
+    r->op[r->ops_count].blocks =
+        arena_copy(&r->arena, op->blocks, op->blocks_count * sizeof *op->blocks);
+    r->ops_count++;
+    r->ops_total++;
+}
+
+static void on_lifeline_dial(void *ctx, struct peer peer, const char *address, struct id128 key)
+{
+    (void)peer, (void)address, (void)key;
+    ((struct rig *)ctx)->lifelines_dialled++;
+}
+
+static void on_lifeline_drop(void *ctx, struct peer peer)
+{
+    (void)peer;
+    ((struct rig *)ctx)->lifelines_dropped++;
+}
+
+static void on_left(void *ctx)
+{
+    ((struct rig *)ctx)->left = true;
+}
+
+/* ---- the bench ---- */
+
+void rig_new(struct rig *r, const struct rig_options *o)
+{
+    memset(r, 0, sizeof *r);
+    r->now_ns = NS_PER_S;
+    r->wake_ns = TIME_NEVER;
+    r->life = RIG_NODE_LIFE;
+    uint32_t sequences = o->sequences_max ? o->sequences_max : 8;
+    r->config = (struct node_config){
+        .role = o->role,
+        .hello = {.role = o->role,
+                  .name = "n0",
+                  .host = "h",
+                  .device = "rig",
+                  .model = "m",
+                  .geometry = {.layers_count = RIG_LAYERS, .block_tokens = BLOCK_TOKENS}},
+        .incarnation = r->life,
+        .ticket_seed = 5,
+        .session = SESSION_LIMITS_DEFAULT,
+        .routers_count = o->routers_count ? o->routers_count : 1,
+        .blocks_count = o->blocks_count ? o->blocks_count : 64,
+        .slots_count = o->slots_count ? o->slots_count : RIG_SLOTS,
+        .context_max = o->context_max ? o->context_max : 400,
+        .vocab_count = RIG_VOCAB,
+        .limits = {sequences + 8, sequences + 512, 1024},
+        .steps_in_flight = o->steps_in_flight ? o->steps_in_flight : 1,
+        .chunk_tokens = o->chunk_tokens ? o->chunk_tokens : 32,
+        .sequences_max = sequences,
+        .reserve_timeout_ns = o->reserve_timeout_ns ? o->reserve_timeout_ns : 30 * NS_PER_S,
+        .prefix_wait_ns = o->prefix_wait_ns ? o->prefix_wait_ns : 2 * NS_PER_S,
+        .prefix_cache = !o->no_prefix_cache,
+        .link = "",
+        .tombstones_max = 256,
+    };
+    r->config.session.lifeline_ns = 0;
+    size_t cells = (size_t)RIG_LAYERS * r->config.blocks_count * BLOCK_TOKENS;
+    r->kv = mem_array(cells, sizeof *r->kv);
+    assert_non_null(r->kv);
+    memset(r->kv, 0xee, cells * sizeof *r->kv);
+    struct node_out out = {r,       on_send,          on_wake_at,       on_submit,
+                           on_xfer, on_lifeline_dial, on_lifeline_drop, on_left};
+    assert_int_equal(node_core_new(&r->core, &r->config, &out), OK);
+    node_core_start(r->core, r->now_ns);
+}
+
+void rig_free(struct rig *r)
+{
+    struct node_counts n;
+    rig_run(r);
+    for (uint32_t i = 0; i < r->config.routers_count; i++)
+        node_core_on_lifeline(r->core, r->now_ns, (struct peer){i + 1}, false);
+    for (uint32_t i = 0; i < RIG_TICKETS_MAX; i++)
+        close_ticket(r, r->ticket[i].id,
+                     &(struct xfer_event){XFER_FAILED, r->ticket[i].id, ERR_CANCELLED, "stopped"});
+    rig_run(r);
+    node_core_counts(r->core, &n);
+    assert_int_equal(n.jobs_live, 0);
+    assert_int_equal(n.blocks.free + n.blocks.cached, n.blocks.total);
+    node_core_free(r->core);
+    mem_free(r->kv);
+    arena_fini(&r->arena);
+}
+
+void rig_tell(struct rig *r, uint32_t router, const struct msg *m)
+{
+    struct msg copy = *m;
+    uint32_t remaining_ms = m->envelope.remaining_ms;
+    copy.envelope = (struct envelope){1, RIG_ROUTER_LIFE + router, r->life, remaining_ms};
+    node_core_on_message(r->core, r->now_ns, (struct peer){router + 1}, &copy);
+    node_core_audit(r->core);
+}
+
+void rig_join(struct rig *r, uint32_t router)
+{
+    rig_tell(
+        r, router,
+        &(struct msg){.kind = MSG_WELCOME, .welcome = {.name = "r", .lifeline = "127.0.0.1:1"}});
+}
+
+const struct msg *rig_said(const struct rig *r, enum msg_kind kind)
+{
+    for (uint32_t i = r->said_count; i-- > 0;)
+        if (r->said[i].m.kind == kind) return &r->said[i].m;
+    return NULL;
+}
+
+uint32_t rig_said_count(const struct rig *r, enum msg_kind kind)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->said_count; i++)
+        n += r->said[i].m.kind == kind;
+    return n;
+}
+
+void rig_forget(struct rig *r)
+{
+    r->said_count = 0;
+    if (r->ops_count == 0 && r->events_count == 0) arena_reset(&r->arena);
+}
+
+void rig_run(struct rig *r)
+{
+    bool moved = true;
+    for (uint32_t n = 0; moved; n++) {
+        assert_true(n < 100000);
+        moved = false;
+        for (struct rig *x = r; x; x = x == r ? r->other : NULL) {
+            moved |= rig_link(x) || rig_event(x) || rig_step(x);
+            node_core_audit(x->core);
+        }
+    }
+}
+
+void rig_advance(struct rig *r, uint64_t ns)
+{
+    uint64_t end_ns = r->now_ns + ns;
+    while (r->wake_ns <= end_ns) {
+        r->now_ns = r->wake_ns > r->now_ns ? r->wake_ns : r->now_ns + 1;
+        r->wake_ns = TIME_NEVER;
+        node_core_on_timer(r->core, r->now_ns);
+        node_core_audit(r->core);
+    }
+    r->now_ns = end_ns;
+}
+
+/* ---- jobs and their streams ---- */
+
+static uint32_t prompt_token(uint32_t seed, uint32_t i)
+{
+    return rng_below(rng_draw(seed, 1, i).word[0], RIG_VOCAB);
+}
+
+struct job rig_job(uint32_t id, const struct rig_prompt *p)
+{
+    static uint32_t tokens[64][RIG_STREAM_MAX];
+    static const uint32_t stop[] = {RIG_STOP};
+    uint32_t *mine = tokens[id % 64];
+    assert_true(p->count <= RIG_STREAM_MAX);
+    for (uint32_t i = 0; i < p->count; i++)
+        mine[i] = prompt_token(i < p->shared_count ? p->family + 1000 : p->seed, i);
+    return (struct job){
+        .key = {{1, id}, 0, 0},
+        .prompt = mine,
+        .prompt_count = p->count,
+        .tokens_max = p->tokens_max,
+        .stop_ids = stop,
+        .stop_ids_count = 1,
+        .sampling = {.top_p = 1, .repetition_penalty = 1},
+    };
+}
+
+uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *tokens,
+                    enum finish *finish)
+{
+    uint64_t cell = RIG_LAYERS - 1;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < job->prompt_count; i++)
+        cell = cell_of(cell, job->prompt[i], RIG_LAYERS - 1);
+    do {
+        assert_true(n < RIG_STREAM_MAX);
+        tokens[n] = draw(cell, n);
+        cell = cell_of(cell, tokens[n], RIG_LAYERS - 1);
+        *finish = job_finish(job, n, tokens[n], context_max);
+        n++;
+    } while (*finish == FINISH_NONE);
+    return n;
+}
+
+uint32_t rig_stream(const struct rig *r, struct job_key key, uint32_t *tokens)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->said_count; i++) {
+        const struct msg *m = &r->said[i].m;
+        if (m->kind != MSG_TOKENS) continue;
+        for (uint32_t k = 0; k < m->tokens.runs_count; k++) {
+            const struct token_run *run = &m->tokens.runs[k];
+            if (!job_key_equal(run->key, key)) continue;
+            assert_true(run->index <= n);
+            for (uint32_t j = 0; j < run->tokens_count; j++)
+                tokens[run->index + j] = run->tokens[j].token;
+            if (run->index + run->tokens_count > n) n = run->index + run->tokens_count;
+        }
+    }
+    return n;
+}

@@ -1,0 +1,113 @@
+/* node_rig: a node core on a bench: an engine whose KV cells are hash chains over the tokens that lead to
+ * them, links that copy those cells, and everything the core said, kept for the test to read.
+ *
+ *     struct rig d;
+ *     rig_new(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 32});
+ *     rig_join(&d, 0);                               // router 0 says WELCOME
+ *     rig_tell(&d, 0, &(struct msg){.kind = MSG_RESERVE, .reserve = {job, true}});
+ *     rig_run(&d);                                   // steps and links until nothing moves
+ *     const struct msg *m = rig_said(&d, MSG_FINISHED);
+ *     rig_free(&d);                                  // asserts that every block came back
+ *
+ * A sampled token is a function of the cell of its row and of its index, so a stream that equals
+ * rig_expect's went through right blocks, right positions and right replays, and no other. */
+#ifndef TANDEM_TESTS_NODE_RIG_H
+#define TANDEM_TESTS_NODE_RIG_H
+
+#include "node/core.h"
+
+enum {
+    RIG_LAYERS = 2,
+    RIG_VOCAB = 211,
+    RIG_STOP = 7, /* the stop id of rig_job */
+    RIG_SAID_MAX = 4096,
+    RIG_OPS_MAX = 1024,
+    RIG_EVENTS_MAX = 256,
+    RIG_STEPS_MAX = 8,
+    RIG_TICKETS_MAX = 64,
+    RIG_SLOTS = 24,
+    RIG_STREAM_MAX = 512,
+};
+#define RIG_ROUTER_LIFE 0xa000u
+#define RIG_NODE_LIFE 0xb000u
+
+struct rig_options {
+    enum role role;
+    uint32_t blocks_count, context_max, chunk_tokens, steps_in_flight, sequences_max, routers_count;
+    uint32_t slots_count;
+    uint64_t reserve_timeout_ns, prefix_wait_ns;
+    bool no_prefix_cache;
+};
+
+struct rig_slot {
+    uint32_t next_index; /* of the token that it samples next */
+    uint32_t last_token;
+};
+
+struct rig_ticket {
+    struct id128 id;
+    bool live;
+    uint32_t tokens_first, tokens_end;
+    uint32_t blocks[64];
+    uint32_t arrived[RIG_LAYERS]; /* tokens */
+};
+
+struct rig {
+    struct node_core *core;
+    struct node_config config;
+    struct rig *other; /* the receiver of this one's pushes, or NULL */
+    uint64_t now_ns, wake_ns;
+    uint64_t life; /* of the node */
+    bool left;
+    uint32_t lifelines_dialled, lifelines_dropped;
+
+    struct arena arena;
+    struct said {
+        struct peer peer;
+        struct msg m;
+    } said[RIG_SAID_MAX];
+    uint32_t said_count;
+
+    struct step *step[RIG_STEPS_MAX]; /* submitted, oldest first */
+    uint32_t steps_count, steps_done;
+    uint64_t *kv; /* [layer][block][16] */
+    struct rig_slot slot[RIG_SLOTS];
+
+    struct xfer_op op[RIG_OPS_MAX]; /* posted, not yet carried out */
+    uint32_t ops_count, ops_total, pushes_total;
+    struct rig_ticket ticket[RIG_TICKETS_MAX];
+    struct xfer_event event[RIG_EVENTS_MAX]; /* to be told to the core */
+    uint32_t events_count;
+};
+
+void rig_new(struct rig *r, const struct rig_options *o);
+void rig_free(struct rig *r); /* ends what runs, asserts that nothing is held */
+void rig_join(struct rig *r, uint32_t router);
+/* A message of that router in its session. */
+void rig_tell(struct rig *r, uint32_t router, const struct msg *m);
+/* The last message of this kind since rig_forget, or NULL. */
+const struct msg *rig_said(const struct rig *r, enum msg_kind kind);
+uint32_t rig_said_count(const struct rig *r, enum msg_kind kind);
+void rig_forget(struct rig *r);
+
+bool rig_step(struct rig *r);                        /* runs the oldest step: layers, then done */
+bool rig_step_layers(struct rig *r, uint32_t count); /* only so many layers of it */
+bool rig_step_done(struct rig *r, enum err status);
+bool rig_link(struct rig *r);  /* carries out the oldest op */
+bool rig_event(struct rig *r); /* tells the core the oldest event of the link */
+void rig_post_event(struct rig *r, const struct xfer_event *e);
+void rig_run(struct rig *r); /* this one and `other`, until nothing moves; audits after each */
+void rig_advance(struct rig *r, uint64_t ns); /* time passes, timers fire on the way */
+
+/* A job with a prompt of count tokens drawn from `seed`; the first shared ones from `family`. */
+struct rig_prompt {
+    uint32_t seed, family, shared_count, count, tokens_max;
+};
+struct job rig_job(uint32_t id, const struct rig_prompt *p);
+/* The whole stream of that job. */
+uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *tokens,
+                    enum finish *finish);
+/* What the core told in TOKENS of this job, in one piece: asserts that no index is missing. */
+uint32_t rig_stream(const struct rig *r, struct job_key key, uint32_t *tokens);
+
+#endif
