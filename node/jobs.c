@@ -41,7 +41,7 @@ struct offer {
 /* The answer that this job was given, once more. */
 static void repeat_answer(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    if (s->kind == SEQ_REMOTE) {
+    if (s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL) { /* a local one has no ticket */
         struct msg m = {.kind = MSG_RESERVED, .reserved = {s->job.key, s->ticket, s->held_tokens}};
         say(c, now_ns, s->router, &m);
     }
@@ -108,6 +108,7 @@ static enum err begin_local(struct node_core *c, uint64_t now_ns, struct sequenc
     enum err e = queue_preempted(c) ? ERR_FULL : queue_open(c, now_ns, s);
     if (e == ERR_FULL) return full(c, s);
     sequence_enter(c, now_ns, s, SEQ_WAITING);
+    repeat_answer(c, now_ns, s);
     if (e == OK) sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
     return OK;
 }

@@ -142,14 +142,14 @@ struct msg_live {
 };
 
 /* RESERVE: D takes all blocks for prompt + forwarded and one more, pins what it holds already.
- * `local`: D shall prefill it itself; no ticket will come, TOKENS will. */
+ * `local`: D shall prefill it itself; RESERVED comes without a ticket, then TOKENS. */
 struct msg_reserve {
     struct job job;
     bool local;
 };
 struct msg_reserved {
     struct job_key key;
-    struct id128 ticket;
+    struct id128 ticket;  /* none: of a local job */
     uint32_t held_tokens; /* of the prompt: leading tokens whose KV need not travel */
 };
 /* PREFILL: compute prompt + forwarded, sample the next token. Without ticket it ends there (prefill
