@@ -56,6 +56,16 @@ void setting_range(const struct setting *row, char *out, size_t out_bytes)
     snprintf(out, out_bytes, "%s ... %s", min, max);
 }
 
+void setting_clear(const struct setting *row, void *values)
+{
+    static const size_t sizes_bytes[] = {
+        [SETTING_TYPE_BOOL] = sizeof(bool),     [SETTING_TYPE_INT] = sizeof(int64_t),
+        [SETTING_TYPE_SIZE] = sizeof(uint64_t), [SETTING_TYPE_DURATION] = sizeof(uint64_t),
+        [SETTING_TYPE_DOUBLE] = sizeof(double), [SETTING_TYPE_STRING] = sizeof(const char *),
+        [SETTING_TYPE_CHOICE] = sizeof(int),    [SETTING_TYPE_LIST] = sizeof(struct setting_list)};
+    memset((char *)values + row->offset, 0, sizes_bytes[row->type]);
+}
+
 static enum err refuse(const struct setting *row, const char *where, const char *text,
                        const char *why)
 {

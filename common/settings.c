@@ -40,8 +40,7 @@ static enum err set(struct settings *s, const struct place *p, const char *where
 {
     /* A stronger source starts a list anew. */
     if (p->row->type == SETTING_TYPE_LIST && s->sources[p->number] != source)
-        *(struct setting_list *)(void *)((char *)p->table->values + p->row->offset) =
-            (struct setting_list){0};
+        setting_clear(p->row, p->table->values);
     s->sources[p->number] = (unsigned char)source;
     return setting_parse(p->row, where, text, p->table->values, &s->arena);
 }
@@ -53,9 +52,7 @@ static enum err read_defaults(struct settings *s)
         p.table = &s->program->tables[t];
         for (size_t r = 0; r < p.table->rows_count; r++, p.number++) {
             p.row = &p.table->rows[r];
-            if (p.row->type == SETTING_TYPE_LIST)
-                *(struct setting_list *)(void *)((char *)p.table->values + p.row->offset) =
-                    (struct setting_list){0};
+            setting_clear(p.row, p.table->values);
             if (!p.row->fallback) continue;
             enum err e = set(s, &p, p.row->name, p.row->fallback, SETTING_BY_DEFAULT);
             if (e != OK) return e;

@@ -57,7 +57,7 @@ struct setting {
     const char *name;
     enum setting_type type;
     size_t offset;        /* of the field */
-    const char *fallback; /* the default, as it would be typed; NULL: the field is left as it is */
+    const char *fallback; /* the default, as it would be typed; NULL: zero */
     double min, max;      /* of numbers, sizes and durations; exact up to 2^53 */
     const char *choices;  /* "a|b|c" */
     const char *help;
@@ -150,6 +150,8 @@ enum setting_source settings_source(const struct settings *s, const char *name);
 void settings_help(const struct settings_program *program, struct buf *out);
 void settings_markdown(const struct settings_program *program, struct buf *out);
 
+/* Zero, NULL or false in the row's field. */
+void setting_clear(const struct setting *row, void *values);
 /* One value from text into the field of a row; `where` is how errors call it, "--chunk-tokens". */
 enum err setting_parse(const struct setting *row, const char *where, const char *text, void *values,
                        struct arena *strings);

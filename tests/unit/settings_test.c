@@ -82,7 +82,7 @@ static void defaults_hold_when_nothing_is_given(void **state)
     assert_string_equal(v.model, "");
     assert_int_equal(v.link, 0);
     assert_int_equal(v.stop.count, 0);
-    assert_int_equal(other.seed, -1);
+    assert_int_equal(other.seed, 0);
     assert_int_equal(settings_source(&s, "seed"), SETTING_BY_DEFAULT);
     settings_fini(&s);
 }
