@@ -208,8 +208,8 @@ static void dial(struct xfer *x, struct xfer_session *session, const char *addre
 
 static void deliver(struct xfer *x, const struct xfer_event *event)
 {
+    atomic_fetch_sub(&x->tickets_live, 1); /* first: the listener may well open the next one */
     x->on_event(x->ctx, event);
-    atomic_fetch_sub(&x->tickets_live, 1);
 }
 
 static void act(struct xfer *x)
@@ -367,7 +367,17 @@ static void turn(struct xfer *x)
     publish(x);
 }
 
-/* After the last turn: every ticket gets its event; peers are told as far as the links take it. */
+static void close_all(struct xfer *x)
+{
+    while (!list_empty(&x->conns))
+        conn_close(x, list_member(x->conns.next, struct conn, all));
+    for (uint32_t i = 0; i < x->listeners_count; i++)
+        x->listener[i].listener->ops->unlisten(x->listener[i].listener);
+    x->listeners_count = 0;
+}
+
+/* After the last turn: every ticket gets its event; peers are told as far as the links take it, and
+ * find the links closed. */
 static void finish(struct xfer *x)
 {
     x->now_ns = clock_now_ns();
@@ -376,6 +386,7 @@ static void finish(struct xfer *x)
     act(x);
     conns_send(x);
     act(x);
+    close_all(x);
     publish(x);
 }
 
@@ -520,10 +531,7 @@ void xfer_close(struct xfer *x)
     if (!x) return;
     CHECK(!x->started);
     if (x->mailbox) drain_mailbox(x);
-    while (!list_empty(&x->conns))
-        conn_close(x, list_member(x->conns.next, struct conn, all));
-    for (uint32_t i = 0; i < x->listeners_count; i++)
-        x->listener[i].listener->ops->unlisten(x->listener[i].listener);
+    close_all(x);
     xfer_core_free(x->core);
     mailbox_free(x->mailbox);
     if (x->epoll >= 0) close(x->epoll);

@@ -15,7 +15,7 @@
 #include "common/rng.h"
 #include "xfer/xfer.h"
 
-enum { NODE_BLOCKS = 64, NODE_EVENTS = 512, WAIT_S = 60 };
+enum { NODE_BLOCKS = 64, NODE_EVENTS = 512, WAIT_S = 20 };
 
 static const struct kv_geometry small_geometry = {
     .layers_count = 3,
