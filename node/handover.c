@@ -59,6 +59,7 @@ enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *
     uint32_t end = seq_total(s);
     s->ticket = ticket_make(c);
     s->cached_tokens = s->kv_count;
+    c->counts.cached_tokens += s->cached_tokens;
     if ((e = moved_new(s, s->kv_count, end)) != OK) return e;
     if ((e = ticket_enter(c, s)) != OK) return e;
     uint32_t count = hold_moved(c, s, s->held_tokens, end);

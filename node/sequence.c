@@ -337,6 +337,7 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
         if (s->state != SEQ_WAITING) break;
         enter(c, now_ns, s, SEQ_PREFILL);
         if (!s->preempted) s->cached_tokens = s->kv_count;
+        c->counts.cached_tokens += s->kv_count;
         if (s->kind == SEQ_PUSH) handover_push_cached(c, s);
         return;
     case SEQ_EV_COMPUTED:

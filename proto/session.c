@@ -2,7 +2,7 @@
  *
  *     dialer      start      WELCOME       REFUSE, BYE   session's own     lifeline    timer
  *     IDLE        GREETING   -             -             -                 -           -
- *     GREETING    GREETING   UP            DOWN, final   -                 -           HELLO
+ *     GREETING    GREETING   UP            DOWN, slow    -                 -           HELLO
  *     UP          UP         DOWN (newer)  DOWN          DELIVER           up / DOWN   HEARTBEAT / DOWN
  *     DOWN        GREETING   -             -             -                 -           GREETING
  *
@@ -12,7 +12,8 @@
  *     UP          - (old) / DOWN       -         DOWN      DELIVER         up / DOWN   HEARTBEAT / DOWN
  *     DOWN        GREETING             UP        -         -               -           -
  *
- * A REFUSE is final: the dialer stays DOWN until session_start. */
+ * A REFUSE is no end: what was in the way may have gone (an older life of this node, say), so the dialer
+ * greets again, but only after dead_ns. */
 #include "proto/session.h"
 
 #include "common/clock.h"
@@ -106,7 +107,7 @@ static enum session_verdict on_refuse(struct session *s, uint64_t now_ns, const 
     bool answer = s->state == SESSION_GREETING && e->to == s->self;
     if (!answer && !is_mine(s, e)) return SESSION_DROP;
     go_down(s, now_ns, "refused");
-    s->hello_ns = TIME_NEVER;
+    s->hello_ns = now_ns + s->limits.dead_ns;
     return SESSION_BECAME_DOWN;
 }
 

@@ -161,6 +161,19 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     core->dispatch_wanted = true;
 }
 
+/* A process that greets anew has given up what it had here, whether or not we have noticed. */
+static void end_earlier_session(struct router_core *core, uint64_t now_ns,
+                                const struct msg_hello *h)
+{
+    for (uint32_t i = 0; i < core->nodes_count; i++) {
+        const struct msg_hello *old = &core->nodes[i]->hello;
+        if (old->pid != h->pid || strcmp(old->host, h->host) || strcmp(old->name, h->name))
+            continue;
+        registry_end(core, now_ns, registry_find(core, core->nodes[i]->peer), "it greets anew");
+        return;
+    }
+}
+
 /* ---- clients ---- */
 
 static struct client *client_new(struct peer peer)
@@ -235,6 +248,7 @@ static enum err join(struct router_core *core, uint64_t now_ns, struct peer_entr
     }
     if (h->role != ROLE_PREFILL && h->role != ROLE_DECODE)
         return err_set(ERR_FORMAT, "a hello of no known role");
+    end_earlier_session(core, now_ns, h);
     if ((e = check_node(core, h)) != OK) return e;
     if ((e = node_new(core, now_ns, entry->peer, h, &entry->node)) != OK) return e;
     if (core->nodes_count == 1)

@@ -108,7 +108,8 @@ static void hello(struct world *w, uint32_t peer, enum role role, const char *na
     w->envelope[peer] = (struct envelope){.from = peer + 100};
     struct msg m = {
         .kind = MSG_HELLO,
-        .hello = {.role = role, .name = name, .host = "h", .device = "d", .model = "m", .pid = 1}};
+        .hello = {
+            .role = role, .name = name, .host = "h", .device = "d", .model = "m", .pid = peer}};
     if (role != ROLE_CLIENT) {
         m.hello.model_fingerprint = (struct id128){1, 2};
         m.hello.numerics_id = 3;

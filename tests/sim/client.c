@@ -1,0 +1,272 @@
+/* client: submits requests, resumes them through another router when one is lost, and holds every
+ * stream against the tokens of an undisturbed run. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/mem.h"
+#include "tests/sim/sim.h"
+
+#define TICK_NS (20 * NS_PER_MS)
+
+/* What the model gives for these tokens, computed from the tokens alone. */
+static uint32_t oracle_token(const struct sim_request *r)
+{
+    uint64_t sum = 0;
+    uint32_t total = r->prompt_count + r->want_count;
+    for (uint32_t at = 0; at < total; at++) {
+        uint32_t t = at < r->prompt_count ? r->prompt[at] : r->want[at - r->prompt_count];
+        for (uint32_t l = 0; l < SIM_LAYERS; l++)
+            sum = device_fold(sum, device_content(t, at, l));
+    }
+    return device_token(r->seed, 0, r->want_count, sum);
+}
+
+static void make_oracle(struct sim_request *r)
+{
+    static const uint32_t eos[1] = {SIM_EOS};
+    struct job job = {.prompt_count = r->prompt_count,
+                      .tokens_max = r->tokens_max,
+                      .tokens_min = r->tokens_min,
+                      .stop_ids = eos,
+                      .stop_ids_count = 1};
+    r->want_finish = r->tokens_max == 0 ? FINISH_LENGTH : FINISH_NONE;
+    while (r->want_finish == FINISH_NONE) {
+        uint32_t t = oracle_token(r);
+        r->want[r->want_count++] = t;
+        r->want_finish = job_finish(&job, r->want_count - 1, t, SIM_CONTEXT);
+    }
+}
+
+/* Prompts begin with one of three texts, so that prefixes are shared. */
+static void make_request(struct sim *s, struct sim_request *r)
+{
+    uint32_t family = sim_draw(s, 3), own = sim_draw(s, 1000);
+    uint32_t common = sim_draw(s, 80);
+    r->prompt_count = 1 + sim_draw(s, SIM_PROMPT_MAX);
+    for (uint32_t i = 0; i < r->prompt_count; i++)
+        r->prompt[i] = 1 + (i < common ? family * 31 + i * 7 : own * 13 + i * 5) % (SIM_VOCAB - 1);
+    r->tokens_max = sim_draw(s, 8) ? 1 + sim_draw(s, SIM_TOKENS_MAX) : 1;
+    r->tokens_min = sim_draw(s, 4) ? 0 : sim_draw(s, 10);
+    r->seed = s->options.seed * 7 + sim_draw(s, 1000);
+    r->priority = (int32_t)sim_draw(s, 3) - 1;
+    r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
+    r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
+    make_oracle(r);
+}
+
+static void greet(struct sim *s, struct sim_proc *p);
+
+void client_open(struct sim *s, struct sim_proc *p)
+{
+    struct sim_client *c = p->client;
+    struct session_limits limits = SESSION_LIMITS_DEFAULT;
+    limits.lifeline_ns = 0;
+    if (c->requests_count == 0) {
+        c->requests_count = 2 + sim_draw(s, sim_draw(s, 2) ? 8 : SIM_REQUESTS_MAX - 2);
+        for (uint32_t i = 0; i < c->requests_count; i++)
+            make_request(s, &c->request[i]);
+    }
+    c->router = sim_draw(s, s->routers_count);
+    session_init(&c->session, SESSION_DIALER, ++s->incarnations * 1000, &limits);
+    session_start(&c->session, s->now_ns);
+    greet(s, p);
+    client_on_timer(s, p);
+}
+
+static void greet(struct sim *s, struct sim_proc *p)
+{
+    struct msg m = {.kind = MSG_HELLO,
+                    .hello = {.role = ROLE_CLIENT,
+                              .name = p->name,
+                              .host = "sim",
+                              .device = "",
+                              .model = "",
+                              .pid = 1}};
+    m.envelope = session_envelope(&p->client->session, s->now_ns);
+    sim_send(s, p, sim_router(s, p->client->router), &m);
+}
+
+static void send(struct sim *s, struct sim_proc *p, struct msg *m)
+{
+    m->envelope = session_envelope(&p->client->session, s->now_ns);
+    sim_send(s, p, sim_router(s, p->client->router), m);
+}
+
+static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
+{
+    struct msg m = {.kind = MSG_SUBMIT,
+                    .submit = {.ref = ++p->client->ref,
+                               .id = r->id,
+                               .attempt = r->attempt,
+                               .tokens = r->prompt,
+                               .tokens_count = r->prompt_count,
+                               .choices = 1,
+                               .seed_given = true,
+                               .tokens_max = r->tokens_max,
+                               .tokens_min = r->tokens_min,
+                               .priority = r->priority,
+                               .received = r->got,
+                               .received_count = r->got_count,
+                               .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = r->seed}}};
+    r->ref = m.submit.ref;
+    r->state = REQ_SENT;
+    send(s, p, &m);
+}
+
+static struct sim_request *by_id(struct sim_client *c, struct id128 id)
+{
+    for (uint32_t i = 0; i < c->requests_count; i++)
+        if (c->request[i].state >= REQ_ACCEPTED && id128_equal(c->request[i].id, id))
+            return &c->request[i];
+    return NULL;
+}
+
+static struct sim_request *by_ref(struct sim_client *c, uint64_t ref)
+{
+    for (uint32_t i = 0; i < c->requests_count; i++)
+        if (c->request[i].state == REQ_SENT && c->request[i].ref == ref) return &c->request[i];
+    return NULL;
+}
+
+static void end(struct sim *s, struct sim_request *r, enum finish finish, const char *reason)
+{
+    r->state = REQ_ENDED;
+    r->finish = finish;
+    snprintf(r->reason, sizeof r->reason, "%.127s", reason);
+    if (finish == FINISH_ERROR && reason[0] == '\0') sim_fail(s, "an error without a reason");
+}
+
+static void on_output(struct sim *s, struct sim_client *c, const struct msg_output *o)
+{
+    struct sim_request *r = by_id(c, o->id);
+    if (!r || r->state == REQ_ENDED) return; /* of a life that was given up */
+    if (o->index != r->got_count)
+        sim_fail(s, "a client has %u tokens and got index %u", r->got_count, o->index);
+    for (uint32_t i = 0; i < o->tokens_count; i++) {
+        if (r->got_count >= r->want_count) sim_fail(s, "more tokens than there should be");
+        if (o->tokens[i].token != r->want[r->got_count])
+            sim_fail(s, "a wrong token at index %u of a prompt of %u", r->got_count,
+                     r->prompt_count);
+        r->got[r->got_count++] = o->tokens[i].token;
+    }
+}
+
+static void on_done(struct sim *s, struct sim_client *c, const struct msg_done *d)
+{
+    struct sim_request *r = by_id(c, d->id);
+    if (!r || r->state == REQ_ENDED) return;
+    bool natural = d->finish == FINISH_STOP || d->finish == FINISH_LENGTH;
+    if (natural && (r->got_count != r->want_count || d->finish != r->want_finish))
+        sim_fail(s, "ended by %d with %u tokens, wanted %d with %u", d->finish, r->got_count,
+                 r->want_finish, r->want_count);
+    if (d->finish == FINISH_CANCELLED && !r->cancelled) sim_fail(s, "cancelled by nobody");
+    if (d->finish == FINISH_NONE) sim_fail(s, "an end without a finish");
+    end(s, r, d->finish, d->reason);
+}
+
+static void on_rejected(struct sim *s, struct sim_client *c, const struct msg_rejected *m)
+{
+    struct sim_request *r = by_ref(c, m->ref);
+    if (!r) return;
+    if (m->error == ERR_FULL || m->error == ERR_DUPLICATE) {
+        r->state = REQ_IDLE;
+        r->submit_ns = s->now_ns + (m->retry_ms + 10) * NS_PER_MS;
+    } else {
+        sim_fail(s, "rejected: %s", m->reason);
+    }
+}
+
+void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const struct msg *m)
+{
+    struct sim_client *c = p->client;
+    if (router != c->router) return;
+    enum session_verdict v = session_on_message(&c->session, s->now_ns, m);
+    if (v == SESSION_BECAME_DOWN) client_on_lost(s, p, router);
+    if (v != SESSION_DELIVER) return;
+    sim_trace(s, "%s <- r%u %s", p->name, router, msg_kind_name(m->kind));
+    if (m->kind == MSG_ACCEPTED) {
+        struct sim_request *r = by_ref(c, m->accepted.ref);
+        if (!r) return;
+        r->state = REQ_ACCEPTED;
+        r->id = m->accepted.id;
+    } else if (m->kind == MSG_REJECTED) {
+        on_rejected(s, c, &m->rejected);
+    } else if (m->kind == MSG_OUTPUT) {
+        on_output(s, c, &m->output);
+    } else if (m->kind == MSG_DONE) {
+        on_done(s, c, &m->done);
+    }
+}
+
+/* What was accepted goes on elsewhere, behind the tokens that are here; what was not is sent anew. */
+static void give_up_router(struct sim *s, struct sim_proc *p)
+{
+    struct sim_client *c = p->client;
+    for (uint32_t i = 0; i < c->requests_count; i++) {
+        struct sim_request *r = &c->request[i];
+        if (r->state != REQ_SENT && r->state != REQ_ACCEPTED) continue;
+        r->state = REQ_IDLE;
+        r->attempt += id128_is_none(r->id) ? 0 : 1000;
+        r->submit_ns = s->now_ns;
+        if (r->got_count == r->want_count && r->want_count > 0)
+            end(s, r, r->want_finish, ""); /* only DONE was lost; nothing is left to ask for */
+    }
+    c->router = (c->router + 1) % s->routers_count;
+    session_reset(&c->session, ++s->incarnations * 1000);
+    session_start(&c->session, s->now_ns);
+    greet(s, p);
+}
+
+void client_on_lost(struct sim *s, struct sim_proc *p, uint32_t router)
+{
+    struct sim_client *c = p->client;
+    if (router != c->router) return;
+    if (c->session.state == SESSION_UP) session_on_lifeline(&c->session, s->now_ns, false);
+    if (c->session.state == SESSION_DOWN) give_up_router(s, p);
+}
+
+static void act(struct sim *s, struct sim_proc *p, struct sim_request *r)
+{
+    if (r->state == REQ_IDLE && s->now_ns >= r->submit_ns && !r->cancelled) submit(s, p, r);
+    if (r->state == REQ_IDLE && r->cancelled) end(s, r, FINISH_CANCELLED, "never sent again");
+    if (s->now_ns < r->cancel_ns || r->cancelled || r->state != REQ_ACCEPTED) return;
+    struct msg m = {.kind = MSG_CANCEL, .cancel = {{r->id, CHOICE_ALL, UINT32_MAX}, "user"}};
+    r->cancelled = true;
+    send(s, p, &m);
+}
+
+void client_on_timer(struct sim *s, struct sim_proc *p)
+{
+    struct sim_client *c = p->client;
+    struct session_todo todo = session_on_timer(&c->session, s->now_ns);
+    if (todo.died) give_up_router(s, p);
+    if (todo.hello) greet(s, p);
+    if (todo.heartbeat) {
+        struct msg m = {.kind = MSG_HEARTBEAT};
+        send(s, p, &m);
+    }
+    for (uint32_t i = 0; i < c->requests_count && c->session.state == SESSION_UP; i++)
+        act(s, p, &c->request[i]);
+    sim_wake_at(p, s->now_ns + TICK_NS);
+}
+
+bool client_is_done(const struct sim_client *c)
+{
+    for (uint32_t i = 0; i < c->requests_count; i++)
+        if (c->request[i].state != REQ_ENDED) return false;
+    return true;
+}
+
+void client_check(struct sim *s, const struct sim_client *c)
+{
+    for (uint32_t i = 0; i < c->requests_count; i++) {
+        const struct sim_request *r = &c->request[i];
+        s->totals->requests++;
+        s->totals->tokens += r->got_count;
+        s->totals->errors += r->finish == FINISH_ERROR;
+        s->totals->cancelled += r->finish == FINISH_CANCELLED;
+        if (r->finish == FINISH_ERROR && !s->options.faults)
+            sim_fail(s, "an error without a fault: %s", r->reason);
+        if (r->finish == FINISH_ERROR) sim_trace(s, "error: %s", r->reason);
+    }
+}

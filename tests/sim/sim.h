@@ -1,0 +1,183 @@
+/* sim: a whole cluster on virtual time: the production router and node cores, clients, a network that
+ * delays, cuts and repeats, processes that crash, freeze and leave, and an engine that takes modelled
+ * time and whose tokens depend on every byte of KV that a sequence should have.
+ *
+ *     build/tests/tandem-sim --seeds 1 10000        # each seed is one run; the first failing one is printed
+ *     build/tests/tandem-sim --seed 4711 --trace    # the same run again, event by event
+ *
+ * What is checked, at every event or at the end of a run:
+ *   - accounting: node_core_audit, router_core_audit, the pools' sums;
+ *   - every request ends once, with exactly the tokens that an undisturbed run gives, or with a reason;
+ *     nothing is forwarded twice or out of order;
+ *   - a sampled token is a hash of the KV of all positions before it, read through the block table when
+ *     the step ends, so that a block that was freed, reused, matched or sent too early shows;
+ *   - runs without faults end without errors;
+ *   - at the end no node holds a block for anybody, and no router remembers a live request.
+ *
+ * Owner: one thread. Everything random comes from the seed. */
+#ifndef TANDEM_TESTS_SIM_SIM_H
+#define TANDEM_TESTS_SIM_SIM_H
+
+#include "common/clock.h"
+#include "common/heap.h"
+#include "common/list.h"
+#include "node/core.h"
+#include "router/core.h"
+
+enum {
+    SIM_ROUTERS_MAX = 2,
+    SIM_NODES_MAX = 6,
+    SIM_CLIENTS_MAX = 3,
+    SIM_PROCS_MAX = SIM_ROUTERS_MAX + SIM_NODES_MAX + SIM_CLIENTS_MAX,
+    SIM_REQUESTS_MAX = 24,
+    SIM_PROMPT_MAX = 120,
+    SIM_TOKENS_MAX = 48,
+    SIM_VOCAB = 97,
+    SIM_EOS = 0,
+    SIM_CONTEXT = 192,
+    SIM_LAYERS = 2,
+    SIM_TICKETS_MAX = 256,
+};
+
+enum proc_kind { PROC_ROUTER, PROC_NODE, PROC_CLIENT };
+
+/* What a device remembers of a sequence slot. */
+struct sim_slot {
+    uint64_t seed;
+    uint32_t choice, index, last;
+};
+
+/* One side of a transfer on the modelled link thread. */
+struct sim_ticket {
+    struct id128 ticket;
+    bool used, sender, opened; /* opened: D has heard of it from P */
+    uint32_t other;            /* the other side's process */
+    uint32_t first, end;
+    uint32_t blocks[SIM_CONTEXT / BLOCK_TOKENS + 1];
+    uint32_t blocks_count;
+    uint32_t arrived[SIM_LAYERS]; /* tokens */
+    uint64_t deadline_ns;
+};
+
+struct sim_proc {
+    enum proc_kind kind;
+    uint32_t index;
+    uint32_t life; /* goes up with each crash: events of an earlier life find nobody */
+    bool alive, leaving;
+    uint64_t frozen_until_ns, wake_ns;
+    char name[16], address[32];
+    const char *addresses[1]; /* of its link, as its hello names it */
+    struct router_core *router;
+    struct node_core *node;
+    enum role role;
+    uint32_t layers_done;
+    /* a node's device */
+    uint64_t *kv; /* [blocks][layers][16] */
+    uint32_t blocks_count;
+    struct sim_slot *slot;
+    struct step *queue[4];
+    uint32_t queue_count, layer;
+    struct sim_ticket ticket[SIM_TICKETS_MAX];
+    struct sim_client *client;
+};
+
+/* The wire between a dialling process (node, client) and a router. */
+struct sim_conn {
+    uint32_t cuts;
+    uint64_t last_ns[2];     /* messages of one direction keep their order */
+    struct peer router_peer; /* what the router calls it; 0: not met yet */
+};
+
+enum sim_request_state { REQ_IDLE, REQ_SENT, REQ_ACCEPTED, REQ_ENDED };
+struct sim_request {
+    enum sim_request_state state;
+    uint32_t prompt[SIM_PROMPT_MAX];
+    uint32_t prompt_count, tokens_max, tokens_min;
+    uint64_t seed, submit_ns, cancel_ns;
+    int32_t priority;
+    struct id128 id;
+    uint32_t attempt;
+    uint64_t ref;
+    uint32_t got[SIM_TOKENS_MAX], got_count;
+    uint32_t want[SIM_TOKENS_MAX], want_count;
+    enum finish want_finish, finish;
+    bool cancelled;
+    char reason[128];
+};
+
+struct sim_client {
+    struct session session;
+    uint32_t router;
+    uint64_t ref;
+    struct sim_request request[SIM_REQUESTS_MAX];
+    uint32_t requests_count;
+};
+
+struct sim_options {
+    uint64_t seed;
+    bool trace, faults;
+};
+
+struct sim_totals {
+    uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
+        cached_tokens, gaps, duplicates, faults;
+};
+
+struct sim {
+    struct sim_options options;
+    uint64_t now_ns, draws, events_count;
+    struct heap events;
+    struct sim_proc proc[SIM_PROCS_MAX];
+    uint32_t procs_count, routers_count, nodes_count, clients_count;
+    struct sim_conn conn[SIM_PROCS_MAX][SIM_ROUTERS_MAX];
+    uint64_t link_last_ns[SIM_PROCS_MAX][SIM_PROCS_MAX];
+    uint32_t peers_given;
+    uint64_t incarnations;
+    struct arena arena; /* of the message being delivered */
+    struct buf wire;
+    uint32_t chunk, batch, blocks;
+    uint64_t net_ns, jitter_ns, layer_ns, faults_end_ns;
+    uint32_t duplicate_percent;
+    bool prefix_cache;
+    enum disaggregate disaggregate;
+    struct sim_totals *totals;
+};
+
+/* world.c */
+uint32_t sim_draw(struct sim *s, uint32_t bound); /* 0 … bound - 1 */
+uint64_t sim_draw_ns(struct sim *s, uint64_t from_ns, uint64_t to_ns);
+typedef void sim_event_fn(struct sim *s, struct sim_proc *p, void *data);
+/* Calls fn at when_ns unless `p` has crashed by then; postponed while it is frozen. `data` is freed. */
+void sim_at(struct sim *s, uint64_t when_ns, struct sim_proc *p, sim_event_fn *fn, void *data);
+void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const struct msg *m);
+void sim_trace(struct sim *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
+_Noreturn void sim_fail(struct sim *s, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Replaces the time at which the process's timer runs. ctx is the process: the cores' out.wake_at. */
+void sim_wake_at(void *ctx, uint64_t when_ns);
+/* The world and process behind a core's out.ctx. */
+struct sim *sim_of(void *ctx, struct sim_proc **p);
+struct sim_proc *sim_router(struct sim *s, uint32_t index);
+void sim_crash(struct sim *s, struct sim_proc *p);
+void sim_run(const struct sim_options *options, struct sim_totals *totals);
+
+/* device.c */
+void device_open(struct sim *s, struct sim_proc *p);
+void device_close(struct sim *s, struct sim_proc *p);
+void device_submit(void *ctx, struct step *step);
+void device_xfer(void *ctx, const struct xfer_op *op);
+void device_peer_lost(struct sim *s, struct sim_proc *p); /* the links of everybody to p break */
+void device_cut(struct sim *s, struct sim_proc *a, struct sim_proc *b);
+uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t kv_sum);
+uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer);
+uint64_t device_fold(uint64_t sum, uint64_t content);
+
+/* client.c */
+void client_open(struct sim *s, struct sim_proc *p);
+void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const struct msg *m);
+void client_on_lost(struct sim *s, struct sim_proc *p, uint32_t router);
+void client_on_timer(struct sim *s, struct sim_proc *p);
+bool client_is_done(const struct sim_client *c);
+void client_check(struct sim *s, const struct sim_client *c);
+
+#endif
