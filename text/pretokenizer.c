@@ -127,7 +127,7 @@ static enum err read_metaspace(struct pretokenizer_step *s, const struct place *
 {
     const char *scheme = "always";
     size_t length;
-    bool legacy;
+    bool legacy = true;
     s->metaspace = true;
     s->finder = FIND_CHARS;
     s->is_match = is_delimiter;
@@ -154,7 +154,7 @@ static enum err read_metaspace(struct pretokenizer_step *s, const struct place *
 
 static enum err read_digits(struct pretokenizer_step *s, const struct place *at, const json_t *json)
 {
-    bool individual;
+    bool individual = false;
     enum err e = place_bool(at, json, "individual_digits", &individual);
     s->finder = FIND_CHARS;
     s->is_match = is_numeric;

@@ -1,8 +1,8 @@
 /* tokenizer_open: reads tokenizer.json and tokenizer_config.json into a tokenizer. */
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "common/file.h"
 #include "common/mem.h"
 #include "text/tokenizer_parts.h"
 
@@ -13,7 +13,8 @@ static enum err parse(json_t **out, const char *name, const char *bytes, size_t 
     if (length > TOKENIZER_FILE_MAX)
         return err_set(ERR_FORMAT, "%s: %zu bytes, at most %zu", name, length, TOKENIZER_FILE_MAX);
     *out = json_loadb(bytes, length, JSON_ALLOW_NUL, &why);
-    if (!*out && json_error_code(&why) == json_error_out_of_memory)
+    /* Out of memory is what jansson says nothing about. */
+    if (!*out && (!why.text[0] || json_error_code(&why) == json_error_out_of_memory))
         return err_set(ERR_MEMORY, "%s: out of memory", name);
     if (!*out) return err_set(ERR_FORMAT, "%s: line %d: %.200s", name, why.line, why.text);
     struct place at = {.file = name};
@@ -157,30 +158,6 @@ void tokenizer_close(struct tokenizer *t)
 
 /* ---- files ---- */
 
-static enum err read_open_file(struct buffer *out, FILE *f, const char *path)
-{
-    enum err e;
-    size_t n;
-    do {
-        if ((e = buffer_reserve(out, 1 << 16)) != OK) return e;
-        n = fread(out->bytes + out->length, 1, out->capacity - out->length, f);
-        out->length += n;
-        if (out->length > TOKENIZER_FILE_MAX)
-            return err_set(ERR_FORMAT, "%s: more than %zu bytes", path, TOKENIZER_FILE_MAX);
-    } while (n > 0);
-    return ferror(f) ? err_set(ERR_IO, "%s: %s", path, strerror(errno)) : OK;
-}
-
-static enum err read_file(struct buffer *out, const char *path)
-{
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return err_set(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %s", path, strerror(errno));
-    enum err e = read_open_file(out, f, path);
-    fclose(f);
-    return e;
-}
-
 static enum err join_path(char *path, size_t size, const char *dir, const char *name)
 {
     int n = snprintf(path, size, "%s/%s", dir, name);
@@ -191,21 +168,23 @@ static enum err join_path(char *path, size_t size, const char *dir, const char *
 enum err tokenizer_open(struct tokenizer **out, const char *model_dir)
 {
     char path[4096], config_path[4096];
-    struct buffer json = {0}, config = {0};
+    struct file_map json = {0}, config = {0};
     bool has_config = true;
     enum err e = join_path(path, sizeof path, model_dir, "tokenizer.json");
-    if (e == OK) e = join_path(config_path, sizeof config_path, model_dir, "tokenizer_config.json");
-    if (e == OK) e = read_file(&json, path);
-    if (e == OK && (e = read_file(&config, config_path)) == ERR_NOT_FOUND) {
+    if (e == OK)
+        e = join_path(config_path, sizeof config_path, model_dir, "tokenizer_config.json");
+    if (e == OK) e = file_map_open(&json, path);
+    if (e == OK && (e = file_map_open(&config, config_path)) == ERR_NOT_FOUND) {
         has_config = false;
         e = OK;
     }
     if (e == OK) {
-        struct tokenizer_source source = {path, json.bytes, json.length,
-                                          has_config ? config.bytes : NULL, config.length};
+        struct tokenizer_source source = {path, (const char *)json.data, json.size_bytes,
+                                          has_config ? (const char *)config.data : NULL,
+                                          config.size_bytes};
         e = open_named(out, &source, config_path);
     }
-    buffer_fini(&config);
-    buffer_fini(&json);
+    file_map_close(&config);
+    file_map_close(&json);
     return e;
 }

@@ -1,0 +1,156 @@
+/* UTF-8, its replacement characters, and the normal forms. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/mem.h"
+#include "text/unicode.h"
+#include "text/utf8.h"
+
+#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
+#define R UTF8_REPLACEMENT
+
+static void valid_text_ends_where_it_stops_being_valid(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t valid;
+    } rows[] = {
+        {"", 0},
+        {"plain text, longer than a word", 30},
+        {"h\xC3\xA9", 3},
+        {"a\xC0\x80", 1},            /* overlong */
+        {"\xE0\x9F\xBF", 0},         /* overlong */
+        {"\xED\x9F\xBF", 3},         /* the last before the surrogates */
+        {"\xED\xA0\x80", 0},         /* a surrogate */
+        {"\xF4\x8F\xBF\xBF", 4},     /* U+10FFFF */
+        {"\xF4\x90\x80\x80", 0},     /* beyond */
+        {"12345678\xF0\x9F\x98", 8}, /* cut short */
+        {"\x80", 0},
+    };
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        assert_int_equal(utf8_check(rows[i].bytes, strlen(rows[i].bytes)), rows[i].valid);
+}
+
+static void every_character_survives_writing_and_reading(void **state)
+{
+    (void)state;
+    for (uint32_t c = 0; c < 0x110000; c += c < 0x3000 ? 1 : 97) {
+        if (c >= 0xD800 && c < 0xE000) continue;
+        char bytes[4];
+        uint32_t back;
+        size_t n = utf8_write(c, bytes);
+        assert_int_equal(utf8_check(bytes, n), n);
+        assert_int_equal(utf8_read(bytes, n, &back), n);
+        assert_int_equal(back, c);
+        assert_int_equal(utf8_before(bytes, n), 0);
+    }
+}
+
+static void one_replacement_stands_for_the_longest_broken_beginning(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes, *lossy;
+        size_t held; /* at the end, while more may come */
+    } rows[] = {
+        {"ok", "ok", 0},
+        {"\xFF\xFE", R R, 0},
+        {"\xE4\xBDx", R "x", 0},
+        {"\xF0\x9F\x98", R, 3},
+        {"\xF0\x9F\xC3\xA9", R "\xC3\xA9", 0},
+        {"a\xE4", "a" R, 1},
+        {"\xED\xA0\x80", R R R, 0},
+    };
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        size_t length = strlen(rows[i].bytes), used;
+        struct buffer out = {0};
+        assert_int_equal(utf8_append_lossy(&out, rows[i].bytes, length, false, &used), OK);
+        assert_int_equal(length - used, rows[i].held);
+        buffer_clear(&out);
+        assert_int_equal(utf8_append_lossy(&out, rows[i].bytes, length, true, &used), OK);
+        assert_int_equal(used, length);
+        assert_int_equal(out.length, strlen(rows[i].lossy));
+        assert_memory_equal(out.bytes, rows[i].lossy, out.length);
+        buffer_fini(&out);
+    }
+}
+
+static void normal_forms_are_those_of_unicode(void **state)
+{
+    (void)state;
+    static const struct {
+        enum unicode_form form;
+        const char *text, *normal;
+    } rows[] = {
+        {UNICODE_NFC, "e\u0301", "\u00E9"},
+        {UNICODE_NFD, "\u00E9", "e\u0301"},
+        {UNICODE_NFC, "\uFB01", "\uFB01"},
+        {UNICODE_NFKC, "\uFB01\u00A0\uFF21", "fi A"},
+        {UNICODE_NFKD, "\u00C5\u00BD", "A\u030A1\u20442"},
+        {UNICODE_NFD, "a\u0301\u0316", "a\u0316\u0301"},
+        {UNICODE_NFC, "\u1100\u1161\u11A8", "\uAC01"},
+        {UNICODE_NFD, "\uAC01", "\u1100\u1161\u11A8"},
+        {UNICODE_NFC, "\u212B\u0958", "\u00C5\u0915\u093C"},
+        {UNICODE_NFC, "plain", "plain"},
+    };
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct buffer out = {0};
+        enum err e = unicode_normalize(rows[i].form, rows[i].text, strlen(rows[i].text), &out);
+        assert_int_equal(e, OK);
+        assert_int_equal(out.length, strlen(rows[i].normal));
+        assert_memory_equal(out.bytes, rows[i].normal, out.length);
+        buffer_fini(&out);
+    }
+}
+
+/* Sorted by insertion this run would take minutes. */
+static void a_long_run_of_accents_is_sorted_at_once(void **state)
+{
+    (void)state;
+    size_t pairs = 100000;
+    char *text = malloc(1 + 4 * pairs);
+    assert_non_null(text);
+    text[0] = 'q';
+    for (size_t i = 0; i < pairs; i++) {
+        memcpy(text + 1 + 2 * i, "\u0301", 2);
+        memcpy(text + 1 + 2 * (pairs + i), "\u0316", 2);
+    }
+    struct buffer out = {0};
+    assert_int_equal(unicode_normalize(UNICODE_NFC, text, 1 + 4 * pairs, &out), OK);
+    assert_int_equal(out.length, 1 + 4 * pairs);
+    assert_memory_equal(out.bytes + 1, "\u0316", 2);
+    assert_memory_equal(out.bytes + out.length - 2, "\u0301", 2);
+    buffer_fini(&out);
+    free(text);
+}
+
+static void lower_case_of_a_letter_may_be_two_characters(void **state)
+{
+    (void)state;
+    static const char text[] = "\u00C9A\u0130\u03A3\u1E9E", lower[] = "\u00E9ai\u0307\u03C3\u00DF";
+    struct buffer out = {0};
+    assert_int_equal(unicode_lower(text, strlen(text), &out), OK);
+    assert_int_equal(out.length, strlen(lower));
+    assert_memory_equal(out.bytes, lower, out.length);
+    buffer_fini(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(valid_text_ends_where_it_stops_being_valid),
+        cmocka_unit_test(every_character_survives_writing_and_reading),
+        cmocka_unit_test(one_replacement_stands_for_the_longest_broken_beginning),
+        cmocka_unit_test(normal_forms_are_those_of_unicode),
+        cmocka_unit_test(a_long_run_of_accents_is_sorted_at_once),
+        cmocka_unit_test(lower_case_of_a_letter_may_be_two_characters),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
