@@ -61,7 +61,7 @@ struct rope_args { /* item: a row */
 };
 
 /* Item: ATTEND_QUERIES queries of one sequence and kv head; a sequence's items follow each other,
- * kv heads innermost. */
+ * kv heads outermost: the KV of one is read by many items, and stays in the L2 cache. */
 struct attend_args {
     float *out;
     const float *q;

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { VEC_TILE_ROWS = 4, VEC_TILE_VECS = 1, VEC_SCORE_ROWS = 4 };
+enum { VEC_TILE_ROWS = 4, VEC_TILE_VECS = 1, VEC_SCORE_ROWS = 4, VEC_ACROSS = 4 };
 enum { VEC_WEIGH_ROWS = 4, VEC_WEIGH_VECS = 1 };
 
 struct vec {

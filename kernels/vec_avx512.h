@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { VEC_TILE_ROWS = 6, VEC_TILE_VECS = 4, VEC_SCORE_ROWS = 16 };
+enum { VEC_TILE_ROWS = 6, VEC_TILE_VECS = 4, VEC_SCORE_ROWS = 8, VEC_ACROSS = 16 };
 enum { VEC_WEIGH_ROWS = 4, VEC_WEIGH_VECS = 4 };
 
 struct vec {

@@ -11,7 +11,7 @@
 #include "kernels/numbers.h"
 
 /* How many accumulators fit the registers: of a matmul tile, of q k, of p v. */
-enum { VEC_TILE_ROWS = 2, VEC_TILE_VECS = 1, VEC_SCORE_ROWS = 4 };
+enum { VEC_TILE_ROWS = 2, VEC_TILE_VECS = 1, VEC_SCORE_ROWS = 4, VEC_ACROSS = 4 };
 enum { VEC_WEIGH_ROWS = 2, VEC_WEIGH_VECS = 1 };
 
 struct vec {
