@@ -4,8 +4,8 @@
     python3 tests/golden/make_goldens.py [NAME ...]
 
 Needs torch, transformers, safetensors and numpy; run once, its output is committed. Everything is
-seeded, so a second run writes the same models (the last bits of the logits depend on torch). Without
-names it makes all of MODELS and, from examples/demo_model/model, demo.
+seeded, so a second run writes the same models (the last bits of the logits depend on torch).
+Without names it makes all of MODELS and, from examples/demo_model/model, demo.
 
     data/NAME/model/    a Hugging Face directory without a tokenizer: config.json and safetensors,
                         one file or sharded (demo has none: its model is examples/demo_model/model)
@@ -28,8 +28,8 @@ A fixture, all numbers little-endian, no padding:
 
 The greedy continuation goes on after the whole prompt and does not stop at an end token. margin is
 the best logit minus the second best, spread the best minus the worst, both of the step that chose
-id. Whoever compares (docs/numerics.md): fp32 within 1e-4; bf16 within 2 % of a position's spread, and
-a greedy token only where margin > 2 * 2 % * spread.
+id. Whoever compares: fp32 within 1e-4; bf16 within 2 % of a position's spread, and a greedy token
+only where margin > 2 * 2 % * spread. (Past the first token that differs, nothing can be compared.)
 """
 import json
 import pathlib
@@ -233,7 +233,7 @@ def write_fixtures(name, model_folder, prompts):
         (DATA / name / f"{kind}.bin").write_bytes(data)
         spread = sum(s for _, s in log) / len(log)
         sure = sum(m > 0.04 * s for m, s in log)
-        print(f"{name} {kind}: {len(data)} bytes, spread {spread:.1f}, margin wide in {sure}/{len(log)}")
+        print(f"{name} {kind}: {len(data)} bytes, spread {spread:.1f}, sure {sure}/{len(log)}")
 
 
 def make(name):
