@@ -1,0 +1,142 @@
+#include "node/main.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/settings.h"
+#include "node/shell.h"
+
+struct options {
+    const char *model, *name, *device, *cache_dir, *listen_kv;
+    struct setting_list routers;
+    bool trusted_network, prefix_cache;
+    int dtype, link, log_level;
+    int64_t threads, first_cpu, blocks_count, context_max, chunk_tokens, sequences_max;
+    uint64_t kv_bytes, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
+};
+
+static const struct setting rows[] = {
+    SETTING_STRING(struct options, model, "model", NULL,
+                   "model directory (config.json, *.safetensors)"),
+    SETTING_LIST(struct options, routers, "router",
+                 "a router's address for nodes; repeat for several (tcp://127.0.0.1:5701)"),
+    SETTING_STRING(struct options, name, "name", NULL,
+                   "name of this node, unique in the cluster (role and process id)"),
+    SETTING_STRING(struct options, device, "device", "cpu",
+                   "cpu: the best path of this machine; cpu-c, cpu-avx2, cpu-avx512 force one"),
+    SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
+                "compute threads; 0: one for each CPU that the process may use"),
+    SETTING_INT(struct options, first_cpu, "first-cpu", "-1", -1, 65535,
+                "pins the compute threads to this CPU and the next ones; -1: no pinning"),
+    SETTING_CHOICE(struct options, dtype, "dtype", "auto|fp32|bf16", "auto",
+                   "type of weights and KV; auto: the file's"),
+    SETTING_STRING(struct options, cache_dir, "cache-dir", NULL,
+                   "where packed weights are kept; none: nowhere (TANDEM_CACHE, ~/.cache/tandem)"),
+    SETTING_INT(struct options, blocks_count, "blocks", "0", 0, 1e9,
+                "KV pool in blocks of 16 tokens; 0: as many as kv-bytes holds"),
+    SETTING_SIZE(struct options, kv_bytes, "kv-bytes", "0", 0, 1e15,
+                 "KV pool in bytes; 0: one full context, at least 64M"),
+    SETTING_INT(struct options, context_max, "context", "0", 0, 1 << 24,
+                "longest sequence in tokens; 0: the model's"),
+    SETTING_INT(struct options, chunk_tokens, "chunk", "0", 0, 65536,
+                "prompt tokens computed in one step; 0: the role's (prefill 512, decode 64)"),
+    SETTING_INT(struct options, sequences_max, "batch", "0", 0, 1024,
+                "sequences decoded in one step; 0: the role's (prefill 8, decode 32)"),
+    SETTING_BOOL(struct options, prefix_cache, "prefix-cache", "true",
+                 "keep blocks of ended sequences for prompts that begin alike"),
+    SETTING_CHOICE(struct options, link, "link", "auto|shm|tcp", "auto",
+                   "how KV travels between nodes; auto: the best that both have"),
+    SETTING_STRING(struct options, listen_kv, "listen-kv", "127.0.0.1:0",
+                   "HOST:PORT of the tcp link; port 0: any"),
+    SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
+                 "allow addresses beyond loopback: nothing is encrypted or authenticated"),
+    SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
+                     "time between signs of life"),
+    SETTING_DURATION(struct options, dead_ns, "dead-after", "3s", NS_PER_MS, 600 * NS_PER_S,
+                     "a router that was silent for so long is dead"),
+    SETTING_DURATION(struct options, reserve_timeout_ns, "reserve-timeout", "30s", NS_PER_MS,
+                     3600 * NS_PER_S, "a job for which nothing happened in this time fails"),
+    SETTING_DURATION(struct options, prefix_wait_ns, "prefix-wait", "2s", 0, 600 * NS_PER_S,
+                     "how long a prompt waits for a prefix that another one computes"),
+    SETTING_CHOICE(struct options, log_level, "log-level", "debug|info|warn|error|off", "info",
+                   "lowest level of the lines on stderr"),
+};
+
+static uint32_t or_policy(int64_t told, uint32_t policys)
+{
+    return told > 0 ? (uint32_t)told : policys;
+}
+
+static struct node_options shell_options(const struct options *o, const struct node_policy *policy)
+{
+    static const char *const default_router[] = {"tcp://127.0.0.1:5701"};
+    static const enum dtype dtypes[] = {DTYPE_NONE, DTYPE_F32, DTYPE_BF16};
+    bool routers_given = o->routers.count > 0;
+    struct node_options s = {
+        .policy = policy,
+        .name = o->name,
+        .routers = routers_given ? o->routers.item : default_router,
+        .routers_count = routers_given ? (uint32_t)o->routers.count : 1,
+        .listen_kv = o->listen_kv,
+        .link = (enum node_link)o->link,
+        .trusted_network = o->trusted_network,
+        .prefix_cache = o->prefix_cache,
+        .engine = {.model_dir = o->model,
+                   .cache_dir = o->cache_dir,
+                   .backend = o->device,
+                   .dtype = dtypes[o->dtype],
+                   .threads = (uint32_t)o->threads,
+                   .first_cpu = (int32_t)o->first_cpu,
+                   .blocks_count = (uint32_t)o->blocks_count,
+                   .kv_bytes = o->kv_bytes,
+                   .context_max = (uint32_t)o->context_max},
+        .chunk_tokens = or_policy(o->chunk_tokens, policy->chunk_tokens),
+        .sequences_max = or_policy(o->sequences_max, policy->sequences_max),
+        .session = SESSION_LIMITS_DEFAULT,
+        .reserve_timeout_ns = o->reserve_timeout_ns,
+        .prefix_wait_ns = o->prefix_wait_ns,
+    };
+    s.session.heartbeat_ns = o->heartbeat_ns;
+    s.session.dead_ns = o->dead_ns;
+    return s;
+}
+
+static enum err run(const struct node_options *options)
+{
+    struct node_shell *shell;
+    enum err e = node_shell_open(&shell, options);
+    if (e == OK) e = node_shell_run(shell);
+    if (e != OK) fprintf(stderr, "%s: %s\n", options->policy->program, err_text());
+    node_shell_close(shell);
+    return e;
+}
+
+int node_main(const struct node_policy *policy, int argc, char **argv)
+{
+    struct options o = {0};
+    char name[64];
+    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
+    const struct settings_program program = {.name = policy->program,
+                                             .about = policy->about,
+                                             .section = policy->section,
+                                             .tables = tables,
+                                             .tables_count = COUNT_OF(tables)};
+    struct settings settings;
+    int status;
+    if (!settings_main(&settings, &program, argc, argv, &status)) return status;
+    snprintf(name, sizeof name, "%s-%d", policy->name, (int)getpid());
+    if (!o.name) o.name = name;
+    log_setup((enum log_level)o.log_level, o.name);
+    if (!o.model) {
+        fprintf(stderr, "%s: --model is not given: the directory of the model to serve\n",
+                policy->program);
+        status = 2;
+    } else {
+        struct node_options options = shell_options(&o, policy);
+        status = run(&options) == OK ? 0 : 1;
+    }
+    settings_fini(&settings);
+    return status;
+}

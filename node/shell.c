@@ -1,0 +1,469 @@
+#include "node/shell.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/address.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mailbox.h"
+#include "common/mem.h"
+#include "node/core.h"
+#include "node/op_queue.h"
+#include "proto/channel.h"
+
+enum {
+    /* Block numbers in one step: a context of a million tokens, or a batch of 128 with 8k each. */
+    TABLE_MAX = 65536,
+    TOMBSTONES_MAX = 4096,
+    HOST_BYTES = 256,
+};
+#define OPS_RETRY_NS NS_PER_MS
+
+struct router_end {
+    struct node_shell *shell;
+    struct channel *channel;
+    struct lifeline *lifeline;
+    struct peer peer;
+    const char *address;
+    bool refused;
+};
+
+struct node_shell {
+    struct node_options options;
+    char host[HOST_BYTES];
+    const char *link_address[XFER_ADDRESSES_MAX];
+    struct engine *engine;
+    struct xfer *xfer;
+    struct op_queue ops;
+    struct mailbox *engine_events, *xfer_events;
+    struct loop_watch *engine_watch, *xfer_watch;
+    struct loop *loop;
+    struct loop_timer *timer, *ops_timer;
+    struct router_end *router;
+    struct node_core *core;
+    uint64_t seen_ns; /* the loop's last turn */
+    uint32_t signals_count;
+    bool ready, left, broken;
+    enum err end; /* of the run */
+};
+
+/* ---- what the core wants ---- */
+
+static void out_send(void *ctx, struct peer peer, const struct msg *m)
+{
+    struct node_shell *s = ctx;
+    enum err e = channel_send(s->router[peer.v - 1].channel, peer, m);
+    if (e != OK && m->kind != MSG_HELLO) /* a router that is not there yet is greeted in vain */
+        log_debug("send_failed", "kind=%s peer=%u error=%s", msg_kind_name(m->kind), peer.v,
+                  err_name(e));
+}
+
+static void out_wake_at(void *ctx, uint64_t when_ns)
+{
+    struct node_shell *s = ctx;
+    loop_timer_set(s->timer, when_ns);
+}
+
+static void out_submit(void *ctx, struct step *step)
+{
+    struct node_shell *s = ctx;
+    enum err e = engine_submit(s->engine, step);
+    CHECK(e == OK); /* fewer are in flight than the engine queues */
+}
+
+/* A ticket that could not be begun ends like one that failed, after this turn. */
+static void refuse_ticket(struct node_shell *s, struct id128 ticket, enum err e)
+{
+    struct xfer_event event = {.kind = XFER_FAILED, .ticket = ticket, .error = e};
+    snprintf(event.text, sizeof event.text, "%s", err_text());
+    e = mailbox_send(s->xfer_events, &event);
+    CHECK(e == OK); /* it has room for each ticket's end */
+}
+
+static void out_xfer(void *ctx, const struct xfer_op *op)
+{
+    struct node_shell *s = ctx;
+    enum err e = op_queue_post(&s->ops, s->xfer, op);
+    if (e == OK) {
+        if (s->ops.count > 0) loop_timer_set(s->ops_timer, loop_now_ns(s->loop) + OPS_RETRY_NS);
+    } else if (op->kind == XFER_EXPECT || op->kind == XFER_OPEN) {
+        refuse_ticket(s, op->ticket, e);
+    } else { /* the ticket's deadline ends it */
+        log_error("transfer_op_refused", "reason=\"%s\"", err_text());
+    }
+}
+
+static void on_lifeline(void *ctx, uint64_t now_ns, bool up);
+
+static void out_lifeline_dial(void *ctx, struct peer peer, const char *address, struct id128 key)
+{
+    struct node_shell *s = ctx;
+    struct router_end *r = &s->router[peer.v - 1];
+    lifeline_free(r->lifeline);
+    r->lifeline = NULL;
+    if (lifeline_dial(&r->lifeline, s->loop, address, key, on_lifeline, r) != OK)
+        log_warn("lifeline_failed", "router=%s reason=\"%s\"", r->address, err_text());
+}
+
+static void out_lifeline_drop(void *ctx, struct peer peer)
+{
+    struct node_shell *s = ctx;
+    struct router_end *r = &s->router[peer.v - 1];
+    lifeline_free(r->lifeline);
+    r->lifeline = NULL;
+}
+
+static void out_left(void *ctx)
+{
+    struct node_shell *s = ctx;
+    s->left = true;
+    loop_stop(s->loop);
+}
+
+/* ---- what comes in ---- */
+
+/* First in every callback. A process that was stopped for longer than its routers wait is dead to
+ * them: what it had is of an earlier life, and nothing of it may be said any more. */
+static void awake(struct node_shell *s, uint64_t now_ns)
+{
+    uint64_t slept_ns = now_ns - s->seen_ns;
+    s->seen_ns = now_ns;
+    node_core_progress(s->core, engine_progress(s->engine));
+    if (slept_ns <= s->options.session.dead_ns) return;
+    struct id128 random;
+    if (id128_mint(&random) != OK) return; /* the routers have dropped the old sessions anyway */
+    log_warn("clock_jumped", "slept_ms=%llu", (unsigned long long)(slept_ns / NS_PER_MS));
+    node_core_reborn(s->core, now_ns, random.hi | 1);
+}
+
+/* All routers said no: there is nothing to wait for. */
+static void note_refusal(struct node_shell *s, struct router_end *r, const char *reason)
+{
+    r->refused = true;
+    for (uint32_t i = 0; i < s->options.routers_count; i++)
+        if (!s->router[i].refused) return;
+    s->end = err_set(ERR_INVALID, "router %s refused this node: %s", r->address, reason);
+    loop_stop(s->loop);
+}
+
+static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
+{
+    struct router_end *r = ctx;
+    awake(r->shell, now_ns);
+    node_core_on_message(r->shell->core, now_ns, peer, m);
+    if (m->kind == MSG_REFUSE) note_refusal(r->shell, r, m->refuse.reason);
+}
+
+static void on_lifeline(void *ctx, uint64_t now_ns, bool up)
+{
+    struct router_end *r = ctx;
+    struct node_shell *s = r->shell;
+    awake(s, now_ns);
+    if (!r->lifeline) return; /* dropped by a new life a moment ago */
+    if (up && !s->ready) {
+        s->ready = true;
+        printf("ready name=%s\n", s->options.name);
+        fflush(stdout);
+    }
+    node_core_on_lifeline(s->core, now_ns, r->peer, up);
+}
+
+static void on_timer(void *ctx, uint64_t now_ns)
+{
+    struct node_shell *s = ctx;
+    awake(s, now_ns);
+    node_core_on_timer(s->core, now_ns);
+}
+
+static void on_ops_timer(void *ctx, uint64_t now_ns)
+{
+    struct node_shell *s = ctx;
+    op_queue_flush(&s->ops, s->xfer);
+    if (s->ops.count > 0) loop_timer_set(s->ops_timer, now_ns + OPS_RETRY_NS);
+}
+
+static void on_engine_mail(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct node_shell *s = ctx;
+    struct engine_event event;
+    (void)events;
+    awake(s, now_ns);
+    while (mailbox_receive(s->engine_events, &event) == OK) {
+        if (event.status == ERR_DEVICE) s->broken = true;
+        node_core_on_engine(s->core, now_ns, &event);
+    }
+}
+
+static void on_xfer_mail(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct node_shell *s = ctx;
+    struct xfer_event event;
+    (void)events;
+    awake(s, now_ns);
+    while (mailbox_receive(s->xfer_events, &event) == OK)
+        node_core_on_xfer(s->core, now_ns, &event);
+}
+
+static void on_signal(void *ctx, uint64_t now_ns, int number)
+{
+    struct node_shell *s = ctx;
+    (void)number;
+    awake(s, now_ns);
+    if (s->signals_count++ > 0) {
+        s->end = err_set(ERR_CANCELLED, "stopped before all jobs had ended");
+        loop_stop(s->loop);
+        return;
+    }
+    log_info("node_drains", "name=%s", s->options.name);
+    node_core_drain(s->core, now_ns);
+}
+
+/* ---- from other threads ---- */
+
+static void engine_says(void *ctx, const struct engine_event *event)
+{
+    struct node_shell *s = ctx;
+    enum err e = mailbox_send(s->engine_events, event);
+    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for all events of all steps in flight */
+}
+
+static void xfer_says(void *ctx, const struct xfer_event *event)
+{
+    struct node_shell *s = ctx;
+    enum err e = mailbox_send(s->xfer_events, event);
+    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for each ticket's end */
+}
+
+/* ---- life ---- */
+
+static enum err check_name(const char *name)
+{
+    size_t length = strlen(name);
+    size_t good = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    if (length > 0 && length <= MSG_NAME_MAX && good == length) return OK;
+    return err_set(ERR_INVALID, "--name %s: 1 to %d of A-Z a-z 0-9 . _ -", name, MSG_NAME_MAX);
+}
+
+static enum err check_options(const struct node_options *o)
+{
+    enum err e;
+    char host[ADDRESS_HOST_MAX];
+    uint16_t port;
+    if ((e = check_name(o->name)) != OK) return e;
+    if (o->routers_count == 0) return err_set(ERR_INVALID, "--router is not given");
+    for (uint32_t i = 0; i < o->routers_count; i++)
+        if ((e = address_split(o->routers[i], host, &port)) != OK) return err_prefix(e, "--router");
+    if ((e = address_split(o->listen_kv, host, &port)) != OK) return err_prefix(e, "--listen-kv");
+    if (o->link != NODE_LINK_SHM && !o->trusted_network && !address_is_loopback(o->listen_kv))
+        return err_set(ERR_INVALID,
+                       "--listen-kv %s is beyond loopback, where anybody could read and write "
+                       "prompts' KV: listen on 127.0.0.1, or say --trusted-network if nobody else "
+                       "reaches it",
+                       o->listen_kv);
+    return OK;
+}
+
+static enum err open_engine(struct node_shell *s)
+{
+    enum err e;
+    struct node_options *o = &s->options;
+    const struct node_policy *policy = o->policy;
+    o->engine.limits.sequences_max = o->sequences_max + policy->prompts_in_step;
+    o->engine.limits.rows_max = o->sequences_max + o->chunk_tokens;
+    o->engine.limits.table_max = TABLE_MAX;
+    o->engine.slots_count = policy->slots(o->sequences_max);
+    if ((e = engine_open(&s->engine, &o->engine)) != OK) return e;
+    const struct engine_facts *f = engine_facts(s->engine);
+    if (f->blocks_count < 2)
+        return err_set(ERR_INVALID,
+                       "the KV pool has %u blocks: a request needs at least 2 of %d tokens, %zu "
+                       "bytes each; raise --blocks or --kv-bytes",
+                       f->blocks_count, BLOCK_TOKENS, kv_block_bytes(&f->geometry));
+    uint32_t events = (f->geometry.layers_count + 1) * f->queue_depth + 1;
+    return mailbox_new(&s->engine_events, sizeof(struct engine_event), events);
+}
+
+static enum err open_xfer(struct node_shell *s)
+{
+    enum err e;
+    const struct node_options *o = &s->options;
+    const struct engine_facts *f = engine_facts(s->engine);
+    struct xfer_options x = {
+        .geometry = f->geometry,
+        .kv_base = engine_kv(s->engine)->base,
+        .blocks_count = f->blocks_count,
+        .listen_tcp = o->link == NODE_LINK_SHM ? NULL : o->listen_kv,
+        .listen_shm = o->link != NODE_LINK_TCP,
+        .tickets_max = f->slots_count,
+    };
+    if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
+        return e;
+    if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
+    const struct xfer_addresses *a = xfer_addresses(s->xfer);
+    for (uint32_t i = 0; i < a->count; i++)
+        s->link_address[i] = a->address[i];
+    return OK;
+}
+
+static enum err open_loop(struct node_shell *s)
+{
+    enum err e;
+    if ((e = loop_new(&s->loop)) != OK) return e;
+    if ((e = loop_timer_new(s->loop, on_timer, s, &s->timer)) != OK) return e;
+    if ((e = loop_timer_new(s->loop, on_ops_timer, s, &s->ops_timer)) != OK) return e;
+    if ((e = loop_watch(s->loop, mailbox_fd(s->engine_events), LOOP_READ, on_engine_mail, s,
+                        &s->engine_watch)) != OK)
+        return e;
+    if ((e = loop_watch(s->loop, mailbox_fd(s->xfer_events), LOOP_READ, on_xfer_mail, s,
+                        &s->xfer_watch)) != OK)
+        return e;
+    if ((e = loop_signal(s->loop, SIGTERM, on_signal, s)) != OK) return e;
+    return loop_signal(s->loop, SIGINT, on_signal, s);
+}
+
+static enum err open_channels(struct node_shell *s)
+{
+    static const struct channel_events events = {on_message};
+    s->router = mem_array(s->options.routers_count, sizeof *s->router);
+    if (!s->router) return ERR_MEMORY;
+    for (uint32_t i = 0; i < s->options.routers_count; i++) {
+        struct router_end *r = &s->router[i];
+        *r = (struct router_end){.shell = s, .peer = {i + 1}, .address = s->options.routers[i]};
+        enum err e = channel_dial(&r->channel, s->loop, r->address, r->peer, &events, r);
+        if (e != OK) return e;
+    }
+    return OK;
+}
+
+static struct msg_hello hello_of(struct node_shell *s)
+{
+    const struct node_options *o = &s->options;
+    const struct engine_facts *f = engine_facts(s->engine);
+    if (gethostname(s->host, sizeof s->host - 1) != 0) snprintf(s->host, sizeof s->host, "?");
+    s->host[MSG_NAME_MAX] = '\0';
+    return (struct msg_hello){
+        .role = o->policy->role,
+        .name = o->name,
+        .host = s->host,
+        .device = f->device,
+        .model = f->model_name,
+        .pid = (uint32_t)getpid(),
+        .model_fingerprint = f->model_fingerprint,
+        .numerics_id = f->numerics_id,
+        .geometry = f->geometry,
+        .vocab = f->vocab_count,
+        .context_max = f->context_max,
+        .sequences_max = o->sequences_max,
+        .window_tokens = o->policy->window_tokens(o->chunk_tokens),
+        .blocks_total = f->blocks_count,
+        .eos = f->eos,
+        .eos_count = f->eos_count,
+        .addresses = s->link_address,
+        .addresses_count = xfer_addresses(s->xfer)->count,
+    };
+}
+
+static enum err open_core(struct node_shell *s)
+{
+    enum err e;
+    struct id128 life, tickets;
+    const struct node_options *o = &s->options;
+    const struct engine_facts *f = engine_facts(s->engine);
+    static const char *const links[] = {"", "shm", "tcp"};
+    const struct node_out out = {.ctx = s,
+                                 .send = out_send,
+                                 .wake_at = out_wake_at,
+                                 .submit = out_submit,
+                                 .xfer = out_xfer,
+                                 .lifeline_dial = out_lifeline_dial,
+                                 .lifeline_drop = out_lifeline_drop,
+                                 .left = out_left};
+    if ((e = id128_mint(&life)) != OK || (e = id128_mint(&tickets)) != OK) return e;
+    struct node_config config = {
+        .role = o->policy->role,
+        .hello = hello_of(s),
+        .incarnation = life.hi | 1,
+        .ticket_seed = tickets.hi,
+        .session = o->session,
+        .routers_count = o->routers_count,
+        .blocks_count = f->blocks_count,
+        .slots_count = f->slots_count,
+        .context_max = f->context_max,
+        .vocab_count = f->vocab_count,
+        .limits = f->limits,
+        .steps_in_flight = f->queue_depth,
+        .chunk_tokens = o->chunk_tokens,
+        .sequences_max = o->sequences_max,
+        .reserve_timeout_ns = o->reserve_timeout_ns,
+        .prefix_wait_ns = o->prefix_wait_ns,
+        .prefix_cache = o->prefix_cache,
+        .link = links[o->link],
+        .tombstones_max = TOMBSTONES_MAX,
+    };
+    return node_core_new(&s->core, &config, &out);
+}
+
+enum err node_shell_open(struct node_shell **shell, const struct node_options *options)
+{
+    enum err e;
+    *shell = NULL;
+    struct node_shell *s = mem_new(sizeof *s);
+    if (!s) return ERR_MEMORY;
+    s->options = *options;
+    if ((e = check_options(options)) != OK) goto fail;
+    if ((e = open_engine(s)) != OK) goto fail;
+    if ((e = open_xfer(s)) != OK) goto fail;
+    if ((e = open_loop(s)) != OK) goto fail;
+    if ((e = open_channels(s)) != OK) goto fail;
+    if ((e = open_core(s)) != OK) goto fail;
+    if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
+    if ((e = xfer_start(s->xfer)) != OK) goto fail;
+    const struct engine_facts *f = engine_facts(s->engine);
+    log_info("node_starts", "name=%s model=%s device=\"%s\" blocks=%u context=%u load_ms=%llu",
+             options->name, f->model_name, f->device, f->blocks_count, f->context_max,
+             (unsigned long long)(f->load_ns / NS_PER_MS));
+    *shell = s;
+    return OK;
+fail:
+    node_shell_close(s);
+    return e;
+}
+
+enum err node_shell_run(struct node_shell *s)
+{
+    s->end = OK;
+    s->seen_ns = loop_now_ns(s->loop);
+    node_core_start(s->core, s->seen_ns);
+    loop_run(s->loop);
+    if (s->broken) return err_set(ERR_DEVICE, "the device failed");
+    return s->end;
+}
+
+void node_shell_close(struct node_shell *s)
+{
+    if (!s) return;
+    for (uint32_t i = 0; s->router && i < s->options.routers_count; i++) {
+        lifeline_free(s->router[i].lifeline);
+        channel_close(s->router[i].channel);
+    }
+    loop_watch_free(s->engine_watch);
+    loop_watch_free(s->xfer_watch);
+    if (s->engine_events) mailbox_close(s->engine_events); /* what they still say is for nobody */
+    if (s->xfer_events) mailbox_close(s->xfer_events);
+    if (s->engine) engine_stop(s->engine);
+    if (s->xfer) xfer_stop(s->xfer);
+    node_core_free(s->core);
+    xfer_close(s->xfer);
+    engine_close(s->engine);
+    op_queue_fini(&s->ops);
+    mailbox_free(s->engine_events);
+    mailbox_free(s->xfer_events);
+    if (s->timer) loop_timer_free(s->timer);
+    if (s->ops_timer) loop_timer_free(s->ops_timer);
+    if (s->loop) loop_free(s->loop);
+    mem_free(s->router);
+    mem_free(s);
+}

@@ -1,0 +1,41 @@
+/* node shell: binds a node core to its engine, its links and its routers, on one loop thread.
+ *
+ *     struct node_shell *shell;
+ *     if ((e = node_shell_open(&shell, &options)) != OK) return e;    // loads the model, listens
+ *     e = node_shell_run(shell);        // until drained (OK), a second signal, or a sick device
+ *     node_shell_close(shell);
+ *
+ * Rules: decides nothing. SIGTERM and SIGINT drain, a second one stops. Prints "ready name=NAME" to
+ * stdout when the first router has taken it in. Strings of the options must live until close.
+ * Owner: the thread that runs it; engine and link call back on their own threads, into mailboxes. */
+#ifndef TANDEM_NODE_SHELL_H
+#define TANDEM_NODE_SHELL_H
+
+#include "engine/engine.h"
+#include "node/policy.h"
+#include "proto/session.h"
+
+enum node_link { NODE_LINK_AUTO, NODE_LINK_SHM, NODE_LINK_TCP };
+
+struct node_options {
+    const struct node_policy *policy;
+    const char *name;           /* [A-Za-z0-9._-] */
+    const char *const *routers; /* "tcp://HOST:PORT" */
+    uint32_t routers_count;
+    const char *listen_kv; /* "HOST:PORT" of the tcp link */
+    enum node_link link;
+    bool trusted_network; /* else listen_kv must be loopback */
+    bool prefix_cache;
+    struct engine_options engine; /* limits and slots are the shell's to fill in */
+    uint32_t chunk_tokens, sequences_max;
+    struct session_limits session;
+    uint64_t reserve_timeout_ns, prefix_wait_ns;
+};
+
+struct node_shell;
+
+enum err node_shell_open(struct node_shell **shell, const struct node_options *options);
+enum err node_shell_run(struct node_shell *shell);
+void node_shell_close(struct node_shell *shell); /* NULL is allowed */
+
+#endif
