@@ -103,14 +103,19 @@ static struct node_options shell_options(const struct options *o, const struct n
     return s;
 }
 
-static enum err run(const struct node_options *options)
+static int run(const struct node_options *options)
 {
-    struct node_shell *shell;
-    enum err e = node_shell_open(&shell, options);
+    struct node_shell *shell = NULL;
+    int status = 2;
+    enum err e = node_options_check(options);
+    if (e == OK) {
+        status = 1;
+        e = node_shell_open(&shell, options);
+    }
     if (e == OK) e = node_shell_run(shell);
     if (e != OK) fprintf(stderr, "%s: %s\n", options->policy->program, err_text());
     node_shell_close(shell);
-    return e;
+    return e == OK ? 0 : status;
 }
 
 int node_main(const struct node_policy *policy, int argc, char **argv)
@@ -135,7 +140,7 @@ int node_main(const struct node_policy *policy, int argc, char **argv)
         status = 2;
     } else {
         struct node_options options = shell_options(&o, policy);
-        status = run(&options) == OK ? 0 : 1;
+        status = run(&options);
     }
     settings_fini(&settings);
     return status;

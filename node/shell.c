@@ -247,7 +247,7 @@ static enum err check_name(const char *name)
     return err_set(ERR_INVALID, "--name %s: 1 to %d of A-Z a-z 0-9 . _ -", name, MSG_NAME_MAX);
 }
 
-static enum err check_options(const struct node_options *o)
+enum err node_options_check(const struct node_options *o)
 {
     enum err e;
     char host[ADDRESS_HOST_MAX];
@@ -413,7 +413,6 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     struct node_shell *s = mem_new(sizeof *s);
     if (!s) return ERR_MEMORY;
     s->options = *options;
-    if ((e = check_options(options)) != OK) goto fail;
     if ((e = open_engine(s)) != OK) goto fail;
     if ((e = open_xfer(s)) != OK) goto fail;
     if ((e = open_loop(s)) != OK) goto fail;
@@ -446,8 +445,8 @@ void node_shell_close(struct node_shell *s)
 {
     if (!s) return;
     for (uint32_t i = 0; s->router && i < s->options.routers_count; i++) {
+        channel_close(s->router[i].channel); /* the last words leave before the lifeline ends */
         lifeline_free(s->router[i].lifeline);
-        channel_close(s->router[i].channel);
     }
     loop_watch_free(s->engine_watch);
     loop_watch_free(s->xfer_watch);

@@ -1,5 +1,6 @@
 /* node shell: binds a node core to its engine, its links and its routers, on one loop thread.
  *
+ *     if ((e = node_options_check(&options)) != OK) return e;         // wrong usage
  *     struct node_shell *shell;
  *     if ((e = node_shell_open(&shell, &options)) != OK) return e;    // loads the model, listens
  *     e = node_shell_run(shell);        // until drained (OK), a second signal, or a sick device
@@ -34,6 +35,8 @@ struct node_options {
 
 struct node_shell;
 
+/* ERR_INVALID that names the setting. */
+enum err node_options_check(const struct node_options *options);
 enum err node_shell_open(struct node_shell **shell, const struct node_options *options);
 enum err node_shell_run(struct node_shell *shell);
 void node_shell_close(struct node_shell *shell); /* NULL is allowed */
