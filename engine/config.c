@@ -1,12 +1,11 @@
 #include "engine/config.h"
 
-#include <jansson.h>
-#include <math.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <limits.h>
 
 #include "common/file.h"
+#include "engine/json.h"
 
 static const struct model_family families[] = {
     /* architecture       window_used */
@@ -247,18 +246,10 @@ static enum err parse_all(const struct source *s, struct model_config *c)
 
 static enum err load_object(json_t **json, const char *path, const char *text, size_t size)
 {
-    json_error_t error;
     *json = NULL;
     if (size > MODEL_CONFIG_BYTES_MAX)
         return err_set(ERR_FORMAT, "%s: %zu bytes, at most %d", path, size, MODEL_CONFIG_BYTES_MAX);
-    *json = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (!*json && json_error_code(&error) == json_error_out_of_memory)
-        return err_set(ERR_MEMORY, "%s: out of memory", path);
-    if (!*json)
-        return err_set(ERR_FORMAT, "%s: %s (line %d, column %d)", path, error.text, error.line,
-                       error.column);
-    if (!json_is_object(*json)) return err_set(ERR_FORMAT, "%s: no JSON object", path);
-    return OK;
+    return json_object_parse(json, path, text, size);
 }
 
 enum err model_config_parse(struct model_config *c, const char *path, const char *text, size_t size)

@@ -1,7 +1,6 @@
 #include "engine/safetensors.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
+#include "engine/json.h"
 
 /* Names come from the file: a message shows this much of one. */
 #define NAME_SHOWN "%.160s"
@@ -155,7 +155,6 @@ static enum err check_cover(struct tensor *tensor, uint32_t count, const char *p
 static enum err parse_header(json_t **header, const char *path, const unsigned char *bytes,
                              size_t size_bytes, uint64_t *header_bytes)
 {
-    json_error_t error;
     if (size_bytes < 8)
         return err_set(ERR_FORMAT, "%s: %zu bytes, a safetensors file has at least 8", path,
                        size_bytes);
@@ -169,14 +168,7 @@ static enum err parse_header(json_t **header, const char *path, const unsigned c
     if (*header_bytes > SAFETENSORS_HEADER_BYTES_MAX)
         return err_set(ERR_FORMAT, "%s: the header has %" PRIu64 " bytes, at most %d", path,
                        *header_bytes, SAFETENSORS_HEADER_BYTES_MAX);
-    *header = json_loadb((const char *)bytes + 8, *header_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!*header && json_error_code(&error) == json_error_out_of_memory)
-        return err_set(ERR_MEMORY, "%s: out of memory for the header", path);
-    if (!*header)
-        return err_set(ERR_FORMAT, "%s: header: %s (byte %d)", path, error.text, error.position);
-    if (!json_is_object(*header))
-        return err_set(ERR_FORMAT, "%s: the header is no JSON object", path);
-    return OK;
+    return json_object_parse(header, path, bytes + 8, *header_bytes);
 }
 
 /* Room for `more` tensors; a failed growth leaves what is there. */
@@ -359,7 +351,6 @@ static enum err sort_by_name(struct tensors *t)
 static enum err open_sharded(struct tensors *t, const char *index_path)
 {
     json_t *index = NULL;
-    json_error_t error;
     struct file_map map;
     enum err e = file_map_open(&map, index_path);
     if (e != OK) return e;
@@ -368,11 +359,9 @@ static enum err open_sharded(struct tensors *t, const char *index_path)
                     SAFETENSORS_HEADER_BYTES_MAX);
         goto done;
     }
-    index = json_loadb((const char *)map.data, map.size_bytes, JSON_REJECT_DUPLICATES, &error);
+    if ((e = json_object_parse(&index, index_path, map.data, map.size_bytes)) != OK) goto done;
     json_t *names = json_object_get(index, "weight_map");
-    if (!index)
-        e = err_set(ERR_FORMAT, "%s: %s (line %d)", index_path, error.text, error.line);
-    else if (json_object_size(names) == 0)
+    if (json_object_size(names) == 0)
         e = err_set(ERR_FORMAT, "%s: it has no \"weight_map\"", index_path);
     else if ((e = open_shards(t, index_path, names)) == OK && (e = sort_by_name(t)) == OK)
         e = check_index(t, index_path, names);
