@@ -202,6 +202,8 @@ static enum err offer_memory(struct shm_link *s, uint64_t ring_bytes)
         e = err_set(ERR_IO, "shm link: %s", strerror(errno));
     } else if ((e = map_all(s, memfd, ring_bytes)) == OK) {
         memcpy(s->control->nonce, s->nonce, sizeof s->nonce);
+        for (int i = 0; i < 2; i++) /* the first frame wakes its reader */
+            atomic_store(&s->control->ring[i].reader_sleeps, 1);
         e = send_setup(s->fd, memfd, ring_bytes);
     }
     close(memfd);
