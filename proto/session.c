@@ -171,13 +171,21 @@ static struct session_todo up_timer(struct session *s, uint64_t now_ns)
     return todo;
 }
 
+/* The first HELLO is often said before the connection stands, so the pauses begin short and double. */
+static uint64_t greeting_pause_ns(const struct session *s, uint64_t now_ns)
+{
+    uint64_t pause_ns = now_ns - s->since_ns, least_ns = s->limits.retry_ns / 64;
+    if (pause_ns < least_ns) return least_ns;
+    return pause_ns < s->limits.retry_ns ? pause_ns : s->limits.retry_ns;
+}
+
 static struct session_todo greeting_timer(struct session *s, uint64_t now_ns)
 {
     struct session_todo todo = {0};
     if (now_ns >= s->hello_ns) {
         if (s->state == SESSION_DOWN) s->since_ns = now_ns;
         s->state = SESSION_GREETING;
-        s->hello_ns = now_ns + s->limits.retry_ns;
+        s->hello_ns = now_ns + greeting_pause_ns(s, now_ns);
         todo.hello = true;
     }
     todo.wake_ns = s->hello_ns;

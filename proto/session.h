@@ -34,7 +34,7 @@ enum session_state { SESSION_IDLE, SESSION_GREETING, SESSION_UP, SESSION_DOWN };
 struct session_limits {
     uint64_t heartbeat_ns; /* 200 ms */
     uint64_t dead_ns;      /* 3 s without any message */
-    uint64_t retry_ns;     /* dialer: 250 ms between hellos */
+    uint64_t retry_ns;     /* dialer: 250 ms between hellos, the first ones sooner */
     uint64_t
         lifeline_ns; /* 2 s from WELCOME until the lifeline must stand; 0: there is none (simulator,
                             * where the network reports loss itself) */

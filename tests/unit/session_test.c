@@ -152,18 +152,24 @@ static void a_refused_dialer_greets_again_slowly(void **state)
     assert_true(session_on_timer(&s, 1100 + DEAD).hello);
 }
 
-static void a_dialer_greets_at_once_and_then_at_each_retry(void **state)
+static void a_dialer_greets_at_once_then_soon_then_at_each_retry(void **state)
 {
     (void)state;
     struct session s = session_in(SESSION_DIALER, SESSION_GREETING);
     struct session_todo t = session_on_timer(&s, 1000);
     assert_true(t.hello);
-    assert_int_equal(t.wake_ns, 1000 + RETRY);
-    t = session_on_timer(&s, 1000 + RETRY - 1);
-    assert_false(t.hello);
-    t = session_on_timer(&s, 1000 + RETRY);
-    assert_true(t.hello && !t.heartbeat && !t.died);
-    assert_int_equal(t.wake_ns, 1000 + 2 * RETRY);
+    assert_int_equal(t.wake_ns, 1000 + RETRY / 64);
+    assert_false(session_on_timer(&s, t.wake_ns - 1).hello);
+    uint64_t at = t.wake_ns, hellos = 1;
+    for (; at < 1000 + RETRY; at = t.wake_ns, hellos++) {
+        t = session_on_timer(&s, at);
+        assert_true(t.hello && !t.heartbeat && !t.died);
+        assert_true(t.wake_ns > at && t.wake_ns <= at + RETRY);
+    }
+    assert_in_range(hellos, 4, 10);
+    t = session_on_timer(&s, at);
+    assert_true(t.hello);
+    assert_int_equal(t.wake_ns, at + RETRY);
 }
 
 static void
@@ -326,7 +332,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_message_in_every_state_does_what_the_table_says),
         cmocka_unit_test(a_refused_dialer_greets_again_slowly),
-        cmocka_unit_test(a_dialer_greets_at_once_and_then_at_each_retry),
+        cmocka_unit_test(a_dialer_greets_at_once_then_soon_then_at_each_retry),
         cmocka_unit_test(
             a_dialer_that_went_down_greets_after_the_retry_time_and_names_its_last_session),
         cmocka_unit_test(heartbeats_are_due_at_once_and_then_evenly_whatever_else_is_said),
