@@ -112,7 +112,7 @@ static void channel_destroy(struct channel *c)
     map_fini(&c->by_name);
     loop_watch_free(c->watch);
     loop_timer_free(c->again);
-    wire_close(c->wire);
+    wire_close(c->wire, WIRE_LINGER_MS);
     arena_fini(&c->arena);
     buf_fini(&c->out);
     mem_free(c);

@@ -26,6 +26,18 @@ static enum err split(const char *address, char host[TCP_ADDRESS_TEXT], const ch
     return OK;
 }
 
+void tcp_fill_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT])
+{
+    static const char *const anywhere[] = {"0.0.0.0:", "[::]:", "*:"};
+    const char *colon = strrchr(dialled, ':');
+    const char *host = strncmp(dialled, "tcp://", 6) == 0 ? dialled + 6 : dialled;
+    snprintf(out, TCP_ADDRESS_TEXT, "%s", address);
+    for (size_t i = 0; i < 3 && colon > host; i++)
+        if (strncmp(address, anywhere[i], strlen(anywhere[i])) == 0)
+            snprintf(out, TCP_ADDRESS_TEXT, "%.*s%s", (int)(colon - host), host,
+                     strrchr(address, ':'));
+}
+
 static enum err resolve(const char *address, int flags, struct addrinfo **found)
 {
     char host[TCP_ADDRESS_TEXT];

@@ -16,6 +16,9 @@
 enum err tcp_listen(const char *address, int *fd, char bound[TCP_ADDRESS_TEXT]);
 /* ERR_PEER: refused at once. */
 enum err tcp_dial(const char *address, int *fd);
+/* `address` for somebody who reached its owner at `dialled` ("tcp://HOST:PORT"): a host of 0.0.0.0,
+ * [::] or * is replaced by that one's. */
+void tcp_fill_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT]);
 enum err tcp_connected(int fd); /* OK or ERR_PEER, once it is writable */
 
 #endif

@@ -135,26 +135,30 @@ static bool is_address(const char *address)
     return digits >= 1 && digits <= 5 && colon[1 + digits] == '\0' && atoi(colon + 1) <= UINT16_MAX;
 }
 
+enum err wire_check_address(const char *address)
+{
+    if (is_address(address)) return OK;
+    return err_set(ERR_INVALID, "\"%.*s\" is no address: write tcp://HOST:PORT", MSG_ADDRESS_MAX,
+                   address);
+}
+
 enum err wire_open(struct wire **out, enum wire_side side, const char *address)
 {
-    if (!is_address(address))
-        return err_set(ERR_INVALID, "\"%.*s\" is no address: write tcp://HOST:PORT",
-                       MSG_ADDRESS_MAX, address);
+    enum err e = wire_check_address(address);
+    if (e != OK) return e;
     struct wire *w = mem_new(sizeof *w);
     if (!w) return ERR_MEMORY;
     w->side = side;
-    enum err e = open_socket(w, address);
-    if (e != OK) {
-        wire_close(w);
+    if ((e = open_socket(w, address)) != OK) {
+        wire_close(w, 0);
         return e;
     }
     *out = w;
     return OK;
 }
 
-void wire_close(struct wire *w)
+void wire_close(struct wire *w, int linger_ms)
 {
-    int linger_ms = WIRE_LINGER_MS;
     if (!w) return;
     if (w->holds) zmq_msg_close(&w->received);
     if (w->socket) {

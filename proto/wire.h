@@ -7,7 +7,7 @@
  *     while ((e = wire_receive(w, &from, &bytes, &size)) != ERR_AGAIN) ...
  *     struct wire_line *line = wire_line_new();         // what waits for one peer
  *     e = wire_send(w, NULL, line, bytes, size);
- *     wire_line_free(line); wire_close(w);
+ *     wire_line_free(line); wire_close(w, WIRE_LINGER_MS);
  *
  * Rules: the descriptor is edge-triggered by ZeroMQ: it becomes readable once, and reading, but sending
  * too, may take that sign away. So receive until ERR_AGAIN, and look at wire_readable after sends.
@@ -23,7 +23,7 @@
 
 enum {
     WIRE_QUEUE_BYTES_MAX = 64 << 20, /* waiting for one peer */
-    WIRE_LINGER_MS = 200,            /* wire_close waits so long for last messages to leave */
+    WIRE_LINGER_MS = 200,            /* usual for wire_close */
     WIRE_HANDSHAKE_MS = 2000,
     WIRE_HEARTBEAT_MS = 1000, /* ZeroMQ's own, to find dead connections and make them anew */
     WIRE_DEAD_MS = 5000,
@@ -40,7 +40,9 @@ struct wire_name { /* how a listener's socket calls a connection */
 
 /* ERR_INVALID: not tcp://HOST:PORT. ERR_IO with address and cause, e.g. when the port is occupied. */
 enum err wire_open(struct wire **w, enum wire_side side, const char *address);
-void wire_close(struct wire *w);
+/* Waits up to linger_ms for last messages to leave. NULL is allowed. */
+void wire_close(struct wire *w, int linger_ms);
+enum err wire_check_address(const char *address); /* ERR_INVALID as above */
 int wire_fd(const struct wire *w);
 bool wire_readable(struct wire *w);
 const char *wire_address(const struct wire *w); /* a listener's is the bound one */
