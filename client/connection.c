@@ -170,7 +170,8 @@ enum err connection_send(struct tandem *t, struct msg *m)
     m->envelope.remaining_ms = remaining_ms;
     buf_clear(&t->out);
     if ((e = msg_encode(m, &t->out)) != OK) return e;
-    e = wire_send(t->wire, NULL, t->line, t->out.data, t->out.size);
+    e = m->kind == MSG_HELLO ? wire_send_first(t->wire, t->line, t->out.data, t->out.size)
+                             : wire_send(t->wire, NULL, t->line, t->out.data, t->out.size);
     if (wire_readable(t->wire)) connection_kick(t); /* the descriptor will not say it again */
     return e;
 }
@@ -182,7 +183,7 @@ static void send_hello(struct tandem *t)
     struct msg m = {
         .kind = MSG_HELLO,
         .hello = {.role = ROLE_CLIENT, .name = t->name, .host = host, .pid = (uint32_t)getpid()}};
-    connection_send(t, &m); /* not connected yet: said again after retry_ns */
+    connection_send(t, &m);
 }
 
 static void send_heartbeat(struct tandem *t)

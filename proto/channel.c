@@ -207,7 +207,10 @@ enum err channel_send(struct channel *c, struct peer peer, const struct msg *m)
     if (!to) return err_set(ERR_PEER, "peer %u is gone", peer.v);
     buf_clear(&c->out);
     if ((e = msg_encode(m, &c->out)) != OK) return e;
-    e = wire_send(c->wire, c->other ? NULL : &to->name, to->line, c->out.data, c->out.size);
+    if (c->other && m->kind == MSG_HELLO) /* is on its way as soon as there is a connection */
+        e = wire_send_first(c->wire, to->line, c->out.data, c->out.size);
+    else
+        e = wire_send(c->wire, c->other ? NULL : &to->name, to->line, c->out.data, c->out.size);
     if (e == ERR_FULL) c->stats.refused_full++;
     if (e == OK) {
         c->stats.sent++;

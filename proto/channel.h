@@ -9,7 +9,7 @@
  *     channel_close(c);
  *
  * Rules: every limit of ZeroMQ is set (proto/wire.h). Sending never blocks: ERR_FULL when more than
- * 64 MiB wait for one peer, ERR_PEER when it is gone or not connected yet. Bytes that do not decode
+ * 64 MiB wait for one peer, ERR_PEER when it is gone or not connected yet (a HELLO waits for that). Bytes that do not decode
  * are counted, logged once a second at most, and do nothing else. A listener's peer begins with its
  * first decodable message, under a number that no other peer of the loop's listeners has had; at most
  * 65536 at a time, so a core forgets whom it has no session with. A dialled channel's peer has the

@@ -24,8 +24,8 @@ struct wire {
     void *context, *socket;
     enum wire_side side;
     int fd;
-    bool holds; /* `received` is open */
-    zmq_msg_t received;
+    bool holds, holds_first; /* `received`, `first` are open */
+    zmq_msg_t received, first;
     char address[MSG_ADDRESS_MAX * 2];
 };
 
@@ -157,10 +157,17 @@ enum err wire_open(struct wire **out, enum wire_side side, const char *address)
     return OK;
 }
 
+static void drop_first(struct wire *w)
+{
+    if (w->holds_first) zmq_msg_close(&w->first);
+    w->holds_first = false;
+}
+
 void wire_close(struct wire *w, int linger_ms)
 {
     if (!w) return;
     if (w->holds) zmq_msg_close(&w->received);
+    drop_first(w);
     if (w->socket) {
         zmq_setsockopt(w->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
         zmq_close(w->socket);
@@ -184,7 +191,8 @@ bool wire_readable(struct wire *w)
 {
     int events = 0;
     size_t size = sizeof events;
-    return zmq_getsockopt(w->socket, ZMQ_EVENTS, &events, &size) == 0 && events & ZMQ_POLLIN;
+    if (zmq_getsockopt(w->socket, ZMQ_EVENTS, &events, &size) != 0) return false;
+    return events & ZMQ_POLLIN || (w->holds_first && events & ZMQ_POLLOUT);
 }
 
 /* ---- sending ---- */
@@ -196,26 +204,48 @@ static enum err send_failed(void)
     return err_set(ERR_IO, "ZeroMQ does not send: %s", zmq_strerror(errno));
 }
 
+static enum err pack(struct wire_line *line, const void *bytes, size_t size, zmq_msg_t *m)
+{
+    if (atomic_load(&line->bytes) + size > WIRE_QUEUE_BYTES_MAX)
+        return err_set(ERR_FULL, "more than %d MiB wait for a peer", WIRE_QUEUE_BYTES_MAX >> 20);
+    struct parcel *p = parcel_new(line, bytes, size);
+    if (!p) return ERR_MEMORY;
+    if (zmq_msg_init_data(m, p->bytes, size, parcel_free, p) == 0) return OK;
+    parcel_free(p->bytes, p);
+    return err_set(ERR_MEMORY, "out of memory in ZeroMQ");
+}
+
 enum err wire_send(struct wire *w, const struct wire_name *to, struct wire_line *line,
                    const void *bytes, size_t size)
 {
     zmq_msg_t m;
     CHECK((w->side == WIRE_LISTEN) == (to != NULL));
-    if (atomic_load(&line->bytes) + size > WIRE_QUEUE_BYTES_MAX)
-        return err_set(ERR_FULL, "more than %d MiB wait for a peer", WIRE_QUEUE_BYTES_MAX >> 20);
-    struct parcel *p = parcel_new(line, bytes, size);
-    if (!p) return ERR_MEMORY;
-    if (zmq_msg_init_data(&m, p->bytes, size, parcel_free, p) != 0) {
-        parcel_free(p->bytes, p);
-        return err_set(ERR_MEMORY, "out of memory in ZeroMQ");
-    }
+    enum err e = pack(line, bytes, size, &m);
+    if (e != OK) return e;
     bool sent =
         (!to || zmq_send(w->socket, to->bytes, to->size, ZMQ_SNDMORE | ZMQ_DONTWAIT) >= 0) &&
         zmq_msg_send(&m, w->socket, ZMQ_DONTWAIT) >= 0;
     if (sent) return OK;
-    enum err e = send_failed();
+    e = send_failed();
     zmq_msg_close(&m);
     return e;
+}
+
+static void try_first(struct wire *w)
+{
+    if (w->holds_first && zmq_msg_send(&w->first, w->socket, ZMQ_DONTWAIT) >= 0)
+        w->holds_first = false; /* it is ZeroMQ's now */
+}
+
+enum err wire_send_first(struct wire *w, struct wire_line *line, const void *bytes, size_t size)
+{
+    CHECK(w->side == WIRE_DIAL);
+    drop_first(w);
+    enum err e = pack(line, bytes, size, &w->first);
+    if (e != OK) return e;
+    w->holds_first = true;
+    try_first(w);
+    return OK;
 }
 
 /* ---- receiving ---- */
@@ -240,6 +270,7 @@ static enum err odd_form(struct wire *w)
 
 enum err wire_receive(struct wire *w, struct wire_name *from, const void **bytes, size_t *size)
 {
+    try_first(w);
     if (!next_part(w)) return ERR_AGAIN;
     if (w->side == WIRE_LISTEN) {
         size_t n = zmq_msg_size(&w->received);

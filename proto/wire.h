@@ -44,12 +44,16 @@ enum err wire_open(struct wire **w, enum wire_side side, const char *address);
 void wire_close(struct wire *w, int linger_ms);
 enum err wire_check_address(const char *address); /* ERR_INVALID as above */
 int wire_fd(const struct wire *w);
+/* There is something to receive, or first words can leave, which wire_receive does, too. */
 bool wire_readable(struct wire *w);
 const char *wire_address(const struct wire *w); /* a listener's is the bound one */
 
 /* Copies the bytes. ERR_FULL: WIRE_QUEUE_BYTES_MAX wait on the line. ERR_PEER: no such connection. */
 enum err wire_send(struct wire *w, const struct wire_name *to, struct wire_line *line,
                    const void *bytes, size_t size);
+/* A dialled wire's first words: sent, or held until there is a connection; what was held before is
+ * forgotten. wire_receive sends it then. */
+enum err wire_send_first(struct wire *w, struct wire_line *line, const void *bytes, size_t size);
 /* The bytes live until the next call. ERR_AGAIN: none now. ERR_FORMAT: a message of a form that no wire
  * sends; go on receiving. */
 enum err wire_receive(struct wire *w, struct wire_name *from, const void **bytes, size_t *size);

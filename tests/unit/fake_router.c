@@ -1,0 +1,301 @@
+#include "tests/unit/fake_router.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "proto/channel.h"
+#include "proto/session.h"
+
+enum { CLIENTS_MAX = 64, OUTPUT_TOKENS = 3 };
+
+struct client {
+    struct peer peer;
+    struct session session;
+};
+
+struct held { /* a request that waits to be cancelled */
+    struct peer peer;
+    struct id128 id;
+    uint32_t choices;
+};
+
+struct fake_router {
+    struct fake_script script;
+    struct fake_seen seen;
+    struct loop *loop;
+    struct channel *channel;
+    struct lifeline_server *lifelines;
+    struct loop_timer *timer;
+    struct loop_watch *stop_watch;
+    int stop_fd;
+    pthread_t thread;
+    bool joined, stopping;
+    struct client client[CLIENTS_MAX];
+    uint32_t clients_count, outputs;
+    uint64_t epochs, ids;
+    struct held held[CLIENTS_MAX];
+    uint32_t held_count;
+    char address[128];
+};
+
+static void say(struct fake_router *r, struct client *c, uint64_t now_ns, struct msg m)
+{
+    m.envelope = session_envelope(&c->session, now_ns);
+    if (r->channel) channel_send(r->channel, c->peer, &m);
+}
+
+static struct client *client_of(struct fake_router *r, struct peer peer)
+{
+    for (uint32_t i = 0; i < r->clients_count; i++)
+        if (peer_equal(r->client[i].peer, peer)) return &r->client[i];
+    CHECK(r->clients_count < CLIENTS_MAX);
+    struct client *c = &r->client[r->clients_count++];
+    c->peer = peer;
+    session_init(&c->session, SESSION_ACCEPTOR, (uintptr_t)r, &SESSION_LIMITS_DEFAULT);
+    return c;
+}
+
+static void on_hello(struct fake_router *r, struct client *c, uint64_t now_ns, const struct msg *m)
+{
+    r->seen.hellos++;
+    if (r->script.refuse) {
+        say(r, c, now_ns, (struct msg){.kind = MSG_REFUSE, .refuse = {r->script.refuse}});
+        return;
+    }
+    struct id128 key = {++r->epochs, 99};
+    CHECK(lifeline_expect(r->lifelines, key, c->peer) == OK);
+    session_accept(&c->session, m, r->epochs, now_ns);
+    say(r, c, now_ns,
+        (struct msg){.kind = MSG_WELCOME,
+                     .welcome = {"fake", lifeline_address(r->lifelines), key, 200, 3000}});
+    loop_timer_set(r->timer, now_ns);
+}
+
+static void die(struct fake_router *r)
+{
+    channel_close(r->channel);
+    lifeline_close(r->lifelines);
+    r->channel = NULL;
+    r->lifelines = NULL;
+}
+
+static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+                       uint32_t choice, uint32_t index, uint32_t count)
+{
+    struct token_info tokens[OUTPUT_TOKENS] = {0};
+    char text[OUTPUT_TOKENS * 32] = "";
+    for (uint32_t i = 0; i < count; i++) {
+        tokens[i].token = fake_token(choice, index + i);
+        tokens[i].logprob = -0.5f;
+        tokens[i].tops_count = 1;
+        tokens[i].top[0].token = tokens[i].token;
+        snprintf(text + strlen(text), 32, "%u:%u ", choice, index + i);
+    }
+    say(r, c, now_ns,
+        (struct msg){.kind = MSG_OUTPUT,
+                     .output = {id, choice, index, tokens, count, text, (uint32_t)strlen(text)}});
+}
+
+static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+                     uint32_t choice, enum finish finish)
+{
+    struct msg m = {.kind = MSG_DONE, .done = {.id = id, .choice = choice, .finish = finish}};
+    m.done.prompt_tokens = 4;
+    m.done.attempts = 1;
+    m.done.timing.ttft = 1500;
+    m.done.prefill_node = "p0";
+    m.done.decode_node = "d0";
+    say(r, c, now_ns, m);
+}
+
+/* False: it died or stopped in the middle. */
+static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+                          uint32_t choice, const struct msg_submit *s)
+{
+    for (uint32_t i = s->received_count, n = 0; i < s->tokens_max; i += OUTPUT_TOKENS, n++) {
+        uint32_t left = s->tokens_max - i, count = left < OUTPUT_TOKENS ? left : OUTPUT_TOKENS;
+        if (r->script.outputs_until_hold && r->outputs == r->script.outputs_until_hold) {
+            r->held[r->held_count++] = (struct held){c->peer, id, s->choices};
+            return false;
+        }
+        r->outputs++;
+        if (r->script.skip && n == 1) continue;
+        say_output(r, c, now_ns, id, choice, i, count);
+        if (r->script.repeat && i > 0) say_output(r, c, now_ns, id, choice, i, count);
+    }
+    return true;
+}
+
+static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
+                      const struct msg_submit *s)
+{
+    r->seen.submits++;
+    r->seen.id = s->id;
+    r->seen.attempt = s->attempt;
+    r->seen.received_count = s->received_count;
+    r->seen.tokens_max = s->tokens_max;
+    r->seen.deadline_ms = s->deadline_ms;
+    r->seen.seed_given = s->seed_given;
+    r->seen.seed = s->sampling.seed;
+    if (r->script.reject != OK && (!r->script.rejects || r->seen.submits <= r->script.rejects)) {
+        say(r, c, now_ns,
+            (struct msg){.kind = MSG_REJECTED,
+                         .rejected = {s->ref, r->script.reject, 120, "said the script"}});
+        return;
+    }
+    struct id128 id = id128_is_none(s->id) ? (struct id128){77, ++r->ids} : s->id;
+    uint64_t seed = s->seed_given ? s->sampling.seed : 31;
+    say(r, c, now_ns, (struct msg){.kind = MSG_ACCEPTED, .accepted = {s->ref, id, seed, 4}});
+    for (uint32_t choice = 0; choice < s->choices; choice++)
+        if (!stream_choice(r, c, now_ns, id, choice, s)) return;
+    for (uint32_t choice = 0; choice < s->choices && !r->script.withhold_done; choice++)
+        say_done(r, c, now_ns, id, choice, FINISH_LENGTH);
+}
+
+static void on_cancel(struct fake_router *r, struct client *c, uint64_t now_ns,
+                      const struct msg_cancel *m)
+{
+    r->seen.cancels++;
+    for (uint32_t i = 0; i < r->held_count; i++) {
+        if (!id128_equal(r->held[i].id, m->key.request)) continue;
+        for (uint32_t choice = 0; choice < r->held[i].choices; choice++)
+            say_done(r, c, now_ns, m->key.request, choice, FINISH_CANCELLED);
+    }
+}
+
+static void on_query(struct fake_router *r, struct client *c, uint64_t now_ns,
+                     const struct msg_query *q)
+{
+    struct msg m = {.kind = MSG_ANSWER, .answer = {.ref = q->ref, .text = "{\"fake\":true}"}};
+    r->seen.queries++;
+    snprintf(r->seen.query, sizeof r->seen.query, "%s", q->argument);
+    if (r->script.at_query == FAKE_DIES) {
+        die(r);
+        return;
+    }
+    if (r->script.at_query == FAKE_CUTS_LIFELINE) {
+        r->script.at_query = FAKE_ANSWERS;
+        r->script.outputs_until_hold = 0;
+        lifeline_forget(r->lifelines, c->peer);
+        return;
+    }
+    if (q->query == QUERY_EXPLAIN) {
+        m.answer.error = ERR_NOT_FOUND;
+        m.answer.text = "no such request";
+    }
+    m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
+    say(r, c, now_ns, m);
+}
+
+static void stop_if_silent(struct fake_router *r)
+{
+    for (uint32_t i = 0; i < r->clients_count && r->channel; i++)
+        if (r->client[i].session.state == SESSION_UP) return;
+    if (r->stopping) loop_stop(r->loop);
+}
+
+static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
+{
+    struct fake_router *r = ctx;
+    struct client *c = client_of(r, peer);
+    enum session_verdict v = session_on_message(&c->session, now_ns, m);
+    if (v == SESSION_GREETED || (v == SESSION_BECAME_DOWN && m->kind == MSG_HELLO))
+        on_hello(r, c, now_ns, m);
+    if (v == SESSION_BECAME_DOWN && m->kind == MSG_BYE) r->seen.byes++;
+    if (v == SESSION_BECAME_DOWN) stop_if_silent(r);
+    if (v != SESSION_DELIVER) return;
+    switch (m->kind) {
+    case MSG_SUBMIT: on_submit(r, c, now_ns, &m->submit); return;
+    case MSG_CANCEL: on_cancel(r, c, now_ns, &m->cancel); return;
+    case MSG_QUERY: on_query(r, c, now_ns, &m->query); return;
+    default: return;
+    }
+}
+
+static void on_lifeline(void *ctx, uint64_t now_ns, struct peer peer, bool up)
+{
+    /* Its end is not looked at: what the client said before is still to be counted. */
+    if (up) session_on_lifeline(&client_of(ctx, peer)->session, now_ns, true);
+}
+
+static void on_timer(void *ctx, uint64_t now_ns)
+{
+    struct fake_router *r = ctx;
+    uint64_t wake_ns = TIME_NEVER;
+    for (uint32_t i = 0; i < r->clients_count; i++) {
+        struct session_todo todo = session_on_timer(&r->client[i].session, now_ns);
+        if (todo.heartbeat) say(r, &r->client[i], now_ns, (struct msg){.kind = MSG_HEARTBEAT});
+        if (todo.wake_ns < wake_ns) wake_ns = todo.wake_ns;
+    }
+    loop_timer_set(r->timer, wake_ns);
+    stop_if_silent(r);
+}
+
+static void on_stop(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct fake_router *r = ctx;
+    (void)now_ns, (void)events;
+    r->stopping = true;
+    loop_watch_change(r->stop_watch, 0);
+    stop_if_silent(r);
+}
+
+static void *run(void *ctx)
+{
+    struct fake_router *r = ctx;
+    loop_run(r->loop);
+    die(r);
+    return NULL;
+}
+
+struct fake_router *fake_router_start(const char *address, const struct fake_script *script)
+{
+    static const struct channel_events events = {on_message};
+    struct fake_router *r = mem_new(sizeof *r);
+    CHECK(r);
+    r->script = *script;
+    CHECK(loop_new(&r->loop) == OK);
+    CHECK(loop_timer_new(r->loop, on_timer, r, &r->timer) == OK);
+    CHECK(channel_listen(&r->channel, r->loop, address, &events, r) == OK);
+    CHECK(lifeline_listen(&r->lifelines, r->loop, "127.0.0.1:0", on_lifeline, r) == OK);
+    snprintf(r->address, sizeof r->address, "%s", channel_address(r->channel));
+    r->stop_fd = eventfd(0, EFD_CLOEXEC);
+    CHECK(r->stop_fd >= 0);
+    CHECK(loop_watch(r->loop, r->stop_fd, LOOP_READ, on_stop, r, &r->stop_watch) == OK);
+    CHECK(pthread_create(&r->thread, NULL, run, r) == 0);
+    return r;
+}
+
+const char *fake_router_address(const struct fake_router *r)
+{
+    return r->address;
+}
+
+void fake_router_stop(struct fake_router *r)
+{
+    if (r->joined) return;
+    CHECK(eventfd_write(r->stop_fd, 1) == 0);
+    CHECK(pthread_join(r->thread, NULL) == 0);
+    r->joined = true;
+}
+
+const struct fake_seen *fake_router_seen(const struct fake_router *r)
+{
+    CHECK(r->joined);
+    return &r->seen;
+}
+
+void fake_router_free(struct fake_router *r)
+{
+    if (!r) return;
+    fake_router_stop(r);
+    loop_watch_free(r->stop_watch);
+    loop_timer_free(r->timer);
+    loop_free(r->loop);
+    close(r->stop_fd);
+    mem_free(r);
+}
