@@ -48,14 +48,14 @@ static enum err get_count(const struct source *s, struct range r, uint32_t other
     return OK;
 }
 
-/* A number above 0; `otherwise` if the key is absent, and 0 there: it must not be. */
+/* A number above 0, within reason; `otherwise` if the key is absent, and 0 there: it must not be. */
 static enum err get_positive(const struct source *s, const char *key, double otherwise, double *out)
 {
     json_t *v = get(s, key);
     if (!v && otherwise == 0) return err_set(ERR_FORMAT, "%s: \"%s\" is missing", s->path, key);
     *out = v ? json_number_value(v) : otherwise;
-    if (*out > 0 && *out < 1e30) return OK;
-    return err_set(ERR_FORMAT, "%s: \"%s\" is no number above 0", s->path, key);
+    if (*out >= 1e-30 && *out <= 1e30) return OK;
+    return err_set(ERR_FORMAT, "%s: \"%s\" is no number from 1e-30 to 1e30", s->path, key);
 }
 
 static enum err get_flag(const struct source *s, const char *key, bool *out)
