@@ -25,6 +25,12 @@ static void print_in_units(double value, const struct unit *units, size_t count,
     size_t i = 0;
     while (i + 1 < count && (value < units[i].factor || fmod(value, units[i].factor) != 0))
         i++;
+    if (value / units[i].factor >= 100000) { /* even in no larger unit: rounded to the eye */
+        for (i = 0; value < units[i].factor; i++)
+            continue;
+        snprintf(out, out_bytes, "%.3g%s", value / units[i].factor, units[i].name);
+        return;
+    }
     snprintf(out, out_bytes, "%.0f%s", value / units[i].factor, value == 0 ? "" : units[i].name);
 }
 
