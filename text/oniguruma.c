@@ -13,9 +13,10 @@
     "\\x{9}-\\x{D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}"    \
     "\\x{205F}\\x{3000}"
 #define SET_ALPHA "\\p{Alphabetic}"
-#define SET_WORD SET_ALPHA "\\p{M}\\p{Nd}\\p{Pc}"
+/* With the superscripts and fractions of Latin-1, which Oniguruma takes for letters. */
+#define SET_WORD SET_ALPHA "\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 #define SET_HEX "0-9A-Fa-f"
-#define SET_PUNCT "\\p{P}\\x{24}\\x{2B}\\x{3C}-\\x{3E}\\x{5E}\\x{60}\\x{7C}\\x{7E}"
+#define SET_PUNCT "\\p{P}\\p{S}"
 
 struct reader {
     const char *s;

@@ -18,6 +18,7 @@ tokenizer.json is taken as it is. A line of NAME.cases has five fields, separate
 Needs `tokenizers` (made with 0.23); the tests need only the fixture.
 """
 import argparse
+import collections
 import json
 import os
 import random
@@ -50,8 +51,10 @@ TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo
           r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 DEEPSEEK3 = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
              r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-KIMI = (r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
-        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+NOT_HAN = r"&&[^\p{Han}]"
+KIMI = (r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}" + NOT_HAN + r"]*[\p{Ll}\p{Lm}\p{Lo}\p{M}"
+        + NOT_HAN + r"]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+        + NOT_HAN + r"]+[\p{Ll}\p{Lm}\p{Lo}\p{M}" + NOT_HAN + r"]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 UNDER = "▁"
@@ -190,17 +193,18 @@ def learn(shape, merges_count):
     bpe = Tokenizer(models.BPE())
     if spm:
         bpe.pre_tokenizer = pre_tokenizers.Metaspace()
-        alphabet = []
+        counts = collections.Counter(TRAINING.replace(" ", UNDER))
+        alphabet = sorted(c for c, n in counts.items() if n > 1 and c != "\n")
     else:
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=100000, initial_alphabet=alphabet, show_progress=False,
-                                  limit_alphabet=256 if not spm else 90, min_frequency=2)
+                                  limit_alphabet=len(alphabet), min_frequency=2)
     bpe.train_from_iterator(TRAINING.splitlines(), trainer)
     model = json.loads(bpe.to_str())["model"]
     merges = [m if isinstance(m, list) else m.split(" ") for m in model["merges"]][:merges_count]
     made = {a + b for a, b in merges}
-    singles = [t for t in model["vocab"] if len(t) == 1]
+    singles = sorted(t for t in model["vocab"] if len(t) == 1)
     return singles, merges, [a + b for a, b in merges if a + b in made]
 
 

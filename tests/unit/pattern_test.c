@@ -62,9 +62,9 @@ static void expressions_mean_what_oniguruma_means(void **state)
         {"\\p{^L}+", "ab1", "1|"},
         {"\\P{Letter}+", "ab1", "1|"},
         {"\\p{Alpha}+", "a\u24b71", "a\u24b7|"},
-        {"\\p{Punct}+", "a$+,", "$+,|"},
+        {"\\p{Punct}+", "a$+,\u00a2", "$+,\u00a2|"},
         {"[[:^alpha:]]", "a1", "1|"},
-        {"\\w+", "a\u0301b\u200dc\u2460_", "a\u0301b|c|_|"},
+        {"\\w+", "a\u0301b\u200dc\u2460_\u00b2", "a\u0301b|c|_\u00b2|"},
         {"\\b\u00e9", "\u00e9 a\u00e9", "\u00e9|"},
         {"\\s", "\u180e\xC2\x85\u200b\u00a0", "\xC2\x85|\u00a0|"},
         {"\\d+", "1\u0663\u00b2", "1\u0663|"},
@@ -175,6 +175,24 @@ static void long_runs_are_matched_at_once(void **state)
     free(text);
 }
 
+static void blanks_at_the_end_are_found_at_once(void **state)
+{
+    (void)state;
+    size_t length = 1 << 20;
+    char *text = malloc(length);
+    assert_non_null(text);
+    memset(text, ' ', length);
+    struct buffer out = {0};
+    text[length - 1] = 'x';
+    assert_int_equal(matches("\\s+$", text, length, &out), OK);
+    assert_int_equal(out.length, 0);
+    text[length / 2] = '\n';
+    assert_int_equal(matches("\\s+$", text, length, &out), OK);
+    assert_int_equal(out.length, length / 2 + 1);
+    buffer_fini(&out);
+    free(text);
+}
+
 /* Groups that repeat need stack for each turn; more than the compiled matcher has is taken over by
  * the interpreter. */
 static void deep_backtracking_does_not_fail(void **state)
@@ -215,6 +233,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_said_is_refused_with_a_reason),
         cmocka_unit_test(nesting_has_a_limit),
         cmocka_unit_test(long_runs_are_matched_at_once),
+        cmocka_unit_test(blanks_at_the_end_are_found_at_once),
         cmocka_unit_test(deep_backtracking_does_not_fail),
         cmocka_unit_test(every_failed_allocation_is_an_error),
     };

@@ -1,5 +1,6 @@
 /* Tokenizers from memory: what opens and what is refused, added tokens, limits, speed of growth. */
 #include <jansson.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -416,6 +417,49 @@ static void every_failed_allocation_is_an_error(void **state)
     json_set_alloc_funcs(old_malloc, old_free);
 }
 
+#define THREADS 4
+
+struct reader {
+    const struct tokenizer *t;
+    const char *text;
+    size_t count;
+};
+
+static void *read_often(void *argument)
+{
+    struct reader *r = argument;
+    for (int i = 0; i < 50; i++) {
+        uint32_t *ids;
+        char *back;
+        size_t count, length;
+        if (tokenizer_encode(r->t, r->text, strlen(r->text), 1, &ids, &count) != OK) return NULL;
+        if (tokenizer_decode(r->t, ids, count, 0, &back, &length) == OK) mem_free(back);
+        mem_free(ids);
+        r->count += count;
+    }
+    return r;
+}
+
+static void threads_share_a_tokenizer(void **state)
+{
+    (void)state;
+    struct tokenizer *t;
+    pthread_t thread[THREADS];
+    struct reader reader[THREADS];
+    if (open_json(&t, everything) != OK) fail_msg("%s", err_text());
+    for (int i = 0; i < THREADS; i++) {
+        reader[i] = (struct reader){t, "ab ab<x>abAB cb", 0};
+        assert_int_equal(pthread_create(&thread[i], NULL, read_often, &reader[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        void *done;
+        assert_int_equal(pthread_join(thread[i], &done), 0);
+        assert_non_null(done);
+        assert_int_equal(reader[i].count, reader[0].count);
+    }
+    tokenizer_close(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -431,6 +475,7 @@ int main(void)
         cmocka_unit_test(merges_that_hold_blanks_are_read),
         cmocka_unit_test(token_bytes_are_those_inside_a_text),
         cmocka_unit_test(a_megabyte_of_one_letter_is_merged_at_once),
+        cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(every_failed_allocation_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
