@@ -1,0 +1,238 @@
+/* The engine as a whole on one model: start with an empty and a filled cache, prefill of 512 and 2048
+ * tokens, decode of 1, 8 and 16 sequences behind 512 tokens each, and the sampler on a vocabulary of
+ * 151,936. Every figure is the best of several runs; the products' flop are counted, attention's are
+ * not; decode's bytes are those of the matrices, read once a step.
+ *
+ *     engine_bench [MODEL_DIR] [--threads N]     1 and N threads (2); MODEL_DIR: the demo model, or
+ *                                                TANDEM_BENCH_MODEL. The last line is JSON */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "common/rng.h"
+#include "engine/engine.h"
+#include "engine/sampler.h"
+
+enum {
+    PREFILL_MAX = 2048,
+    BEHIND = 512, /* tokens before a decode */
+    SEQUENCES_MAX = 16,
+    SEQUENCE_BLOCKS = PREFILL_MAX / BLOCK_TOKENS,
+    BLOCKS = SEQUENCES_MAX * SEQUENCE_BLOCKS,
+    RUNS = 5,
+    DECODE_STEPS = 16,
+    SAMPLER_VOCAB = 151936,
+};
+
+struct bench {
+    const char *model;
+    uint32_t threads;
+    struct engine *engine;
+    struct step *step;
+    double head_flops;
+    bool any;
+};
+
+static void figure(struct bench *x, const char *name, double value)
+{
+    printf("%s\"%s_x%u\": %.6g", x->any ? ", " : "{", name, x->threads, value);
+    x->any = true;
+}
+
+static void must(enum err e)
+{
+    if (e == OK) return;
+    fprintf(stderr, "engine_bench: %s\n", err_text());
+    exit(1);
+}
+
+static double seconds_since(uint64_t began_ns)
+{
+    return (double)(clock_now_ns() - began_ns) / NS_PER_S;
+}
+
+static void open_engine(struct bench *x, const char *cache_dir)
+{
+    struct engine_options o = {.model_dir = x->model,
+                               .cache_dir = cache_dir,
+                               .threads = x->threads,
+                               .first_cpu = -1,
+                               .blocks_count = BLOCKS,
+                               .limits = {SEQUENCES_MAX, PREFILL_MAX, BLOCKS},
+                               .slots_count = SEQUENCES_MAX};
+    must(engine_open(&x->engine, &o));
+}
+
+static const struct job job = {.sampling = {.top_p = 1, .repetition_penalty = 1}};
+
+static void add(struct bench *x, uint32_t slot, uint32_t position, uint32_t rows)
+{
+    struct step *s = x->step;
+    uint32_t vocab = engine_facts(x->engine)->vocab_count;
+    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
+                                                               .row_first = s->rows_count,
+                                                               .rows_count = rows,
+                                                               .position = position,
+                                                               .table_first = s->table_count,
+                                                               .sample = true,
+                                                               .setup = &job};
+    for (uint32_t i = 0; i < rows; i++)
+        s->tokens[s->rows_count++] = rng_below(rng_draw(1, slot, position + i).word[0], vocab);
+    for (uint32_t i = 0; i < blocks_for_tokens(position + rows); i++)
+        s->table[s->table_count++] = slot * SEQUENCE_BLOCKS + i;
+}
+
+static double step_seconds(struct bench *x)
+{
+    uint64_t began_ns = clock_now_ns();
+    must(engine_run(x->engine, x->step));
+    return seconds_since(began_ns);
+}
+
+static void clear(struct bench *x)
+{
+    x->step->sequences_count = x->step->rows_count = x->step->table_count = 0;
+}
+
+static void prefill(struct bench *x, uint32_t tokens)
+{
+    char name[64];
+    double best = 1e9;
+    const struct engine_facts *f = engine_facts(x->engine);
+    if (tokens > f->context_max) return;
+    for (int run = 0; run < RUNS; run++) {
+        clear(x);
+        add(x, 0, 0, tokens);
+        double took = step_seconds(x);
+        if (took < best) best = took;
+    }
+    double flops = (f->flops_per_token - x->head_flops) * tokens + x->head_flops;
+    snprintf(name, sizeof name, "prefill_%u_tokens_s", tokens);
+    figure(x, name, tokens / best);
+    snprintf(name, sizeof name, "prefill_%u_tflop_s", tokens);
+    figure(x, name, flops / best / 1e12);
+}
+
+static void decode(struct bench *x, uint32_t sequences)
+{
+    char name[64];
+    double best = 1e9;
+    const struct engine_facts *f = engine_facts(x->engine);
+    double bytes = f->flops_per_token / 2 * dtype_bytes(f->geometry.dtype);
+    for (uint32_t i = 0; i < sequences; i++) {
+        clear(x);
+        add(x, i, 0, BEHIND);
+        step_seconds(x);
+    }
+    for (uint32_t n = 0; n < DECODE_STEPS; n++) {
+        clear(x);
+        for (uint32_t i = 0; i < sequences; i++)
+            add(x, i, BEHIND + n, 1);
+        double took = step_seconds(x);
+        if (took < best) best = took;
+    }
+    snprintf(name, sizeof name, "decode_%u_tokens_s", sequences);
+    figure(x, name, sequences / best);
+    snprintf(name, sizeof name, "decode_%u_step_ms", sequences);
+    figure(x, name, best * 1e3);
+    snprintf(name, sizeof name, "decode_%u_weights_gb_s", sequences);
+    figure(x, name, bytes / best / 1e9);
+}
+
+/* Cold: the cache folder is empty. The model's own files are in the system's page cache. */
+static void starts(struct bench *x)
+{
+    char dir[] = "/tmp/tandem-bench-XXXXXX", command[64];
+    double cold = 1e9, cached = 1e9;
+    if (!mkdtemp(dir)) exit(1);
+    snprintf(command, sizeof command, "rm -rf %s/*", dir);
+    for (int run = 0; run < 3; run++) {
+        if (system(command) != 0) exit(1);
+        for (int warm = 0; warm < 2; warm++) {
+            open_engine(x, dir);
+            double took = (double)engine_facts(x->engine)->load_ns / NS_PER_S;
+            if (engine_facts(x->engine)->cache_hit != warm) exit(1);
+            double *best = warm ? &cached : &cold;
+            if (took < *best) *best = took;
+            engine_close(x->engine);
+        }
+    }
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    if (system(command) != 0) exit(1);
+    figure(x, "start_cold_ms", cold * 1e3);
+    figure(x, "start_cached_ms", cached * 1e3);
+}
+
+static void sampler(struct bench *x)
+{
+    static const struct {
+        const char *name;
+        struct sampling how;
+    } row[] = {
+        {"sample_greedy_us", {.top_p = 1, .repetition_penalty = 1}},
+        {"sample_plain_us", {.temperature = 1, .top_p = 1, .repetition_penalty = 1}},
+        {"sample_top_k_us", {.temperature = 1, .top_p = 1, .top_k = 50, .repetition_penalty = 1}},
+        {"sample_top_p_us", {.temperature = 1, .top_p = 0.95f, .repetition_penalty = 1}},
+        {"sample_logprobs_us",
+         {.top_p = 1, .repetition_penalty = 1, .logprobs = true, .tops_count = 20}},
+    };
+    struct sampler s;
+    float *logits = mem_array(SAMPLER_VOCAB, sizeof *logits);
+    if (!logits) must(ERR_MEMORY);
+    must(sampler_init(&s, SAMPLER_VOCAB));
+    for (uint32_t i = 0; i < SAMPLER_VOCAB; i++) {
+        struct rng_block r = rng_draw(2, 3, i);
+        for (int k = 0; k < 4; k++) /* roughly normal, deviation 3 */
+            logits[i] += (rng_unit(r.word[k]) - 0.5f) * 5.2f;
+    }
+    for (size_t n = 0; n < sizeof row / sizeof row[0]; n++) {
+        double best = 1e9;
+        for (uint32_t i = 0; i < 20; i++) {
+            struct token_info info;
+            struct sampler_ask ask = {.logits = logits, .sampling = &row[n].how, .index = i};
+            uint64_t began_ns = clock_now_ns();
+            sampler_draw(&s, &ask, &info);
+            double took = seconds_since(began_ns);
+            if (took < best) best = took;
+        }
+        figure(x, row[n].name, best * 1e6);
+    }
+    sampler_fini(&s);
+    mem_free(logits);
+}
+
+int main(int argc, char **argv)
+{
+    const char *model = getenv("TANDEM_BENCH_MODEL");
+    uint32_t most = 2;
+    struct bench x = {.model = model ? model : TANDEM_SOURCE_DIR "/examples/demo_model/model"};
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
+            most = (uint32_t)atoi(argv[++i]);
+        else if (strncmp(argv[i], "--", 2) != 0)
+            x.model = argv[i];
+    }
+    for (uint32_t threads = 1; threads <= most; threads = threads < most ? most : most + 1) {
+        x.threads = threads;
+        starts(&x);
+        open_engine(&x, "none");
+        const struct engine_facts *f = engine_facts(x.engine);
+        must(step_new(&x.step, &f->limits));
+        x.head_flops = 2.0 * f->vocab_count * f->hidden;
+        fprintf(stderr, "engine_bench: %s on %s, %.1f MB of weights\n", f->model_name, f->device,
+                (double)f->weights_bytes / 1e6);
+        prefill(&x, 512);
+        prefill(&x, PREFILL_MAX);
+        decode(&x, 1);
+        decode(&x, 8);
+        decode(&x, SEQUENCES_MAX);
+        if (threads == 1) sampler(&x);
+        step_free(x.step);
+        engine_close(x.engine);
+    }
+    printf("}\n");
+    return 0;
+}
