@@ -17,12 +17,14 @@
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 enum {
-    THREAD_COST_NS = 3000,    /* less work than this is not worth waking a thread for */
-    ITEMS_PER_THREAD = 4,     /* pieces an op is cut into: a late thread costs at most one */
-    ELEMENTS_PER_NS = 4,      /* guesses to decide on threads, never on results */
-    WEIGHT_BYTES_PER_NS = 20, /* read by one thread */
-    MACS_PER_NS = 128,
-    ROW_BLOCK_BYTES = 384 << 10,
+    THREAD_WORTH_NS = 3000,      /* a run costs 0.5 us when both sides still spin */
+    CHUNKS_PER_THREAD = 4,       /* pieces an op is cut into: a late thread costs at most one */
+    ROW_BLOCK_BYTES = 384 << 10, /* of activations, beside the weights in the L2 cache */
+    /* Guesses of what one thread does: they decide on threads, never on results. */
+    ELEMENTS_PER_NS = 8,
+    WEIGHT_BYTES_PER_NS = 60,
+    MATMUL_MACS_PER_NS = 200,
+    ATTEND_MACS_PER_NS = 40,
 };
 
 struct backend {
@@ -81,12 +83,12 @@ static void job_work(void *ctx, uint32_t index)
 static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_t items,
                 uint64_t cost_ns)
 {
-    uint64_t threads = cost_ns / THREAD_COST_NS;
+    uint64_t threads = cost_ns / THREAD_WORTH_NS;
     if (threads > b->facts.threads) threads = b->facts.threads;
     if (threads > items) threads = items;
     if (threads < 1) threads = 1;
     struct job job = {.kernel = kernel, .args = args, .items = items};
-    job.grain = threads == 1 ? items : items / (uint32_t)(threads * ITEMS_PER_THREAD);
+    job.grain = threads == 1 ? items : items / (uint32_t)(threads * CHUNKS_PER_THREAD);
     if (job.grain < 1) job.grain = 1;
     workers_run(b->workers, (uint32_t)threads, job_work, &job);
 }
@@ -239,7 +241,7 @@ static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const vo
     }
     uint64_t macs = (uint64_t)rows * w->n * w->k;
     uint64_t weight_bytes = (uint64_t)w->n * w->k * dtype_bytes(w->dtype);
-    uint64_t compute_ns = macs / MACS_PER_NS, read_ns = weight_bytes / WEIGHT_BYTES_PER_NS;
+    uint64_t compute_ns = macs / MATMUL_MACS_PER_NS, read_ns = weight_bytes / WEIGHT_BYTES_PER_NS;
     uint32_t panels = (w->n + PANEL - 1) / PANEL;
     a.row_block = row_block(w->k * (w->dtype == DTYPE_BF16 ? 2 : 4));
     run(b, b->kernels->matmul, &a, (rows + a.row_block - 1) / a.row_block * panels,
@@ -269,7 +271,7 @@ static void cpu_attend(struct backend *b, void *out, size_t out_stride, const vo
         macs += (uint64_t)s->rows_count * (s->position + s->rows_count) * shape->heads *
                 shape->head_dim;
     }
-    run(b, b->kernels->attend, &a, items, macs / (MACS_PER_NS / 8));
+    run(b, b->kernels->attend, &a, items, macs / ATTEND_MACS_PER_NS);
 }
 
 static void cpu_silu_mul(struct backend *b, void *out, size_t out_stride, const void *gate_up,

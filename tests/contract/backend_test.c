@@ -73,11 +73,12 @@ static void matmul_is_the_product_and_equal_on_all_paths(void **state)
         uint32_t rows, n, k;
         bool bias, residual;
     } cases[] = {
-        {1, 1, 1, false, false},   {1, 64, 64, false, false},   {2, 63, 17, true, false},
-        {3, 65, 32, false, true},  {5, 130, 33, true, true},    {6, 64, 128, false, true},
-        {7, 200, 48, true, true},  {8, 96, 100, false, false},  {13, 16, 7, true, true},
-        {97, 70, 20, false, true}, {200, 40, 12, true, false},  {1, 20, 4200, true, true},
-        {1, 320, 512, true, true}, {9, 30, 4097, false, false}, {100, 5, 8200, false, true},
+        {1, 1, 1, false, false},     {1, 64, 64, false, false},   {2, 63, 17, true, false},
+        {3, 65, 32, false, true},    {5, 130, 33, true, true},    {6, 64, 128, false, true},
+        {7, 200, 48, true, true},    {8, 96, 100, false, false},  {13, 16, 7, true, true},
+        {97, 70, 20, false, true},   {200, 40, 12, true, false},  {1, 20, 4200, true, true},
+        {1, 320, 512, true, true},   {9, 30, 4097, false, false}, {100, 5, 8200, false, true},
+        {230, 200, 100, true, true}, /* enough work for all threads */
     };
     struct random r = {.seed = 1};
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -244,7 +245,7 @@ static void rms_norm_is_right_and_equal_on_all_paths(void **state)
     static const uint32_t dims[] = {1, 2, 15, 16, 17, 64, 192, 1000};
     struct random r = {.seed = 6};
     for (size_t i = 0; i < COUNT(dims); i++) {
-        struct rows_input in = {i == 6 ? 200 : 5, dims[i]};
+        struct rows_input in = {i == 6 ? 500 : 5, dims[i]}; /* 500: for all threads */
         size_t count = (size_t)in.rows * in.dim;
         float *x = random_floats(&r, count), *weight = random_floats(&r, in.dim);
         float *want = mem_array(count, sizeof *want);
@@ -274,7 +275,7 @@ static void run_silu_mul(const struct subject *s, const void *input, float *out)
 static void silu_mul_is_right_and_equal_on_all_paths(void **state)
 {
     (void)state;
-    enum { ROWS = 100, DIM = 203 };
+    enum { ROWS = 300, DIM = 203 };
     struct random r = {.seed = 7};
     float *x = mem_array(ROWS * DIM * 2, sizeof *x), want[ROWS * DIM];
     static const float edges[] = {0.0f,  -0.0f, 1e-40f, -87.5f, 87.5f,  -88.8f, -104.0f,
