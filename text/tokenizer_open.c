@@ -171,8 +171,7 @@ enum err tokenizer_open(struct tokenizer **out, const char *model_dir)
     struct file_map json = {0}, config = {0};
     bool has_config = true;
     enum err e = join_path(path, sizeof path, model_dir, "tokenizer.json");
-    if (e == OK)
-        e = join_path(config_path, sizeof config_path, model_dir, "tokenizer_config.json");
+    if (e == OK) e = join_path(config_path, sizeof config_path, model_dir, "tokenizer_config.json");
     if (e == OK) e = file_map_open(&json, path);
     if (e == OK && (e = file_map_open(&config, config_path)) == ERR_NOT_FOUND) {
         has_config = false;
