@@ -20,6 +20,7 @@
  * | D lost         | again           | again, a death       | again, a death     | dropped    |
  * | deadline       | ENDED in every state; a silent node: again                                   |
  *
+ * A choice whose last forwarded token was its last one (the node died before it said so) ends instead.
  * "Again" freezes what was forwarded, cancels the old attempt at both nodes and queues attempt + 1 under
  * the request's own arrival time, so that retries go first. A message of another attempt, or from a node
  * that the choice is not attached to, finds no choice and is dropped. */
@@ -157,6 +158,30 @@ static void cancel_nodes(struct router_core *core, uint64_t now_ns, struct choic
 
 /* ---- states and their deadlines ---- */
 
+/* The job of the current attempt; `stop_ids` has room for JOB_STOP_IDS_MAX. */
+static struct job job_of(const struct router_core *core, const struct choice *c, uint32_t *stop_ids)
+{
+    const struct request *r = c->request;
+    const struct msg_submit *s = &r->submit;
+    struct job job = {.key = choice_key(c),
+                      .prompt = s->tokens,
+                      .prompt_count = s->tokens_count,
+                      .forwarded = c->generated,
+                      .forwarded_count = c->generated_count,
+                      .tokens_max = s->tokens_max,
+                      .tokens_min = s->tokens_min,
+                      .stop_ids = stop_ids,
+                      .sampling = s->sampling,
+                      .priority = s->priority,
+                      .tenant_salt = r->tenant_salt};
+    for (uint32_t i = 0; i < s->stop_ids_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
+        stop_ids[job.stop_ids_count++] = s->stop_ids[i];
+    if (s->ignore_eos) return job;
+    for (uint32_t i = 0; i < core->cluster.eos_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
+        stop_ids[job.stop_ids_count++] = core->cluster.eos[i];
+    return job;
+}
+
 static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
                   enum choice_state state)
 {
@@ -171,8 +196,24 @@ static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
     heap_move(&core->timers, &c->timer, when_ns); /* room was reserved when it was made */
 }
 
+/* A node may die, or a router, between its last token and the word that it was the last. */
+static enum finish already_over(const struct router_core *core, const struct choice *c)
+{
+    uint32_t stop_ids[JOB_STOP_IDS_MAX], last = c->generated_count - 1;
+    if (c->generated_count == 0) return FINISH_NONE;
+    if (c->replay_stopped) return FINISH_STOP;
+    struct job job = job_of(core, c, stop_ids);
+    uint32_t context_max = core->cluster.known ? core->cluster.context_max : UINT32_MAX;
+    return job_finish(&job, last, c->generated[last], context_max);
+}
+
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
+    enum finish finish = already_over(core, c);
+    if (finish != FINISH_NONE) {
+        choice_end(core, now_ns, c, finish, OK, "");
+        return;
+    }
     enter(core, now_ns, c, CHOICE_QUEUED);
     trail_add(c, now_ns, TRAIL_QUEUED, "");
     heap_move(&core->queue, &c->queue,
@@ -340,29 +381,6 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
 
 /* ---- dispatch ---- */
 
-static struct job job_of(struct router_core *core, const struct choice *c, uint32_t *stop_ids)
-{
-    const struct request *r = c->request;
-    const struct msg_submit *s = &r->submit;
-    struct job job = {.key = choice_key(c),
-                      .prompt = s->tokens,
-                      .prompt_count = s->tokens_count,
-                      .forwarded = c->generated,
-                      .forwarded_count = c->generated_count,
-                      .tokens_max = s->tokens_max,
-                      .tokens_min = s->tokens_min,
-                      .stop_ids = stop_ids,
-                      .sampling = s->sampling,
-                      .priority = s->priority,
-                      .tenant_salt = r->tenant_salt};
-    for (uint32_t i = 0; i < s->stop_ids_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
-        stop_ids[job.stop_ids_count++] = s->stop_ids[i];
-    if (s->ignore_eos) return job;
-    for (uint32_t i = 0; i < core->cluster.eos_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
-        stop_ids[job.stop_ids_count++] = core->cluster.eos[i];
-    return job;
-}
-
 static void send_prefill(struct router_core *core, uint64_t now_ns, struct choice *c,
                          uint32_t held_tokens)
 {
@@ -421,6 +439,12 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
                   const struct sched_pair *pair)
 {
     dequeue(core, c);
+    enum finish finish =
+        already_over(core, c); /* the end-of-sequence ids may not have been known */
+    if (finish != FINISH_NONE) {
+        choice_end(core, now_ns, c, finish, OK, "");
+        return;
+    }
     if (!check_late(core, now_ns, c)) return;
     if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
     c->picked_ns = now_ns;

@@ -112,6 +112,7 @@ struct choice {
     uint32_t generated_count, generated_capacity;
     struct stream *stream; /* NULL: no text wanted */
     struct stop *stop;
+    bool replay_stopped; /* what a resumed client has ends with a stop string */
 
     uint32_t deaths, lone_deaths, failures;
     enum finish finish;

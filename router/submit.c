@@ -62,9 +62,6 @@ static enum err check_door(const struct router_core *core, const struct msg_subm
                        "this router has no tokenizer: give token ids, or start it with --model");
     if (s->received_count > 0 && s->choices != 1)
         return err_set(ERR_INVALID, "only a request of one choice can be resumed");
-    if (s->received_count > 0 && s->received_count >= s->tokens_max)
-        return err_set(ERR_INVALID, "%u tokens were received of at most %u: nothing is left to do",
-                       s->received_count, s->tokens_max);
     return OK;
 }
 
@@ -83,6 +80,11 @@ static enum err check_values(const struct router_core *core, const struct reques
                       .stop_ids = s->stop_ids,
                       .stop_ids_count = s->stop_ids_count,
                       .sampling = s->sampling};
+    if (s->received_count > s->tokens_max)
+        return err_set(ERR_INVALID, "%u tokens were received of at most %u", s->received_count,
+                       s->tokens_max);
+    /* all received and only the end missing: job_check is about jobs with something left to do */
+    if (s->received_count > 0 && s->received_count == s->tokens_max) job.tokens_max++;
     if (!core->cluster.known) return job_check(&job, UINT32_MAX, UINT32_MAX);
     return job_check(&job, core->cluster.vocab, core->cluster.context_max);
 }
@@ -96,7 +98,9 @@ static enum err replay_text(struct choice *c)
     struct stop_shown shown;
     for (uint32_t i = 0; c->stream && i < c->generated_count; i++) {
         if ((e = stream_push(c->stream, c->generated[i], &text, &length)) != OK) return e;
-        if (c->stop && (e = stop_push(c->stop, text, length, &shown)) != OK) return e;
+        if (!c->stop) continue;
+        if ((e = stop_push(c->stop, text, length, &shown)) != OK) return e;
+        c->replay_stopped |= shown.hit != STOP_NONE;
     }
     return OK;
 }

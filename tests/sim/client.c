@@ -208,8 +208,6 @@ static void give_up_router(struct sim *s, struct sim_proc *p)
         r->state = REQ_IDLE;
         r->attempt += id128_is_none(r->id) ? 0 : 1000;
         r->submit_ns = s->now_ns;
-        if (r->got_count == r->want_count && r->want_count > 0)
-            end(s, r, r->want_finish, ""); /* only DONE was lost; nothing is left to ask for */
     }
     c->router = (c->router + 1) % s->routers_count;
     session_reset(&c->session, ++s->incarnations * 1000);

@@ -338,6 +338,49 @@ static void a_dead_decode_node_is_replaced_and_the_stream_goes_on(void **state)
     world_close(&w);
 }
 
+/* Seed 4312 of the simulator: the retry went on behind the end. */
+static void a_node_that_dies_before_it_says_finished_has_finished(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 9);
+    struct job_key key = reserve(&w, D0);
+    tell_tokens(&w, D0, key, 0, 2);
+    struct token_info eos = token(99);
+    struct token_run run = {key, 2, &eos, 1};
+    say(&w, D0, (struct msg){.kind = MSG_TOKENS, .tokens = {&run, 1}});
+    lose(&w, D0);
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.finish, FINISH_STOP);
+    assert_int_equal(done->done.completion_tokens, 3);
+    assert_false(was_sent(&w, D1, MSG_RESERVE));
+    world_close(&w);
+}
+
+static void a_resumed_request_that_only_lacks_its_end_gets_it(void **state)
+{
+    (void)state;
+    struct world w;
+    static const uint32_t received[2] = {10, 11};
+    world_open(&w, NULL);
+    for (int joined = 0; joined < 2; joined++) {
+        struct msg m = submit_of(2);
+        m.submit.attempt = 1000;
+        m.submit.received = received;
+        m.submit.received_count = 2;
+        say(&w, CLIENT, m);
+        expect(&w, CLIENT, MSG_ACCEPTED);
+        assert_int_equal(expect(&w, CLIENT, MSG_DONE)->done.finish, FINISH_LENGTH);
+        m.submit.tokens_max = 1;
+        say(&w, CLIENT, m);
+        assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, ERR_INVALID);
+        if (!joined) world_join(&w);
+    }
+    world_close(&w);
+}
+
 static void a_dead_prefill_node_is_replaced(void **state)
 {
     (void)state;
@@ -705,6 +748,8 @@ int main(void)
         cmocka_unit_test(end_of_sequence_ids_travel_with_the_job),
         cmocka_unit_test(one_token_needs_no_decode_node),
         cmocka_unit_test(a_dead_decode_node_is_replaced_and_the_stream_goes_on),
+        cmocka_unit_test(a_node_that_dies_before_it_says_finished_has_finished),
+        cmocka_unit_test(a_resumed_request_that_only_lacks_its_end_gets_it),
         cmocka_unit_test(a_dead_prefill_node_is_replaced),
         cmocka_unit_test(three_deaths_end_it),
         cmocka_unit_test(a_full_node_is_left_alone_for_a_while),
