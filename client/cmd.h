@@ -1,0 +1,48 @@
+/* cmd: what the verbs of the `tandem` command share. Each verb is a function that gets its own argv
+ * (argv[0] is the verb) and returns the exit code; cmd_main.c has the table.
+ *
+ * Rules: --json prints one JSON value and nothing else on stdout; prose and errors go to stderr. */
+#ifndef TANDEM_CLIENT_CMD_H
+#define TANDEM_CLIENT_CMD_H
+
+#include "client/tandem.h"
+#include "common/buf.h"
+#include "common/clock.h"
+#include "common/settings.h"
+
+enum cmd_exit { CMD_DONE = 0, CMD_FAILED = 1, CMD_USAGE = 2, CMD_NO_ROUTER = 3 };
+
+int cmd_generate(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_explain(int argc, char **argv);
+int cmd_drain(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+int cmd_detokenize(int argc, char **argv);
+int cmd_up(int argc, char **argv);
+
+/* Settings of every verb that talks to a router. */
+struct cmd_router {
+    const char *router;
+    uint64_t patience_ns;
+};
+#define CMD_ROUTER_ROWS_COUNT 2
+extern const struct setting cmd_router_rows[CMD_ROUTER_ROWS_COUNT];
+
+/* NULL: said on stderr, leave with CMD_USAGE. */
+struct tandem *cmd_connect(const struct cmd_router *options);
+/* Prints "tandem VERB: text" and gives the exit code that belongs to the status. */
+int cmd_fail(const char *verb, enum tandem_status status, const char *text);
+
+/* Asks the router one question and waits for the answer. */
+typedef enum tandem_status cmd_question_fn(struct tandem *t, const char *argument,
+                                           tandem_answer_fn *fn, void *ctx);
+/* CMD_DONE with the answer in `text`, or the exit code after the error was said. */
+int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn *question,
+            const char *argument, struct buf *text);
+
+/* All of stdin if `argument` is "-", else the argument itself, into `text`. */
+enum err cmd_read_text(const char *argument, struct buf *text);
+/* Ids as "1,2 3" or "[1, 2, 3]". ERR_INVALID that names the place. The caller frees *ids. */
+enum err cmd_parse_ids(const char *text, uint32_t **ids, size_t *count);
+
+#endif

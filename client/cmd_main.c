@@ -1,0 +1,46 @@
+/* tandem: the command. One table of verbs; a file per verb. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "client/cmd.h"
+#include "common/log.h"
+
+static const struct verb {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} verbs[] = {
+    {"up", cmd_up, "a cluster on this host, in the foreground"},
+    {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
+    {"status", cmd_status, "nodes, pools and queues"},
+    {"explain", cmd_explain, "where the time of one request went"},
+    {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
+    {"tokenize", cmd_tokenize, "text to token ids, offline"},
+    {"detokenize", cmd_detokenize, "token ids to text, offline"},
+};
+
+static void print_help(FILE *out)
+{
+    fprintf(out, "usage: tandem VERB [SETTINGS] [ARGUMENTS]\n\n");
+    for (size_t i = 0; i < COUNT_OF(verbs); i++)
+        fprintf(out, "  %-12s %s\n", verbs[i].name, verbs[i].help);
+    fprintf(out,
+            "\n`tandem VERB --help` lists a verb's settings. Exit codes: 0 done, 1 the request or\n"
+            "check failed, 2 wrong usage, 3 no router reachable.\n");
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+    log_setup(LOG_WARN, "tandem");
+    for (size_t i = 0; i < COUNT_OF(verbs); i++)
+        if (strcmp(name, verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
+    if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        print_help(stdout);
+        return CMD_DONE;
+    }
+    if (name[0]) fprintf(stderr, "tandem: \"%s\" is no verb\n\n", name);
+    print_help(stderr);
+    return CMD_USAGE;
+}

@@ -1,0 +1,180 @@
+/* tandem status, explain, drain: questions to a router, answered in JSON. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "client/cmd.h"
+
+struct options {
+    bool json;
+};
+
+static const struct setting rows[] = {
+    SETTING_BOOL(struct options, json, "json", "false", "print the router's answer as it is"),
+};
+
+typedef void show_fn(json_t *answer);
+
+/* ---- for people ---- */
+
+static const char *text_of(json_t *object, const char *name)
+{
+    const char *s = json_string_value(json_object_get(object, name));
+    return s ? s : "";
+}
+
+static long long count_of(json_t *object, const char *name)
+{
+    return json_integer_value(json_object_get(object, name));
+}
+
+static double ms_of(json_t *object, const char *name)
+{
+    return json_number_value(json_object_get(object, name));
+}
+
+static void show_status(json_t *answer)
+{
+    json_t *r = json_object_get(answer, "router"), *n;
+    size_t i;
+    printf("router %s: %s, model %s; %lld requests, %lld queued; %lld done, %lld failed, %lld "
+           "cancelled\n",
+           text_of(r, "name"), text_of(r, "state"), text_of(r, "model"), count_of(r, "requests"),
+           count_of(r, "queued"), count_of(r, "done"), count_of(r, "failed"),
+           count_of(r, "cancelled"));
+    printf("%-16s %-8s %-9s %8s %8s %8s %8s %8s %9s  %s\n", "node", "role", "state", "pid",
+           "blocks", "free", "cached", "running", "step ms", "device");
+    json_array_foreach(json_object_get(answer, "nodes"), i, n)
+    {
+        json_t *b = json_object_get(n, "blocks"), *l = json_object_get(n, "load");
+        printf("%-16s %-8s %-9s %8lld %8lld %8lld %8lld %8lld %9.2f  %s\n", text_of(n, "name"),
+               text_of(n, "role"), text_of(n, "state"), count_of(n, "pid"), count_of(b, "total"),
+               count_of(b, "free"), count_of(b, "cached"), count_of(l, "running"),
+               (double)count_of(l, "step_us") / 1000.0, text_of(n, "device"));
+    }
+    if (i == 0) printf("no nodes have joined\n");
+}
+
+static void show_choice(json_t *c)
+{
+    json_t *t = json_object_get(c, "timing_ms"), *nodes = json_object_get(c, "nodes"), *e;
+    size_t i;
+    printf("choice %lld: %s %s%s%s, %lld tokens, %lld attempts, prefill on %s, decode on %s\n",
+           count_of(c, "choice"), text_of(c, "state"), text_of(c, "finish_reason"),
+           text_of(c, "reason")[0] ? ": " : "", text_of(c, "reason"),
+           count_of(c, "completion_tokens"), count_of(c, "attempts"), text_of(nodes, "prefill"),
+           text_of(nodes, "decode"));
+    printf("  ms: queue %.2f, prefill %.2f, transfer tail %.2f, first token %.2f, decode %.2f, "
+           "total %.2f\n",
+           ms_of(t, "queue"), ms_of(t, "prefill"), ms_of(t, "transfer_tail"), ms_of(t, "ttft"),
+           ms_of(t, "decode"), ms_of(t, "total"));
+    json_array_foreach(json_object_get(c, "events"), i, e) printf(
+        "  %10.3f ms  %-14s %s\n", ms_of(e, "at_ms"), text_of(e, "event"), text_of(e, "node"));
+}
+
+static void show_explain(json_t *answer)
+{
+    json_t *c;
+    size_t i;
+    printf("request %s: %lld prompt tokens\n", text_of(answer, "id"),
+           count_of(answer, "prompt_tokens"));
+    json_array_foreach(json_object_get(answer, "choices"), i, c) show_choice(c);
+}
+
+static int show(const char *verb, const struct buf *text, bool json, show_fn *fn)
+{
+    json_error_t error;
+    json_t *answer = json_loadb(text->data ? text->data : "", text->size, 0, &error);
+    if (!answer) {
+        fprintf(stderr, "tandem %s: the router's answer is no JSON: %s\n", verb, error.text);
+        return CMD_FAILED;
+    }
+    if (json)
+        printf("%s\n", text->data);
+    else
+        fn(answer);
+    json_decref(answer);
+    return CMD_DONE;
+}
+
+/* ---- the verbs ---- */
+
+static enum tandem_status ask_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
+                                     void *ctx)
+{
+    (void)argument;
+    return tandem_query_status(t, fn, ctx);
+}
+
+int cmd_status(int argc, char **argv)
+{
+    struct options o = {0};
+    struct cmd_router router;
+    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
+                                            {rows, COUNT_OF(rows), &o}};
+    const struct settings_program program = {.name = "tandem status",
+                                             .about = "Nodes, pools and queues of a cluster.",
+                                             .section = "tandem",
+                                             .tables = tables,
+                                             .tables_count = COUNT_OF(tables)};
+    struct settings s;
+    struct buf text = {0};
+    int code;
+    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    code = cmd_ask("status", &router, ask_status, "", &text);
+    if (code == CMD_DONE) code = show("status", &text, o.json, show_status);
+    buf_fini(&text);
+    settings_fini(&s);
+    return code;
+}
+
+int cmd_explain(int argc, char **argv)
+{
+    struct options o = {0};
+    struct cmd_router router;
+    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
+                                            {rows, COUNT_OF(rows), &o}};
+    const struct settings_program program = {
+        .name = "tandem explain",
+        .args = "ID",
+        .about = "Where the time of one running or recently ended request went.",
+        .section = "tandem",
+        .args_min = 1,
+        .args_max = 1,
+        .tables = tables,
+        .tables_count = COUNT_OF(tables)};
+    struct settings s;
+    struct buf text = {0};
+    int code;
+    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    code = cmd_ask("explain", &router, tandem_query_explain, s.args[0], &text);
+    if (code == CMD_DONE) code = show("explain", &text, o.json, show_explain);
+    buf_fini(&text);
+    settings_fini(&s);
+    return code;
+}
+
+int cmd_drain(int argc, char **argv)
+{
+    struct cmd_router router;
+    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router}};
+    const struct settings_program program = {
+        .name = "tandem drain",
+        .args = "[NODE]",
+        .about = "Lets a node, or without NODE the whole cluster, take nothing new, finish what it "
+                 "has and leave; returns when it has left.",
+        .section = "tandem",
+        .args_max = 1,
+        .tables = tables,
+        .tables_count = COUNT_OF(tables)};
+    struct settings s;
+    struct buf text = {0};
+    int code;
+    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    const char *node = s.args_count ? s.args[0] : "";
+    code = cmd_ask("drain", &router, tandem_drain, node, &text);
+    if (code == CMD_DONE) fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
+    buf_fini(&text);
+    settings_fini(&s);
+    return code;
+}

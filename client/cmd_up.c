@@ -1,0 +1,514 @@
+/* tandem up: a cluster on this host. Starts router, prefill and decode nodes from the folder of its own
+ * binary and stays in the foreground.
+ *
+ *     STARTING  the router, then, when it has said its addresses, the nodes; a child that dies ends it
+ *     READY     all have said ready; a child that dies is reported and started again after a pause
+ *     DRAINING  Ctrl-C: the router is asked to drain and sends the nodes home; whoever is late gets
+ *               SIGTERM, then SIGKILL; a second Ctrl-C goes to the last step
+ *
+ * Children are in process groups of their own, so that Ctrl-C reaches only us, and die with us. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "client/cmd.h"
+#include "proto/loop.h"
+
+enum {
+    CHILDREN_MAX = 129, /* the router is the first */
+    ARGS_MAX = 32,
+    RESTART_MS = 1000,
+    NODES_LEAVE_MS = 5000, /* after the router has left */
+    TERM_MS = 3000         /* from SIGTERM to SIGKILL */
+};
+
+struct options {
+    const char *model, *zmq, *nodes, *device, *link;
+    int64_t prefill, decode, threads, blocks;
+};
+
+static const struct setting rows[] = {
+    SETTING_STRING(struct options, model, "model", NULL,
+                   "model directory (the demo model that comes with tandem)"),
+    SETTING_INT(struct options, prefill, "prefill", "1", 0, 64, "prefill nodes"),
+    SETTING_INT(struct options, decode, "decode", "1", 1, 64, "decode nodes"),
+    SETTING_STRING(struct options, zmq, "zmq", "tcp://127.0.0.1:5700",
+                   "address for clients; port 0: any"),
+    SETTING_STRING(struct options, nodes, "nodes", "tcp://127.0.0.1:0",
+                   "address for nodes, also of other hosts; port 0: any"),
+    SETTING_STRING(struct options, device, "device", "cpu", "where nodes compute"),
+    SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
+                "compute threads of each node; 0: the CPUs are shared out evenly"),
+    SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
+                "KV pool of each node in blocks of 16 tokens; 0: the node's default"),
+    SETTING_STRING(struct options, link, "link", "auto", "how KV travels: auto, shm or tcp"),
+};
+
+enum state { STARTING, READY, DRAINING };
+
+struct child {
+    struct up *up;
+    const char *program; /* "tandem-router" */
+    char name[16];
+    int first_cpu; /* -1: not pinned */
+    pid_t pid;     /* 0: does not run */
+    int out_fd;
+    struct loop_watch *out;
+    char line[512]; /* what it says on stdout, up to the end of a line */
+    size_t line_bytes;
+    bool ready;
+    struct loop_timer *restart;
+};
+
+struct up {
+    const struct options *options;
+    struct loop *loop;
+    enum state state;
+    char folder[PATH_MAX], model[PATH_MAX];
+    char clients[160], nodes[160]; /* once the router has said them */
+    struct child child[CHILDREN_MAX];
+    uint32_t children_count, threads;
+    uint64_t began_ns;
+    struct loop_timer *deadline; /* of DRAINING */
+    uint32_t pressure;           /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
+    int code;
+};
+
+/* ---- one child ---- */
+
+struct argv { /* strings live in `text` */
+    char text[8192];
+    size_t used;
+    char *item[ARGS_MAX];
+    int count;
+};
+
+static void add_arg(struct argv *a, const char *format, const char *value)
+{
+    int n = snprintf(a->text + a->used, sizeof a->text - a->used, format, value);
+    CHECK(n >= 0 && a->used + (size_t)n < sizeof a->text && a->count + 1 < ARGS_MAX);
+    a->item[a->count++] = a->text + a->used;
+    a->used += (size_t)n + 1;
+}
+
+static void add_number(struct argv *a, const char *format, long long value)
+{
+    char text[64];
+    snprintf(text, sizeof text, "%lld", value);
+    add_arg(a, format, text);
+}
+
+static void make_argv(const struct child *c, struct argv *a)
+{
+    const struct up *up = c->up;
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/%s", up->folder, c->program);
+    add_arg(a, "%s", path);
+    add_arg(a, "--model=%s", up->model);
+    add_arg(a, "--name=%s", c->name);
+    if (c == &up->child[0]) {
+        add_arg(a, "--listen-clients=%s", up->clients);
+        add_arg(a, "--listen-nodes=%s", up->nodes);
+        return;
+    }
+    add_arg(a, "--router=%s", up->nodes);
+    add_arg(a, "--device=%s", up->options->device);
+    add_arg(a, "--link=%s", up->options->link);
+    add_number(a, "--threads=%s", up->threads);
+    add_number(a, "--first-cpu=%s", c->first_cpu);
+    if (up->options->blocks) add_number(a, "--blocks=%s", up->options->blocks);
+}
+
+/* Between fork and exec: only what is safe there. */
+static _Noreturn void become(struct argv *a, int out_fd, pid_t parent)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    int null = open("/dev/null", O_RDONLY);
+    if (null >= 0) dup2(null, STDIN_FILENO);
+    dup2(out_fd, STDOUT_FILENO);
+    if (getppid() == parent) execv(a->item[0], a->item); /* else it died before prctl */
+    _exit(127);
+}
+
+static void on_child_says(void *ctx, uint64_t now_ns, unsigned events);
+
+static enum err child_start(struct child *c)
+{
+    int ends[2];
+    struct argv a = {0};
+    pid_t self = getpid();
+    make_argv(c, &a);
+    if (access(a.item[0], X_OK) != 0)
+        return err_set(ERR_NOT_FOUND, "%s: %s", a.item[0], strerror(errno));
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
+        return err_set(ERR_IO, "no pipe: %s", strerror(errno));
+    c->pid = fork();
+    if (c->pid == 0) {
+        fcntl(ends[1], F_SETFL, 0);
+        become(&a, ends[1], self);
+    }
+    close(ends[1]);
+    if (c->pid < 0) {
+        c->pid = 0;
+        close(ends[0]);
+        return err_set(ERR_IO, "cannot start %s: %s", c->program, strerror(errno));
+    }
+    c->out_fd = ends[0];
+    c->ready = false;
+    c->line_bytes = 0;
+    return loop_watch(c->up->loop, c->out_fd, LOOP_READ, on_child_says, c, &c->out);
+}
+
+static void close_out(struct child *c)
+{
+    loop_watch_free(c->out);
+    c->out = NULL;
+    if (c->out_fd >= 0) close(c->out_fd);
+    c->out_fd = -1;
+}
+
+static void kill_children(struct up *up, int number)
+{
+    for (uint32_t i = 0; i < up->children_count; i++)
+        if (up->child[i].pid > 0) kill(up->child[i].pid, number);
+}
+
+static uint32_t running_count(const struct up *up)
+{
+    uint32_t running = 0;
+    for (uint32_t i = 0; i < up->children_count; i++)
+        running += up->child[i].pid > 0;
+    return running;
+}
+
+/* ---- draining ---- */
+
+static void set_deadline(struct up *up, uint64_t ms)
+{
+    loop_timer_set(up->deadline, loop_now_ns(up->loop) + ms * NS_PER_MS);
+}
+
+static void drain(struct up *up)
+{
+    struct child *router = &up->child[0];
+    for (uint32_t i = 0; i < up->children_count; i++)
+        if (up->child[i].restart) loop_timer_set(up->child[i].restart, TIME_NEVER);
+    if (running_count(up) == 0) {
+        loop_stop(up->loop);
+        return;
+    }
+    up->state = DRAINING;
+    if (router->pid > 0 && router->ready) { /* for as long as requests run: no deadline */
+        kill(router->pid, SIGTERM);
+        return;
+    }
+    up->pressure = 1;
+    kill_children(up, SIGTERM);
+    set_deadline(up, TERM_MS);
+}
+
+/* A step harder. */
+static void press(struct up *up)
+{
+    up->pressure++;
+    fprintf(stderr, "tandem up: %u processes have not left, %s\n", running_count(up),
+            up->pressure == 1 ? "asking them again" : "killing them");
+    kill_children(up, up->pressure == 1 ? SIGTERM : SIGKILL);
+    set_deadline(up, TERM_MS);
+}
+
+static void on_deadline(void *ctx, uint64_t now_ns)
+{
+    (void)now_ns;
+    press(ctx);
+}
+
+static void on_signal(void *ctx, uint64_t now_ns, int number)
+{
+    struct up *up = ctx;
+    (void)now_ns, (void)number;
+    if (up->state != DRAINING) {
+        fprintf(stderr, "tandem up: draining; Ctrl-C again to end at once\n");
+        drain(up);
+        return;
+    }
+    up->pressure = 1;
+    press(up);
+}
+
+static void fail(struct up *up)
+{
+    up->code = CMD_FAILED;
+    if (up->state != DRAINING) drain(up);
+}
+
+/* ---- what children say and how they end ---- */
+
+static void start_or_fail(struct child *c)
+{
+    if (child_start(c) == OK) return;
+    fprintf(stderr, "tandem up: %s\n", err_text());
+    fail(c->up);
+}
+
+static void become_ready(struct up *up)
+{
+    for (uint32_t i = 0; i < up->children_count; i++)
+        if (!up->child[i].ready) return;
+    if (up->state != STARTING) return;
+    up->state = READY;
+    printf("ready clients=%s nodes=%s\n", up->clients, up->nodes);
+    fflush(stdout);
+    fprintf(stderr,
+            "tandem up: %lld prefill and %lld decode nodes are ready after %.2f s; Ctrl-C drains. "
+            "Try:\n    tandem generate --router %s \"Once upon a time\"\n",
+            (long long)up->options->prefill, (long long)up->options->decode,
+            (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S, up->clients);
+}
+
+/* "ready clients=ADDRESS nodes=ADDRESS" of the router, "ready name=NAME" of a node. */
+static void on_line(struct child *c, const char *line)
+{
+    struct up *up = c->up;
+    char clients[160], nodes[160];
+    if (strncmp(line, "ready", 5) != 0) return;
+    c->ready = true;
+    if (c == &up->child[0]) {
+        if (sscanf(line, "ready clients=%159s nodes=%159s", clients, nodes) != 2) return;
+        memcpy(up->clients, clients, sizeof clients);
+        memcpy(up->nodes, nodes, sizeof nodes);
+        for (uint32_t i = 1; i < up->children_count && up->state == STARTING; i++)
+            if (up->child[i].pid == 0) start_or_fail(&up->child[i]);
+    }
+    become_ready(up);
+}
+
+static void on_child_says(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct child *c = ctx;
+    (void)now_ns, (void)events;
+    ssize_t n = read(c->out_fd, c->line + c->line_bytes, sizeof c->line - 1 - c->line_bytes);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n <= 0) {
+        close_out(c);
+        return;
+    }
+    c->line_bytes += (size_t)n;
+    c->line[c->line_bytes] = '\0';
+    for (char *end; (end = strchr(c->line, '\n'));) {
+        *end = '\0';
+        on_line(c, c->line);
+        size_t used = (size_t)(end + 1 - c->line);
+        c->line_bytes -= used;
+        memmove(c->line, end + 1, c->line_bytes + 1);
+    }
+    if (c->line_bytes == sizeof c->line - 1) c->line_bytes = 0; /* no line of ours is so long */
+}
+
+static void say_how(const struct child *c, pid_t pid, int status)
+{
+    if (WIFSIGNALED(status))
+        fprintf(stderr, "tandem up: %s (%s, pid %d) was killed by signal %d\n", c->name, c->program,
+                (int)pid, WTERMSIG(status));
+    else
+        fprintf(stderr, "tandem up: %s (%s, pid %d) ended with status %d\n", c->name, c->program,
+                (int)pid, WEXITSTATUS(status));
+}
+
+static void on_death(struct child *c, pid_t pid, int status)
+{
+    struct up *up = c->up;
+    close_out(c);
+    bool clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    bool was_ready = c->ready;
+    c->ready = false;
+    if (!clean || up->state != DRAINING) say_how(c, pid, status);
+    if (up->state == DRAINING) {
+        if (!clean && up->code == CMD_DONE) up->code = CMD_FAILED;
+        if (c == &up->child[0] && up->pressure == 0) set_deadline(up, NODES_LEAVE_MS);
+        if (running_count(up) == 0) loop_stop(up->loop);
+        return;
+    }
+    if (clean && was_ready) { /* drained: by its own signal or by `tandem drain` */
+        if (c == &up->child[0] || running_count(up) == 1) drain(up);
+        return;
+    }
+    if (up->state == STARTING || !was_ready) {
+        fail(up);
+        return;
+    }
+    fprintf(stderr, "tandem up: starting %s again\n", c->name);
+    loop_timer_set(c->restart, loop_now_ns(up->loop) + RESTART_MS * NS_PER_MS);
+}
+
+static void on_restart(void *ctx, uint64_t now_ns)
+{
+    (void)now_ns;
+    start_or_fail(ctx);
+}
+
+static void on_child_signal(void *ctx, uint64_t now_ns, int number)
+{
+    struct up *up = ctx;
+    (void)now_ns, (void)number;
+    for (uint32_t i = 0; i < up->children_count; i++) {
+        struct child *c = &up->child[i];
+        int status;
+        pid_t pid = c->pid;
+        if (pid <= 0 || waitpid(pid, &status, WNOHANG) != pid) continue;
+        c->pid = 0;
+        on_death(c, pid, status);
+    }
+}
+
+/* ---- the plan ---- */
+
+/* CPUs that we may use, and the first of them if they are consecutive, else -1. */
+static uint32_t count_cpus(int *first)
+{
+    cpu_set_t set;
+    int lowest = -1, highest = -1, count = 0;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+    for (int i = 0; i < CPU_SETSIZE; i++) {
+        if (!CPU_ISSET(i, &set)) continue;
+        if (lowest < 0) lowest = i;
+        highest = i;
+        count++;
+    }
+    *first = highest - lowest + 1 == count ? lowest : -1;
+    return count > 0 ? (uint32_t)count : 1;
+}
+
+static void plan_children(struct up *up)
+{
+    const struct options *o = up->options;
+    uint32_t nodes = (uint32_t)(o->prefill + o->decode);
+    int first = -1;
+    uint32_t cpus = count_cpus(&first);
+    uint32_t share = cpus / nodes > 0 ? cpus / nodes : 1;
+    up->threads = o->threads ? (uint32_t)o->threads : share;
+    bool pin = first >= 0 && up->threads * nodes <= cpus;
+    for (uint32_t i = 0; i <= nodes; i++) {
+        struct child *c = &up->child[up->children_count++];
+        bool prefill = i > 0 && i <= (uint32_t)o->prefill;
+        c->up = up;
+        c->out_fd = -1;
+        c->program = i == 0 ? "tandem-router" : prefill ? "tandem-prefill" : "tandem-decode";
+        c->first_cpu = pin && i > 0 ? first + (int)((i - 1) * up->threads) : -1;
+        snprintf(c->name, sizeof c->name, "%s%u",
+                 i == 0    ? "r"
+                 : prefill ? "p"
+                           : "d",
+                 i == 0    ? 0
+                 : prefill ? i - 1
+                           : i - 1 - (uint32_t)o->prefill);
+    }
+}
+
+static enum err find_folder(struct up *up)
+{
+    ssize_t n = readlink("/proc/self/exe", up->folder, sizeof up->folder - 1);
+    if (n < 0) return err_set(ERR_IO, "/proc/self/exe: %s", strerror(errno));
+    up->folder[n] = '\0';
+    char *slash = strrchr(up->folder, '/');
+    if (slash) *slash = '\0';
+    return OK;
+}
+
+/* The given one; else the one that is installed beside us, or the source tree's above build/bin. */
+static enum err find_model(struct up *up)
+{
+    static const char *const places[] = {"../share/tandem/demo_model",
+                                         "../../examples/demo_model/model"};
+    char path[2 * PATH_MAX];
+    if (up->options->model) {
+        if (!realpath(up->options->model, up->model))
+            return err_set(ERR_NOT_FOUND, "--model %s: %s", up->options->model, strerror(errno));
+        return OK;
+    }
+    for (size_t i = 0; i < COUNT_OF(places); i++) {
+        snprintf(path, sizeof path, "%s/%s", up->folder, places[i]);
+        if (realpath(path, up->model)) return OK;
+    }
+    return err_set(ERR_NOT_FOUND, "the demo model is not there: give --model DIR");
+}
+
+static enum err prepare(struct up *up)
+{
+    enum err e;
+    if ((e = find_folder(up)) != OK || (e = find_model(up)) != OK) return e;
+    snprintf(up->clients, sizeof up->clients, "%s", up->options->zmq);
+    snprintf(up->nodes, sizeof up->nodes, "%s", up->options->nodes);
+    plan_children(up);
+    if ((e = loop_new(&up->loop)) != OK) return e;
+    if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;
+    for (uint32_t i = 0; i < up->children_count; i++) {
+        struct child *c = &up->child[i];
+        if ((e = loop_timer_new(up->loop, on_restart, c, &c->restart)) != OK) return e;
+    }
+    if ((e = loop_signal(up->loop, SIGINT, on_signal, up)) != OK) return e;
+    if ((e = loop_signal(up->loop, SIGTERM, on_signal, up)) != OK) return e;
+    return loop_signal(up->loop, SIGCHLD, on_child_signal, up);
+}
+
+static void finish(struct up *up)
+{
+    for (uint32_t i = 0; i < up->children_count; i++) {
+        close_out(&up->child[i]);
+        if (up->child[i].restart) loop_timer_free(up->child[i].restart);
+    }
+    if (up->deadline) loop_timer_free(up->deadline);
+    loop_free(up->loop);
+}
+
+static int run_up(const struct options *o)
+{
+    struct up *up = mem_new(sizeof *up);
+    if (!up) return CMD_FAILED;
+    up->options = o;
+    up->began_ns = clock_now_ns();
+    enum err e = prepare(up);
+    if (e == OK) e = child_start(&up->child[0]);
+    if (e == OK) {
+        loop_run(up->loop);
+    } else {
+        fprintf(stderr, "tandem up: %s\n", err_text());
+        up->code = CMD_FAILED;
+        kill_children(up, SIGTERM);
+    }
+    int code = up->code;
+    finish(up);
+    mem_free(up);
+    return code;
+}
+
+int cmd_up(int argc, char **argv)
+{
+    struct options o = {0};
+    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
+    const struct settings_program program = {
+        .name = "tandem up",
+        .about = "Runs a router, prefill and decode nodes on this host until Ctrl-C, which drains. "
+                 "Prints `ready clients=ADDRESS nodes=ADDRESS` when requests can come.",
+        .section = "tandem",
+        .tables = tables,
+        .tables_count = COUNT_OF(tables)};
+    struct settings s;
+    int code;
+    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    code = run_up(&o);
+    settings_fini(&s);
+    return code;
+}
