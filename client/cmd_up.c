@@ -27,7 +27,8 @@ enum {
     ARGS_MAX = 32,
     RESTART_MS = 1000,
     NODES_LEAVE_MS = 5000, /* after the router has left */
-    TERM_MS = 3000         /* from SIGTERM to SIGKILL */
+    TERM_MS = 3000,        /* from SIGTERM to SIGKILL */
+    SIGNAL_TWICE_MS = 200  /* one Ctrl-C may come twice: from the terminal and from who runs us */
 };
 
 struct options {
@@ -76,7 +77,7 @@ struct up {
     char clients[160], nodes[160]; /* once the router has said them */
     struct child child[CHILDREN_MAX];
     uint32_t children_count, threads;
-    uint64_t began_ns;
+    uint64_t began_ns, signalled_ns;
     struct loop_timer *deadline; /* of DRAINING */
     uint32_t pressure;           /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
     int code;
@@ -238,12 +239,14 @@ static void on_deadline(void *ctx, uint64_t now_ns)
 static void on_signal(void *ctx, uint64_t now_ns, int number)
 {
     struct up *up = ctx;
-    (void)now_ns, (void)number;
+    (void)number;
     if (up->state != DRAINING) {
         fprintf(stderr, "tandem up: draining; Ctrl-C again to end at once\n");
+        up->signalled_ns = now_ns;
         drain(up);
         return;
     }
+    if (now_ns - up->signalled_ns < SIGNAL_TWICE_MS * NS_PER_MS) return;
     up->pressure = 1;
     press(up);
 }

@@ -1,0 +1,283 @@
+#include "tests/unit/testing.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "common/log.h"
+#include "tests/unit/fake_router.h"
+
+enum { ARGS_MAX = 24 };
+
+static const char *tandem; /* the program under test */
+
+struct result {
+    char out[8192], err[8192];
+    int code; /* exit code, -1: killed */
+};
+
+struct running {
+    pid_t pid;
+    int out, err;
+};
+
+static struct running start(const char *const *args, const char *input)
+{
+    int in[2], out[2], err[2];
+    const char *argv[ARGS_MAX] = {tandem};
+    for (int i = 0; args[i]; i++)
+        argv[i + 1] = args[i];
+    assert_true(pipe(in) == 0 && pipe(out) == 0 && pipe(err) == 0);
+    struct running r = {fork(), out[0], err[0]};
+    if (r.pid == 0) {
+        dup2(in[0], 0);
+        dup2(out[1], 1);
+        dup2(err[1], 2);
+        close(in[1]);
+        execv(tandem, (char *const *)argv);
+        _exit(127);
+    }
+    assert_int_equal(write(in[1], input, strlen(input)), strlen(input));
+    close(in[0]), close(in[1]), close(out[1]), close(err[1]);
+    return r;
+}
+
+static void read_all(int fd, char *text, size_t size)
+{
+    size_t used = 0;
+    ssize_t n;
+    while (used < size - 1 && (n = read(fd, text + used, size - 1 - used)) > 0)
+        used += (size_t)n;
+    text[used] = '\0';
+    close(fd);
+}
+
+static struct result finish(struct running r)
+{
+    struct result x;
+    int status;
+    read_all(r.out, x.out, sizeof x.out);
+    read_all(r.err, x.err, sizeof x.err);
+    assert_int_equal(waitpid(r.pid, &status, 0), r.pid);
+    x.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return x;
+}
+
+#define RUN(...) finish(start((const char *const[]){__VA_ARGS__, NULL}, ""))
+
+static void wrong_usage_is_said_and_ends_with_2(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *args[8], *said;
+    } rows[] = {
+        {{NULL}, "usage: tandem VERB"},
+        {{"frobnicate"}, "\"frobnicate\" is no verb"},
+        {{"generate"}, "give a PROMPT, - for stdin, or --token-ids"},
+        {{"generate", "--token-ids", "1,2", "text"}, "give a PROMPT"},
+        {{"generate", "one", "two"}, ""},
+        {{"generate", "--no-such-thing", "x"}, "no-such-thing"},
+        {{"generate", "--temperature", "hot", "x"}, "temperature"},
+        {{"generate", "--temperature", "101", "x"}, "100"},
+        {{"generate", "--max-tokens", "0", "x"}, "max-tokens"},
+        {{"generate", "--token-ids", "1,x,2"}, "\"x,2\" is no token id"},
+        {{"generate", "--token-ids", "[1,2"}, NULL}, /* fine, but there is nobody: 3 */
+        {{"generate", "--router", "nowhere", "x"}, "write tcp://HOST:PORT"},
+        {{"generate", "--stop", "", "x"}, "stop"},
+        {{"status", "extra"}, ""},
+        {{"explain"}, ""},
+        {{"tokenize", "x"}, "--model DIR is missing"},
+        {{"up", "--decode", "0"}, "decode"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        if (!rows[i].said) continue;
+        struct result r = finish(start(rows[i].args, ""));
+        if (r.code != 2 || !strstr(r.err, rows[i].said))
+            fail_msg("row %zu: code %d, said: %s", i, r.code, r.err);
+        assert_string_equal(r.out, "");
+    }
+}
+
+static void without_a_router_the_code_is_3_and_the_help_names_what_to_do(void **state)
+{
+    (void)state;
+    const char *const nobody[] = {"--router=tcp://127.0.0.1:1", "--patience=60ms"};
+    struct result results[] = {RUN("generate", nobody[0], nobody[1], "x"),
+                               RUN("generate", nobody[0], nobody[1], "--token-ids", "[1, 2]"),
+                               RUN("status", nobody[0], nobody[1], "--json"),
+                               RUN("explain", nobody[0], nobody[1], "abc"),
+                               RUN("drain", nobody[0], nobody[1])};
+    for (size_t i = 0; i < sizeof results / sizeof results[0]; i++) {
+        assert_int_equal(results[i].code, 3);
+        assert_non_null(strstr(results[i].err, "tcp://127.0.0.1:1"));
+        assert_non_null(strstr(results[i].err, "`tandem up` starts a cluster"));
+        assert_string_equal(results[i].out, "");
+    }
+}
+
+static void generate_streams_exactly_the_text(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    struct result x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "4",
+                          "--seed", "9", "prompt");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "0:0 0:1 0:2 0:3 ");
+    assert_string_equal(x.err, "");
+    x = finish(start((const char *const[]){"generate", "--router", fake_router_address(r),
+                                           "--max-tokens", "2", "-", NULL},
+                     "from stdin"));
+    assert_string_equal(x.out, "0:0 0:1 ");
+    x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "1", "--n", "2", "x");
+    assert_string_equal(x.out, "== 0 ==\n0:0 \n\n== 1 ==\n1:0 \n");
+    fake_router_free(r);
+}
+
+static void generate_json_is_one_object_with_the_promised_names(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    struct result x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "3",
+                          "--json", "--logprobs", "1", "prompt");
+    assert_int_equal(x.code, 0);
+    json_t *o = json_loads(x.out, 0, NULL);
+    const char *id, *text, *finish_reason, *prefill, *decode;
+    int first, prompt_tokens, completion_tokens, cached_tokens;
+    double queue, prefill_ms, tail, ttft, decode_ms, total;
+    assert_int_equal(
+        json_unpack(
+            o, "{s:s,s:s,s:[i,i,i],s:s,s:{s:i,s:i,s:i},s:{s:F,s:F,s:F,s:F,s:F,s:F},s:{s:s,s:s}}",
+            "id", &id, "text", &text, "tokens", &first, &first, &first, "finish_reason",
+            &finish_reason, "usage", "prompt_tokens", &prompt_tokens, "completion_tokens",
+            &completion_tokens, "cached_tokens", &cached_tokens, "timing_ms", "queue", &queue,
+            "prefill", &prefill_ms, "transfer_tail", &tail, "ttft", &ttft, "decode", &decode_ms,
+            "total", &total, "nodes", "prefill", &prefill, "decode", &decode),
+        0);
+    assert_string_equal(text, "0:0 0:1 0:2 ");
+    assert_string_equal(finish_reason, "length");
+    assert_int_equal(first, fake_token(0, 2));
+    assert_int_equal(completion_tokens, 3);
+    assert_true(ttft == 1.5);
+    assert_string_equal(decode, "d0");
+    json_decref(o);
+    fake_router_free(r);
+}
+
+static void a_rejected_request_ends_with_1_and_says_why(void **state)
+{
+    (void)state;
+    struct fake_script script = {.reject = ERR_FULL};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    struct result x = RUN("generate", "--router", fake_router_address(r), "x");
+    assert_int_equal(x.code, 1);
+    assert_string_equal(x.out, "");
+    assert_non_null(strstr(x.err, "said the script"));
+    x = RUN("generate", "--json", "--router", fake_router_address(r), "x");
+    assert_int_equal(x.code, 1);
+    json_t *o = json_loads(x.out, 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(o, "finish_reason")), "error");
+    json_decref(o);
+    x = RUN("explain", "--router", fake_router_address(r), "abc");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "no such request"));
+    x = RUN("status", "--json", "--router", fake_router_address(r));
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "{\"fake\":true}\n");
+    fake_router_free(r);
+}
+
+static void an_interrupt_cancels_the_request(void **state)
+{
+    (void)state;
+    struct fake_script script = {.outputs_until_hold = 1};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    struct running g = start((const char *const[]){"generate", "--router", fake_router_address(r),
+                                                   "--max-tokens", "50", "x", NULL},
+                             "");
+    char byte;
+    assert_int_equal(read(g.out, &byte, 1), 1); /* it streams */
+    assert_int_equal(kill(g.pid, SIGINT), 0);
+    struct result x = finish(g);
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "cancelled"));
+    fake_router_stop(r);
+    assert_int_equal(fake_router_seen(r)->cancels, 1);
+    fake_router_free(r);
+}
+
+#define MODEL TANDEM_SOURCE_DIR "/examples/demo_model/model"
+
+static void tokenize_and_detokenize_are_each_others_inverse(void **state)
+{
+    (void)state;
+    if (access(MODEL "/tokenizer.json", R_OK) != 0) skip();
+    static const char text[] = "To be, or not to be?\n  \xc3\xa9\xe2\x82\xac ";
+    struct result ids = finish(start(
+        (const char *const[]){"tokenize", "--no-special", "--model", MODEL, "-", NULL}, text));
+    assert_int_equal(ids.code, 0);
+    struct result back = RUN("detokenize", "--model", MODEL, ids.out);
+    assert_int_equal(back.code, 0);
+    assert_string_equal(back.out, text);
+    struct result json = RUN("tokenize", "--json", "--no-special", "--model", MODEL, text);
+    json_t *array = json_loads(json.out, 0, NULL);
+    assert_true(json_is_array(array));
+    json_decref(array);
+    struct result again = finish(
+        start((const char *const[]){"detokenize", "--json", "--model", MODEL, NULL}, json.out));
+    json_t *string = json_loads(again.out, JSON_DECODE_ANY, NULL);
+    assert_string_equal(json_string_value(string), text);
+    json_decref(string);
+    struct result none = RUN("tokenize", "--model", "/nowhere", "x");
+    assert_int_equal(none.code, 1);
+    assert_non_null(strstr(none.err, "/nowhere"));
+}
+
+static void help_goes_to_stdout_and_names_every_verb(void **state)
+{
+    (void)state;
+    struct result x = RUN("help");
+    assert_int_equal(x.code, 0);
+    static const char *const verbs[] = {"up",    "generate", "status",    "explain",
+                                        "drain", "tokenize", "detokenize"};
+    for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
+        assert_non_null(strstr(x.out, verbs[i]));
+        struct result v = RUN(verbs[i], "--help");
+        assert_int_equal(v.code, 0);
+        assert_non_null(strstr(v.out, "--"));
+    }
+}
+
+static void up_says_what_is_missing(void **state)
+{
+    (void)state;
+    struct result x = RUN("up", "--model", "/nowhere");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "/nowhere"));
+    x = RUN("up", "--model", "/tmp", "--zmq", "nonsense");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "tandem up: r0 (tandem-router"));
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(wrong_usage_is_said_and_ends_with_2),
+        cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
+        cmocka_unit_test(generate_streams_exactly_the_text),
+        cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
+        cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
+        cmocka_unit_test(an_interrupt_cancels_the_request),
+        cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
+        cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
+        cmocka_unit_test(up_says_what_is_missing),
+    };
+    log_setup(LOG_OFF, NULL);
+    if (argc != 2) return 2;
+    tandem = argv[1];
+    return cmocka_run_group_tests_name("cmd", tests, NULL, NULL);
+}
