@@ -463,6 +463,7 @@ bool xfer_core_wants(struct xfer_core *core, struct xfer_session *s, struct xfer
     for (struct list_link *l = s->ready.next, *next; l != &s->ready; l = next) {
         struct xfer_ticket *t = list_member(l, struct xfer_ticket, ready);
         next = l->next;
+        *send = (struct xfer_send){0}; /* the one before may have left DATA without credit */
         if (ticket_wants(core, t, send)) {
             send->about = t;
             send->frame.ticket = t->id;
@@ -526,7 +527,8 @@ static void op_open(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_
     if (!t->sends) return;
     struct xfer_session *s = session_for(core, t, now_ns);
     if (!s) {
-        ticket_end(core, t, XFER_FAILED, ERR_FULL, err_text(), 0, now_ns);
+        enum err full = core->sessions_count == XFER_SESSIONS_MAX ? ERR_FULL : ERR_MEMORY;
+        ticket_end(core, t, XFER_FAILED, full, err_text(), 0, now_ns);
         return;
     }
     ticket_join(core, t, s);

@@ -1,0 +1,721 @@
+/* The transfer's state machines on virtual time: two cores, and a wire that the test holds. */
+#include "tests/unit/testing.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "common/rng.h"
+#include "xfer/core.h"
+
+enum { LAYERS = 2, BLOCKS = 8, EVENTS = 64 };
+#define HANDSHAKE NS_PER_S
+#define IDLE (10 * NS_PER_S)
+#define DEADLINE (100 * NS_PER_S)
+
+static const struct kv_geometry geometry = {LAYERS, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32};
+static const uint32_t blocks[BLOCKS] = {7, 6, 5, 4, 3, 2, 1, 0};
+static const struct xfer_addresses two_addresses = {2, {"shm:x", "tcp:y"}};
+
+/* One core and what it has said so far. */
+struct side {
+    struct xfer_core *core;
+    struct xfer_session *session; /* the one that the test drives; NULL: closed */
+    struct xfer_event event[EVENTS];
+    uint32_t events_count, dials_count, closes_count;
+    const char *dialled;
+};
+
+static void side_new(struct side *s)
+{
+    const struct xfer_core_options o = {
+        .geometry = geometry, .tickets_max = 64, .handshake_ns = HANDSHAKE, .idle_close_ns = IDLE};
+    memset(s, 0, sizeof *s);
+    assert_ok(xfer_core_new(&s->core, &o));
+}
+
+static void side_act(struct side *s)
+{
+    struct xfer_action a;
+    while (xfer_core_next(s->core, &a)) {
+        if (a.kind == XFER_ACT_EVENT) {
+            assert_true(s->events_count < EVENTS);
+            s->event[s->events_count++] = a.event;
+        } else if (a.kind == XFER_ACT_DIAL) {
+            s->session = a.session;
+            s->dialled = a.address;
+            s->dials_count++;
+        } else {
+            if (a.session == s->session) s->session = NULL;
+            xfer_core_closed(s->core, a.session);
+            s->closes_count++;
+        }
+    }
+}
+
+static void side_op(struct side *s, struct xfer_op op, uint64_t now)
+{
+    struct xfer_message m;
+    op.blocks = blocks;
+    op.blocks_count = blocks_for_tokens(op.tokens_end - op.tokens_first);
+    op.addresses = &two_addresses;
+    if (!op.deadline_ns) op.deadline_ns = DEADLINE;
+    assert_ok(xfer_message_new(&op, &geometry, BLOCKS, &m));
+    xfer_core_op(s->core, &m, now);
+    side_act(s);
+}
+
+static struct id128 ticket(uint64_t n)
+{
+    return (struct id128){7, n};
+}
+
+static void op_simple(struct side *s, enum xfer_op_kind kind, uint64_t n, uint64_t now)
+{
+    side_op(s, (struct xfer_op){.kind = kind, .ticket = ticket(n), .tokens_end = 40}, now);
+}
+
+static void push_all(struct side *p, uint64_t n, uint64_t now)
+{
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+        side_op(p,
+                (struct xfer_op){
+                    .kind = XFER_PUSH, .ticket = ticket(n), .tokens_end = 40, .layer = layer},
+                now);
+}
+
+/* The final event of a ticket, which must be the only one; kind and error as told. */
+static void assert_ended(struct side *s, uint64_t n, enum xfer_event_kind kind, enum err error)
+{
+    uint32_t count = 0;
+    side_act(s);
+    for (uint32_t i = 0; i < s->events_count; i++) {
+        if (!id128_equal(s->event[i].ticket, ticket(n))) continue;
+        count++;
+        if (s->event[i].kind != kind || s->event[i].error != error)
+            fail_msg("ticket %d: %d %s \"%s\"", (int)n, s->event[i].kind,
+                     err_name(s->event[i].error), s->event[i].text);
+    }
+    assert_int_equal(count, 1);
+}
+
+static bool has_ended(const struct side *s, uint64_t n)
+{
+    for (uint32_t i = 0; i < s->events_count; i++)
+        if (id128_equal(s->event[i].ticket, ticket(n))) return true;
+    return false;
+}
+
+static enum err hear(struct side *s, const struct frame *f, bool good, uint64_t now)
+{
+    struct xfer_store store;
+    enum err e = xfer_core_frame(s->core, s->session, f, now, &store);
+    if (e == OK && store.blocks_count > 0) xfer_core_stored(s->core, s->session, &store, good, now);
+    if (e != OK) xfer_core_lost(s->core, s->session, e, err_text(), now);
+    side_act(s);
+    return e;
+}
+
+/* The next frame that `from` wants to say, as the wire makes of it. */
+static bool say(struct side *from, struct frame *f, uint64_t now)
+{
+    struct xfer_send send;
+    uint8_t head[FRAME_HEAD_MAX + BLOCKS * 256] = {0};
+    if (!from->session || !xfer_core_wants(from->core, from->session, &send)) return false;
+    size_t n = frame_print(&send.frame, head);
+    n += send.blocks_count * kv_layer_bytes(&geometry);
+    assert_true(n <= sizeof head);
+    if (frame_parse(head, n, f) != OK) fail_msg("%s", err_text());
+    xfer_core_sent(from->core, from->session, &send, now);
+    side_act(from);
+    return true;
+}
+
+/* Carries frames both ways until neither side has anything to say. */
+static void settle(struct side *p, struct side *d, uint64_t now)
+{
+    struct frame f;
+    for (bool more = true; more;) {
+        more = false;
+        while (say(p, &f, now)) {
+            more = true;
+            if (d->session) assert_ok(hear(d, &f, true, now));
+        }
+        while (say(d, &f, now)) {
+            more = true;
+            if (p->session) assert_ok(hear(p, &f, true, now));
+        }
+    }
+}
+
+/* P has dialled (by an OPEN), D accepted. */
+static void connect_sides(struct side *p, struct side *d, uint64_t window, uint64_t now)
+{
+    assert_non_null(p->session);
+    d->session = xfer_core_accepted(d->core, "shm", now);
+    assert_non_null(d->session);
+    xfer_core_connected(d->core, d->session, "shm", window, now);
+    xfer_core_connected(p->core, p->session, "shm", window, now);
+}
+
+static void start(struct side *p, struct side *d)
+{
+    side_new(p);
+    side_new(d);
+    op_simple(d, XFER_EXPECT, 1, 1);
+    op_simple(p, XFER_OPEN, 1, 1);
+    connect_sides(p, d, 1 << 20, 1);
+    settle(p, d, 1);
+}
+
+static void end(struct side *p, struct side *d)
+{
+    xfer_core_free(p->core);
+    xfer_core_free(d->core);
+}
+
+static void a_transfer_goes_through(void **state)
+{
+    (void)state;
+    struct side p, d;
+    start(&p, &d);
+    push_all(&p, 1, 2);
+    settle(&p, &d, 3);
+    assert_false(has_ended(&d, 1));
+    side_op(&p, (struct xfer_op){.kind = XFER_COMMIT, .ticket = ticket(1), .first = {.token = 9}},
+            4);
+    settle(&p, &d, 5);
+    assert_ended(&d, 1, XFER_COMMITTED, OK);
+    assert_ended(&p, 1, XFER_DONE, OK);
+    assert_int_equal(d.event[0].first.token, 9);
+    assert_int_equal(d.event[0].ended_ns, 5);
+    assert_int_equal(xfer_core_tickets_count(p.core) + xfer_core_tickets_count(d.core), 0);
+    end(&p, &d);
+}
+
+static void a_range_is_sent_three_times_at_most(void **state)
+{
+    (void)state;
+    for (int bad = 0; bad <= 3; bad++) {
+        struct side p, d;
+        struct frame f;
+        int spoiled = 0;
+        start(&p, &d);
+        push_all(&p, 1, 2);
+        op_simple(&p, XFER_COMMIT, 1, 2);
+        for (bool more = true; more;) {
+            more = false;
+            while (say(&p, &f, 3)) {
+                more = true;
+                bool spoil = f.kind == FRAME_DATA && f.range.layer == 1 && spoiled < bad;
+                spoiled += spoil;
+                assert_ok(hear(&d, &f, !spoil, 3));
+            }
+            while (say(&d, &f, 3)) {
+                more = true;
+                assert_ok(hear(&p, &f, true, 3));
+            }
+        }
+        assert_int_equal(spoiled, bad);
+        assert_ended(&d, 1, bad < 3 ? XFER_COMMITTED : XFER_FAILED, bad < 3 ? OK : ERR_FORMAT);
+        assert_ended(&p, 1, bad < 3 ? XFER_DONE : XFER_FAILED, bad < 3 ? OK : ERR_FORMAT);
+        assert_int_equal(xfer_core_counts(d.core).frames_refused, bad);
+        end(&p, &d);
+    }
+}
+
+static void no_more_is_sent_than_was_granted(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f;
+    side_new(&p);
+    side_new(&d);
+    op_simple(&d, XFER_EXPECT, 1, 1);
+    op_simple(&p, XFER_OPEN, 1, 1);
+    uint64_t frame_bytes = 3 * kv_layer_bytes(&geometry); /* 40 tokens of a layer */
+    connect_sides(&p, &d, frame_bytes, 1);
+    settle(&p, &d, 1);
+    push_all(&p, 1, 2);
+    assert_true(say(&p, &f, 2));
+    assert_int_equal(f.kind, FRAME_DATA);
+    assert_int_equal(f.payload_bytes, frame_bytes);
+    struct frame second;
+    assert_false(say(&p, &second, 2)); /* the window is full */
+    op_simple(&p, XFER_CANCEL, 1, 3);  /* what is no payload goes nevertheless */
+    assert_true(say(&p, &second, 3));
+    assert_int_equal(second.kind, FRAME_FAIL);
+    assert_ok(hear(&d, &f, true, 4));
+    assert_true(say(&d, &f, 4));
+    assert_int_equal(f.kind, FRAME_CREDIT);
+    assert_int_equal(f.window_bytes, frame_bytes);
+    end(&p, &d);
+}
+
+static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f;
+    side_new(&p);
+    side_new(&d);
+    op_simple(&d, XFER_EXPECT, 1, 1);
+    op_simple(&p, XFER_OPEN, 1, 1);
+    connect_sides(&p, &d, 1, 1); /* no payload fits at all */
+    settle(&p, &d, 1);
+    push_all(&p, 1, 2);
+    op_simple(&p, XFER_OPEN, 2, 2);
+    assert_true(say(&p, &f, 2)); /* say() fails if the frame carries blocks */
+    assert_int_equal(f.kind, FRAME_OPEN);
+    assert_false(say(&p, &f, 2));
+    end(&p, &d);
+}
+
+static void payload_without_credit_costs_the_link(void **state)
+{
+    (void)state;
+    struct side p, d;
+    uint8_t head[FRAME_HEAD_MAX + 1000] = {0};
+    start(&p, &d);
+    struct frame f = {.kind = FRAME_DATA, .ticket = {5, 5}, .range = {0, 0, 16, 0}};
+    size_t n = frame_print(&f, head);
+    assert_ok(frame_parse(head, n + 512, &f));
+    f.payload_bytes = 1 << 20;
+    assert_ok(hear(&d, &f, true, 2)); /* of a dead ticket, but paid for */
+    f.payload_bytes = 1;
+    assert_int_equal(hear(&d, &f, true, 2), ERR_STATE);
+    assert_null(d.session);
+    assert_ended(&d, 1, XFER_FAILED, ERR_PEER);
+    end(&p, &d);
+}
+
+/* How each waiting state ends when the other side is gone or silent, and what is told to it. */
+enum stage { CONNECTING, OPENED, PUSHED, COMMITTING, STAGES };
+enum blow { LOST, TIMEOUT, CANCEL, RELEASE, STOP, BLOWS };
+
+static void bring_to(struct side *p, struct side *d, enum stage stage)
+{
+    struct frame f;
+    side_new(p);
+    side_new(d);
+    op_simple(d, XFER_EXPECT, 1, 1);
+    op_simple(p, XFER_OPEN, 1, 1);
+    if (stage == CONNECTING) return;
+    connect_sides(p, d, 1 << 20, 1);
+    settle(p, d, 1);
+    if (stage == OPENED) return;
+    push_all(p, 1, 2);
+    settle(p, d, 2);
+    if (stage == PUSHED) return;
+    op_simple(p, XFER_COMMIT, 1, 3);
+    while (say(p, &f, 3)) /* COMMIT is out and stays on the wire */
+        continue;
+}
+
+static void strike(struct side *p, struct side *d, enum blow blow)
+{
+    switch (blow) {
+    case LOST:
+        for (int i = 0; i < 2 && p->session; i++) { /* two addresses while it connects */
+            xfer_core_lost(p->core, p->session, ERR_PEER, "gone", 5);
+            side_act(p);
+        }
+        if (d->session) xfer_core_lost(d->core, d->session, ERR_PEER, "gone", 5);
+        break;
+    case TIMEOUT:
+        xfer_core_timer(p->core, DEADLINE);
+        xfer_core_timer(d->core, DEADLINE);
+        break;
+    case CANCEL: op_simple(p, XFER_CANCEL, 1, 5); break;
+    case RELEASE: op_simple(d, XFER_RELEASE, 1, 5); break;
+    default: xfer_core_stop(p->core, 5); xfer_core_stop(d->core, 5);
+    }
+    side_act(p);
+    side_act(d);
+}
+
+static void every_state_has_a_way_out(void **state)
+{
+    (void)state;
+    struct {
+        enum xfer_event_kind kind;
+        enum err error;
+    } at_p[BLOWS] = {{XFER_FAILED, ERR_PEER},
+                     {XFER_FAILED, ERR_TIMEOUT},
+                     {XFER_CANCELLED, OK},
+                     {XFER_FAILED, ERR_CANCELLED}, /* told by D */
+                     {XFER_FAILED, ERR_CANCELLED}},
+      at_d[BLOWS] = {{XFER_FAILED, ERR_PEER},
+                     {XFER_FAILED, ERR_TIMEOUT},
+                     {XFER_FAILED, ERR_CANCELLED}, /* told by P */
+                     {XFER_RELEASED, OK},
+                     {XFER_FAILED, ERR_CANCELLED}};
+    for (enum stage stage = 0; stage < STAGES; stage++)
+        for (enum blow blow = 0; blow < BLOWS; blow++) {
+            struct side p, d;
+            bring_to(&p, &d, stage);
+            strike(&p, &d, blow);
+            bool met = stage != CONNECTING;
+            if (met && p.session && d.session) settle(&p, &d, 6);
+            if (met || blow != RELEASE) assert_ended(&p, 1, at_p[blow].kind, at_p[blow].error);
+            if (met || (blow != LOST && blow != CANCEL))
+                assert_ended(&d, 1, at_d[blow].kind, at_d[blow].error);
+            op_simple(&p, XFER_CANCEL, 1, 7); /* ops for what has ended are ignored */
+            op_simple(&d, XFER_RELEASE, 1, 7);
+            assert_true(p.events_count <= 1 && d.events_count == 1);
+            end(&p, &d);
+        }
+}
+
+static void frames_of_the_dead_are_counted_and_harmless(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame data[LAYERS], f;
+    start(&p, &d);
+    push_all(&p, 1, 2);
+    for (int i = 0; i < LAYERS; i++)
+        assert_true(say(&p, &data[i], 2));
+    assert_ok(hear(&d, &data[0], true, 3));
+    assert_ok(hear(&d, &data[0], true, 3)); /* again: a verified range is not written twice */
+    assert_int_equal(xfer_core_counts(d.core).frames_dead, 1);
+    op_simple(&d, XFER_RELEASE, 1, 4);
+    assert_ok(hear(&d, &data[1], true, 4)); /* late */
+    assert_int_equal(xfer_core_counts(d.core).frames_dead, 2);
+    while (say(&d, &f, 4))
+        assert_ok(hear(&p, &f, true, 4));
+    assert_ended(&p, 1, XFER_FAILED, ERR_CANCELLED);
+    f = (struct frame){.kind = FRAME_REFUSE, .ticket = ticket(1), .range = data[0].range};
+    assert_ok(hear(&p, &f, true, 5));
+    assert_int_equal(xfer_core_counts(p.core).frames_dead, 1);
+    end(&p, &d);
+}
+
+static void breaches_cost_the_link(void **state)
+{
+    (void)state;
+    struct frame at_d[] = {
+        {.kind = FRAME_DONE, .ticket = ticket(1)},
+        {.kind = FRAME_REFUSE, .ticket = ticket(1), .range = {0, 0, 16, 0}},
+        {.kind = FRAME_CREDIT, .window_bytes = 5},
+        {.kind = FRAME_HELLO, .geometry = geometry},
+        {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {LAYERS, 0, 16, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 32, 48, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 17, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 16, 0}}, /* no payload */
+    };
+    struct frame at_p[] = {
+        {.kind = FRAME_DONE, .ticket = ticket(1)}, /* before COMMIT */
+        {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40},
+        {.kind = FRAME_COMMIT, .ticket = ticket(1)},
+        {.kind = FRAME_REFUSE, .ticket = ticket(1), .range = {0, 0, 16, 0}}, /* was never sent */
+        {.kind = FRAME_HELLO, .geometry = geometry},
+    };
+    for (size_t i = 0; i < sizeof at_d / sizeof *at_d + sizeof at_p / sizeof *at_p; i++) {
+        size_t i_p = i - sizeof at_d / sizeof *at_d;
+        struct side p, d;
+        start(&p, &d);
+        bool of_d = i < sizeof at_d / sizeof *at_d;
+        struct side *s = of_d ? &d : &p;
+        if (hear(s, of_d ? &at_d[i] : &at_p[i_p], true, 2) != ERR_STATE) fail_msg("row %zu", i);
+        assert_null(s->session);
+        assert_ended(s, 1, XFER_FAILED, ERR_PEER);
+        end(&p, &d);
+    }
+}
+
+static void links_are_dialled_in_order_and_shared(void **state)
+{
+    (void)state;
+    struct side p, d;
+    side_new(&p);
+    side_new(&d);
+    op_simple(&p, XFER_OPEN, 1, 1);
+    op_simple(&p, XFER_OPEN, 2, 1); /* the same addresses: the same link */
+    assert_int_equal(p.dials_count, 1);
+    assert_string_equal(p.dialled, "shm:x");
+    xfer_core_lost(p.core, p.session, ERR_PEER, "nobody there", 2);
+    side_act(&p);
+    assert_string_equal(p.dialled, "tcp:y");
+    assert_int_equal(p.events_count, 0);
+    side_op(
+        &p,
+        (struct xfer_op){.kind = XFER_OPEN, .ticket = ticket(3), .tokens_end = 40, .link = "tcp"},
+        2);
+    assert_int_equal(p.dials_count, 3); /* a forced link is another one */
+    end(&p, &d);
+}
+
+static void a_silent_listener_is_left_after_the_handshake_time(void **state)
+{
+    (void)state;
+    struct side p;
+    side_new(&p);
+    op_simple(&p, XFER_OPEN, 1, 1);
+    xfer_core_connected(p.core, p.session, "shm", 100, 2);
+    assert_int_equal(xfer_core_wake_at(p.core), 2 + HANDSHAKE);
+    xfer_core_timer(p.core, 2 + HANDSHAKE);
+    side_act(&p);
+    assert_string_equal(p.dialled, "tcp:y");
+    xfer_core_timer(p.core, 2 + 2 * HANDSHAKE);
+    assert_ended(&p, 1, XFER_FAILED, ERR_TIMEOUT);
+    assert_null(p.session);
+    assert_int_equal(xfer_core_wake_at(p.core), TIME_NEVER);
+    xfer_core_free(p.core);
+}
+
+static void strangers_who_say_nothing_are_few_and_short_lived(void **state)
+{
+    (void)state;
+    struct side d;
+    side_new(&d);
+    for (int i = 0; i < XFER_GREETINGS_MAX; i++)
+        assert_non_null(xfer_core_accepted(d.core, "tcp", 1));
+    assert_null(xfer_core_accepted(d.core, "tcp", 1));
+    xfer_core_timer(d.core, 1 + HANDSHAKE);
+    side_act(&d);
+    assert_int_equal(d.closes_count, XFER_GREETINGS_MAX);
+    assert_non_null(xfer_core_accepted(d.core, "tcp", 2 + HANDSHAKE));
+    xfer_core_free(d.core);
+}
+
+static void an_idle_link_is_closed_and_a_used_one_is_not(void **state)
+{
+    (void)state;
+    struct side p, d;
+    start(&p, &d);
+    xfer_core_timer(p.core, 2 * IDLE);
+    side_act(&p);
+    assert_non_null(p.session); /* its ticket is live */
+    op_simple(&p, XFER_CANCEL, 1, 3 * IDLE);
+    settle(&p, &d, 3 * IDLE);
+    xfer_core_timer(p.core, 4 * IDLE - 1);
+    side_act(&p);
+    assert_non_null(p.session);
+    xfer_core_timer(p.core, 4 * IDLE);
+    side_act(&p);
+    assert_null(p.session);
+    end(&p, &d);
+}
+
+static void a_frozen_receiver_gets_no_new_tickets(void **state)
+{
+    (void)state;
+    struct side p, d;
+    start(&p, &d);
+    side_op(&p,
+            (struct xfer_op){
+                .kind = XFER_OPEN, .ticket = ticket(2), .tokens_end = 40, .deadline_ns = 50},
+            10);
+    struct frame f;
+    while (say(&p, &f, 10)) /* nobody hears it */
+        continue;
+    xfer_core_timer(p.core, 50);
+    assert_ended(&p, 2, XFER_FAILED, ERR_TIMEOUT);
+    struct xfer_session *first = p.session;
+    op_simple(&p, XFER_OPEN, 3, 51);
+    assert_int_equal(p.dials_count, 2);
+    assert_ptr_not_equal(p.session, first);
+    op_simple(&p, XFER_CANCEL, 1, 52); /* its last ticket: the old link goes, said or not */
+    xfer_core_timer(p.core, 52 + HANDSHAKE);
+    side_act(&p);
+    assert_int_equal(p.closes_count, 1);
+    end(&p, &d);
+}
+
+static void tickets_take_turns(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f;
+    start(&p, &d);
+    op_simple(&d, XFER_EXPECT, 2, 2);
+    op_simple(&p, XFER_OPEN, 2, 2);
+    settle(&p, &d, 2);
+    push_all(&p, 1, 3);
+    push_all(&p, 2, 3);
+    uint64_t order[] = {1, 2, 1, 2};
+    for (int i = 0; i < 4; i++) {
+        assert_true(say(&p, &f, 3));
+        assert_int_equal(f.ticket.lo, order[i]);
+    }
+    end(&p, &d);
+}
+
+static void a_second_link_cannot_take_an_open_ticket_over(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct xfer_send send;
+    start(&p, &d);
+    struct xfer_session *thief = xfer_core_accepted(d.core, "tcp", 2);
+    struct xfer_store store;
+    xfer_core_connected(d.core, thief, "tcp", 4096, 2);
+    struct frame hello = {.kind = FRAME_HELLO, .geometry = geometry};
+    struct frame open = {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40};
+    struct frame fail = {.kind = FRAME_FAIL, .ticket = ticket(1), .error = ERR_CANCELLED};
+    assert_ok(xfer_core_frame(d.core, thief, &hello, 2, &store));
+    assert_ok(xfer_core_frame(d.core, thief, &open, 2, &store));
+    assert_ok(xfer_core_frame(d.core, thief, &fail, 2, &store));
+    assert_true(xfer_core_wants(d.core, thief, &send)); /* HELLO */
+    xfer_core_sent(d.core, thief, &send, 2);
+    assert_true(xfer_core_wants(d.core, thief, &send));
+    assert_int_equal(send.frame.kind, FRAME_FAIL);
+    assert_int_equal(send.frame.error, ERR_DUPLICATE);
+    push_all(&p, 1, 3);
+    op_simple(&p, XFER_COMMIT, 1, 3);
+    settle(&p, &d, 3);
+    assert_ended(&d, 1, XFER_COMMITTED, OK);
+    end(&p, &d);
+}
+
+/* Whatever is lost, spoiled, cancelled or late: one event per ticket and side, and D commits only what
+ * P committed. A seed is a run. */
+enum { SEEDS = 150, STEPS = 300, TICKETS = 5 };
+
+struct run {
+    struct side p, d;
+    bool pushed[TICKETS + 1], committed[TICKETS + 1];
+    uint64_t now;
+};
+
+static void random_op(struct run *w, struct rng_block r, uint64_t n)
+{
+    bool rare = r.word[2] % 8 == 0;
+    switch (r.word[0] % 8) {
+    case 0:
+        if (rare) op_simple(&w->p, XFER_CANCEL, n, w->now);
+        break;
+    case 1:
+        if (rare) op_simple(&w->d, XFER_RELEASE, n, w->now);
+        break;
+    case 2:
+        if (r.word[2] % 64 != 0 || !w->p.session) break;
+        xfer_core_lost(w->p.core, w->p.session, ERR_PEER, "cut", w->now);
+        if (w->d.session) xfer_core_lost(w->d.core, w->d.session, ERR_PEER, "cut", w->now);
+        w->p.session = w->d.session = NULL;
+        break;
+    default:
+        if (!w->pushed[n] || rare)
+            push_all(&w->p, n, w->now); /* rarely a second time */
+        else if (!w->committed[n])
+            op_simple(&w->p, XFER_COMMIT, n, w->now);
+        w->committed[n] = w->pushed[n];
+        w->pushed[n] = true;
+    }
+}
+
+static void random_step(struct run *w, struct rng_block r)
+{
+    struct frame f;
+    uint32_t what = r.word[3] % 16;
+    if (what < 4)
+        random_op(w, r, 1 + r.word[1] % TICKETS);
+    else if (what < 8 && say(&w->d, &f, w->now) && w->p.session)
+        hear(&w->p, &f, true, w->now);
+    else if (what >= 8 && say(&w->p, &f, w->now) && w->d.session)
+        hear(&w->d, &f, r.word[1] % 6 != 0, w->now);
+    xfer_core_timer(w->p.core, w->now);
+    xfer_core_timer(w->d.core, w->now);
+    side_act(&w->p);
+    side_act(&w->d);
+    w->now += 2;
+}
+
+/* Whoever is done at P is committed at D; returns how many. */
+static uint32_t count_done(const struct run *w)
+{
+    uint32_t done = 0;
+    for (uint32_t i = 0; i < TICKETS; i++) {
+        if (w->p.event[i].kind != XFER_DONE) continue;
+        done++;
+        for (uint32_t j = 0; j < TICKETS; j++)
+            if (id128_equal(w->p.event[i].ticket, w->d.event[j].ticket))
+                assert_int_equal(w->d.event[j].kind, XFER_COMMITTED);
+    }
+    return done;
+}
+
+static void random_runs_end_every_ticket_once(void **state)
+{
+    (void)state;
+    uint32_t done = 0;
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        struct run w = {.now = 1};
+        side_new(&w.p);
+        side_new(&w.d);
+        for (uint64_t n = 1; n <= TICKETS; n++) {
+            uint64_t deadline = 100 + rng_draw(seed, 9, n).word[0] % 600;
+            struct xfer_op op = {.ticket = ticket(n), .tokens_end = 40, .deadline_ns = deadline};
+            op.kind = XFER_EXPECT;
+            side_op(&w.d, op, w.now);
+            op.kind = XFER_OPEN;
+            side_op(&w.p, op, w.now);
+        }
+        connect_sides(&w.p, &w.d, 2000, w.now);
+        for (uint32_t step = 0; step < STEPS; step++)
+            random_step(&w, rng_draw(seed, 1, step));
+        w.now = 1000;
+        random_step(&w, rng_draw(seed, 1, STEPS)); /* all deadlines have passed */
+        assert_int_equal(w.p.events_count, TICKETS);
+        assert_int_equal(w.d.events_count, TICKETS);
+        done += count_done(&w);
+        end(&w.p, &w.d);
+    }
+    /* The runs are neither a walkover nor a massacre. */
+    assert_true(done > SEEDS * TICKETS / 8 && done < SEEDS * TICKETS * 7 / 8);
+}
+
+static void a_failed_allocation_is_an_error_and_loses_nothing(void **state)
+{
+    (void)state;
+    const struct xfer_core_options o = {.geometry = geometry, .tickets_max = 4};
+    for (uint64_t n = 1;; n++) {
+        struct xfer_core *core;
+        mem_fail_at(n);
+        enum err e = xfer_core_new(&core, &o);
+        mem_fail_at(0);
+        xfer_core_free(core);
+        if (e == OK) break;
+        assert_int_equal(e, ERR_MEMORY);
+        assert_null(core);
+    }
+    struct side p;
+    struct xfer_message m;
+    struct xfer_op op = {
+        .kind = XFER_OPEN, .ticket = ticket(1), .tokens_end = 40, .addresses = &two_addresses};
+    side_new(&p);
+    assert_ok(xfer_message_new(&op, &geometry, BLOCKS, &m));
+    mem_fail_at(1); /* the session */
+    xfer_core_op(p.core, &m, 1);
+    mem_fail_at(0);
+    assert_ended(&p, 1, XFER_FAILED, ERR_MEMORY);
+    xfer_core_free(p.core);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_transfer_goes_through),
+        cmocka_unit_test(a_range_is_sent_three_times_at_most),
+        cmocka_unit_test(no_more_is_sent_than_was_granted),
+        cmocka_unit_test(a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next),
+        cmocka_unit_test(payload_without_credit_costs_the_link),
+        cmocka_unit_test(every_state_has_a_way_out),
+        cmocka_unit_test(frames_of_the_dead_are_counted_and_harmless),
+        cmocka_unit_test(breaches_cost_the_link),
+        cmocka_unit_test(links_are_dialled_in_order_and_shared),
+        cmocka_unit_test(a_silent_listener_is_left_after_the_handshake_time),
+        cmocka_unit_test(strangers_who_say_nothing_are_few_and_short_lived),
+        cmocka_unit_test(an_idle_link_is_closed_and_a_used_one_is_not),
+        cmocka_unit_test(a_frozen_receiver_gets_no_new_tickets),
+        cmocka_unit_test(tickets_take_turns),
+        cmocka_unit_test(a_second_link_cannot_take_an_open_ticket_over),
+        cmocka_unit_test(random_runs_end_every_ticket_once),
+        cmocka_unit_test(a_failed_allocation_is_an_error_and_loses_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
