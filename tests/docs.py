@@ -14,9 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SPEED.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = [["tandem-router"], ["tandem-prefill"], ["tandem-decode"], ["tandem", "up"],
-            ["tandem", "generate"], ["tandem", "tokenize"], ["tandem", "detokenize"],
-            ["tandem", "status"], ["tandem", "explain"], ["tandem", "drain"]]
+PROGRAMS = [["tandem-router"], ["tandem-prefill"], ["tandem-decode"]]
 SETTINGS_HEAD = """# Settings
 
 Printed from the programs' tables by `./dev docs`; change the tables, not this page. Each setting is read
