@@ -64,7 +64,8 @@ bool rig_step_layers(struct rig *r, uint32_t count)
 {
     if (r->steps_count == 0) return false;
     struct step *step = r->step[0];
-    for (uint32_t layer = 0; layer < count; layer++) {
+    for (; count > 0 && r->layers_done < RIG_LAYERS; count--, r->layers_done++) {
+        uint32_t layer = r->layers_done;
         run_layer(r, step, layer);
         if (step->report_layers)
             node_core_on_engine(
@@ -81,6 +82,7 @@ bool rig_step_done(struct rig *r, enum err status)
     if (status == OK) sample(r, step);
     memmove(&r->step[0], &r->step[1], --r->steps_count * sizeof r->step[0]);
     r->steps_done++;
+    r->layers_done = 0;
     node_core_on_engine(r->core, r->now_ns,
                         &(struct engine_event){.kind = ENGINE_STEP_DONE,
                                                .step_id = step->id,
@@ -192,7 +194,7 @@ bool rig_link(struct rig *r)
     struct xfer_op op = r->op[0];
     memmove(&r->op[0], &r->op[1], --r->ops_count * sizeof r->op[0]);
     switch (op.kind) {
-    case XFER_EXPECT:
+    case XFER_EXPECT: break; /* see on_xfer */
     case XFER_OPEN: open_ticket(r, &op); break;
     case XFER_PUSH: push(r, &op); break;
     case XFER_COMMIT: commit(r, &op); break;
@@ -250,12 +252,16 @@ static void on_submit(void *ctx, struct step *step)
 static void on_xfer(void *ctx, const struct xfer_op *op)
 {
     struct rig *r = ctx;
+    r->ops_total++;
+    if (op->kind == XFER_EXPECT) { /* at once: nobody can push before RESERVED is out */
+        open_ticket(r, op);
+        return;
+    }
     assert_true(r->ops_count < RIG_OPS_MAX);
     r->op[r->ops_count] = *op;
     r->op[r->ops_count].blocks =
         arena_copy(&r->arena, op->blocks, op->blocks_count * sizeof *op->blocks);
     r->ops_count++;
-    r->ops_total++;
 }
 
 static void on_lifeline_dial(void *ctx, struct peer peer, const char *address, struct id128 key)
@@ -293,7 +299,7 @@ void rig_new(struct rig *r, const struct rig_options *o)
                   .model = "m",
                   .geometry = {.layers_count = RIG_LAYERS, .block_tokens = BLOCK_TOKENS}},
         .incarnation = r->life,
-        .ticket_seed = 5,
+        .ticket_seed = 5 + o->role,
         .session = SESSION_LIMITS_DEFAULT,
         .routers_count = o->routers_count ? o->routers_count : 1,
         .blocks_count = o->blocks_count ? o->blocks_count : 64,
@@ -317,21 +323,21 @@ void rig_new(struct rig *r, const struct rig_options *o)
     memset(r->kv, 0xee, cells * sizeof *r->kv);
     struct node_out out = {r,       on_send,          on_wake_at,       on_submit,
                            on_xfer, on_lifeline_dial, on_lifeline_drop, on_left};
+    assert_true(r->config.routers_count <= RIG_ROUTERS_MAX);
     assert_int_equal(node_core_new(&r->core, &r->config, &out), OK);
     node_core_start(r->core, r->now_ns);
 }
 
 void rig_free(struct rig *r)
 {
-    struct node_counts n;
     rig_run(r);
     for (uint32_t i = 0; i < r->config.routers_count; i++)
-        node_core_on_lifeline(r->core, r->now_ns, (struct peer){i + 1}, false);
+        rig_lose(r, i);
     for (uint32_t i = 0; i < RIG_TICKETS_MAX; i++)
         close_ticket(r, r->ticket[i].id,
                      &(struct xfer_event){XFER_FAILED, r->ticket[i].id, ERR_CANCELLED, "stopped"});
     rig_run(r);
-    node_core_counts(r->core, &n);
+    struct node_counts n = rig_counts(r);
     assert_int_equal(n.jobs_live, 0);
     assert_int_equal(n.blocks.free + n.blocks.cached, n.blocks.total);
     node_core_free(r->core);
@@ -343,13 +349,21 @@ void rig_tell(struct rig *r, uint32_t router, const struct msg *m)
 {
     struct msg copy = *m;
     uint32_t remaining_ms = m->envelope.remaining_ms;
-    copy.envelope = (struct envelope){1, RIG_ROUTER_LIFE + router, r->life, remaining_ms};
+    copy.envelope =
+        (struct envelope){r->epoch[router], RIG_ROUTER_LIFE + router, r->life, remaining_ms};
     node_core_on_message(r->core, r->now_ns, (struct peer){router + 1}, &copy);
+    node_core_audit(r->core);
+}
+
+void rig_lose(struct rig *r, uint32_t router)
+{
+    node_core_on_lifeline(r->core, r->now_ns, (struct peer){router + 1}, false);
     node_core_audit(r->core);
 }
 
 void rig_join(struct rig *r, uint32_t router)
 {
+    r->epoch[router]++;
     rig_tell(
         r, router,
         &(struct msg){.kind = MSG_WELCOME, .welcome = {.name = "r", .lifeline = "127.0.0.1:1"}});
@@ -399,6 +413,69 @@ void rig_advance(struct rig *r, uint64_t ns)
         node_core_audit(r->core);
     }
     r->now_ns = end_ns;
+}
+
+/* ---- what tests say ---- */
+
+struct node_counts rig_counts(const struct rig *r)
+{
+    struct node_counts n;
+    node_core_counts(r->core, &n);
+    return n;
+}
+
+void rig_reserve(struct rig *r, const struct job *job, bool local)
+{
+    rig_tell(r, 0, &(struct msg){.kind = MSG_RESERVE, .reserve = {*job, local}});
+}
+
+struct msg rig_prefill_msg(const struct job *job, struct id128 ticket, uint32_t held_tokens)
+{
+    static const char *const addresses[] = {"shm:d"};
+    return (struct msg){.kind = MSG_PREFILL,
+                        .prefill = {.job = *job,
+                                    .ticket = ticket,
+                                    .held_tokens = held_tokens,
+                                    .decode_node = "d",
+                                    .addresses = addresses,
+                                    .addresses_count = id128_is_none(ticket) ? 0 : 1}};
+}
+
+void rig_prefill(struct rig *r, const struct job *job, struct id128 ticket, uint32_t held_tokens)
+{
+    struct msg m = rig_prefill_msg(job, ticket, held_tokens);
+    rig_tell(r, 0, &m);
+}
+
+void rig_acknowledge(struct rig *r, struct job_key key)
+{
+    rig_tell(r, 0, &(struct msg){.kind = MSG_FINISHED_ACK, .finished_ack = {key}});
+}
+
+void rig_cancel(struct rig *r, struct job_key key)
+{
+    rig_tell(r, 0, &(struct msg){.kind = MSG_CANCEL, .cancel = {key, "told to"}});
+}
+
+void rig_assert_failed(const struct rig *r, enum err error, bool retryable)
+{
+    const struct msg *m = rig_said(r, MSG_FAILED);
+    assert_non_null(m);
+    assert_int_equal(m->failed.error, error);
+    assert_int_equal(m->failed.retryable, retryable);
+    assert_true(strlen(m->failed.reason) > 0);
+}
+
+void rig_end_ticket(struct rig *r, const struct xfer_event *e)
+{
+    for (uint32_t i = 0; i < RIG_TICKETS_MAX; i++) {
+        if (!r->ticket[i].live) continue;
+        struct xfer_event copy = *e;
+        copy.ticket = r->ticket[i].id;
+        close_ticket(r, copy.ticket, &copy);
+        return;
+    }
+    fail_msg("no ticket is live");
 }
 
 /* ---- jobs and their streams ---- */

@@ -17,6 +17,7 @@
 #include "node/core.h"
 
 enum {
+    RIG_ROUTERS_MAX = 4,
     RIG_LAYERS = 2,
     RIG_VOCAB = 211,
     RIG_STOP = 7, /* the stop id of rig_job */
@@ -58,6 +59,7 @@ struct rig {
     struct rig *other; /* the receiver of this one's pushes, or NULL */
     uint64_t now_ns, wake_ns;
     uint64_t life; /* of the node */
+    uint64_t epoch[RIG_ROUTERS_MAX];
     bool left;
     uint32_t lifelines_dialled, lifelines_dropped;
 
@@ -70,6 +72,7 @@ struct rig {
 
     struct step *step[RIG_STEPS_MAX]; /* submitted, oldest first */
     uint32_t steps_count, steps_done;
+    uint32_t layers_done; /* of the oldest one */
     uint64_t *kv; /* [layer][block][16] */
     struct rig_slot slot[RIG_SLOTS];
 
@@ -85,19 +88,32 @@ void rig_free(struct rig *r); /* ends what runs, asserts that nothing is held */
 void rig_join(struct rig *r, uint32_t router);
 /* A message of that router in its session. */
 void rig_tell(struct rig *r, uint32_t router, const struct msg *m);
+void rig_lose(struct rig *r, uint32_t router); /* its lifeline ends */
 /* The last message of this kind since rig_forget, or NULL. */
 const struct msg *rig_said(const struct rig *r, enum msg_kind kind);
 uint32_t rig_said_count(const struct rig *r, enum msg_kind kind);
 void rig_forget(struct rig *r);
 
 bool rig_step(struct rig *r);                        /* runs the oldest step: layers, then done */
-bool rig_step_layers(struct rig *r, uint32_t count); /* only so many layers of it */
+bool rig_step_layers(struct rig *r, uint32_t count); /* only so many more layers of it */
 bool rig_step_done(struct rig *r, enum err status);
 bool rig_link(struct rig *r);  /* carries out the oldest op */
 bool rig_event(struct rig *r); /* tells the core the oldest event of the link */
 void rig_post_event(struct rig *r, const struct xfer_event *e);
 void rig_run(struct rig *r); /* this one and `other`, until nothing moves; audits after each */
 void rig_advance(struct rig *r, uint64_t ns); /* time passes, timers fire on the way */
+
+struct node_counts rig_counts(const struct rig *r);
+/* Messages of router 0. */
+void rig_reserve(struct rig *r, const struct job *job, bool local);
+struct msg rig_prefill_msg(const struct job *job, struct id128 ticket, uint32_t held_tokens);
+void rig_prefill(struct rig *r, const struct job *job, struct id128 ticket, uint32_t held_tokens);
+void rig_acknowledge(struct rig *r, struct job_key key);
+void rig_cancel(struct rig *r, struct job_key key);
+/* The last FAILED says this, with a reason. */
+void rig_assert_failed(const struct rig *r, enum err error, bool retryable);
+/* The link has this end for the first live ticket of `r`, which the core learns by rig_event. */
+void rig_end_ticket(struct rig *r, const struct xfer_event *e);
 
 /* A job with a prompt of count tokens drawn from `seed`; the first shared ones from `family`. */
 struct rig_prompt {
