@@ -388,12 +388,19 @@ enum err backend_find(const char *name, const struct backend_ops **ops)
                    name);
 }
 
+/* Each path's instructions include those of the paths behind it. */
 const char *const *backend_names(void)
 {
-    static const char *names[PATHS_COUNT + 1];
-    int count = 0;
-    for (int i = 0; i < PATHS_COUNT; i++)
-        if (!paths[i].missing()) names[count++] = paths[i].ops.name;
-    names[count] = NULL;
-    return names;
+    static const char *const names[] = {
+#if defined(__x86_64__)
+        "cpu-avx512",
+        "cpu-avx2",
+#endif
+        "cpu-c",
+        NULL
+    };
+    int best = 0;
+    while (paths[best].missing())
+        best++;
+    return names + best;
 }

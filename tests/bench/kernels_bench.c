@@ -4,7 +4,7 @@
  * that none stays in a cache. Times are the least of several rounds. With oneDNN at hand its bf16
  * matmul runs the same shapes, weights packed its own way, as the yardstick.
  *
- *     kernels [--threads N]      1 and N threads (2); the last line of stdout is JSON */
+ *     kernels [--threads N] [--path NAME]    1 and N (2) threads; JSON on the last line of stdout */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +23,9 @@
 #endif
 
 enum { HIDDEN = 1024, HEADS = 16, KV_HEADS = 8, HEAD_DIM = 64, FFN = 2816, VOCAB = 50257 };
-enum { QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM, LAYERS = 8, ROWS_MAX = 2048, ROUNDS = 7 };
-enum { READ_BYTES = 256 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
+enum { QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM, LAYERS = 8, ROWS_MAX = 2048 };
+enum { READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
+enum { ROUNDS_MIN = 3, ROUNDS_MAX = 200, ROUNDS_NS = 250 * 1000 * 1000 };
 
 static const struct {
     const char *name;
@@ -45,6 +46,7 @@ struct bench {
     char *read;
     double peak_macs_s, read_bytes_s;
     uint32_t rows; /* of the round that is timed */
+    int layers; /* many where weights are to come from memory, one where rounds are to be short */
     uint32_t matrix;
     struct batch batch;
     struct kv_view kv;
@@ -53,25 +55,25 @@ struct bench {
 
 typedef void round_fn(struct bench *x);
 
-static double best_seconds(struct bench *x, round_fn *fn, int rounds)
+/* The least of many short rounds: what is left when nothing else ran on the cores. */
+static double best_seconds(struct bench *x, round_fn *fn)
 {
-    uint64_t best_ns = UINT64_MAX;
-    for (int i = 0; i <= rounds; i++) { /* the first one warms up */
+    uint64_t best_ns = UINT64_MAX, end_ns = clock_now_ns() + ROUNDS_NS;
+    for (int i = 0; i < ROUNDS_MIN || (i < ROUNDS_MAX && clock_now_ns() < end_ns); i++) {
         uint64_t began_ns = clock_now_ns();
         fn(x);
         uint64_t took_ns = clock_now_ns() - began_ns;
-        if (i > 0 && took_ns < best_ns) best_ns = took_ns;
+        if (took_ns < best_ns) best_ns = took_ns;
     }
     return (double)best_ns / 1e9;
 }
 
 /* One figure of the JSON object, and a line for people. */
-static void figure(const struct bench *x, const char *name, double value)
+static void figure(const char *name, double value)
 {
     static int count;
     fprintf(stderr, "%-44s %10.2f\n", name, value);
     printf("%s\"%s\": %.4g", count++ ? ", " : "{", name, value);
-    (void)x;
 }
 
 /* --- the ceilings --- */
@@ -123,16 +125,15 @@ static void peak_work(void *ctx, uint32_t index)
 
 __attribute__((target("avx512f"))) static uint64_t read_wide(const char *p, size_t bytes)
 {
-    enum { STREAMS = 8 };
-    __m512i sum[STREAMS] = {0};
-    size_t part = bytes / STREAMS / 64 * 64;
-    for (size_t at = 0; at < part; at += 64)
-        for (int i = 0; i < STREAMS; i++) {
-            const char *line = p + i * part + at;
-            _mm_prefetch(line + 2048, _MM_HINT_T0);
+    enum { LINES = 4, AHEAD_BYTES = 4096 };
+    __m512i sum[LINES] = {0};
+    for (size_t at = 0; at < bytes; at += LINES * 64)
+        for (int i = 0; i < LINES; i++) {
+            const char *line = p + at + i * 64;
+            _mm_prefetch(line + AHEAD_BYTES, _MM_HINT_T0);
             sum[i] = _mm512_or_si512(sum[i], _mm512_load_si512(line));
         }
-    for (int i = 1; i < STREAMS; i++)
+    for (int i = 1; i < LINES; i++)
         sum[0] = _mm512_or_si512(sum[0], sum[i]);
     return (uint64_t)_mm512_reduce_or_epi64(sum[0]);
 }
@@ -179,8 +180,8 @@ static void read_round(struct bench *x)
 /* Measured beside every group of figures; the best ever seen counts. */
 static void ceilings(struct bench *x)
 {
-    double peak = peak_macs() * x->threads / best_seconds(x, peak_round, 5);
-    double read = (double)READ_BYTES / best_seconds(x, read_round, 4);
+    double peak = peak_macs() * x->threads / best_seconds(x, peak_round);
+    double read = (double)READ_BYTES / best_seconds(x, read_round);
     if (peak > x->peak_macs_s) x->peak_macs_s = peak;
     if (read > x->read_bytes_s) x->read_bytes_s = read;
 }
@@ -189,7 +190,7 @@ static void ceilings(struct bench *x)
 
 static void layer_round(struct bench *x)
 {
-    for (int i = 0; i < LAYERS; i++)
+    for (int i = 0; i < x->layers; i++)
         for (uint32_t m = 0; m < MATRICES; m++)
             if (x->matrix == MATRICES || x->matrix == m)
                 x->ops->matmul(x->b, x->out, matrices[m].n, x->x, matrices[m].k, &x->layer[i][m],
@@ -213,6 +214,7 @@ static void matmul_figures(struct bench *x)
     char name[64];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         x->rows = rows[i];
+        x->layers = rows[i] >= 64 ? 1 : LAYERS;
         ceilings(x);
         /* A single matrix of few rows would come from the cache: only whole layers tell. */
         for (x->matrix = rows[i] >= 64 ? 0 : MATRICES; x->matrix <= MATRICES; x->matrix++) {
@@ -220,16 +222,16 @@ static void matmul_figures(struct bench *x)
             double weights = 0;
             for (uint32_t m = 0; m < MATRICES; m++)
                 if (all || m == x->matrix) weights += (double)matrices[m].n * matrices[m].k;
-            double seconds = best_seconds(x, layer_round, rows[i] > 64 ? 2 : ROUNDS) / LAYERS;
+            double seconds = best_seconds(x, layer_round) / x->layers;
             snprintf(name, sizeof name, "%s_%u_rows_x%u_of_roofline_percent",
                      all ? "layer" : matrices[x->matrix].name, rows[i], x->threads);
-            figure(x, name, of_roofline(x, weights * rows[i], 2 * weights, seconds));
+            figure(name, of_roofline(x, weights * rows[i], 2 * weights, seconds));
         }
     }
     x->rows = 1;
-    double seconds = best_seconds(x, head_round, ROUNDS), weights = (double)VOCAB * HIDDEN;
+    double seconds = best_seconds(x, head_round), weights = (double)VOCAB * HIDDEN;
     snprintf(name, sizeof name, "head_1_row_x%u_of_roofline_percent", x->threads);
-    figure(x, name, of_roofline(x, weights, 2 * weights, seconds));
+    figure(name, of_roofline(x, weights, 2 * weights, seconds));
 }
 
 #ifdef TANDEM_BENCH_DNNL
@@ -272,7 +274,7 @@ static double yardstick_seconds(struct bench *x, uint32_t rows, uint32_t n, uint
         CHECK(dnnl_memory_create(&y->memory[i], &md[i], y->engine, DNNL_MEMORY_ALLOCATE) ==
               dnnl_success);
     CHECK(dnnl_primitive_create(&y->primitive, pd) == dnnl_success);
-    double seconds = best_seconds(x, yardstick_round, 4);
+    double seconds = best_seconds(x, yardstick_round);
     for (int i = 0; i < 3; i++)
         dnnl_memory_destroy(y->memory[i]);
     dnnl_primitive_destroy(y->primitive);
@@ -284,7 +286,7 @@ static double yardstick_seconds(struct bench *x, uint32_t rows, uint32_t n, uint
 
 static void yardstick_figures(struct bench *x)
 {
-    static const uint32_t rows[] = {1, 16, 512};
+    static const uint32_t rows[] = {64, 512};
     char name[64];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         for (uint32_t m = 0; m < MATRICES; m++) {
@@ -292,7 +294,7 @@ static void yardstick_figures(struct bench *x)
             double seconds = yardstick_seconds(x, rows[i], matrices[m].n, matrices[m].k);
             snprintf(name, sizeof name, "onednn_%s_%u_rows_x%u_of_roofline_percent",
                      matrices[m].name, rows[i], x->threads);
-            figure(x, name, of_roofline(x, weights * rows[i], 2 * weights, seconds));
+            figure(name, of_roofline(x, weights * rows[i], 2 * weights, seconds));
         }
 }
 #endif
@@ -344,13 +346,13 @@ static void attend_figures(struct bench *x)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         batch_set(x, cases[i].sequences, cases[i].rows, cases[i].position);
         rope_round(x);
-        double seconds = best_seconds(x, attend_round, ROUNDS);
+        double seconds = best_seconds(x, attend_round);
         double keys = cases[i].position + (cases[i].rows + 1) / 2.0;
         double macs = 2 * keys * cases[i].rows * cases[i].sequences * HEADS * HEAD_DIM;
         snprintf(name, sizeof name, "attend_%s_x%u_us", cases[i].name, x->threads);
-        figure(x, name, seconds * 1e6);
+        figure(name, seconds * 1e6);
         snprintf(name, sizeof name, "attend_%s_x%u_of_peak_percent", cases[i].name, x->threads);
-        figure(x, name, 100 * macs / x->peak_macs_s / seconds);
+        figure(name, 100 * macs / x->peak_macs_s / seconds);
     }
 }
 
@@ -366,7 +368,7 @@ static void small_figures(struct bench *x)
         for (size_t j = 0; j < sizeof rows / sizeof rows[0]; j++) {
             batch_set(x, 1, rows[j], 0);
             snprintf(name, sizeof name, "%s_%u_rows_x%u_us", ops[i].name, rows[j], x->threads);
-            figure(x, name, best_seconds(x, ops[i].fn, 5 * ROUNDS) * 1e6);
+            figure(name, best_seconds(x, ops[i].fn) * 1e6);
         }
 }
 
@@ -441,9 +443,9 @@ int main(int argc, char **argv)
         if (threads == most) yardstick_figures(&x);
 #endif
         snprintf(name, sizeof name, "peak_x%u_gflop_s", threads);
-        figure(&x, name, x.peak_macs_s * 2 / 1e9);
+        figure(name, x.peak_macs_s * 2 / 1e9);
         snprintf(name, sizeof name, "read_x%u_gb_s", threads);
-        figure(&x, name, x.read_bytes_s / 1e9);
+        figure(name, x.read_bytes_s / 1e9);
         bench_close(&x);
     }
     printf("}\n");
