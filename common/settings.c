@@ -237,9 +237,9 @@ static enum err read_arguments(struct settings *s, int argc, char **argv)
         }
     }
     if (s->args_count < s->program->args_min)
-        return err_set(ERR_INVALID, "%s: %s is missing", s->program->name, s->program->args);
+        return err_set(ERR_INVALID, "%s is missing", s->program->args);
     if (s->args_count > s->program->args_max)
-        return err_set(ERR_INVALID, "%s: \"%.64s\" is too much; see %s --help", s->program->name,
+        return err_set(ERR_INVALID, "\"%.64s\" is too much; see %s --help",
                        s->args[s->program->args_max], s->program->name);
     return OK;
 }
