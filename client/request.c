@@ -310,7 +310,7 @@ void tandem_request_free(struct tandem_request *r)
     if (!r) return;
     if (r->state == REQUEST_RUNNING && r->t && connection_is_up(r->t) && !r->cancelled)
         send_cancel(r);
-    if (r->state != REQUEST_NEW) forget(r);
+    if (r->state != REQUEST_NEW && r->state != REQUEST_ENDED) forget(r);
     r->freed = true;
     if (r->callbacks == 0) destroy(r);
 }

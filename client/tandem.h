@@ -21,7 +21,8 @@
  *   everything here but those three.
  * - Ownership: what is passed in is copied. A request is the caller's until tandem_request_free, which
  *   may be called at any time, inside its callback too; a running one is cancelled then and has no
- *   more events. An event and all it points to live until the callback returns.
+ *   more events. After tandem_close that and tandem_cancel are all that may be done with its requests.
+ *   An event and all it points to live until the callback returns.
  * - Each choice (there is one unless tandem_set_choices said more) of a submitted request ends with
  *   exactly one TANDEM_EVENT_DONE or TANDEM_EVENT_ERROR; the one with choices_left 0 is the last event.
  * - Tokens of a choice come in order without gaps or repetition: index 0, 1, 2 ...

@@ -395,6 +395,27 @@ static void bad_addresses_and_occupied_ports_are_named(void **state)
     teardown(&b);
 }
 
+static void every_allocation_may_fail_while_opening(void **state)
+{
+    (void)state;
+    struct bench b;
+    setup(&b, 0);
+    for (uint64_t n = 1;; n++) {
+        struct channel *c = NULL, *d = NULL;
+        mem_fail_at(n);
+        enum err e = channel_listen(&c, b.loop, "tcp://127.0.0.1:0", &server_events, &b);
+        if (e == OK)
+            e = channel_dial(&d, b.loop, channel_address(c), (struct peer){1}, &client_events, &b);
+        mem_fail_at(0);
+        channel_close(d);
+        channel_close(c);
+        if (e == OK) break;
+        assert_int_equal(e, ERR_MEMORY);
+        assert_true(n < 50);
+    }
+    teardown(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -409,6 +430,7 @@ int main(void)
         cmocka_unit_test(an_oversized_message_does_not_come_through),
         cmocka_unit_test(raw_tcp_garbage_does_no_harm),
         cmocka_unit_test(bad_addresses_and_occupied_ports_are_named),
+        cmocka_unit_test(every_allocation_may_fail_while_opening),
     };
     return cmocka_run_group_tests_name("channel", tests, NULL, NULL);
 }

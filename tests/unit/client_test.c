@@ -17,7 +17,7 @@ struct heard {
     struct tandem_request *request;
     int accepted, ended; /* events */
     uint32_t tokens[CHOICES_MAX];
-    char text[CHOICES_MAX][1024];
+    char text[CHOICES_MAX][TOKENS_MAX * 32];
     enum tandem_finish finish[CHOICES_MAX];
     enum tandem_status status;
     char reason[512], id[64];
@@ -139,10 +139,11 @@ static void expect_whole(const struct heard *h, uint32_t choices, uint32_t token
 {
     assert_int_equal(h->accepted, 1);
     assert_int_equal(h->ended, choices);
+    assert_true(tokens_max < TOKENS_MAX);
     for (uint32_t c = 0; c < choices; c++) {
-        char want[1024] = "";
+        char want[TOKENS_MAX * 32] = "";
         for (uint32_t i = 0; i < tokens_max; i++)
-            snprintf(want + strlen(want), 16, "%u:%u ", c, i);
+            snprintf(want + strlen(want), 32, "%u:%u ", c, i);
         assert_int_equal(h->tokens[c], tokens_max);
         assert_string_equal(h->text[c], want);
         assert_int_equal(h->finish[c], TANDEM_FINISH_LENGTH);

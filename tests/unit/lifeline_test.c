@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/log.h"
+#include "common/mem.h"
 #include "proto/lifeline.h"
 #include "proto/tcp.h"
 
@@ -263,6 +264,28 @@ static void bad_addresses_and_occupied_ports_are_named(void **state)
     teardown(&b);
 }
 
+static void every_allocation_may_fail_while_opening(void **state)
+{
+    (void)state;
+    struct bench b;
+    setup(&b);
+    for (uint64_t n = 1;; n++) {
+        struct lifeline_server *s = NULL;
+        struct lifeline *l = NULL;
+        mem_fail_at(n);
+        enum err e = lifeline_listen(&s, b.loop, "127.0.0.1:0", on_peer, &b);
+        if (e == OK) e = lifeline_expect(s, key, seven);
+        if (e == OK) e = lifeline_dial(&l, b.loop, lifeline_address(s), key, on_line, &b);
+        mem_fail_at(0);
+        lifeline_free(l);
+        lifeline_close(s);
+        if (e == OK) break;
+        assert_int_equal(e, ERR_MEMORY);
+        assert_true(n < 50);
+    }
+    teardown(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -274,6 +297,7 @@ int main(void)
         cmocka_unit_test(a_dial_that_finds_nobody_says_so_from_the_loop),
         cmocka_unit_test(garbage_is_closed),
         cmocka_unit_test(bad_addresses_and_occupied_ports_are_named),
+        cmocka_unit_test(every_allocation_may_fail_while_opening),
     };
     return cmocka_run_group_tests_name("lifeline", tests, NULL, NULL);
 }
