@@ -64,8 +64,9 @@ uint32_t kv_pool_generation(const struct kv_pool *pool, struct block_id block);
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool);
 
 /* The blocks in state cached, in the order in which their last other holder let go: what the prefix
- * cache evicts from. A parked block stays cached but is passed over until it is unparked, which makes
- * it the first one, or until somebody has held it and let go again. BLOCK_NONE: there is none. */
+ * cache evicts from. A parked block stays cached but is passed over until it is unparked, which
+ * makes it the first one, or until somebody has held it and let go again. BLOCK_NONE: there is
+ * none. */
 struct block_id kv_pool_idle_first(const struct kv_pool *pool);
 struct block_id kv_pool_parked_first(const struct kv_pool *pool);
 void kv_pool_park(struct kv_pool *pool, struct block_id block);   /* cached blocks only */

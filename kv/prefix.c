@@ -1,5 +1,5 @@
-/* One entry per block of the pool, at the block's number: an entry is in use when its tokens lead to
- * the block. Entries are found through a hash table of chains and hang together as a tree:
+/* One entry per block of the pool, at the block's number: an entry is in use when its tokens lead
+ * to the block. Entries are found through a hash table of chains and hang together as a tree:
  *
  *     salt --> [16 tokens] block 7 --> [16 tokens] block 3 --> [16 tokens] block 12
  *                                 \--> [16 tokens] block 9

@@ -8,19 +8,19 @@
  *     kv_prefix_evict(cache, wanted);                                     // when the pool is empty
  *
  * A block's key is the chain hash XXH3(parent's hash, its 16 tokens), the first parent being the
- * salt; its tokens and its parent are kept beside it and compared on a hit, so a collision of hashes
- * can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
+ * salt; its tokens and its parent are kept beside it and compared on a hit, so a collision of
+ * hashes can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
  * leaf, so a cached prefix never has a hole.
  *
- * Evicted are blocks that nobody but the cache holds, the one let go of longest ago first, but always
- * behind its children; blocks let go of in the order of their sequence go in the opposite order. If
- * all that is left are such blocks with children that somebody holds (a transfer of the tail of a
- * sequence, say), those children are first forgotten: their holder keeps them, nobody finds them any
- * more. So every block in state cached can be had.
+ * Evicted are blocks that nobody but the cache holds, the one let go of longest ago first, but
+ * always behind its children; blocks let go of in the order of their sequence go in the opposite
+ * order. If all that is left are such blocks with children that somebody holds (a transfer of the
+ * tail of a sequence, say), those children are first forgotten: their holder keeps them, nobody
+ * finds them any more. So every block in state cached can be had.
  *
  * Rules: nothing is allocated after kv_prefix_new. The cache holds each of its blocks once with
- * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last token
- * is left to compute, since its logits are wanted.
+ * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last
+ * token is left to compute, since its logits are wanted.
  * Owner: the loop thread. */
 #ifndef TANDEM_KV_PREFIX_H
 #define TANDEM_KV_PREFIX_H
@@ -39,8 +39,8 @@ enum err kv_prefix_new(struct kv_prefix **cache, struct kv_pool *pool, uint32_t 
 /* Drops all its holds. */
 void kv_prefix_free(struct kv_prefix *cache);
 
-/* Puts the longest cached prefix's blocks into blocks[0 … n) and adds one hold of `kind` to each; n is
- * at most blocks_max and at most (tokens_count - 1) / 16. */
+/* Puts the longest cached prefix's blocks into blocks[0 … n) and adds one hold of `kind` to each; n
+ * is at most blocks_max and at most (tokens_count - 1) / 16. */
 uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                          uint32_t tokens_count, enum hold kind, struct block_id *blocks,
                          uint32_t blocks_max);
@@ -59,8 +59,8 @@ uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);
-/* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty cache
- * only. */
+/* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty
+ * cache only. */
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask);
 /* O(entries): CHECKs tree, table, holds and counts. Tests, simulator. */
 void kv_prefix_audit(const struct kv_prefix *cache);

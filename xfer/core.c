@@ -9,9 +9,10 @@
  *     PARTING        dead                  ENDED             ENDED             ENDED
  *     ENDED          waits for xfer_core_closed; whatever comes is dropped
  *
- * ENDED fails all tickets of the session. "next address" is ENDED when there is none left. Any other
- * frame before READY, and one that belongs to the other direction, is ERR_STATE: the link is dropped.
- * READY has a deadline only while it has no tickets: each ticket has its own. */
+ * ENDED fails all tickets of the session. "next address" is ENDED when there is none left. Any
+ * other frame before READY, and one that belongs to the other direction, is ERR_STATE: the link is
+ * dropped. READY has a deadline only at the dialler and while it has no tickets: each ticket has
+ * its own. An acceptor never closes an idle link, or it could do so while an OPEN is on its way. */
 #include "xfer/core_state.h"
 
 #include <stdio.h>
@@ -100,7 +101,7 @@ static void ticket_leave(struct xfer_ticket *t)
 /* One of its tickets has ended. Last words that it does not get rid of end with it. */
 static void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
 {
-    if (--s->live_count > 0 || s->state != SESSION_READY) return;
+    if (--s->live_count > 0 || s->state != SESSION_READY || !s->dialler) return;
     session_timer(core, s,
                   now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
 }
@@ -306,7 +307,10 @@ void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const c
 static void session_ready(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
 {
     s->state = SESSION_READY;
-    session_timer(core, s, now_ns + core->options.idle_close_ns);
+    if (s->dialler)
+        session_timer(core, s, now_ns + core->options.idle_close_ns);
+    else
+        heap_remove(&core->session_timers, &s->timer);
     for (struct list_link *l = s->tickets.next; l != &s->tickets; l = l->next) {
         struct xfer_ticket *t = list_member(l, struct xfer_ticket, in_session);
         heap_remove(&core->session_timers, &s->timer);

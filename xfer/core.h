@@ -2,20 +2,20 @@
  *
  *     xfer_core_op(core, &op, now_ns);                       // what the node wants
  *     session = xfer_core_accepted(core, "tcp", now_ns);     // a link was accepted
- *     xfer_core_connected(core, session, "tcp", window_bytes, now_ns);   // this or a dialled one stands
- *     e = xfer_core_frame(core, session, &frame, now_ns, &store);  // not OK: the peer's fault, drop it
+ *     xfer_core_connected(core, session, "tcp", window_bytes, now_ns); // it or a dialled one stands
+ *     e = xfer_core_frame(core, session, &frame, now_ns, &store); // not OK: drop the peer
  *     if (store.blocks_count > 0)                            // DATA: put the payload there, then
  *         xfer_core_stored(core, session, &store, good, now_ns);
  *     while (xfer_core_wants(core, session, &send))          // the next frame, if credit allows
  *         if (link sends send.frame) xfer_core_sent(core, session, &send, now_ns); else break;
  *     xfer_core_lost(core, session, e, text, now_ns);        // the link is dead; close it
- *     xfer_core_timer(core, now_ns);                         // at xfer_core_wake_at(core) at the latest
- *     while (xfer_core_next(core, &action)) ...;             // events to deliver, links to dial, close
+ *     xfer_core_timer(core, now_ns);                    // at xfer_core_wake_at(core) at the latest
+ *     while (xfer_core_next(core, &action)) ...;         // events to deliver, links to dial, close
  *
- * Rules: no call calls back; what is to be done comes out of wants and next. Nothing is queued that can
- * be told from state: a ticket knows what it has still to say, so a slow peer costs no memory. Every
- * ticket gives exactly one event. A core is driven by one thread; only xfer_message_new
- * is called by the thread that posts an op. */
+ * Rules: no call calls back; what is to be done comes out of wants and next. Nothing is queued that
+ * can be told from state: a ticket knows what it has still to say, so a slow peer costs no memory.
+ * Every ticket gives exactly one event. A core is driven by one thread; only xfer_message_new is
+ * called by the thread that posts an op. */
 #ifndef TANDEM_XFER_CORE_H
 #define TANDEM_XFER_CORE_H
 
@@ -73,7 +73,7 @@ struct xfer_send {
 
 enum xfer_action_kind {
     XFER_ACT_EVENT, /* deliver it */
-    XFER_ACT_DIAL, /* close the session's link if it has one, dial `address`; then connected or lost */
+    XFER_ACT_DIAL,  /* close the session's link, if any, dial `address`; then connected or lost */
     XFER_ACT_CLOSE, /* close its link, then xfer_core_closed */
 };
 struct xfer_action {

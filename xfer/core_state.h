@@ -113,7 +113,8 @@ struct xfer_core {
 
 /* Both sides of a ticket. */
 
-/* The ticket ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to the other side. */
+/* The ticket ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to the other
+ * side. */
 void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
                 enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns);
 /* It may have something to say. */

@@ -9,8 +9,8 @@
  *
  * Rules: frame_parse reads each byte before the payload once, into memory of its own, so that bytes
  * in shared memory cannot change after they were checked. The payload is pointed to, unread. What a
- * parsed frame promises is that its own fields agree with each other and are in range; whether ticket,
- * layer and tokens exist is for the transfer to check. Pure; any thread.
+ * parsed frame promises is that its own fields agree with each other and are in range; whether
+ * ticket, layer and tokens exist is for the transfer to check. Pure; any thread.
  *
  * All numbers are little-endian. Every frame starts with
  *
@@ -43,8 +43,8 @@
  *             32   n  text
  *     DONE    24   0  all has arrived, was verified and is committed
  *
- * The dialler speaks first: HELLO, then it waits for the other HELLO. After that it sends OPEN, DATA,
- * COMMIT and FAIL; the accepting side sends REFUSE, CREDIT, FAIL and DONE. */
+ * The dialler speaks first: HELLO, then it waits for the other HELLO. After that it sends OPEN,
+ * DATA, COMMIT and FAIL; the accepting side sends REFUSE, CREDIT, FAIL and DONE. */
 #ifndef TANDEM_XFER_FRAME_H
 #define TANDEM_XFER_FRAME_H
 

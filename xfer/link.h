@@ -10,15 +10,15 @@
  *     if ((e = ops->dial(&link, "tcp:127.0.0.1:41234", &o)) != OK) return e;
  *     // whenever ops->fd(link) is readable:
  *     if ((e = ops->poll(link)) == ERR_AGAIN) ...;           // still connecting
- *     e = ops->send(link, pieces, pieces_count);             // OK: taken, ERR_AGAIN: when readable again
- *     while ((e = ops->receive(link, &bytes, &size)) == OK) { use(bytes, size); ops->release(link); }
+ *     e = ops->send(link, pieces, pieces_count);       // OK: taken, ERR_AGAIN: when readable again
+ *     while (ops->receive(link, &bytes, &size) == OK) { use(bytes, size); ops->release(link); }
  *     ops->close(link);
  *
  * Rules: nothing blocks. One thread (the link thread) makes all calls of one link and its listener.
- * Each entry that returns anything but OK and ERR_AGAIN has found the link dead, says why, and goes on
- * saying so; only close is left to be called then. Bytes of a peer are never trusted: whatever it
- * writes, a link answers with ERR_FORMAT or ERR_PEER. What shows that the peer has gone: `poll`, and
- * every call that needs it.
+ * Each entry that returns anything but OK and ERR_AGAIN has found the link dead, says why, and goes
+ * on saying so; only close is left to be called then. Bytes of a peer are never trusted: whatever
+ * it writes, a link answers with ERR_FORMAT or ERR_PEER. What shows that the peer has gone: `poll`,
+ * and every call that needs it.
  *
  * A link whose transport has operations in place of bytes (NCCL: both sides post operation k) keeps
  * its numbering, its slots and their registration to itself: it takes whole frames from send into a
@@ -59,28 +59,28 @@ struct kv_link_options {
 };
 
 struct kv_link_facts {
-    uint64_t
-        window_bytes; /* how much payload may be in flight: keeps it busy, and its memory holds it */
-    bool device_memory; /* pieces may be device pointers */
+    uint64_t window_bytes; /* payload that may be in flight: keeps it busy, fits its memory */
+    bool device_memory;    /* pieces may be device pointers */
 };
 
 struct kv_link_ops {
     const char *name; /* the address is "NAME:…" */
     uint32_t version; /* KV_LINK_VERSION */
 
-    /* Opens an endpoint for dialling; `where` is the link's own syntax. May resolve names, so before the
-     * link thread starts. The listener is the caller's until unlisten. */
+    /* Opens an endpoint for dialling; `where` is the link's own syntax. May resolve names, so
+     * before the link thread starts. The listener is the caller's until unlisten. */
     enum err (*listen)(struct kv_listener **listener, const char *where,
                        const struct kv_link_options *options);
     void (*unlisten)(struct kv_listener *listener); /* NULL is allowed; accepted links live on */
     const char *(*address)(const struct kv_listener *listener); /* lives as long as the listener */
     int (*listener_fd)(const struct kv_listener *listener);     /* readable: call accept */
-    /* The next link; ERR_AGAIN: none. Others mean that one caller was turned away or that the system
-     * is short of something: the listener stays good. The link belongs to the caller until close. */
+    /* The next link; ERR_AGAIN: none. Others mean that one caller was turned away or that the
+     * system is short of something: the listener stays good. The link belongs to the caller until
+     * close. */
     enum err (*accept)(struct kv_listener *listener, struct kv_link **link);
 
-    /* Begins to connect; ERR_UNSUPPORTED: this address is not for us (another host, another link), ERR_PEER:
-     * nobody is there. Numeric addresses only. */
+    /* Begins to connect; ERR_UNSUPPORTED: this address is not for us (another host, another link),
+     * ERR_PEER: nobody is there. Numeric addresses only. */
     enum err (*dial)(struct kv_link **link, const char *address,
                      const struct kv_link_options *options);
     /* One fd for the life of the link, readable when poll has something to do. */
@@ -91,9 +91,9 @@ struct kv_link_ops {
     /* Sends the pieces as one frame. OK: all is copied or gone, the pieces are the caller's again.
      * ERR_AGAIN: nothing was taken; the fd becomes readable when it may be tried again. */
     enum err (*send)(struct kv_link *link, const struct kv_piece *pieces, uint32_t pieces_count);
-    /* The next whole frame, in the link's memory until release; a peer may still be able to write to
-     * it, so read each byte once. ERR_AGAIN: none; the fd becomes readable when there is more. Without
-     * that answer it need not: a caller who stops earlier has to come back by itself. */
+    /* The next whole frame, in the link's memory until release; a peer may still be able to write
+     * to it, so read each byte once. ERR_AGAIN: none; the fd becomes readable when there is more.
+     * Without that answer it need not: a caller who stops earlier has to come back by itself. */
     enum err (*receive)(struct kv_link *link, const void **bytes, size_t *size);
     void (*release)(struct kv_link *link);
     void (*close)(

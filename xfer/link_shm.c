@@ -1,4 +1,5 @@
-/* Two rings in one memfd, one per direction, and a unix socket whose end-of-file is the peer's death.
+/* Two rings in one memfd, one per direction, and a unix socket whose end-of-file is the peer's
+ * death.
  *
  *     dialler                                            listener
  *       connect to the abstract name, which is told with the host's boot id
@@ -7,11 +8,11 @@
  *       connected if it is the nonce    <-------------     ECHO {nonce}; connected
  *       one byte = "look at your rings" <------------>     the same
  *
- * So the link is used only when both really see the same memory, whatever namespaces they live in. The
- * seals keep the file from shrinking: access beyond its end would be a SIGBUS. hugetlb files are turned
- * away for the same reason. Doorbells are bytes on the socket and not eventfds, because a socket can be
- * written without blocking (MSG_DONTWAIT) whatever the peer does to the flags they share. Both sides must
- * run as the same user: an abstract name has no permissions. */
+ * So the link is used only when both really see the same memory, whatever namespaces they live in.
+ * The seals keep the file from shrinking: access beyond its end would be a SIGBUS. hugetlb files
+ * are turned away for the same reason. Doorbells are bytes on the socket and not eventfds, because
+ * a socket can be written without blocking (MSG_DONTWAIT) whatever the peer does to the flags they
+ * share. Both sides must run as the same user: an abstract name has no permissions. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,8 +1,9 @@
 /* One TCP connection. On the wire each frame has its size in front: 4 bytes, little-endian.
  *
  * What the kernel does not take of a frame is copied aside, so that `send` never keeps the caller's
- * pieces; nothing more is taken until that rest has gone. Incoming bytes are read in large pieces into a
- * buffer that starts small, so that a stranger who connects and says nothing costs little. */
+ * pieces; nothing more is taken until that rest has gone. Incoming bytes are read in large pieces
+ * into a buffer that starts small, so that a stranger who connects and says nothing costs
+ * little. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
@@ -147,6 +148,7 @@ static enum err link_new(struct kv_link **out, int fd, bool connecting,
     t->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (t->epoll < 0 || epoll_ctl(t->epoll, EPOLL_CTL_ADD, fd, &event) != 0 ||
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) != 0 ||
         setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof unanswered_ms) != 0) {
         enum err e = err_set(ERR_IO, "tcp link: %s", strerror(errno));
         tcp_close(&t->base);

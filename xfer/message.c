@@ -1,5 +1,5 @@
-/* Copies of ops for the link thread, checked and made by the thread that posts them, so that the link
- * thread cannot run out of memory where a ticket would be lost. */
+/* Copies of ops for the link thread, checked and made by the thread that posts them, so that the
+ * link thread cannot run out of memory where a ticket would be lost. */
 #include <string.h>
 
 #include "common/mem.h"

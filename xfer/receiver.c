@@ -1,17 +1,18 @@
 /* D's side of a ticket.
  *
- *     state \ event   OPEN        DATA              COMMIT            FAIL    op RELEASE   deadline   link lost
- *     EXPECTED        RECEIVING   dead              dead              dead    RELEASED     FAILED     -
- *     RECEIVING       ERR_STATE   stored; refused   all verified:     FAILED  RELEASED     FAILED     FAILED
- *                                 if spoiled        COMMITTED + DONE          + FAIL       + FAIL
- *                                                   else CLOSING
- *     CLOSING         ERR_STATE   the same; the     ERR_STATE         FAILED  RELEASED     FAILED     FAILED
- *                                 last: COMMITTED                             + FAIL       + FAIL
- *                                 + DONE
- *     ENDED           the ticket is unknown: ops are ignored, frames are counted as dead
+ *     state \ event  OPEN       DATA             COMMIT          FAIL    RELEASE   deadline  link lost
+ *     EXPECTED       RECEIVING  dead             dead            dead    RELEASED  FAILED    -
+ *     RECEIVING      ERR_STATE  stored; refused  all verified:   FAILED  RELEASED  FAILED    FAILED
+ *                               if spoiled       COMMITTED +             + FAIL    + FAIL
+ *                                                DONE, else
+ *                                                CLOSING
+ *     CLOSING        ERR_STATE  the same; last:  ERR_STATE       FAILED  RELEASED  FAILED    FAILED
+ *                               COMMITTED +                              + FAIL    + FAIL
+ *                               DONE
+ *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
- * Frames that come over another link than the one that opened the ticket are dead too. ERR_STATE costs the
- * peer its link. A verified unit (one layer of one block) is never written again. */
+ * Frames that come over another link than the one that opened the ticket are dead too. ERR_STATE
+ * costs the peer its link. A verified unit (one layer of one block) is never written again. */
 #include "common/mem.h"
 #include "xfer/core_state.h"
 

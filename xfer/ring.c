@@ -38,7 +38,8 @@ void ring_unmap(struct ring *r)
     *r = (struct ring){0};
 }
 
-/* Room for a record. A wish to be woken is told before the last look, so that no wake-up is lost. */
+/* Room for a record. A wish to be woken is told before the last look, so that no wake-up is
+ * lost. */
 static enum err room_for(struct ring *r, uint64_t wanted)
 {
     for (int look = 0; look < 2; look++) {

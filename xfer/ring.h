@@ -1,19 +1,20 @@
 /* ring: frames from one process to another through shared memory, one writer and one reader.
  *
  *     struct ring r;
- *     if ((e = ring_map(&r, memfd, offset, bytes, &control->forward, frame_bytes_max)) != OK) return e;
- *     if ((e = ring_write(&r, pieces, pieces_count)) == OK && ring_reader_sleeps(&r)) wake_reader();
+ *     if ((e = ring_map(&r, fd, offset, bytes, &control->ring[0], frame_max)) != OK) return e;
+ *     if ((e = ring_write(&r, pieces, count)) == OK && ring_reader_sleeps(&r)) wake_reader();
  *     e = ring_read(&r, &bytes, &size);          // ERR_AGAIN: empty, and the writer will wake us
  *     ring_release(&r);
  *     if (ring_writer_waits(&r)) wake_writer();
  *     ring_unmap(&r);
  *
- * The bytes are mapped twice, one behind the other, so a frame is contiguous wherever it lies. A record
- * is 4 bytes of size, 4 of zero, the frame, padding to 8.
+ * The bytes are mapped twice, one behind the other, so a frame is contiguous wherever it lies. A
+ * record is 4 bytes of size, 4 of zero, the frame, padding to 8.
  *
  * Rules: head and tail count bytes for ever; each side keeps its own one in its own memory and only
  * shows it to the other. What the other shows is read once and checked: it can spoil frames, which
- * checksums find, or end the ring with ERR_FORMAT, and do nothing else. Owner: one thread per side. */
+ * checksums find, or end the ring with ERR_FORMAT, and do nothing else. Owner: one thread per
+ * side. */
 #ifndef TANDEM_XFER_RING_H
 #define TANDEM_XFER_RING_H
 

@@ -1,15 +1,15 @@
 /* P's side of a ticket.
  *
- *     state \ event   op PUSH     op COMMIT   op CANCEL    REFUSE       DONE     FAIL     deadline, link lost
- *     CONNECTING      kept        kept        CANCELLED    -            -        -        FAILED
- *     SENDING         sent        sent last   CANCELLED +  sent again   ERR_     FAILED   FAILED (+ FAIL)
- *                                             FAIL         or FAILED    STATE
- *     COMMITTING      FAILED      FAILED      CANCELLED +  sent again   DONE     FAILED   FAILED (+ FAIL)
- *                                             FAIL         or FAILED
- *     ENDED           the ticket is unknown: ops are ignored, frames are counted as dead
+ *     state \ event  PUSH    COMMIT     CANCEL       REFUSE       DONE       FAIL    deadline, link lost
+ *     CONNECTING     kept    kept       CANCELLED    -            -          -       FAILED
+ *     SENDING        sent    sent last  CANCELLED    sent again   ERR_STATE  FAILED  FAILED (+ FAIL)
+ *                                       + FAIL       or FAILED
+ *     COMMITTING     FAILED  FAILED     CANCELLED    sent again   DONE       FAILED  FAILED (+ FAIL)
+ *                                       + FAIL       or FAILED
+ *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
- * Words in capitals without ERR_ are the final event; "+ FAIL" tells the receiver. Pushes are kept as
- * descriptors until the end; bytes are read out of the blocks when a frame is sent. */
+ * Words in capitals without ERR_ are the final event; "+ FAIL" tells the receiver. Pushes are kept
+ * as descriptors until the end; bytes are read out of the blocks when a frame is sent. */
 #include "common/mem.h"
 #include "xfer/core_state.h"
 

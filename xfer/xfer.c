@@ -1,9 +1,9 @@
 /* The link thread: one epoll loop that carries frames between the links and the core.
  *
- * One turn: wait; take ops out of the mailbox; poll the links that woke us and take in their frames;
- * do what the core asks (deliver events, dial, close); send what the sessions want to say; timers. A
- * frame that opens a ticket is preceded by another look into the mailbox: whoever sent it had been told
- * that the ticket is expected, so its EXPECT is there. */
+ * One turn: wait; take ops out of the mailbox; poll the links that woke us and take in their
+ * frames; do what the core asks (deliver events, dial, close); send what the sessions want to say;
+ * timers. A frame that opens a ticket is preceded by another look into the mailbox: whoever sent it
+ * had been told that the ticket is expected, so its EXPECT is there. */
 #include "xfer/xfer.h"
 
 #include <errno.h>
@@ -27,11 +27,11 @@
 enum {
     LISTENERS_MAX = 2,
     ACCEPTS_PER_TURN = 16,
-    FRAMES_PER_TURN = 32, /* of one link, each way: so that no link starves the others */
+    FRAMES_PER_TURN = 8, /* of one link, each way: some 2 MB, so that nobody waits for long */
     MAILBOX_MESSAGES_MIN = 4096,
     TICKETS_MAX = 1 << 16,
 };
-#define HANDSHAKE_NS (2 * NS_PER_S)
+#define HANDSHAKE_NS (5 * NS_PER_S)
 #define IDLE_CLOSE_NS (60 * NS_PER_S)
 #define LAYER_BYTES_MAX ((size_t)64 << 20)
 
@@ -89,8 +89,8 @@ static uint8_t *block_layer(const struct xfer *x, uint32_t block, uint32_t layer
     return (uint8_t *)x->options.kv_base + block * x->block_bytes + layer * x->layer_bytes;
 }
 
-/* Copies a payload into its blocks. The hash is that of the blocks' bytes after the copy, since a peer
- * may still be writing to the frame. */
+/* Copies a payload into its blocks. The hash is that of the blocks' bytes after the copy, since a
+ * peer may still be writing to the frame. */
 static bool store_payload(const struct xfer *x, const struct xfer_store *store,
                           const uint8_t *payload)
 {
@@ -104,7 +104,8 @@ static bool store_payload(const struct xfer *x, const struct xfer_store *store,
     return hash_end64(&hash) == store->hash;
 }
 
-/* Finds the pieces of a frame. Hashing brings them into the cache, so that sending reads memory once. */
+/* Finds the pieces of a frame. Hashing brings them into the cache, so that sending reads memory
+ * once. */
 static uint32_t gather(struct xfer *x, struct xfer_send *send, uint8_t head[FRAME_HEAD_MAX],
                        struct kv_piece pieces[KV_LINK_PIECES_MAX])
 {

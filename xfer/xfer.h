@@ -8,23 +8,23 @@
  *     or XFER_FAILED, or XFER_RELEASED               or XFER_FAILED, or XFER_CANCELLED
  *
  *     struct xfer *x;
- *     if ((e = xfer_open(&x, &options, on_event, ctx)) != OK) return e;    // listens; addresses known
- *     xfer_start(x);                                                         // the link thread begins
+ *     if ((e = xfer_open(&x, &options, on_event, ctx)) != OK) return e; // listens; addresses known
+ *     xfer_start(x);                                                      // the link thread begins
  *     xfer_post(x, &(struct xfer_op){.kind = XFER_EXPECT, .ticket = t, ...}); // loop thread
  *     ... on_event(ctx, &event) is called ON THE LINK THREAD: put it into a mailbox, return ...
  *     xfer_stop(x); xfer_close(x);
  *
  * Rules: a ticket names one attempt's transfer and dies with it; ids are never reused. Every EXPECT
- * and every OPEN ends in exactly one final event of that ticket, also when the peer dies, a deadline
- * passes, the op was refused or xfer_stop is called; until then the caller keeps its HOLD_TRANSFER on
- * all named blocks, after it the link thread touches none of them. Only the node itself writes its
- * pool: frames arrive in a ring or in staging memory, the ticket is checked, then bytes are copied
- * into the blocks of EXPECT and hashed in one pass. A wire address is (ticket, layer, tokens), never a
- * pointer or a block number of the other side. A range whose checksum is wrong is refused and sent
- * again, twice; then the transfer fails. Frames of a dead ticket are read and thrown away.
- * XFER_COMMITTED comes only when every layer of every expected token has arrived and is verified.
- * Ops of one ticket take effect in the order posted; ops for an unknown ticket are ignored (its
- * final event is on its way). */
+ * and every OPEN ends in exactly one final event of that ticket, also when the peer dies, a
+ * deadline passes, the op was refused or xfer_stop is called; until then the caller keeps its
+ * HOLD_TRANSFER on all named blocks, after it the link thread touches none of them. Only the node
+ * itself writes its pool: frames arrive in a ring or in staging memory, the ticket is checked, then
+ * bytes are copied into the blocks of EXPECT and hashed in one pass. A wire address is (ticket,
+ * layer, tokens), never a pointer or a block number of the other side. A range whose checksum is
+ * wrong is refused and sent again, twice; then the transfer fails. Frames of a dead ticket are read
+ * and thrown away. XFER_COMMITTED comes only when every layer of every expected token has arrived
+ * and is verified. Ops of one ticket take effect in the order posted; ops for an unknown ticket are
+ * ignored (its final event is on its way). */
 #ifndef TANDEM_XFER_XFER_H
 #define TANDEM_XFER_XFER_H
 
@@ -80,14 +80,16 @@ enum xfer_event_kind {
 struct xfer_event {
     enum xfer_event_kind kind;
     struct id128 ticket;
-    enum err
-        error; /* FAILED: ERR_PEER gone, ERR_TIMEOUT, ERR_FORMAT checksums, ERR_CANCELLED by peer,
-                     * ERR_NOT_FOUND the receiver does not know the ticket */
+    /* FAILED: ERR_PEER gone or unreachable, ERR_TIMEOUT, ERR_FORMAT checksums, ERR_CANCELLED by the
+     * peer or xfer_stop, ERR_NOT_FOUND the receiver does not know the ticket, ERR_INVALID the two
+     * KV differ, no address fits, or a push or commit does not fit its ticket, ERR_DUPLICATE the
+     * ticket is in use, ERR_FULL or ERR_MEMORY here. */
+    enum err error;
     char text[XFER_TEXT_MAX];
     struct token_info first;
     enum finish finish;
-    const char *link;  /* "shm" or "tcp": static strings */
-    uint64_t bytes;    /* that crossed the link for this ticket */
+    const char *link;  /* "shm" or "tcp", "" if none stood: static strings */
+    uint64_t bytes;    /* of KV that crossed the link for this ticket, repeats included */
     uint64_t began_ns; /* first frame */
     uint64_t ended_ns; /* commit verified (D) or acknowledged (P) */
 };
@@ -110,8 +112,10 @@ enum err xfer_open(struct xfer **x, const struct xfer_options *options, xfer_eve
                    void *ctx);
 const struct xfer_addresses *xfer_addresses(const struct xfer *x);
 enum err xfer_start(struct xfer *x);
-/* ERR_FULL when the mailbox or the ticket table is full, ERR_INVALID for an op that breaks the rules:
- * then there is no final event for it. Loop thread. */
+/* ERR_FULL when the mailbox (thousands of ops) or the ticket table is full, ERR_INVALID for an op
+ * that breaks the rules, ERR_CANCELLED after xfer_stop: then nothing was done. The event of a
+ * ticket frees its place before it is delivered. Any thread; the order of one thread's ops is
+ * kept. */
 enum err xfer_post(struct xfer *x, const struct xfer_op *op);
 void xfer_stop(struct xfer *x);  /* every live ticket gets XFER_FAILED with ERR_CANCELLED; joins */
 void xfer_close(struct xfer *x); /* NULL is allowed */

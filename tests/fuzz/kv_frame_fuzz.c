@@ -1,5 +1,5 @@
-/* KV frames: any bytes are a checked frame or an error, what was read prints as it came, and no run of
- * frames makes a core lose a ticket or touch a block that it was not given.
+/* KV frames: any bytes are a checked frame or an error, what was read prints as it came, and no run
+ * of frames makes a core lose a ticket or touch a block that it was not given.
  *
  * Input: a byte that chooses the side, then frames: 2 bytes of size (little-endian), the frame. */
 #include <string.h>

@@ -572,8 +572,8 @@ static void a_second_link_cannot_take_an_open_ticket_over(void **state)
     end(&p, &d);
 }
 
-/* Whatever is lost, spoiled, cancelled or late: one event per ticket and side, and D commits only what
- * P committed. A seed is a run. */
+/* Whatever is lost, spoiled, cancelled or late: one event per ticket and side, and D commits only
+ * what P committed. A seed is a run. */
 enum { SEEDS = 150, STEPS = 300, TICKETS = 5 };
 
 struct run {

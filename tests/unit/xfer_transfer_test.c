@@ -521,8 +521,48 @@ static void garbage_costs_the_stranger_his_link_and_nobody_else(void **state)
     pair_stop(&w);
 }
 
-/* Twenty transfers at a time, each with a fate of its own; every one ends once on each side, and what
- * is committed is right. */
+static void a_failed_allocation_at_the_start_is_an_error(void **state)
+{
+    (void)state;
+    static uint8_t kv[16];
+    struct xfer_options o = node_options();
+    o.kv_base = kv; /* never touched: no ticket comes */
+    for (uint64_t n = 1;; n++) {
+        struct xfer *x;
+        mem_fail_at(n);
+        enum err e = xfer_open(&x, &o, node_on_event, NULL);
+        mem_fail_at(0);
+        xfer_close(x);
+        if (e == OK) break;
+        if (e != ERR_MEMORY) fail_msg("allocation %d: %s", (int)n, err_name(e));
+        assert_null(x);
+    }
+}
+
+static void settings_that_cannot_work_are_refused(void **state)
+{
+    (void)state;
+    static uint8_t kv[16];
+    struct xfer_options good = node_options(), row[7];
+    struct xfer *x;
+    good.kv_base = kv;
+    for (int i = 0; i < 7; i++)
+        row[i] = good;
+    row[0].geometry.layers_count = 0;
+    row[1].geometry.kv_heads = 0;
+    row[2].geometry.block_tokens = 32;
+    row[3].kv_base = NULL;
+    row[4].blocks_count = 0;
+    row[5].tickets_max = 0;
+    row[6].listen_tcp = "nowhere";
+    for (int i = 0; i < 7; i++) {
+        if (xfer_open(&x, &row[i], node_on_event, NULL) != ERR_INVALID) fail_msg("row %d", i);
+        assert_null(x);
+    }
+}
+
+/* Twenty transfers at a time, each with a fate of its own; every one ends once on each side, and
+ * what is committed is right. */
 enum { FATES = 20, FATE_TOKENS = 48 };
 enum fate { FATE_DONE, FATE_CANCEL, FATE_RELEASE, FATE_DEADLINE_P, FATE_DEADLINE_D, FATES_COUNT };
 
@@ -631,6 +671,8 @@ int main(void)
         cmocka_unit_test(a_sender_keeps_to_what_it_opened),
         cmocka_unit_test(a_full_ticket_table_is_an_error_until_one_ends),
         cmocka_unit_test(garbage_costs_the_stranger_his_link_and_nobody_else),
+        cmocka_unit_test(a_failed_allocation_at_the_start_is_an_error),
+        cmocka_unit_test(settings_that_cannot_work_are_refused),
         cmocka_unit_test(random_fates_end_every_ticket_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
