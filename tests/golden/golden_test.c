@@ -25,7 +25,12 @@
 #define ABSOLUTE_FP32 1e-4f
 #define SHARE_BF16 0.02f
 
-enum { CONTEXT_MAX = 4096, NAME_BYTES = 256 };
+enum {
+    CONTEXT_MAX = 8192,
+    NAME_BYTES = 256,
+    LONG = 1024, /* longer prompts run on the best path only: all have the same bits, and portable C
+                  * takes minutes for 8,000 tokens */
+};
 
 /* Reading a fixture: bounds are checked, for a file that was cut is a finding too. */
 
@@ -60,6 +65,7 @@ struct run {
     char label[2 * NAME_BYTES];
     float worst; /* error as a share of what is allowed */
     uint32_t greedy_compared, greedy_count;
+    bool best_path;
 };
 
 static void open_run(struct run *run, const char *model_dir, const char *backend, enum dtype dtype)
@@ -139,6 +145,10 @@ static void compare_prompt(struct run *run, struct cursor *c, uint32_t vocab, ui
 {
     uint32_t tokens_count = take_u32(c), logits_from = take_u32(c);
     const unsigned char *id_bytes = take(c, (size_t)tokens_count * 4);
+    if (tokens_count > LONG && !run->best_path) {
+        take(c, (size_t)(tokens_count - logits_from) * vocab * 4 + (size_t)greedy_count * 12);
+        return;
+    }
     uint32_t rows_max = engine_facts(run->engine)->limits.rows_max, next = 0;
     uint32_t *ids = mem_array(tokens_count, sizeof *ids);
     float *logits = mem_array((size_t)rows_max * vocab, sizeof *logits);
@@ -181,7 +191,7 @@ static void compare_fixture(const char *name, const char *model_dir, const char 
     if (file_map_open(&map, path) != OK) return; /* demo has bf16 only */
     for (const char *const *backend = backend_names(); *backend; backend++) {
         struct cursor c = {map.data, map.data + map.size_bytes};
-        struct run run = {0};
+        struct run run = {.best_path = backend == backend_names()};
         snprintf(run.label, sizeof run.label, "%s %s on %s", name, fixture, *backend);
         open_run(&run, model_dir, *backend, dtype);
         assert_memory_equal(take(&c, 8), "TNDGOLD1", 8);
