@@ -231,7 +231,7 @@ void process_kill(struct process *p)
     process_await_exit(p);
 }
 
-size_t process_rss_bytes(const struct process *p)
+size_t process_peak_bytes(const struct process *p)
 {
     char path[64], line[256];
     size_t kib = 0;
@@ -239,7 +239,7 @@ size_t process_rss_bytes(const struct process *p)
     FILE *f = fopen(path, "re");
     assert_non_null(f);
     while (fgets(line, sizeof line, f))
-        if (sscanf(line, "VmRSS: %zu", &kib) == 1) break;
+        if (sscanf(line, "VmHWM: %zu", &kib) == 1) break;
     fclose(f);
     assert_true(kib > 0);
     return kib * 1024;
@@ -493,6 +493,22 @@ void cluster_stop(struct cluster *c)
         if (!p->expendable && status != 0) fail_msg("%s left with %d", p->name, status);
     }
     c->stopped = true;
+}
+
+/* The cache file of packed weights is the largest in the folder. */
+size_t cluster_weights_bytes(const struct cluster *c)
+{
+    size_t largest = 0;
+    DIR *d = opendir(c->folder);
+    assert_non_null(d);
+    for (const struct dirent *f; (f = readdir(d));) {
+        struct stat about;
+        if (fstatat(dirfd(d), f->d_name, &about, 0) == 0 && S_ISREG(about.st_mode) &&
+            (size_t)about.st_size > largest)
+            largest = (size_t)about.st_size;
+    }
+    closedir(d);
+    return largest;
 }
 
 static void remove_folder(const char *folder)

@@ -74,9 +74,11 @@ bool process_look(struct process *p);        /* reads what it said: is it ready?
 void process_await_ready(struct process *p); /* fails at once if it ends instead */
 int process_await_exit(struct process *p);   /* its status */
 void process_signal(struct process *p, int number);
-void process_kill(struct process *p); /* -9, reaped */
-size_t process_rss_bytes(const struct process *p);
+void process_kill(struct process *p);               /* -9, reaped */
+size_t process_peak_bytes(const struct process *p); /* resident, at most until here */
 bool process_logged(const struct process *p, const char *text);
+
+size_t cluster_weights_bytes(const struct cluster *c); /* of the packed weights' file */
 
 /* What the first router that answers says of itself; the caller's to json_decref. */
 json_t *cluster_status(struct cluster *c);

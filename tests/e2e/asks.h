@@ -1,0 +1,25 @@
+/* asks: a seeded mix of requests for the demo model: shared prefixes, short and long, greedy and sampled
+ * in every way that a request can ask for.
+ *
+ *     struct asks *a = asks_new(seed, 64);
+ *     streams_start(s, i, &a->ask[i]);
+ *     asks_free(a);                          // after the streams
+ *
+ * Rules: the same seed and count give the same requests; each names its own sampling seed. */
+#ifndef TANDEM_TESTS_E2E_ASKS_H
+#define TANDEM_TESTS_E2E_ASKS_H
+
+#include "tests/e2e/streams.h"
+
+enum { ASKS_PROMPT_MAX = 640 };
+
+struct asks {
+    uint32_t count;
+    struct ask *ask;
+    uint32_t (*prompt)[ASKS_PROMPT_MAX];
+};
+
+struct asks *asks_new(uint64_t seed, uint32_t count);
+void asks_free(struct asks *a); /* NULL is fine */
+
+#endif
