@@ -13,7 +13,7 @@ struct options {
     uint64_t deadline_ns;
     struct setting_list stop;
     const char *token_ids, *tenant;
-    bool json, ignore_eos;
+    bool json, ignore_eos, summary;
 };
 
 static const struct setting rows[] = {
@@ -51,6 +51,8 @@ static const struct setting rows[] = {
                    "prefixes are shared within a tenant only"),
     SETTING_DURATION(struct options, deadline_ns, "deadline", "0s", 0, 3600 * NS_PER_S,
                      "give up after this time; 0: never"),
+    SETTING_BOOL(struct options, summary, "summary", "false",
+                 "counts, times and the id on stderr at the end, also where that is no terminal"),
     SETTING_BOOL(struct options, json, "json", "false",
                  "print one JSON object (with --n above 1: an array of them) at the end"),
 };
@@ -194,7 +196,7 @@ static void print_text(const struct run *run)
 static void print_summary(const struct run *run)
 {
     const struct tandem_event *e = &run->output[0].end;
-    if (!isatty(STDERR_FILENO)) return;
+    if (!run->options->summary && !isatty(STDERR_FILENO)) return;
     fprintf(stderr,
             "%u prompt tokens, %u generated (%s), first after %.1f ms, all in %.1f ms; %s\n",
             e->prompt_tokens, e->completion_tokens, tandem_finish_name(e->finish),

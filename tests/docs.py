@@ -14,7 +14,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SPEED.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = [["tandem-router"], ["tandem-prefill"], ["tandem-decode"]]
+PROGRAMS = [["tandem-router"], ["tandem-prefill"], ["tandem-decode"], ["tandem", "up"],
+            ["tandem", "generate"], ["tandem", "status"], ["tandem", "explain"],
+            ["tandem", "drain"], ["tandem", "tokenize"], ["tandem", "detokenize"]]
 SETTINGS_HEAD = """# Settings
 
 Printed from the programs' tables by `./dev docs`; change the tables, not this page. Each setting is read
