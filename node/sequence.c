@@ -16,7 +16,8 @@
  *     FORGET    ENDING   ENDING             ENDING    ENDING         ENDING    ENDING
  *     LET_GO                                                                             FREE
  *
- * "!": the router is told FAILED. An event where the table is empty is late: counted, nothing else.
+ * "!": the router is told FAILED. An event where the table is empty is late: counted, nothing else;
+ * but COMMITTED and DELIVERED end the ticket, so out of turn they are ENDING!.
  * ENDING becomes FREE at once when no submitted step and no ticket refers to the sequence. */
 #include "node/state.h"
 
@@ -291,7 +292,7 @@ static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
     CHECK(s->in_flight == 0);
     accounts_insert(c, s); /* as long as nobody needs the room it need not be computed again */
     accounts_close(c, s);
-    s->preempt = s->slot_made = false;
+    s->preempt = false; /* the engine's slot stays as it is: the next token is the same one */
     s->preempted = true;
     s->goal = seq_total(s);
     c->counts.preemptions++;
@@ -345,11 +346,11 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
         on_computed(c, now_ns, s);
         return;
     case SEQ_EV_COMMITTED:
-        if (s->state != SEQ_RESERVED) break;
+        if (s->state != SEQ_RESERVED) goto out_of_turn;
         on_committed(c, now_ns, s, in->xfer);
         return;
     case SEQ_EV_DELIVERED:
-        if (s->state != SEQ_HANDOVER) break;
+        if (s->state != SEQ_HANDOVER) goto out_of_turn;
         on_delivered(c, now_ns, s, in->xfer);
         return;
     case SEQ_EV_ENDED:
@@ -370,6 +371,9 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
     case SEQ_EV_LET_GO: return;
     }
     c->counts.stale_messages++;
+    return;
+out_of_turn: /* the ticket has ended without what it was for */
+    sequence_fail(c, now_ns, s, ERR_STATE, true, "the transfer ended out of turn");
 }
 
 void sequence_fail(struct node_core *c, uint64_t now_ns, struct sequence *s, enum err e,

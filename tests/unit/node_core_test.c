@@ -104,6 +104,23 @@ static void only_the_part_that_decode_lacks_travels(void **state)
     free_pair();
 }
 
+static void a_committed_prompt_is_found_while_it_runs(void **state)
+{
+    (void)state;
+    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    struct job a = rig_job(1, &(struct rig_prompt){1, 9, 64, 70, 60});
+    struct job b = rig_job(2, &(struct rig_prompt){2, 9, 64, 90, 5});
+    struct job c = rig_job(3, &(struct rig_prompt){3, 9, 64, 90, 5});
+    rig_reserve(&d, &a, false);
+    rig_reserve(&d, &b, false); /* a's blocks are there, their KV is not */
+    assert_int_equal(rig_said(&d, MSG_RESERVED)->reserved.held_tokens, 0);
+    rig_end_ticket(&d, &(struct xfer_event){.kind = XFER_COMMITTED, .first = {.logprob = NAN}});
+    rig_event(&d);
+    rig_reserve(&d, &c, false);
+    assert_int_equal(rig_said(&d, MSG_RESERVED)->reserved.held_tokens, 64);
+    rig_free(&d);
+}
+
 static void what_prefill_has_cached_is_pushed_too(void **state)
 {
     (void)state;
@@ -258,7 +275,7 @@ static void prompts_share_a_step_in_order_of_priority_and_age(void **state)
 static void a_prefix_being_computed_is_waited_for(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 32});
+    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 300});
     struct job a = rig_job(1, &(struct rig_prompt){1, 5, 96, 100, 1});
     struct job b = rig_job(2, &(struct rig_prompt){2, 5, 96, 120, 1});
     rig_prefill(&p, &a, ID128_NONE, 0);
@@ -271,17 +288,18 @@ static void a_prefix_being_computed_is_waited_for(void **state)
 static void waiting_for_a_prefix_is_bounded(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){
-                .role = ROLE_PREFILL, .chunk_tokens = 48, .prefix_wait_ns = NS_PER_S / 2});
-    struct job a = rig_job(1, &(struct rig_prompt){1, 5, 96, 100, 1});
-    struct job b = rig_job(2, &(struct rig_prompt){2, 5, 96, 120, 1});
-    rig_prefill(&p, &a, ID128_NONE, 0);
-    rig_prefill(&p, &b, ID128_NONE, 0);
-    rig_advance(&p, NS_PER_S);
-    rig_step(&p);
-    rig_step(&p);
-    assert_int_equal(p.step[0]->sequences_count, 2);
-    rig_free(&p);
+    for (uint32_t late = 0; late < 2; late++) {
+        one(&p, &(struct rig_options){
+                    .role = ROLE_PREFILL, .chunk_tokens = 100, .prefix_wait_ns = NS_PER_S / 2});
+        struct job a = rig_job(1, &(struct rig_prompt){1, 5, 160, 180, 1});
+        struct job b = rig_job(2, &(struct rig_prompt){2, 5, 160, 170, 1});
+        rig_prefill(&p, &a, ID128_NONE, 0);
+        rig_prefill(&p, &b, ID128_NONE, 0);
+        if (late) rig_advance(&p, NS_PER_S);
+        rig_step(&p); /* 80 tokens of a are left: a step has room for b, which would rather wait */
+        assert_int_equal(p.step[0]->sequences_count, 1 + late);
+        rig_free(&p);
+    }
 }
 
 static void a_short_pool_preempts_the_youngest_and_no_stream_breaks(void **state)
@@ -347,6 +365,7 @@ int main(void)
         cmocka_unit_test(a_node_greets_joins_and_beats),
         cmocka_unit_test(a_request_goes_through_both_nodes),
         cmocka_unit_test(only_the_part_that_decode_lacks_travels),
+        cmocka_unit_test(a_committed_prompt_is_found_while_it_runs),
         cmocka_unit_test(what_prefill_has_cached_is_pushed_too),
         cmocka_unit_test(a_prefill_without_ticket_ends_with_its_first_token),
         cmocka_unit_test(decode_prefills_a_local_job_itself),

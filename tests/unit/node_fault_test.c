@@ -418,6 +418,57 @@ static void a_transfer_that_fails_fails_the_job_on_both_sides(void **state)
     free_pair();
 }
 
+static void a_job_that_has_ended_does_not_begin_again(void **state)
+{
+    (void)state;
+    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
+    rig_reserve(&d, &job, true);
+    rig_run(&d);
+    struct job_key other = job.key;
+    other.attempt++;
+    rig_acknowledge(&d, other); /* of an attempt that is not here */
+    assert_int_equal(rig_counts(&d).jobs_live, 1);
+    rig_acknowledge(&d, job.key);
+    assert_int_equal(rig_counts(&d).jobs_live, 0);
+    rig_reserve(&d, &job, true);
+    rig_assert_failed(&d, ERR_STALE, false);
+    rig_free(&d);
+}
+
+static void a_transfer_that_ends_out_of_turn_fails_the_job(void **state)
+{
+    (void)state;
+    one(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
+    rig_prefill(&p, &job, (struct id128){3, 3}, 0);
+    rig_link(&p);
+    rig_end_ticket(&p, &(struct xfer_event){.kind = XFER_DONE});
+    rig_event(&p);
+    rig_assert_failed(&p, ERR_STATE, true);
+    rig_free(&p);
+}
+
+static void a_draining_node_waits_for_steps_and_links(void **state)
+{
+    (void)state;
+    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
+    struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
+    rig_reserve(&d, &a, true);
+    rig_reserve(&d, &b, false);
+    rig_cancel(&d, a.key);
+    rig_cancel(&d, b.key);
+    node_core_drain(d.core, d.now_ns);
+    assert_false(d.left);
+    rig_step(&d);
+    assert_false(d.left);
+    rig_link(&d);
+    rig_event(&d);
+    assert_true(d.left);
+    rig_free(&d);
+}
+
 static void a_busy_ticket_is_refused(void **state)
 {
     (void)state;
@@ -494,6 +545,9 @@ int main(void)
         cmocka_unit_test(a_sick_device_fails_everything_and_the_node_leaves),
         cmocka_unit_test(a_process_that_slept_too_long_begins_a_new_life),
         cmocka_unit_test(a_transfer_that_fails_fails_the_job_on_both_sides),
+        cmocka_unit_test(a_job_that_has_ended_does_not_begin_again),
+        cmocka_unit_test(a_transfer_that_ends_out_of_turn_fails_the_job),
+        cmocka_unit_test(a_draining_node_waits_for_steps_and_links),
         cmocka_unit_test(a_busy_ticket_is_refused),
         cmocka_unit_test(every_failing_allocation_is_an_error_and_leaks_nothing),
         cmocka_unit_test(a_node_without_room_for_prompts_does_not_start),

@@ -73,7 +73,7 @@ struct rig {
     struct step *step[RIG_STEPS_MAX]; /* submitted, oldest first */
     uint32_t steps_count, steps_done;
     uint32_t layers_done; /* of the oldest one */
-    uint64_t *kv; /* [layer][block][16] */
+    uint64_t *kv;         /* [layer][block][16] */
     struct rig_slot slot[RIG_SLOTS];
 
     struct xfer_op op[RIG_OPS_MAX]; /* posted, not yet carried out */
