@@ -436,7 +436,7 @@ static enum err start_listening(struct xfer *x)
     const struct xfer_options *o = &x->options;
     enum err e;
     if (o->listen_shm && (e = add_listener(x, &kv_link_shm, "")) != OK) {
-        if (!o->listen_tcp) return e;
+        if (!o->listen_tcp || e == ERR_MEMORY) return e;
         log_warn("shm_link_off", "reason=\"%s\"", err_text());
     }
     return o->listen_tcp ? add_listener(x, &kv_link_tcp, o->listen_tcp) : OK;
