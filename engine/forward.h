@@ -46,8 +46,8 @@ struct forward {
     void *normed;   /* [rows_max][hidden] */
     void *qkv;      /* [rows_max][(heads + 2 kv_heads) x head_dim] */
     void *attended; /* [rows_max][heads x head_dim] */
-    void *gate_up;  /* [rows_max][2 ffn] */
-    void *gated;    /* [rows_max][ffn] */
+    void *gate_up;  /* [rows of one MLP pass][2 ffn] */
+    void *gated;    /* [the same][ffn] */
     void *picked;   /* [outputs_max][hidden] */
     void *scores;   /* [outputs_max][vocab] */
     float *logits;  /* the same on the host; `scores` itself if that is host memory */

@@ -77,7 +77,7 @@ static void open_run(struct run *run, const char *model_dir, const char *backend
                                .threads = 2,
                                .first_cpu = -1,
                                .context_max = CONTEXT_MAX,
-                               .limits = {1, 512, CONTEXT_MAX / BLOCK_TOKENS},
+                               .limits = {1, 700, CONTEXT_MAX / BLOCK_TOKENS},
                                .blocks_count = CONTEXT_MAX / BLOCK_TOKENS,
                                .slots_count = 1};
     enum err e = engine_open(&run->engine, &o);
