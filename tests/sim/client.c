@@ -55,6 +55,7 @@ static void make_request(struct sim *s, struct sim_request *r)
 }
 
 static void greet(struct sim *s, struct sim_proc *p);
+static void give_up_router(struct sim *s, struct sim_proc *p);
 
 void client_open(struct sim *s, struct sim_proc *p)
 {
@@ -136,12 +137,15 @@ static void end(struct sim *s, struct sim_request *r, enum finish finish, const 
     if (finish == FINISH_ERROR && reason[0] == '\0') sim_fail(s, "an error without a reason");
 }
 
-static void on_output(struct sim *s, struct sim_client *c, const struct msg_output *o)
+static void on_output(struct sim *s, struct sim_proc *p, const struct msg_output *o)
 {
-    struct sim_request *r = by_id(c, o->id);
+    struct sim_request *r = by_id(p->client, o->id);
     if (!r || r->state == REQ_ENDED) return; /* of a life that was given up */
-    if (o->index != r->got_count)
-        sim_fail(s, "a client has %u tokens and got index %u", r->got_count, o->index);
+    if (o->index > r->got_count) { /* what lay between was lost in a cut that nobody has seen yet */
+        give_up_router(s, p);
+        return;
+    }
+    if (o->index < r->got_count) sim_fail(s, "index %u was forwarded twice", o->index);
     for (uint32_t i = 0; i < o->tokens_count; i++) {
         if (r->got_count >= r->want_count) sim_fail(s, "more tokens than there should be");
         if (o->tokens[i].token != r->want[r->got_count])
@@ -192,7 +196,7 @@ void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const
     } else if (m->kind == MSG_REJECTED) {
         on_rejected(s, c, &m->rejected);
     } else if (m->kind == MSG_OUTPUT) {
-        on_output(s, c, &m->output);
+        on_output(s, p, &m->output);
     } else if (m->kind == MSG_DONE) {
         on_done(s, c, &m->done);
     }
