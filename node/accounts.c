@@ -4,6 +4,8 @@
  * sequence needs is taken at once or not at all, so no two half-served prompts wait for each other. */
 #include "node/state.h"
 
+#include "common/plant.h"
+
 uint32_t accounts_need_all(const struct sequence *s)
 {
     uint32_t total = seq_total(s);
@@ -51,6 +53,8 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
     if (c->cache)
         s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, seq_total(s),
                                          kind, s->table, need);
+    for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
+        kv_pool_drop(c->pool, s->table[i], kind);
     if (need - s->table_count > accounts_available(c)) {
         accounts_close(c, s);
         return ERR_FULL;

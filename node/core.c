@@ -273,6 +273,17 @@ static void audit_sequence(const struct node_core *c, const struct sequence *s)
     CHECK(!s->ticket_live || map_get(&c->tickets, s->ticket) == s);
 }
 
+uint32_t node_core_holds(const struct node_core *c, uint32_t block, enum hold kind)
+{
+    return kv_pool_holds(c->pool, (struct block_id){block}, kind);
+}
+
+bool node_core_knows(const struct node_core *c, struct job_key key)
+{
+    const struct sequence *s = job_find(c, key.request, key.choice);
+    return s && s->job.key.attempt == key.attempt;
+}
+
 void node_core_audit(const struct node_core *c)
 {
     uint32_t flights = 0, live = 0, shared = 0;

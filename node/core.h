@@ -93,5 +93,8 @@ void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* CHECKs every invariant: pool audit, each live job's blocks held as its state says, no step naming a
  * free block. O(blocks). */
 void node_core_audit(const struct node_core *core);
+/* For whoever plays the device and the link: may they touch this block now, is this job alive here. */
+uint32_t node_core_holds(const struct node_core *core, uint32_t block, enum hold kind);
+bool node_core_knows(const struct node_core *core, struct job_key key);
 
 #endif

@@ -6,6 +6,7 @@
 #include "node/state.h"
 
 #include "common/mem.h"
+#include "common/plant.h"
 
 static void step_arrays_free(struct step *step)
 {
@@ -88,7 +89,7 @@ static void add_table(struct node_core *c, struct step *step, const struct seque
                       uint32_t end)
 {
     for (uint32_t i = 0; i < blocks_for_tokens(end); i++) {
-        kv_pool_hold(c->pool, s->table[i], HOLD_STEP);
+        if (!PLANTED("no_step_fence")) kv_pool_hold(c->pool, s->table[i], HOLD_STEP);
         step->table[step->table_count++] = s->table[i].v;
     }
 }
@@ -246,7 +247,8 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
     f->busy = false;
     c->flights_busy--;
     for (uint32_t i = 0; i < step->table_count; i++)
-        kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);
+        if (!PLANTED("no_step_fence"))
+            kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         f->part[i].s->in_flight--;
         f->part[i].s->samples_in_flight -= f->part[i].sample;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/rng.h"
+#include "common/plant.h"
 
 /* moved[]: one entry per block of the tokens that travel. */
 static enum err moved_new(struct sequence *s, uint32_t first, uint32_t end)
@@ -148,6 +149,13 @@ void handover_commit(struct node_core *c, struct sequence *s, const struct token
     c->out.xfer(c->out.ctx, &op);
 }
 
+static void drop_moved(struct node_core *c, struct sequence *s)
+{
+    for (uint32_t i = 0; i < s->moved_count; i++)
+        if (s->moved[i].v != BLOCK_NONE.v) kv_pool_drop(c->pool, s->moved[i], HOLD_TRANSFER);
+    s->moved_count = 0;
+}
+
 void handover_end(struct node_core *c, struct sequence *s)
 {
     if (!s->ticket_live || s->ticket_ended) return;
@@ -155,6 +163,7 @@ void handover_end(struct node_core *c, struct sequence *s)
     struct xfer_op op = {.kind = s->kind == SEQ_REMOTE ? XFER_RELEASE : XFER_CANCEL,
                          .ticket = s->ticket};
     c->out.xfer(c->out.ctx, &op);
+    if (PLANTED("free_on_cancel")) drop_moved(c, s);
 }
 
 /* The ticket's final event is here: the link touches its blocks no more. */
@@ -162,9 +171,7 @@ static void ticket_over(struct node_core *c, struct sequence *s)
 {
     map_remove(&c->tickets, s->ticket);
     s->ticket_live = false;
-    for (uint32_t i = 0; i < s->moved_count; i++)
-        if (s->moved[i].v != BLOCK_NONE.v) kv_pool_drop(c->pool, s->moved[i], HOLD_TRANSFER);
-    s->moved_count = 0;
+    drop_moved(c, s);
 }
 
 void handover_on_event(struct node_core *c, uint64_t now_ns, const struct xfer_event *e)

@@ -3,6 +3,7 @@
 #include "node/state.h"
 
 #include "common/hash.h"
+#include "common/plant.h"
 
 struct id128 job_map_key(struct id128 request, uint32_t choice)
 {
@@ -93,6 +94,12 @@ static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequen
 {
     enum err e;
     if (queue_preempted(c) || accounts_open(c, s, HOLD_RESERVE) != OK) return full(c, s);
+    if (PLANTED("uncommitted_match")) {
+        uint32_t held = s->kv_count;
+        s->kv_count = seq_total(s);
+        accounts_insert(c, s);
+        s->kv_count = held;
+    }
     if ((e = handover_expect(c, now_ns, s)) != OK) {
         accounts_close(c, s);
         return e;

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "common/plant.h"
 
 const char *seq_state_name(enum seq_state state)
 {
@@ -404,6 +405,7 @@ void sequence_append(struct node_core *c, struct sequence *s, const struct token
         if (k < t->tops_count) *top = (struct seq_top){t->top[k].token, t->top[k].logprob};
     }
     s->generated_count++;
+    if (PLANTED("first_lost") && i == 0) s->told_count = s->generated_count;
     if ((s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL) && list_empty(&s->dirty))
         list_push_back(&c->dirty, &s->dirty);
 }
@@ -434,6 +436,7 @@ static void say_first(struct node_core *c, uint64_t now_ns, const struct sequenc
 void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     tell_dirty(c, now_ns);
+    if (PLANTED("lost_finished")) return;
     uint64_t decode_ns = s->running_ns ? s->finished_ns - s->running_ns : 0;
     struct msg m = {.kind = MSG_FINISHED,
                     .finished = {.key = s->job.key,
@@ -453,6 +456,7 @@ static void say_tokens(struct node_core *c, uint64_t now_ns, uint32_t router, ui
 void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t from)
 {
     if (from < s->job.forwarded_count) from = s->job.forwarded_count;
+    if (PLANTED("first_lost") && from == s->job.forwarded_count) from++;
     while (from < s->generated_count) {
         uint32_t n = s->generated_count - from;
         if (n > c->info_capacity) n = c->info_capacity;

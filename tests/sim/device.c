@@ -4,6 +4,7 @@
 
 #include "common/mem.h"
 #include "common/hash.h"
+#include "common/plant.h"
 #include "tests/sim/sim.h"
 
 uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer)
@@ -57,7 +58,7 @@ static uint32_t input_token(struct sim_proc *p, const struct step *step,
     return t == STEP_TOKEN_LAST ? p->slot[q->slot].last : t;
 }
 
-static void write_layer(struct sim_proc *p, const struct step *step, uint32_t layer)
+static void write_layer(struct sim *s, struct sim_proc *p, const struct step *step, uint32_t layer)
 {
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
@@ -65,6 +66,8 @@ static void write_layer(struct sim_proc *p, const struct step *step, uint32_t la
             uint32_t at = q->position + r;
             CHECK(q->table_first + at / BLOCK_TOKENS < step->table_count);
             uint32_t block = step->table[q->table_first + at / BLOCK_TOKENS];
+            if (node_core_holds(p->node, block, HOLD_STEP) == 0)
+                sim_fail(s, "%s: a step writes block %u, which it does not hold", p->name, block);
             *cell(p, block, layer, at) = device_content(input_token(p, step, q, r), at, layer);
         }
     }
@@ -128,7 +131,7 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data)
         end_step(s, p, ERR_CANCELLED);
         return;
     }
-    write_layer(p, step, p->layer);
+    write_layer(s, p, step, p->layer);
     node_core_progress(p->node, ++p->layers_done);
     uint32_t layer = p->layer++;
     uint64_t rows = step->rows_count;
@@ -201,7 +204,7 @@ static void ticket_end(struct sim *s, struct sim_proc *p, struct sim_ticket *t,
     e->error = error;
     e->link = "tcp";
     e->ended_ns = s->now_ns;
-    t->used = false;
+    t->used = kind == XFER_RELEASED && PLANTED("late_writer");
     sim_at(s, s->now_ns + sim_draw_ns(s, 0, 50000), p, tell, e);
 }
 
@@ -239,12 +242,20 @@ static void reply(struct sim *s, struct sim_proc *p, const struct frame *f, enum
     frame_send(s, p, f->from, &r);
 }
 
-static void take_data(struct sim_proc *p, struct sim_ticket *t, const struct frame *f)
+static void must_be_held(struct sim *s, struct sim_proc *p, uint32_t block, const char *doing)
+{
+    if (node_core_holds(p->node, block, HOLD_TRANSFER) == 0)
+        sim_fail(s, "%s: the link %s block %u, which no ticket holds", p->name, doing, block);
+}
+
+static void take_data(struct sim *s, struct sim_proc *p, struct sim_ticket *t,
+                      const struct frame *f)
 {
     if (f->first < t->first || f->first + f->count > t->end) return;
     for (uint32_t i = 0; i < f->count; i++) {
-        uint32_t at = f->first + i;
-        *cell(p, t->blocks[(at - t->first) / BLOCK_TOKENS], f->layer, at) = f->content[i];
+        uint32_t at = f->first + i, block = t->blocks[(at - t->first) / BLOCK_TOKENS];
+        must_be_held(s, p, block, "writes");
+        *cell(p, block, f->layer, at) = f->content[i];
     }
     t->arrived[f->layer] += f->count;
 }
@@ -274,7 +285,7 @@ static void on_frame(struct sim *s, struct sim_proc *p, void *data)
         t->opened = true;
         t->other = f->from;
         break;
-    case FRAME_DATA: take_data(p, t, f); break;
+    case FRAME_DATA: take_data(s, p, t, f); break;
     case FRAME_COMMIT: take_commit(s, p, t, f); break;
     case FRAME_CANCEL: ticket_end(s, p, t, XFER_FAILED, ERR_CANCELLED, NULL); break;
     case FRAME_DONE: ticket_end(s, p, t, XFER_DONE, OK, NULL); break;
@@ -338,6 +349,8 @@ static void op_push(struct sim *s, struct sim_proc *p, struct sim_ticket *t,
                       .count = op->tokens_end - op->tokens_first};
     CHECK(op->tokens_first % BLOCK_TOKENS == 0 && op->tokens_end <= t->end);
     for (uint32_t i = 0; i < f.count; i++) /* read now, when it is sent, not when it was posted */
+        must_be_held(s, p, c->blocks[i / BLOCK_TOKENS], "reads");
+    for (uint32_t i = 0; i < f.count; i++)
         f.content[i] = *cell(p, c->blocks[i / BLOCK_TOKENS], op->layer, f.first + i);
     frame_send(s, p, t->other, &f);
 }
@@ -387,7 +400,7 @@ void device_xfer(void *ctx, const struct xfer_op *op)
     c->op = *op;
     if (op->blocks_count > 0) memcpy(c->blocks, op->blocks, op->blocks_count * sizeof *op->blocks);
     if (op->kind == XFER_OPEN) c->to = proc_of_address(s, op->addresses);
-    sim_at(s, s->now_ns + 20000, p, on_op,
+    sim_at(s, s->now_ns + s->op_ns, p, on_op,
            c); /* the mailbox; order is kept: equal times are FIFO */
 }
 

@@ -2,13 +2,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/log.h"
+#include "common/plant.h"
 #include "tests/sim/sim.h"
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults]\n");
+    fprintf(stderr, "usage: tandem-sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults]\n"
+                    "       tandem-sim-planted --plant NAME [--seeds FIRST COUNT]\n");
     return 2;
 }
 
@@ -18,8 +22,44 @@ static bool all_met(const struct sim_totals *t)
            t->cancelled;
 }
 
+static void run_seeds(struct sim_options *options, uint64_t first, uint64_t count, bool no_faults,
+                      struct sim_totals *t)
+{
+    for (uint64_t seed = first; seed < first + count; seed++) {
+        options->seed = seed;
+        options->faults = !no_faults && seed % 10 != 0; /* every tenth is undisturbed */
+        sim_run(options, t);
+    }
+}
+
+#ifdef TANDEM_PLANTS
+/* With a bug planted the seeds must not all pass: 0 if one fails, by its exit or by a CHECK. */
+static int run_planted(const char *plant, struct sim_options *options, uint64_t first,
+                       uint64_t count)
+{
+    int status = 0;
+    struct sim_totals t = {0};
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        plant_set(plant);
+        alarm(240); /* a bug may make it run for ever */
+        run_seeds(options, first, count, false, &t);
+        _exit(0);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) return 1;
+    if (status != 0) {
+        printf("%s: found\n", plant);
+        return 0;
+    }
+    fprintf(stderr, "%s: not found in %llu seeds\n", plant, (unsigned long long)count);
+    return 1;
+}
+#endif
+
 int main(int argc, char **argv)
 {
+    const char *plant = NULL;
     struct sim_options options = {.faults = true};
     struct sim_totals t = {0};
     uint64_t first = 1, count = 100;
@@ -35,16 +75,18 @@ int main(int argc, char **argv)
             options.trace = true;
         } else if (strcmp(argv[i], "--no-faults") == 0) {
             no_faults = true;
+        } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
+            plant = argv[++i];
         } else {
             return usage();
         }
     }
     log_setup(options.trace ? LOG_DEBUG : LOG_OFF, NULL);
-    for (uint64_t seed = first; seed < first + count; seed++) {
-        options.seed = seed;
-        options.faults = !no_faults && seed % 10 != 0; /* every tenth is undisturbed */
-        sim_run(&options, &t);
-    }
+#ifdef TANDEM_PLANTS
+    if (plant) return run_planted(plant, &options, first, count);
+#endif
+    if (plant) return usage(); /* this build has no bugs to plant */
+    run_seeds(&options, first, count, no_faults, &t);
     printf("%llu seeds: %llu requests, %llu tokens, %llu errors, %llu cancelled, %llu faults, "
            "%llu retries, %llu node deaths, %llu preemptions, %llu cached tokens, %llu gaps, "
            "%llu repeated tokens, %llu events\n",

@@ -37,6 +37,7 @@ enum {
     SIM_CONTEXT = 192,
     SIM_LAYERS = 2,
     SIM_TICKETS_MAX = 256,
+    SIM_CANCELS_MAX = 64,
 };
 
 enum proc_kind { PROC_ROUTER, PROC_NODE, PROC_CLIENT };
@@ -75,6 +76,8 @@ struct sim_proc {
     uint64_t *kv; /* [blocks][layers][16] */
     uint32_t blocks_count;
     struct sim_slot *slot;
+    struct job_key cancelled[SIM_CANCELS_MAX]; /* that it was told of in this life; a ring */
+    uint32_t cancels_count;
     struct step *queue[4];
     uint32_t queue_count, layer;
     struct sim_ticket ticket[SIM_TICKETS_MAX];
@@ -84,6 +87,7 @@ struct sim_proc {
 /* The wire between a dialling process (node, client) and a router. */
 struct sim_conn {
     uint32_t cuts;
+    uint64_t cut_ns;
     uint64_t last_ns[2];     /* messages of one direction keep their order */
     struct peer router_peer; /* what the router calls it; 0: not met yet */
 };
@@ -136,7 +140,7 @@ struct sim {
     struct arena arena; /* of the message being delivered */
     struct buf wire;
     uint32_t chunk, batch, blocks;
-    uint64_t net_ns, jitter_ns, layer_ns, faults_end_ns;
+    uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
     uint32_t duplicate_percent;
     bool prefix_cache;
     enum disaggregate disaggregate;

@@ -10,6 +10,7 @@
 
 #define RUN_NS_MAX (600 * NS_PER_S)
 #define EVENTS_MAX 4000000ull
+#define LOSS_NS (2 * NS_PER_MS) /* until both ends of a cut connection have heard of it */
 
 struct event {
     struct heap_entry entry;
@@ -74,30 +75,66 @@ struct sim_proc *sim_router(struct sim *s, uint32_t index)
 struct wire {
     uint32_t dialler, router; /* process numbers */
     uint32_t cuts;
+    uint64_t due_ns; /* of a repeat; a frozen process takes it later, behind what was due before */
     uint32_t bytes_count;
-    bool to_router;
+    bool to_router, again; /* again: a repeat, which may come after the session it belongs to */
     unsigned char bytes[];
 };
+
+static bool is_greeting(enum msg_kind kind)
+{
+    return kind == MSG_HELLO || kind == MSG_WELCOME || kind == MSG_REFUSE;
+}
+
+static uint64_t dropped_by(const struct sim_proc *p)
+{
+    struct router_counts r = {0};
+    struct node_counts n = {0};
+    if (p->router) router_core_counts(p->router, &r);
+    if (p->node) node_core_counts(p->node, &n);
+    return r.stale_messages + n.stale_messages;
+}
+
+/* A job that a node was told to cancel in this life must not begin there again. */
+static void check_cancelled(struct sim *s, struct sim_proc *p, const struct msg *m)
+{
+    if (m->kind == MSG_CANCEL) p->cancelled[p->cancels_count++ % SIM_CANCELS_MAX] = m->cancel.key;
+    if (m->kind != MSG_RESERVE && m->kind != MSG_PREFILL) return;
+    struct job_key key = m->kind == MSG_RESERVE ? m->reserve.job.key : m->prefill.job.key;
+    for (uint32_t i = 0; i < p->cancels_count && i < SIM_CANCELS_MAX; i++)
+        if (job_key_equal(p->cancelled[i], key) && node_core_knows(p->node, key))
+            sim_fail(s, "%s: a cancelled job begins again", p->name);
+}
+
+static void give_to_node(struct sim *s, struct sim_proc *p, uint32_t router, const struct msg *m)
+{
+    sim_trace(s, "%s <- r%u %s", p->name, router, msg_kind_name(m->kind));
+    node_core_on_message(p->node, s->now_ns, (struct peer){router + 1}, m);
+    check_cancelled(s, p, m);
+}
 
 static void deliver(struct sim *s, struct sim_proc *p, void *data)
 {
     struct wire *w = data;
     struct sim_conn *conn = &s->conn[w->dialler][w->router];
     struct msg m;
-    if (w->cuts != conn->cuts) return;
+    if (w->cuts != conn->cuts && !w->again) return;
     arena_reset(&s->arena);
     if (msg_decode(w->bytes, w->bytes_count, &s->arena, &m) != OK)
         sim_fail(s, "%s: a message does not decode: %s", p->name, err_text());
+    bool late = w->cuts != conn->cuts && w->due_ns > conn->cut_ns + LOSS_NS;
+    uint64_t dropped = dropped_by(p);
     if (w->to_router) {
         if (conn->router_peer.v == 0) conn->router_peer.v = ++s->peers_given;
         sim_trace(s, "%s <- %s %s", p->name, s->proc[w->dialler].name, msg_kind_name(m.kind));
         router_core_on_message(p->router, s->now_ns, conn->router_peer, &m);
     } else if (p->kind == PROC_NODE) {
-        sim_trace(s, "%s <- r%u %s", p->name, w->router, msg_kind_name(m.kind));
-        node_core_on_message(p->node, s->now_ns, (struct peer){w->router + 1}, &m);
+        give_to_node(s, p, w->router, &m);
     } else {
         client_on_message(s, p, w->router, &m);
     }
+    if (late && !is_greeting(m.kind) && p->kind != PROC_CLIENT && dropped_by(p) == dropped)
+        sim_fail(s, "%s: took a %s of an earlier session", p->name, msg_kind_name(m.kind));
 }
 
 static void put_on_wire(struct sim *s, struct sim_proc *to, struct wire *w, uint64_t when_ns)
@@ -130,7 +167,9 @@ void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const s
     struct wire *again = mem_new(sizeof *again + s->wire.size);
     CHECK(again);
     memcpy(again, w, sizeof *w + s->wire.size);
-    sim_at(s, when_ns + sim_draw_ns(s, 1, NS_PER_S), to, deliver, again);
+    again->again = true;
+    again->due_ns = when_ns + sim_draw_ns(s, 1, NS_PER_S);
+    sim_at(s, again->due_ns, to, deliver, again);
 }
 
 static void router_hears_loss(struct sim *s, struct sim_proc *p, void *data)
@@ -163,8 +202,9 @@ static void cut(struct sim *s, uint32_t dialler, uint32_t router)
 {
     struct sim_conn *conn = &s->conn[dialler][router];
     conn->cuts++;
-    uint64_t a = s->now_ns + sim_draw_ns(s, 0, 2 * NS_PER_MS);
-    uint64_t b = s->now_ns + sim_draw_ns(s, 0, 2 * NS_PER_MS);
+    conn->cut_ns = s->now_ns;
+    uint64_t a = s->now_ns + sim_draw_ns(s, 0, LOSS_NS);
+    uint64_t b = s->now_ns + sim_draw_ns(s, 0, LOSS_NS);
     if (s->proc[router].alive && conn->router_peer.v != 0)
         sim_at(s, a, &s->proc[router], router_hears_loss,
                copy_of(&conn->router_peer, sizeof conn->router_peer));
@@ -370,6 +410,7 @@ static void open_proc(struct sim *s, struct sim_proc *p)
 {
     p->alive = true;
     p->leaving = false;
+    p->cancels_count = 0;
     p->wake_ns = TIME_NEVER;
     p->frozen_until_ns = 0;
     sim_trace(s, "%s starts", p->name);
@@ -527,6 +568,7 @@ static void build(struct sim *s)
     s->blocks = SIM_CONTEXT / BLOCK_TOKENS + sim_draw(s, 24);
     s->net_ns = sim_draw_ns(s, 20000, 2 * NS_PER_MS);
     s->jitter_ns = sim_draw_ns(s, 1000, 3 * NS_PER_MS);
+    s->op_ns = sim_draw_ns(s, 5000, NS_PER_MS);
     s->layer_ns = sim_draw_ns(s, 50000, 2 * NS_PER_MS);
     s->duplicate_percent = s->options.faults ? sim_draw(s, 4) : 0;
     s->prefix_cache = sim_draw(s, 4) > 0;
