@@ -9,6 +9,7 @@
 
 enum {
     LANES = 16,     /* partial sums and maxima, by index mod 16 */
+    GROUPS = 1024,  /* of tokens, by id mod GROUPS: for a first guess at what top_k keeps */
     STRETCH = 1024, /* the draw skips the vocabulary by so many tokens; a multiple of LANES */
 };
 
@@ -202,12 +203,32 @@ static double mass_of_keys(const struct sampler *s, uint32_t n)
     return sum;
 }
 
+/* A weight that at least top_k tokens reach: the top_k-th of the maxima of GROUPS groups of tokens.
+ * 0 (all tokens are looked at) where that would not save anything. */
+static float floor_of_count(struct sampler *s, uint32_t top_k)
+{
+    float most[GROUPS] = {0}, floor = 2;
+    uint32_t i = 0;
+    if (top_k > GROUPS / 2 || s->vocab_count < 8 * GROUPS) return 0;
+    for (; i + GROUPS <= s->vocab_count; i += GROUPS)
+        for (uint32_t j = 0; j < GROUPS; j++)
+            most[j] = s->weight[i + j] > most[j] ? s->weight[i + j] : most[j];
+    for (uint32_t j = 0; j < GROUPS; j++)
+        s->key[j] = rank_key(most[j], j);
+    select_best(s, GROUPS, top_k, DBL_MAX);
+    for (uint32_t j = 0; j < top_k; j++)
+        floor = fminf(floor, most[rank_id(s->key[j])]);
+    return floor * 0.999f; /* exp_down is monotone but for its last bits */
+}
+
 static void keep_top(struct sampler *s, const float *logits, const struct sampling *p)
 {
     bool by_count = p->top_k > 0 && p->top_k < s->vocab_count, by_mass = p->top_p < 1.0f;
     double total = 0;
     float floor = 0;
-    if (!by_count && by_mass) {
+    if (by_count) {
+        floor = floor_of_count(s, p->top_k);
+    } else if (by_mass) {
         /* All tokens lighter than (1 - p) total / vocab weigh less than 1 - p together: none of them
          * is among the heaviest that make p. Halved, so that rounding cannot reach it. */
         total = sum_of(s->weight, s->vocab_count);
@@ -256,13 +277,15 @@ static uint32_t walk(const struct sampler *s, double u, uint32_t otherwise)
 {
     double total = 0, passed = 0;
     uint32_t vocab = s->vocab_count;
-    for (uint32_t i = 0; i < vocab; i += STRETCH)
-        total += sum_of(s->weight + i, vocab - i < STRETCH ? vocab - i : STRETCH);
+    for (uint32_t i = 0; i < vocab; i += STRETCH) {
+        s->stretch[i / STRETCH] = sum_of(s->weight + i, vocab - i < STRETCH ? vocab - i : STRETCH);
+        total += s->stretch[i / STRETCH];
+    }
     for (uint32_t i = 0; i < vocab; i += STRETCH) {
         uint32_t count = vocab - i < STRETCH ? vocab - i : STRETCH;
-        double stretch = sum_of(s->weight + i, count);
-        if (passed + stretch > u * total) return walk_stretch(s, i, count, passed, u * total);
-        passed += stretch;
+        double next = passed + s->stretch[i / STRETCH];
+        if (next > u * total) return walk_stretch(s, i, count, passed, u * total);
+        passed = next;
     }
     return otherwise;
 }
@@ -333,8 +356,9 @@ enum err sampler_init(struct sampler *s, uint32_t vocab_count)
     *s = (struct sampler){.vocab_count = vocab_count,
                           .adjusted = mem_array(vocab_count, sizeof *s->adjusted),
                           .weight = mem_array(vocab_count, sizeof *s->weight),
-                          .key = mem_array(vocab_count, sizeof *s->key)};
-    if (s->adjusted && s->weight && s->key) return OK;
+                          .key = mem_array(vocab_count, sizeof *s->key),
+                          .stretch = mem_array(vocab_count / STRETCH + 1, sizeof *s->stretch)};
+    if (s->adjusted && s->weight && s->key && s->stretch) return OK;
     sampler_fini(s);
     return ERR_MEMORY;
 }
@@ -344,5 +368,6 @@ void sampler_fini(struct sampler *s)
     mem_free(s->adjusted);
     mem_free(s->weight);
     mem_free(s->key);
+    mem_free(s->stretch);
     *s = (struct sampler){0};
 }

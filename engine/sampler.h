@@ -33,6 +33,7 @@ struct sampler {
     float *adjusted; /* logits after bias and penalties */
     float *weight;   /* exp((logit - best) / temperature), 0: dropped */
     uint64_t *key;   /* rank keys of the tokens that a filter looks at */
+    double *stretch; /* sums of weights, stretch by stretch */
 };
 
 struct sampler_ask {
