@@ -1,9 +1,8 @@
 #include "tests/e2e/asks.h"
 
-#include <string.h>
-
 #include "common/mem.h"
 #include "common/rng.h"
+#include "tests/e2e/cluster.h"
 
 enum { VOCAB_FIRST = 8, VOCAB_COUNT = 1016 }; /* of the demo model, without its special tokens */
 
@@ -95,4 +94,32 @@ void asks_free(struct asks *a)
     mem_free(a->ask);
     mem_free(a->prompt);
     mem_free(a);
+}
+
+void asks_start(const struct asks *a, struct streams *s)
+{
+    for (uint32_t i = 0; i < a->count; i++)
+        streams_start(s, i % STREAMS_CLIENTS_MAX, &a->ask[i]);
+}
+
+struct streams *asks_undisturbed(const struct asks *a, const char *node_args)
+{
+    struct cluster *c = cluster_new(cluster_demo_model());
+    cluster_start(c, 1, 1, "--disaggregate always", node_args);
+    struct streams *s = streams_new(c->addresses);
+    asks_start(a, s);
+    streams_run(s);
+    for (uint32_t i = 0; i < a->count; i++)
+        stream_expect_done(s->stream[i]);
+    cluster_stop(c);
+    cluster_free(c);
+    return s;
+}
+
+void asks_expect(const struct asks *a, const struct streams *s, const struct streams *wanted)
+{
+    for (uint32_t i = 0; i < a->count; i++) {
+        stream_expect_done(s->stream[i]);
+        stream_expect_equal(s->stream[i], wanted->stream[i]);
+    }
 }

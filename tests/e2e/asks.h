@@ -3,7 +3,8 @@
  *
  *     struct asks *a = asks_new(seed, 64);
  *     streams_start(s, i, &a->ask[i]);
- *     asks_free(a);                          // after the streams
+ *     struct streams *wanted = asks_undisturbed(a, "");    // what must come of them
+ *     asks_free(a);                                               // after the streams
  *
  * Rules: the same seed and count give the same requests; each names its own sampling seed. */
 #ifndef TANDEM_TESTS_E2E_ASKS_H
@@ -21,5 +22,11 @@ struct asks {
 
 struct asks *asks_new(uint64_t seed, uint32_t count);
 void asks_free(struct asks *a); /* NULL is fine */
+
+/* Each ask's stream from a cluster of one P and one D; client i asks ask i. */
+struct streams *asks_undisturbed(const struct asks *a, const char *node_args);
+void asks_start(const struct asks *a, struct streams *s); /* ask i by client i */
+/* Each of the asks' streams has ended and equals the wanted one. */
+void asks_expect(const struct asks *a, const struct streams *s, const struct streams *wanted);
 
 #endif

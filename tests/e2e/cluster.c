@@ -152,6 +152,14 @@ struct process *cluster_spawn(struct cluster *c, enum program program, const cha
     return p;
 }
 
+struct process *cluster_process(struct cluster *c, const char *name)
+{
+    for (uint32_t i = 0; i < c->count; i++)
+        if (strcmp(c->process[i]->name, name) == 0) return c->process[i];
+    fail_msg("no process \"%s\"", name);
+    return NULL;
+}
+
 static bool heard_ready(struct process *p)
 {
     if (!strchr(p->said, '\n')) return false;
@@ -339,10 +347,7 @@ struct process *cluster_process_of(struct cluster *c, const char *request, const
     const json_t *nodes = json_object_get(explain(c, request, &explained), "nodes");
     const char *name = json_string_value(json_object_get(nodes, role));
     assert_non_null(name);
-    struct process *found = NULL;
-    for (uint32_t i = 0; i < c->count; i++)
-        if (strcmp(c->process[i]->name, name) == 0) found = c->process[i];
-    if (!found) fail_msg("no %s node of %s: \"%s\"", role, request, name);
+    struct process *found = cluster_process(c, name);
     json_decref(explained);
     return found;
 }

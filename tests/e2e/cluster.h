@@ -70,6 +70,8 @@ struct process *cluster_node(struct cluster *c, enum program program, const char
 void cluster_start(struct cluster *c, uint32_t prefills, uint32_t decodes, const char *router_args,
                    const char *node_args);
 
+struct process *cluster_process(struct cluster *c, const char *name);
+
 bool process_look(struct process *p);        /* reads what it said: is it ready? Never blocks */
 void process_await_ready(struct process *p); /* fails at once if it ends instead */
 int process_await_exit(struct process *p);   /* its status */

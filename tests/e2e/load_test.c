@@ -4,7 +4,6 @@
 #include "tests/e2e/cluster.h"
 
 #include <signal.h>
-#include <string.h>
 
 enum {
     CLIENTS = 64,
@@ -52,8 +51,7 @@ static void start(struct load *load, uint32_t prefills, uint32_t decodes, const 
     cluster_start(load->cluster, prefills, decodes, "--deaths-max 100 --disaggregate always",
                   node_args);
     load->streams = streams_new(load->cluster->addresses);
-    for (uint32_t i = 0; i < CLIENTS; i++)
-        streams_start(load->streams, i, &asks->ask[i]);
+    asks_start(asks, load->streams);
 }
 
 static void expect_memory_is_bounded(const struct cluster *c)
@@ -71,10 +69,7 @@ static void expect_memory_is_bounded(const struct cluster *c)
 
 static void finish(struct load *load)
 {
-    for (uint32_t i = 0; i < CLIENTS; i++) {
-        stream_expect_done(load->streams->stream[i]);
-        stream_expect_equal(load->streams->stream[i], wanted->stream[i]);
-    }
+    asks_expect(asks, load->streams, wanted);
     cluster_await_idle(load->cluster);
     expect_memory_is_bounded(load->cluster);
     cluster_stop(load->cluster);
@@ -122,14 +117,6 @@ static bool tokens_are_here(void *ctx)
     return t->load->streams->tokens_count >= t->tokens_count;
 }
 
-static struct process *find(const struct cluster *c, const char *name)
-{
-    for (uint32_t i = 0; i < c->count; i++)
-        if (strcmp(c->process[i]->name, name) == 0) return c->process[i];
-    fail_msg("no process %s", name);
-    return NULL;
-}
-
 static void disturb(struct load *load, const char *node_args)
 {
     static const struct deed deeds[] = {
@@ -144,14 +131,14 @@ static void disturb(struct load *load, const char *node_args)
         switch (deeds[i].what) {
         case JOIN_PREFILL: cluster_spawn(load->cluster, PROGRAM_PREFILL, node_args); break;
         case JOIN_DECODE: cluster_spawn(load->cluster, PROGRAM_DECODE, node_args); break;
-        case KILL: process_kill(find(load->cluster, deeds[i].node)); break;
-        case DRAIN: process_signal(find(load->cluster, deeds[i].node), SIGTERM); break;
+        case KILL: process_kill(cluster_process(load->cluster, deeds[i].node)); break;
+        case DRAIN: process_signal(cluster_process(load->cluster, deeds[i].node), SIGTERM); break;
         }
     }
     streams_run(load->streams);
     /* The drained have left, with 0 as cluster_stop will see; those who joined are there. */
-    process_await_exit(find(load->cluster, "p0"));
-    process_await_exit(find(load->cluster, "d1"));
+    process_await_exit(cluster_process(load->cluster, "p0"));
+    process_await_exit(cluster_process(load->cluster, "d1"));
     cluster_await_nodes(load->cluster);
     uint32_t attempts = 0;
     for (uint32_t i = 0; i < CLIENTS; i++)
