@@ -23,7 +23,6 @@ struct attend_item {
     uint32_t query_first, queries_count; /* query i is head i % group of row i / group */
     uint32_t first[ATTEND_QUERIES];      /* its first token */
     uint32_t end[ATTEND_QUERIES];        /* behind its last token */
-    uint32_t tiles_end;                  /* behind the last one of any query */
     size_t stride;                       /* of the rows of v and out: head_dim, rounded up to 16 */
     _Alignas(64) float largest[ATTEND_QUERIES];
     _Alignas(64) float sum[ATTEND_QUERIES];
@@ -68,6 +67,7 @@ static inline __attribute__((always_inline)) void score_bf16(struct attend_item 
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES)
         for (uint32_t n = 0; n < tiles; n++) {
             struct pairs tokens = pairs_load(t[n].k + (size_t)i * 64);
+            vec_prefetch(t[n].v + (size_t)i * 64); /* as many bytes as K; needed next */
             for (uint32_t j = 0; j < queries; j++)
                 sum[n][j] = vec_dot2(sum[n][j], pairs_set1(q + 2 * j), tokens);
         }
@@ -284,21 +284,15 @@ static void attend_weigh(struct attend_item *it, const struct attend_tile *t, bo
 
 /* --- the walk --- */
 
-/* Where K of a tile is; V is one part further. */
-static const char *attend_k(const struct attend_item *it, uint32_t tile)
-{
-    const struct kv_view *kv = &it->a->kv;
-    const struct kv_geometry *g = &kv->geometry;
-    uint32_t block = it->a->batch->table[it->sequence->table_first + tile];
-    return (const char *)kv->base + block * kv_block_bytes(g) + it->a->layer * kv_layer_bytes(g) +
-           it->kv_head * (kv_part_bytes(g) / g->kv_heads);
-}
-
 static struct attend_tile attend_tile(const struct attend_item *it, uint32_t tile)
 {
+    const struct attend_args *a = it->a;
+    const struct kv_geometry *g = &a->kv.geometry;
+    uint32_t block = a->batch->table[it->sequence->table_first + tile];
     struct attend_tile t = {.token = tile * BLOCK_TOKENS, .end = it->queries_count};
-    t.k = attend_k(it, tile);
-    t.v = t.k + kv_part_bytes(&it->a->kv.geometry);
+    t.k = (const char *)a->kv.base + block * kv_block_bytes(g) + a->layer * kv_layer_bytes(g) +
+          it->kv_head * (kv_part_bytes(g) / g->kv_heads);
+    t.v = t.k + kv_part_bytes(g);
     while (lane_end(it, t.begin, t.token) == 0)
         t.begin++;
     while (lane_first(it, t.end - 1, t.token) == BLOCK_TOKENS)
@@ -306,18 +300,6 @@ static struct attend_tile attend_tile(const struct attend_item *it, uint32_t til
     t.whole = lane_end(it, 0, t.token) == BLOCK_TOKENS &&
               lane_first(it, it->queries_count - 1, t.token) == 0;
     return t;
-}
-
-/* Asks for a tile that is some steps ahead: blocks lie anywhere, no prefetcher guesses the next. */
-static void attend_prefetch(const struct attend_item *it, uint32_t tile)
-{
-    if (tile >= it->tiles_end) return;
-    const struct kv_geometry *g = &it->a->kv.geometry;
-    const char *k = attend_k(it, tile), *v = k + kv_part_bytes(g);
-    for (size_t i = 0; i < kv_part_bytes(g) / g->kv_heads; i += 64) {
-        vec_prefetch(k + i);
-        vec_prefetch(v + i);
-    }
 }
 
 static void attend_fold(struct attend_item *it, struct attend_tile *t, uint32_t tiles)
@@ -332,7 +314,6 @@ static void attend_fold(struct attend_item *it, struct attend_tile *t, uint32_t 
         score_along(it, t, tiles);
     for (uint32_t n = 0; n < tiles; n++) {
         _Alignas(64) float rescale[ATTEND_QUERIES];
-        attend_prefetch(it, t[n].token / BLOCK_TOKENS + tiles);
         if (across)
             softmax_across(it, t, rescale);
         else
@@ -344,12 +325,11 @@ static void attend_fold(struct attend_item *it, struct attend_tile *t, uint32_t 
 static void attend_walk(struct attend_item *it)
 {
     uint32_t most = it->queries_count <= QUERIES_FEW ? TILES_AHEAD : 1;
-    uint32_t tile = it->first[0] / BLOCK_TOKENS, tiles;
-    it->tiles_end = blocks_for_tokens(it->end[it->queries_count - 1]);
-    for (; tile < it->tiles_end; tile += tiles) {
+    uint32_t end = blocks_for_tokens(it->end[it->queries_count - 1]);
+    for (uint32_t tile = it->first[0] / BLOCK_TOKENS, tiles; tile < end; tile += tiles) {
         struct attend_tile t[TILES_AHEAD];
         t[0] = attend_tile(it, tile);
-        for (tiles = 1; tiles < most && tile + tiles < it->tiles_end && t[0].whole; tiles++) {
+        for (tiles = 1; tiles < most && tile + tiles < end && t[0].whole; tiles++) {
             t[tiles] = attend_tile(it, tile + tiles);
             if (!t[tiles].whole) break; /* goes alone */
         }

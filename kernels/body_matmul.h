@@ -6,6 +6,7 @@
  * tiles of an item pass over it; where it is too deep for that, k is taken in blocks and the fp32
  * accumulators rest in `spill` in between. */
 
+enum { LINE_BYTES = 64 };
 enum { K_BLOCK = 2048 }; /* fp32 or pairs of bf16 per panel column: 512 KiB */
 
 struct tile {
@@ -14,6 +15,8 @@ struct tile {
     uint32_t k_first, k_last;
     bool opens, closes; /* the first, the last block of k */
     float *spill;       /* [rows][PANEL] at this tile */
+    const char *ahead;  /* weights to ask for meanwhile, so many bytes per k */
+    size_t ahead_step;
 };
 
 static inline __attribute__((always_inline)) void tile_load(struct vec sum[][VEC_TILE_VECS],
@@ -56,7 +59,9 @@ static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t
     const uint16_t *x = (const uint16_t *)a->x + t->row * a->x_stride;
     struct vec sum[VEC_TILE_ROWS][VEC_TILE_VECS];
     tile_load(sum, t, rows);
-    for (uint32_t k = t->k_first; k < t->k_last; k++) {
+    const char *ahead = t->ahead;
+    for (uint32_t k = t->k_first; k < t->k_last; k++, ahead += t->ahead_step) {
+        vec_prefetch_far(ahead);
         struct pairs column[VEC_TILE_VECS];
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = pairs_load(w + (size_t)k * PANEL + c * 16);
@@ -77,7 +82,9 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
     const float *x = (const float *)a->x + t->row * a->x_stride;
     struct vec sum[VEC_TILE_ROWS][VEC_TILE_VECS];
     tile_load(sum, t, rows);
-    for (uint32_t k = t->k_first; k < t->k_last; k++) {
+    const char *ahead = t->ahead;
+    for (uint32_t k = t->k_first; k < t->k_last; k++, ahead += t->ahead_step) {
+        vec_prefetch_far(ahead);
         struct vec column[VEC_TILE_VECS];
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = vec_load(w + (size_t)k * PANEL + c * 16);
@@ -113,6 +120,32 @@ static void tile_run(const struct tile *t, uint32_t rows)
 #undef TILE_CASE
 }
 
+/* The tiles of one panel and block of k. The first reads the panel from memory, the others from the
+ * cache: meanwhile they ask for the weights behind it, one line per k each, as more would get in the
+ * way of their own loads. Without that, memory would rest while they compute. Behind the last panel
+ * they ask in vain, which does no harm. */
+static void matmul_tiles(struct tile *t, uint32_t column, uint32_t row, uint32_t rows, float *spill)
+{
+    const struct matmul_args *a = t->a;
+    const size_t deep = a->w.dtype == DTYPE_BF16 ? ((size_t)a->w.k + 1) / 2 : a->w.k;
+    const size_t lines = PANEL * sizeof(float) / LINE_BYTES; /* per k */
+    const char *next = (const char *)a->w.packed;
+    next += (column / PANEL * deep + t->k_last) * PANEL * sizeof(float);
+    uint32_t tiles = (rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
+    for (uint32_t i = 0, r = 0, count; i < tiles; i++, r += count) {
+        count = (rows - r + tiles - i - 1) / (tiles - i); /* even tiles: 8 is 4 + 4, not 6 + 2 */
+        t->ahead_step = i > 0 && i <= lines ? LINE_BYTES : 0;
+        t->ahead = next;
+        next += t->ahead_step * (t->k_last - t->k_first);
+        for (uint32_t c = 0; c < PANEL && column + c < a->w.n; c += 16 * VEC_TILE_VECS) {
+            t->row = row + r;
+            t->column = column + c;
+            t->spill = spill + r * PANEL + c;
+            tile_run(t, count);
+        }
+    }
+}
+
 static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t row, uint32_t rows)
 {
     float spill[ROW_BLOCK_MAX * PANEL];
@@ -121,16 +154,7 @@ static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t r
         struct tile t = {a, .k_first = k, .k_last = deep - k < K_BLOCK ? deep : k + K_BLOCK};
         t.opens = k == 0;
         t.closes = t.k_last == deep;
-        for (uint32_t r = 0, count; r < rows; r += count) {
-            uint32_t tiles = (rows - r + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
-            count = (rows - r + tiles - 1) / tiles; /* even tiles: 8 is 4 + 4, not 6 + 2 */
-            for (uint32_t c = 0; c < PANEL && column + c < a->w.n; c += 16 * VEC_TILE_VECS) {
-                t.row = row + r;
-                t.column = column + c;
-                t.spill = spill + r * PANEL + c;
-                tile_run(&t, count);
-            }
-        }
+        matmul_tiles(&t, column, row, rows, spill);
     }
 }
 

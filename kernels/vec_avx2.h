@@ -194,9 +194,13 @@ static inline void vec_load_split(const float *p, struct vec *even, struct vec *
     odd->low = _mm256_permute2f128_ps(part[0], part[1], 0x31);
     odd->high = _mm256_permute2f128_ps(part[2], part[3], 0x31);
 }
-static inline void vec_prefetch(const void *p)
+static inline __attribute__((always_inline)) void vec_prefetch(const void *p)
 {
     _mm_prefetch(p, _MM_HINT_T0);
+}
+static inline __attribute__((always_inline)) void vec_prefetch_far(const void *p)
+{
+    _mm_prefetch(p, _MM_HINT_T1);
 }
 
 #endif

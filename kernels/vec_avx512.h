@@ -139,9 +139,13 @@ static inline void vec_load_split(const float *p, struct vec *even, struct vec *
     even->v = _mm512_permutex2var_ps(a, evens, b);
     odd->v = _mm512_permutex2var_ps(a, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), b);
 }
-static inline void vec_prefetch(const void *p)
+static inline __attribute__((always_inline)) void vec_prefetch(const void *p)
 {
     _mm_prefetch(p, _MM_HINT_T0);
+}
+static inline __attribute__((always_inline)) void vec_prefetch_far(const void *p)
+{
+    _mm_prefetch(p, _MM_HINT_T1);
 }
 
 #endif
