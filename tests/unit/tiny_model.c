@@ -152,10 +152,10 @@ void tiny_config_write(const char *dir, const struct tiny_shape *s)
                "\"num_hidden_layers\":%u,\"num_attention_heads\":%u,\"num_key_value_heads\":%u,"
                "\"head_dim\":%u,\"intermediate_size\":%u,\"vocab_size\":%u,"
                "\"max_position_embeddings\":%u,\"tie_word_embeddings\":%s,"
-               "\"attention_bias\":%s,\"mlp_bias\":%s,\"eos_token_id\":2,\"rms_norm_eps\":1e-5}",
+               "\"attention_bias\":%s,\"mlp_bias\":%s,\"eos_token_id\":%u,\"rms_norm_eps\":1e-5}",
                s->hidden, s->layers, s->heads, s->kv_heads, s->head_dim, s->ffn, s->vocab,
                s->context, s->tied ? "true" : "false", s->attention_bias ? "true" : "false",
-               s->mlp_bias ? "true" : "false");
+               s->mlp_bias ? "true" : "false", s->vocab > 2 ? 2 : 0);
     assert_ok(b.error);
     tiny_file_write(dir, "config.json", b.data, b.size);
     buf_fini(&b);
