@@ -151,6 +151,8 @@ void sessions_tell_load(struct node_core *c, uint64_t now_ns)
 
 void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
 {
+    const char *reason =
+        r->session.down_reason ? r->session.down_reason : "a new life of this node";
     uint32_t ended = 0;
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         if (!is_live(c, &c->sequence[i], r)) continue;
@@ -161,8 +163,7 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
     if (r->lifeline) c->out.lifeline_drop(c->out.ctx, r->peer);
     r->lifeline = false;
     r->mismatches = 0;
-    log_info("session_down", "peer=%u reason=\"%s\" jobs_ended=%u", r->peer.v,
-             r->session.down_reason ? r->session.down_reason : "", ended);
+    log_info("session_down", "peer=%u reason=\"%s\" jobs_ended=%u", r->peer.v, reason, ended);
 }
 
 static void session_up(struct node_core *c, uint64_t now_ns, struct router_link *r,
