@@ -28,7 +28,6 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "common/hash.h"
 #include "common/log.h"
 #include "common/plant.h"
 #include "router/state.h"
@@ -62,99 +61,6 @@ static struct choice *choice_at(struct router_core *core, struct job_key key,
     if (c && (c->prefill == from || c->decode == from)) return c;
     core->counts.stale_messages++;
     return NULL;
-}
-
-/* ---- attachment to nodes, and the sums that the scheduler sees ---- */
-
-static void live_add(struct node *n, const struct choice *c)
-{
-    n->live_count++;
-    n->live_hash += job_key_hash(choice_key(c));
-}
-
-static void live_remove(struct node *n, const struct choice *c)
-{
-    n->live_count--;
-    n->live_hash -= job_key_hash(choice_key(c));
-}
-
-static uint32_t tokens_so_far(const struct choice *c)
-{
-    return c->request->prompt_count + c->generated_count;
-}
-
-static void attach_prefill(struct choice *c, struct node *n)
-{
-    c->prefill = n;
-    c->prefill_told = false;
-    c->window_held = tokens_so_far(c);
-    n->sched.outstanding_tokens += c->window_held;
-    list_push_back(&n->choices_prefill, &c->at_prefill);
-    snprintf(c->prefill_name, sizeof c->prefill_name, "%s", n->hello.name);
-}
-
-static void release_window(struct router_core *core, struct choice *c)
-{
-    if (!c->prefill || !c->window_held) return;
-    c->prefill->sched.outstanding_tokens -= c->window_held;
-    c->window_held = 0;
-    core->dispatch_wanted = true;
-}
-
-static void detach_prefill(struct router_core *core, struct choice *c)
-{
-    if (!c->prefill) return;
-    release_window(core, c);
-    if (c->prefill_told) live_remove(c->prefill, c);
-    list_remove(&c->at_prefill);
-    c->prefill = NULL;
-}
-
-static void hold_blocks(struct choice *c)
-{
-    uint32_t blocks = blocks_for_tokens(tokens_so_far(c) + 1);
-    c->decode->sched.blocks_used += blocks - c->blocks_held;
-    c->blocks_held = blocks;
-}
-
-static void attach_decode(struct choice *c, struct node *n)
-{
-    c->decode = n;
-    c->blocks_held = 0;
-    hold_blocks(c);
-    n->sched.running++;
-    live_add(n, c);
-    list_push_back(&n->choices_decode, &c->at_decode);
-    snprintf(c->decode_name, sizeof c->decode_name, "%s", n->hello.name);
-}
-
-static void detach_decode(struct router_core *core, struct choice *c)
-{
-    if (!c->decode) return;
-    c->decode->sched.blocks_used -= c->blocks_held;
-    c->decode->sched.running--;
-    c->blocks_held = 0;
-    live_remove(c->decode, c);
-    list_remove(&c->at_decode);
-    c->decode = NULL;
-    core->dispatch_wanted = true;
-}
-
-static void send_cancel(struct router_core *core, uint64_t now_ns, struct node *n,
-                        const struct choice *c, const char *reason)
-{
-    struct msg m = {.kind = MSG_CANCEL, .cancel = {choice_key(c), reason}};
-    registry_send(core, now_ns, n->peer, &m);
-}
-
-/* Both nodes let go of this attempt; whatever they still say of it is dropped. */
-static void cancel_nodes(struct router_core *core, uint64_t now_ns, struct choice *c,
-                         const char *reason)
-{
-    if (c->prefill && c->prefill_told) send_cancel(core, now_ns, c->prefill, c, reason);
-    if (c->decode) send_cancel(core, now_ns, c->decode, c, reason);
-    detach_prefill(core, c);
-    detach_decode(core, c);
 }
 
 /* ---- states and their deadlines ---- */
@@ -219,7 +125,7 @@ void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
     trail_add(c, now_ns, TRAIL_QUEUED, "");
     heap_move(&core->queue, &c->queue,
               sched_queue_key(c->request->arrived_ns, c->request->submit.priority));
-    core->queued_tokens += tokens_so_far(c);
+    core->queued_tokens += choice_tokens(c);
     if (c->picked_ns) core->queued_retries++;
     core->dispatch_wanted = true;
 }
@@ -228,13 +134,13 @@ static void dequeue(struct router_core *core, struct choice *c)
 {
     if (!heap_holds(&c->queue)) return;
     heap_remove(&core->queue, &c->queue);
-    core->queued_tokens -= tokens_so_far(c);
+    core->queued_tokens -= choice_tokens(c);
     if (c->picked_ns) core->queued_retries--;
 }
 
 static void again(struct router_core *core, uint64_t now_ns, struct choice *c, const char *why)
 {
-    cancel_nodes(core, now_ns, c, why);
+    choice_cancel_nodes(core, now_ns, c, why);
     core->counts.retries++;
     c->attempt++;
     c->gap_asked = c->finish_pending = false;
@@ -257,69 +163,9 @@ static void again(struct router_core *core, uint64_t now_ns, struct choice *c, c
 
 /* ---- the end ---- */
 
-static void send_output(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
-                        const struct token_info *tokens, uint32_t count)
-{
-    struct request *r = c->request;
-    if (!r->client || (count == 0 && core->text.size == 0)) return;
-    struct msg m = {.kind = MSG_OUTPUT,
-                    .output = {.id = r->id,
-                               .choice = c->index,
-                               .index = index,
-                               .tokens = tokens,
-                               .tokens_count = count,
-                               .text = core->text.data,
-                               .text_bytes = (uint32_t)core->text.size}};
-    registry_send(core, now_ns, r->client->peer, &m);
-}
-
-/* Adds the text of one token to core->text; true: a stop string is complete. */
-static bool add_text(struct router_core *core, struct choice *c, const char *text, size_t length)
-{
-    struct stop_shown shown = {text, length, STOP_NONE};
-    if (c->stop && stop_push(c->stop, text, length, &shown) != OK) return false;
-    if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
-    return shown.hit != STOP_NONE;
-}
-
-/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
-static void flush_text(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    const char *text;
-    size_t length;
-    struct stop_shown shown;
-    buf_clear(&core->text);
-    if (!c->stream || stream_finish(c->stream, &text, &length) != OK) return;
-    if (!add_text(core, c, text, length) && c->stop) {
-        stop_finish(c->stop, &shown);
-        if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
-    }
-    send_output(core, now_ns, c, c->generated_count, NULL, 0);
-}
-
 static uint64_t us_between(uint64_t from_ns, uint64_t to_ns)
 {
     return from_ns && to_ns > from_ns ? (to_ns - from_ns) / 1000 : 0;
-}
-
-static void send_done(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    struct request *r = c->request;
-    if (!r->client) return;
-    struct msg m = {.kind = MSG_DONE,
-                    .done = {.id = r->id,
-                             .choice = c->index,
-                             .finish = c->finish,
-                             .error = c->error,
-                             .reason = c->reason,
-                             .prompt_tokens = r->prompt_count,
-                             .completion_tokens = c->generated_count,
-                             .cached_tokens = c->cached_tokens,
-                             .attempts = c->attempt + 1,
-                             .timing = c->timing,
-                             .prefill_node = c->prefill_name,
-                             .decode_node = c->decode_name}};
-    registry_send(core, now_ns, r->client->peer, &m);
 }
 
 static void count_end(struct router_core *core, const struct choice *c)
@@ -345,7 +191,7 @@ static void request_ended(struct router_core *core, struct request *r)
     struct request *oldest = list_member(core->history.next, struct request, history);
     core->history_count--;
     for (uint32_t i = 0; i < oldest->choices_count; i++)
-        cancel_nodes(core, oldest->choice[i].ended_ns, &oldest->choice[i], "forgotten");
+        choice_cancel_nodes(core, oldest->choice[i].ended_ns, &oldest->choice[i], "forgotten");
     request_free(core, oldest);
 }
 
@@ -357,9 +203,9 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     dequeue(core, c);
     heap_remove(&core->timers, &c->timer);
     if (natural)
-        flush_text(core, now_ns, c);
+        output_flush(core, now_ns, c);
     else
-        cancel_nodes(core, now_ns, c, reason);
+        choice_cancel_nodes(core, now_ns, c, reason);
     c->state = CHOICE_ENDED;
     c->finish = finish;
     c->error = error;
@@ -368,7 +214,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     c->timing.decode = us_between(c->first_ns, now_ns);
     c->timing.total = us_between(c->request->arrived_ns, now_ns);
     trail_add(c, now_ns, TRAIL_ENDED, "");
-    send_done(core, now_ns, c);
+    output_done(core, now_ns, c);
     count_end(core, c);
     core->counts.choices_live--;
     stream_free(c->stream);
@@ -396,7 +242,7 @@ static void send_prefill(struct router_core *core, uint64_t now_ns, struct choic
         m.prefill.addresses_count = c->decode->hello.addresses_count;
     }
     c->prefill_told = true;
-    live_add(c->prefill, c);
+    node_live_add(c->prefill, c);
     registry_send(core, now_ns, c->prefill->peer, &m);
     trail_add(c, now_ns, TRAIL_PREFILL, c->prefill_name);
     enter(core, now_ns, c, CHOICE_PREFILLING);
@@ -414,7 +260,7 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
 
 static struct sched_job sched_job_of(const struct choice *c)
 {
-    uint32_t tokens = tokens_so_far(c);
+    uint32_t tokens = choice_tokens(c);
     return (struct sched_job){
         .tokens = tokens,
         .blocks = blocks_for_tokens(tokens + 1),
@@ -451,12 +297,12 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     c->picked_ns = now_ns;
     c->ticket = ID128_NONE;
     c->local = pair->local;
-    if (pair->prefill != SCHED_NODE_NONE) attach_prefill(c, core->nodes[pair->prefill]);
+    if (pair->prefill != SCHED_NODE_NONE) node_attach_prefill(c, core->nodes[pair->prefill]);
     if (pair->decode == SCHED_NODE_NONE) {
         send_prefill(core, now_ns, c, 0);
         return;
     }
-    attach_decode(c, core->nodes[pair->decode]);
+    node_attach_decode(c, core->nodes[pair->decode]);
     send_reserve(core, now_ns, c);
 }
 
@@ -511,7 +357,7 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
         enter(core, now_ns, c, CHOICE_PREFILLING);
         return;
     }
-    if (m->held_tokens > tokens_so_far(c) || id128_is_none(m->ticket)) {
+    if (m->held_tokens > choice_tokens(c) || id128_is_none(m->ticket)) {
         c->failures++;
         again(core, now_ns, c, "a reservation that makes no sense");
         return;
@@ -583,14 +429,14 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
         size_t length;
         c->generated[c->generated_count++] = tokens[taken].token;
         if (c->stream && stream_push(c->stream, tokens[taken].token, &text, &length) == OK)
-            stopped = add_text(core, c, text, length);
+            stopped = output_add_text(core, c, text, length);
         taken++;
     }
     note_first(c, now_ns);
     core->counts.generated_tokens += taken;
-    send_output(core, now_ns, c, index, tokens, taken);
+    output_send(core, now_ns, c, index, tokens, taken);
     if (!stopped) return true;
-    cancel_nodes(core, now_ns, c, "stop string");
+    choice_cancel_nodes(core, now_ns, c, "stop string");
     choice_end(core, now_ns, c, FINISH_STOP, OK, "");
     return false;
 }
@@ -614,7 +460,7 @@ static bool forward(struct router_core *core, uint64_t now_ns, struct choice *c,
     }
     c->gap_asked = false;
     if (!append(core, now_ns, c, tokens + known, count - known)) return false;
-    if (c->decode) hold_blocks(c);
+    if (c->decode) node_hold_blocks(c);
     return true;
 }
 
@@ -623,7 +469,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from) return;
-    release_window(core, c);
+    node_release_window(core, c);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
     forward(core, now_ns, c, m->index, &m->token, 1);
@@ -635,8 +481,8 @@ static void finish_by_node(struct router_core *core, uint64_t now_ns, struct cho
     struct node *n = c->decode ? c->decode : c->prefill;
     struct msg m = {.kind = MSG_FINISHED_ACK, .finished_ack = {choice_key(c)}};
     if (n) registry_send(core, now_ns, n->peer, &m);
-    if (!c->decode) detach_prefill(core, c);
-    detach_decode(core, c);
+    if (!c->decode) node_detach_prefill(core, c);
+    node_detach_decode(core, c);
     choice_end(core, now_ns, c, finish, OK, "");
 }
 
@@ -700,7 +546,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     from->transfer_bytes += m->transfer_bytes;
     snprintf(from->link, sizeof from->link, "%s", m->link);
     if (m->transfer_bytes) smooth(&core->hand_over_ns, m->transfer_tail_us * 1000);
-    detach_prefill(core, c);
+    node_detach_prefill(core, c);
 }
 
 void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *from,
@@ -711,19 +557,19 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
     bool by_prefill = c->prefill == from;
     trail_add(c, now_ns, TRAIL_FAILED, from->hello.name);
     if (by_prefill && c->state != CHOICE_PREFILLING) {
-        detach_prefill(core, c);
+        node_detach_prefill(core, c);
         return;
     }
     if (c->state == CHOICE_ENDED) return;
     if (by_prefill)
-        detach_prefill(core, c); /* it has let go already */
+        node_detach_prefill(core, c); /* it has let go already */
     else
-        detach_decode(core, c);
+        node_detach_decode(core, c);
     if (m->error == ERR_FULL) {
         from->sched.full_until_ns = now_ns + ROUTER_FULL_NS;
         again(core, now_ns, c, m->reason);
     } else if (!m->retryable) {
-        cancel_nodes(core, now_ns, c, m->reason);
+        choice_cancel_nodes(core, now_ns, c, m->reason);
         choice_end(core, now_ns, c, FINISH_ERROR, m->error, m->reason);
     } else {
         c->failures++;
@@ -738,9 +584,9 @@ void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c,
     bool had_it = by_prefill ? c->prefill_told : c->state != CHOICE_RESERVING;
     trail_add(c, now_ns, TRAIL_LOST, node->hello.name);
     if (by_prefill)
-        detach_prefill(core, c);
+        node_detach_prefill(core, c);
     else
-        detach_decode(core, c);
+        node_detach_decode(core, c);
     if (c->state == CHOICE_ENDED || (by_prefill && c->state == CHOICE_DECODING)) return;
     if (death && had_it) c->deaths++;
     if (!death) c->failures++;

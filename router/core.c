@@ -78,18 +78,6 @@ void router_core_drain(struct router_core *core, uint64_t now_ns)
     log_info("router_draining", "requests=%u", core->counts.requests_live);
 }
 
-static void answer_drained(struct router_core *core, uint64_t now_ns)
-{
-    for (struct list_link *l; (l = list_pop_front(&core->queries)) != NULL;) {
-        struct waiting_query *q = list_member(l, struct waiting_query, link);
-        struct msg m = {.kind = MSG_ANSWER,
-                        .answer = {.ref = q->ref, .error = OK, .text = "{\"drained\":true}"}};
-        m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
-        registry_send(core, now_ns, q->peer, &m);
-        mem_free(q);
-    }
-}
-
 /* When the last request has ended the nodes are sent home, when the last node is gone the clients. */
 static void go_on_leaving(struct router_core *core, uint64_t now_ns)
 {
@@ -104,7 +92,7 @@ static void go_on_leaving(struct router_core *core, uint64_t now_ns)
     }
     if (core->nodes_count > 0) return;
     core->left = true;
-    answer_drained(core, now_ns);
+    registry_answer_drained(core, now_ns, NULL);
     send_to_all(core, now_ns, PEER_CLIENT, MSG_BYE);
     core->out.left(core->out.ctx);
 }

@@ -131,12 +131,12 @@ static void lose_choices(struct router_core *core, uint64_t now_ns, struct node 
         }
 }
 
-static void answer_queries(struct router_core *core, uint64_t now_ns, const char *node)
+void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node)
 {
     for (struct list_link *l = core->queries.next, *next; l != &core->queries; l = next) {
         next = l->next;
         struct waiting_query *q = list_member(l, struct waiting_query, link);
-        if (strcmp(q->node, node) != 0) continue;
+        if (node && strcmp(q->node, node) != 0) continue;
         struct msg m = {.kind = MSG_ANSWER,
                         .answer = {.ref = q->ref, .error = OK, .text = "{\"drained\":true}"}};
         m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
@@ -157,7 +157,7 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     n->sched.open = false;
     lose_choices(core, now_ns, n, death, reason);
     node_free(core, n);
-    answer_queries(core, now_ns, name);
+    registry_answer_drained(core, now_ns, name);
     core->dispatch_wanted = true;
 }
 

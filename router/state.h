@@ -195,6 +195,8 @@ void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct nod
 void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
                       const struct msg_live *live);
 void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node *node);
+/* Answers who waits for this node, or for all of them (NULL), to have left. */
+void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node);
 /* Sends with the peer's session in the envelope; silently not, if that session is not up. */
 void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
 
@@ -204,6 +206,31 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
 void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
                       const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
 void request_free(struct router_core *core, struct request *r);
+
+/* attach.c: a choice at its nodes */
+uint32_t choice_tokens(const struct choice *c); /* prompt and generated ones */
+void node_attach_prefill(struct choice *c, struct node *n);
+void node_attach_decode(struct choice *c, struct node *n);
+void node_detach_prefill(struct router_core *core, struct choice *c);
+void node_detach_decode(struct router_core *core, struct choice *c);
+/* The prompt was computed: its place in the window is free. */
+void node_release_window(struct router_core *core, struct choice *c);
+/* Adds what grew since to what the choice is taken to hold on D. */
+void node_hold_blocks(struct choice *c);
+void node_live_add(struct node *n, const struct choice *c);
+/* Both nodes let go of this attempt; whatever they still say of it is dropped. */
+void choice_cancel_nodes(struct router_core *core, uint64_t now_ns, struct choice *c,
+                         const char *reason);
+
+/* output.c: what a client gets. Text gathers in core->text. */
+/* One OUTPUT with these tokens and core->text, if there is either. */
+void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+                 const struct token_info *tokens, uint32_t count);
+/* Adds the text of one token to core->text; true: a stop string is complete. */
+bool output_add_text(struct router_core *core, struct choice *c, const char *text, size_t length);
+/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
+void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
+void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
 
 /* choice.c: the state machine of a choice; every function may end it */
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c);

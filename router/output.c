@@ -1,0 +1,62 @@
+/* output: what a client gets of a choice: tokens with their text, and the end. */
+#include "router/state.h"
+
+void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+                 const struct token_info *tokens, uint32_t count)
+{
+    struct request *r = c->request;
+    if (!r->client || (count == 0 && core->text.size == 0)) return;
+    struct msg m = {.kind = MSG_OUTPUT,
+                    .output = {.id = r->id,
+                               .choice = c->index,
+                               .index = index,
+                               .tokens = tokens,
+                               .tokens_count = count,
+                               .text = core->text.data,
+                               .text_bytes = (uint32_t)core->text.size}};
+    registry_send(core, now_ns, r->client->peer, &m);
+}
+
+/* Adds the text of one token to core->text; true: a stop string is complete. */
+bool output_add_text(struct router_core *core, struct choice *c, const char *text, size_t length)
+{
+    struct stop_shown shown = {text, length, STOP_NONE};
+    if (c->stop && stop_push(c->stop, text, length, &shown) != OK) return false;
+    if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
+    return shown.hit != STOP_NONE;
+}
+
+/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
+void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    const char *text;
+    size_t length;
+    struct stop_shown shown;
+    buf_clear(&core->text);
+    if (!c->stream || stream_finish(c->stream, &text, &length) != OK) return;
+    if (!output_add_text(core, c, text, length) && c->stop) {
+        stop_finish(c->stop, &shown);
+        if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
+    }
+    output_send(core, now_ns, c, c->generated_count, NULL, 0);
+}
+
+void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    struct request *r = c->request;
+    if (!r->client) return;
+    struct msg m = {.kind = MSG_DONE,
+                    .done = {.id = r->id,
+                             .choice = c->index,
+                             .finish = c->finish,
+                             .error = c->error,
+                             .reason = c->reason,
+                             .prompt_tokens = r->prompt_count,
+                             .completion_tokens = c->generated_count,
+                             .cached_tokens = c->cached_tokens,
+                             .attempts = c->attempt + 1,
+                             .timing = c->timing,
+                             .prefill_node = c->prefill_name,
+                             .decode_node = c->decode_name}};
+    registry_send(core, now_ns, r->client->peer, &m);
+}
