@@ -330,6 +330,7 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
                    const struct seq_input *in)
 {
     CHECK(s->state != SEQ_FREE);
+    c->met[s->state][in->event]++;
     if (s->state == SEQ_ENDING) {
         if (in->event == SEQ_EV_LET_GO) let_go(c, s);
         return;

@@ -42,6 +42,20 @@ enum seq_state {
     SEQ_ENDING,   /* over for everybody but steps and links that still refer to it */
     SEQ_STATES
 };
+enum seq_event {
+    SEQ_EV_START,     /* blocks are in hand: compute */
+    SEQ_EV_COMPUTED,  /* the whole prompt is, and a token was sampled if one was wanted */
+    SEQ_EV_COMMITTED, /* D: KV and the first token are here */
+    SEQ_EV_DELIVERED, /* P: the receiver has it */
+    SEQ_EV_ENDED,     /* its last token was drawn */
+    SEQ_EV_PREEMPT,   /* its blocks are wanted by one that is served before it */
+    SEQ_EV_ACK,
+    SEQ_EV_TIMER,
+    SEQ_EV_FAIL,   /* tell the router and end */
+    SEQ_EV_FORGET, /* end without a word: the router is gone or does not know it */
+    SEQ_EV_LET_GO, /* a step or the link has let go of it */
+};
+enum { SEQ_EVENTS = SEQ_EV_LET_GO + 1 };
 enum seq_kind {
     SEQ_REMOTE, /* RESERVE: prefilled elsewhere */
     SEQ_LOCAL,  /* RESERVE with local */
@@ -166,6 +180,7 @@ struct node_core {
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
     struct node_counts counts;
+    uint32_t met[SEQ_STATES][SEQ_EVENTS]; /* how often the state machine met what; for tests */
 
     /* Scratch, sized at start. */
     struct plan_job *plan_job;
@@ -223,19 +238,6 @@ bool tomb_covers(const struct node_core *c, struct job_key key);
 bool tomb_fresh(const struct node_core *c, struct job_key key, uint64_t now_ns, uint64_t within_ns);
 
 /* sequence.c: see its table. */
-enum seq_event {
-    SEQ_EV_START,     /* blocks are in hand: compute */
-    SEQ_EV_COMPUTED,  /* the whole prompt is, and a token was sampled if one was wanted */
-    SEQ_EV_COMMITTED, /* D: KV and the first token are here */
-    SEQ_EV_DELIVERED, /* P: the receiver has it */
-    SEQ_EV_ENDED,     /* its last token was drawn */
-    SEQ_EV_PREEMPT,   /* its blocks are wanted by one that is served before it */
-    SEQ_EV_ACK,
-    SEQ_EV_TIMER,
-    SEQ_EV_FAIL,   /* tell the router and end */
-    SEQ_EV_FORGET, /* end without a word: the router is gone or does not know it */
-    SEQ_EV_LET_GO, /* a step or the link has let go of it */
-};
 struct seq_input {
     enum seq_event event;
     enum err error; /* FAIL */

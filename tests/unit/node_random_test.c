@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/rng.h"
+#include "node/state.h"
 #include "tests/unit/node_rig.h"
 
 enum { SEEDS = 400, MOVES = 250, JOBS = 10 };
@@ -30,6 +31,7 @@ static struct rig p, d;
 static struct client client[JOBS];
 static uint64_t seed, draws;
 static uint32_t reached[CANCELLED + 1];
+static uint32_t met[SEQ_STATES][SEQ_EVENTS];
 static bool finished;
 
 static uint32_t below(uint32_t bound)
@@ -282,7 +284,7 @@ static void begin(void)
                             .steps_in_flight = depth,
                             .chunk_tokens = 1 + below(60),
                             .blocks_count = 13 + below(30),
-                            .reserve_timeout_ns = 4 * NS_PER_S,
+                            .reserve_timeout_ns = 2 * NS_PER_S,
                             .no_prefix_cache = one_in(5)};
     rig_new(&p, &o);
     o.role = ROLE_DECODE;
@@ -344,6 +346,9 @@ static void run_seed(uint64_t n)
             reached[client[k].stage]++;
     }
     settle();
+    for (uint32_t state = 0; state < SEQ_STATES; state++)
+        for (uint32_t event = 0; event < SEQ_EVENTS; event++)
+            met[state][event] += p.core->met[state][event] + d.core->met[state][event];
     rig_free(&p);
     rig_free(&d);
 }
@@ -354,6 +359,29 @@ static int name_seed(void **state)
     (void)state;
     if (!finished) print_error("failed with TANDEM_SEED=%llu\n", (unsigned long long)seed);
     return 0;
+}
+
+/* The entries of the table in node/sequence.c: a test that does not reach one does not test it. */
+static void every_entry_of_the_table_was_reached(void **state)
+{
+    (void)state;
+    static const struct {
+        enum seq_state state;
+        enum seq_event event;
+    } entries[] = {
+        {SEQ_WAITING, SEQ_EV_START},      {SEQ_PREFILL, SEQ_EV_COMPUTED},
+        {SEQ_PREFILL, SEQ_EV_PREEMPT},    {SEQ_HANDOVER, SEQ_EV_DELIVERED},
+        {SEQ_RESERVED, SEQ_EV_COMMITTED}, {SEQ_RUNNING, SEQ_EV_ENDED},
+        {SEQ_RUNNING, SEQ_EV_PREEMPT},    {SEQ_FINISHED, SEQ_EV_ACK},
+        {SEQ_ENDING, SEQ_EV_LET_GO},
+    };
+    if (getenv("TANDEM_SEED")) skip();
+    for (size_t i = 0; i < sizeof entries / sizeof *entries; i++)
+        if (met[entries[i].state][entries[i].event] == 0)
+            fail_msg("event %d in state %s", entries[i].event, seq_state_name(entries[i].state));
+    for (enum seq_state s = SEQ_WAITING; s < SEQ_ENDING; s++)
+        for (enum seq_event e = SEQ_EV_TIMER; e <= SEQ_EV_FORGET; e++)
+            if (met[s][e] == 0) fail_msg("event %d in state %s", e, seq_state_name(s));
 }
 
 static void any_order_of_events_keeps_streams_exact_and_blocks_accounted(void **state)
@@ -375,6 +403,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(any_order_of_events_keeps_streams_exact_and_blocks_accounted,
                                   name_seed),
+        cmocka_unit_test(every_entry_of_the_table_was_reached),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
