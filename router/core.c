@@ -11,6 +11,8 @@
 
 /* Before a transfer was measured: about what one costs on one host. */
 #define HAND_OVER_FIRST_NS (1 * NS_PER_MS)
+/* How long a drained router waits for its clients to hang up. */
+#define GOODBYE_NS (1 * NS_PER_S)
 
 enum err router_core_new(struct router_core **out, const struct router_config *config,
                          const struct router_out *shell)
@@ -91,9 +93,14 @@ static void go_on_leaving(struct router_core *core, uint64_t now_ns)
         registry_send(core, now_ns, n->peer, &m);
     }
     if (core->nodes_count > 0) return;
+    if (core->goodbye_ns == 0) {
+        core->goodbye_ns = now_ns;
+        registry_answer_drained(core, now_ns, NULL);
+        send_to_all(core, now_ns, PEER_CLIENT, MSG_BYE);
+    }
+    /* The clients hang up when they have heard it; who goes first may take the answer with it. */
+    if (core->peers.count > 0 && now_ns < core->goodbye_ns + GOODBYE_NS) return;
     core->left = true;
-    registry_answer_drained(core, now_ns, NULL);
-    send_to_all(core, now_ns, PEER_CLIENT, MSG_BYE);
     core->out.left(core->out.ctx);
 }
 
@@ -236,6 +243,8 @@ static void settle(struct router_core *core, uint64_t now_ns, uint64_t sessions_
     uint64_t wake_ns = sessions_ns;
     if (timer && timer->key < wake_ns) wake_ns = timer->key;
     if (core->retry_ns < wake_ns) wake_ns = core->retry_ns;
+    if (core->goodbye_ns && core->goodbye_ns + GOODBYE_NS < wake_ns)
+        wake_ns = core->goodbye_ns + GOODBYE_NS;
     if (wake_ns >= core->woken_ns) return; /* it wakes early enough */
     core->woken_ns = wake_ns;
     core->out.wake_at(core->out.ctx, wake_ns);

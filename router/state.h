@@ -178,6 +178,7 @@ struct router_core {
     uint64_t hand_over_ns;
     uint64_t retry_ns; /* when a full node may be asked again */
     uint64_t woken_ns; /* what out.wake_at was told */
+    uint64_t goodbye_ns; /* when the clients were told that it leaves; 0: not yet */
     bool dispatch_wanted, draining, left;
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;

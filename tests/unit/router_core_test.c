@@ -427,10 +427,29 @@ static void draining_finishes_then_sends_everybody_home(void **state)
         assert_false(w.left);
         say(&w, n, (struct msg){.kind = MSG_BYE});
     }
-    assert_true(w.left);
     const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
     assert_int_equal(m->answer.ref, 7);
     assert_int_equal(m->answer.error, OK);
+    expect(&w, CLIENT, MSG_BYE);
+    assert_false(w.left); /* the answer may still be on its way */
+    lose(&w, CLIENT);
+    assert_true(w.left);
+    world_close(&w);
+}
+
+static void a_client_that_does_not_hang_up_does_not_hold_the_router(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    router_core_drain(w.core, w.now);
+    router_core_on_timer(w.core, w.now);
+    assert_false(w.left);
+    for (int i = 0; i < 20 && !w.left; i++) {
+        w.now = w.wake;
+        router_core_on_timer(w.core, w.now);
+    }
+    assert_true(w.left);
     world_close(&w);
 }
 
@@ -521,6 +540,7 @@ int main(void)
         cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),
         cmocka_unit_test(draining_finishes_then_sends_everybody_home),
+        cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(status_and_explain_are_json),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
         cmocka_unit_test(allocation_failures_end_in_a_rejection),
