@@ -112,10 +112,11 @@ static void command_line(struct command_line *l, const struct cluster *c, const 
 }
 
 /* In the child: nothing but system calls between fork and exec. */
-static void become(char *const *args, int out_fd, int log_fd, pid_t parent)
+static void become(char *const *args, int out_fd, int log_fd, pid_t parent, bool apart)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(126); /* it died before the line above */
+    if (apart) setsid();
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (dup2(nothing, 0) < 0 || dup2(out_fd, 1) < 0 || dup2(log_fd, 2) < 0) _exit(126);
     execv(args[0], args);
@@ -143,7 +144,7 @@ struct process *cluster_spawn(struct cluster *c, enum program program, const cha
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
     pid_t parent = getpid();
     p->pid = fork();
-    if (p->pid == 0) become(l.arg, out[1], log_fd, parent);
+    if (p->pid == 0) become(l.arg, out[1], log_fd, parent, c->apart);
     close(log_fd);
     close(out[1]);
     p->out_fd = out[0];
@@ -328,8 +329,7 @@ json_t *cluster_status(struct cluster *c)
     return status;
 }
 
-/* The first choice in what the router explains of a request; *explained is the caller's to drop. */
-static const json_t *explain(struct cluster *c, const char *request, json_t **explained)
+const json_t *cluster_explain(struct cluster *c, const char *request, json_t **explained)
 {
     struct answer a = {.here = false};
     connect_once(c);
@@ -344,7 +344,7 @@ static const json_t *explain(struct cluster *c, const char *request, json_t **ex
 struct process *cluster_process_of(struct cluster *c, const char *request, const char *role)
 {
     json_t *explained;
-    const json_t *nodes = json_object_get(explain(c, request, &explained), "nodes");
+    const json_t *nodes = json_object_get(cluster_explain(c, request, &explained), "nodes");
     const char *name = json_string_value(json_object_get(nodes, role));
     assert_non_null(name);
     struct process *found = cluster_process(c, name);
@@ -355,7 +355,7 @@ struct process *cluster_process_of(struct cluster *c, const char *request, const
 void cluster_state_of(struct cluster *c, const char *request, char *state, size_t state_bytes)
 {
     json_t *explained;
-    const json_t *choice = explain(c, request, &explained);
+    const json_t *choice = cluster_explain(c, request, &explained);
     snprintf(state, state_bytes, "%s", json_string_value(json_object_get(choice, "state")));
     json_decref(explained);
 }

@@ -52,6 +52,7 @@ struct cluster {
     char addresses[512];   /* of all routers, for tandem_open */
     struct tandem *tandem; /* for questions; to all routers */
     bool stopped;
+    bool apart; /* each process started from now on gets a session of its own */
 };
 
 const char *cluster_demo_model(void);
@@ -85,6 +86,8 @@ size_t cluster_weights_bytes(const struct cluster *c); /* of the packed weights'
 /* What the first router that answers says of itself; the caller's to json_decref. */
 json_t *cluster_status(struct cluster *c);
 json_t *cluster_find_node(json_t *status, const char *name); /* borrowed; NULL: not there */
+/* The first choice in what the router explains of a request; *explained is the caller's to drop. */
+const json_t *cluster_explain(struct cluster *c, const char *request, json_t **explained);
 /* Where the first choice of a running request is: the process that prefills or decodes it, and the state
  * that the router has it in. */
 struct process *cluster_process_of(struct cluster *c, const char *request, const char *role);

@@ -25,6 +25,7 @@ static void outcome_fini(struct outcome *o)
 {
     mem_free(o->tokens);
     mem_free(o->logprobs);
+    mem_free(o->arrived_ns);
     buf_fini(&o->text);
 }
 
@@ -54,11 +55,14 @@ static void on_tokens(struct stream *stream, struct outcome *o, const struct tan
         o->tokens_capacity = count * 2;
         o->tokens = mem_resize(o->tokens, o->tokens_capacity, sizeof *o->tokens);
         o->logprobs = mem_resize(o->logprobs, o->tokens_capacity, sizeof *o->logprobs);
-        assert_true(o->tokens && o->logprobs);
+        o->arrived_ns = mem_resize(o->arrived_ns, o->tokens_capacity, sizeof *o->arrived_ns);
+        assert_true(o->tokens && o->logprobs && o->arrived_ns);
     }
+    uint64_t now_ns = clock_now_ns();
     for (size_t i = 0; i < event->tokens_count; i++) {
         o->tokens[o->tokens_count + i] = event->tokens[i].token;
         o->logprobs[o->tokens_count + i] = event->tokens[i].logprob;
+        o->arrived_ns[o->tokens_count + i] = now_ns;
         if (stream->ask.want_logprobs) {
             assert_true(event->tokens[i].logprob <= 0.0f);
             assert_int_equal(event->tokens[i].tops_count, stream->ask.tops);
@@ -79,6 +83,7 @@ static void on_end(struct stream *stream, struct outcome *o, const struct tandem
     snprintf(o->reason, sizeof o->reason, "%s", event->reason ? event->reason : "");
     stream->cached_tokens = event->cached_tokens;
     stream->attempts = event->attempts;
+    stream->timing = event->timing;
     snprintf(stream->prefill_node, sizeof stream->prefill_node, "%s",
              event->prefill_node ? event->prefill_node : "");
     snprintf(stream->decode_node, sizeof stream->decode_node, "%s",
@@ -162,6 +167,7 @@ struct stream *streams_start(struct streams *s, uint32_t client, const struct as
     stream->request = tandem_request_new(client_of(s, client), on_event, stream);
     assert_non_null(stream->request);
     fill_request(stream->request, ask);
+    stream->submitted_ns = clock_now_ns();
     if (tandem_submit(stream->request) != TANDEM_OK)
         fail_msg("not submitted: %s", tandem_error_text());
     return stream;

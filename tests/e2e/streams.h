@@ -41,6 +41,7 @@ struct ask {
 struct outcome {
     uint32_t *tokens;
     float *logprobs;
+    uint64_t *arrived_ns; /* of each token: when its event came */
     uint32_t tokens_count, tokens_capacity;
     struct buf text;
     bool ended;
@@ -58,7 +59,9 @@ struct stream {
     bool accepted, ended;
     char id[40];
     uint32_t prompt_tokens, cached_tokens, attempts;
+    uint64_t submitted_ns;
     char prefill_node[32], decode_node[32]; /* of the choice that ended last */
+    struct tandem_timing timing;            /* so is this */
 };
 
 struct streams {
