@@ -64,14 +64,20 @@ fail:
     return NULL;
 }
 
-/* NULL: nobody new can be let in, or two names have one hash, of which the first is served. */
-static struct member *member_of(struct channel *c, const struct wire_name *name)
+static struct member *member_find(struct channel *c, const struct wire_name *name)
 {
     if (c->other) return c->other;
     struct member *m = map_get(&c->by_name, name_key(name));
-    if (m && m->name.size == name->size && memcmp(m->name.bytes, name->bytes, name->size) == 0)
-        return m;
-    if (m || c->by_name.count >= PEERS_MAX) return NULL;
+    bool same = m && m->name.size == name->size && !memcmp(m->name.bytes, name->bytes, name->size);
+    return same ? m : NULL;
+}
+
+/* NULL: nobody new can be let in, or two names have one hash, of which the first is served. */
+static struct member *member_of(struct channel *c, const struct wire_name *name)
+{
+    struct member *m = member_find(c, name);
+    if (m) return m;
+    if (map_get(&c->by_name, name_key(name)) || c->by_name.count >= PEERS_MAX) return NULL;
     return member_new(c, loop_number(c->loop), name);
 }
 
@@ -84,6 +90,14 @@ static void count_malformed(struct channel *c, uint64_t now_ns)
              (unsigned long long)c->stats.malformed, err_text());
 }
 
+static void tell_malformed(struct channel *c, uint64_t now_ns, const struct wire_name *from,
+                           const struct msg *m, enum err e)
+{
+    struct member *member = member_find(c, from);
+    if (member && c->events.malformed)
+        c->events.malformed(c->ctx, now_ns, (struct peer){member->number}, m, e, err_text());
+}
+
 static void deliver(struct channel *c, uint64_t now_ns, const struct wire_name *from,
                     const void *bytes, size_t size)
 {
@@ -91,8 +105,10 @@ static void deliver(struct channel *c, uint64_t now_ns, const struct wire_name *
     c->stats.received++;
     c->stats.received_bytes += size;
     arena_reset(&c->arena);
-    if (msg_decode(bytes, size, &c->arena, &m) != OK) {
+    enum err e = msg_decode(bytes, size, &c->arena, &m);
+    if (e != OK) {
         count_malformed(c, now_ns);
+        tell_malformed(c, now_ns, from, &m, e);
         return;
     }
     struct member *member = member_of(c, from);

@@ -9,8 +9,9 @@
  *     channel_close(c);
  *
  * Rules: every limit of ZeroMQ is set (proto/wire.h). Sending never blocks: ERR_FULL when more than
- * 64 MiB wait for one peer, ERR_PEER when it is gone or not connected yet (a HELLO waits for that). Bytes that do not decode
- * are counted, logged once a second at most, and do nothing else. A listener's peer begins with its
+ * 64 MiB wait for one peer, ERR_PEER when it is gone or not connected yet (a HELLO waits for that). Bytes
+ * that do not decode are counted, logged once a second at most, told if their sender is known, and do
+ * nothing else. A listener's peer begins with its
  * first decodable message, under a number that no other peer of the loop's listeners has had; at most
  * 65536 at a time, so a core forgets whom it has no session with. A dialled channel's peer has the
  * number that channel_dial gives it. The messages of a callback live until it returns; it may send,
@@ -28,6 +29,9 @@ struct channel;
 
 struct channel_events {
     void (*message)(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m);
+    /* A known peer's message that does not decode, with what msg_decode left; NULL: counted only. */
+    void (*malformed)(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m,
+                      enum err error, const char *reason);
 };
 struct channel_stats {
     uint64_t sent, sent_bytes, received, received_bytes, malformed, refused_full;

@@ -305,6 +305,10 @@ enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct 
     struct msg got = {.kind = (enum msg_kind)(wire->body_case - TANDEM__ENVELOPE__BODY_HELLO + 1)};
     got.envelope = (struct envelope){wire->epoch, wire->from, wire->to, wire->remaining_ms};
     const struct part *part = msg_part(got.kind);
+    m->kind = got.kind;
+    m->envelope = got.envelope;
+    if (got.kind == MSG_SUBMIT) m->submit.ref = wire->submit->ref;
+    if (got.kind == MSG_QUERY) m->query.ref = wire->query->ref;
     if ((e = get_fields(part, (const char *)wire->hello, (char *)&got + part->c, arena)) != OK ||
         (e = msg_check_whole(&got, ERR_FORMAT)) != OK)
         return err_prefix(e, "%s", part->name);

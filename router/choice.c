@@ -93,8 +93,7 @@ static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
                   enum choice_state state)
 {
     uint64_t wait_ns = core->config.stall_timeout_ns;
-    if (state == CHOICE_QUEUED || state == CHOICE_TOKENIZING)
-        wait_ns = core->config.queue_timeout_ns;
+    if (state == CHOICE_QUEUED) wait_ns = core->config.queue_timeout_ns;
     if (state == CHOICE_RESERVING) wait_ns = core->config.reserve_timeout_ns;
     c->state = state;
     c->state_ns = c->progress_ns = now_ns;
@@ -365,11 +364,14 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
     send_prefill(core, now_ns, c, m->held_tokens);
 }
 
+/* Most streams get all their room with their first token. */
 static bool grow_generated(struct choice *c, uint32_t more)
 {
-    uint32_t want = c->generated_count + more;
+    enum { FIRST_TOKENS = 1024 };
+    uint32_t want = c->generated_count + more, max = c->request->submit.tokens_max;
     if (want <= c->generated_capacity) return true;
-    uint32_t capacity = c->generated_capacity ? c->generated_capacity * 2 : 64;
+    uint32_t capacity = c->generated_capacity ? c->generated_capacity * 2 : FIRST_TOKENS;
+    if (capacity > max) capacity = max;
     if (capacity < want) capacity = want;
     uint32_t *p = mem_resize(c->generated, capacity, sizeof *p);
     if (!p) return false;
@@ -578,29 +580,37 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
 }
 
 void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
-                    bool death, const char *why)
+                    enum loss loss, const char *why)
 {
     bool by_prefill = c->prefill == node;
     bool had_it = by_prefill ? c->prefill_told : c->state != CHOICE_RESERVING;
+    bool ended = c->state == CHOICE_ENDED;
     trail_add(c, now_ns, TRAIL_LOST, node->hello.name);
     if (by_prefill)
         node_detach_prefill(core, c);
     else
         node_detach_decode(core, c);
-    if (c->state == CHOICE_ENDED || (by_prefill && c->state == CHOICE_DECODING)) return;
-    if (death && had_it) c->deaths++;
-    if (!death) c->failures++;
+    if (loss == LOSS_LONELY_DEATH && had_it && !ended) c->lone_deaths++;
+    if (ended || (by_prefill && c->state == CHOICE_DECODING)) return;
+    if (loss == LOSS_OF_CHOICE)
+        c->failures++;
+    else if (had_it)
+        c->deaths++;
     again(core, now_ns, c, why);
 }
 
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
+    if (c->state == CHOICE_TOKENIZING) {
+        submit_on_timer(core, now_ns, c->request);
+        return;
+    }
     if (now_ns >= c->request->deadline_ns) {
         choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, "its deadline has passed");
         return;
     }
     uint64_t quiet_ns = now_ns - c->progress_ns;
-    if (c->state == CHOICE_TOKENIZING || c->state == CHOICE_QUEUED) {
+    if (c->state == CHOICE_QUEUED) {
         choice_end(core, now_ns, c, FINISH_ERROR, core->nodes_count ? ERR_FULL : ERR_PEER,
                    core->nodes_count
                        ? "no node had room for it in time"

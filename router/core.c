@@ -129,12 +129,22 @@ static enum err drain_node(struct router_core *core, uint64_t now_ns, const char
     return err_set(ERR_NOT_FOUND, "no node is named %s: tandem status lists them", name);
 }
 
+static uint32_t drains_waiting(const struct router_core *core)
+{
+    uint32_t count = 0;
+    for (const struct list_link *l = core->queries.next; l != &core->queries; l = l->next)
+        count++;
+    return count;
+}
+
 static enum err query_drain(struct router_core *core, uint64_t now_ns, struct peer peer,
                             const struct msg_query *q)
 {
     enum err e;
     if (strlen(q->argument) > MSG_NAME_MAX)
         return err_set(ERR_INVALID, "a node's name has at most %d bytes", MSG_NAME_MAX);
+    if (drains_waiting(core) >= ROUTER_QUERIES_MAX)
+        return err_set(ERR_FULL, "%d drains wait for their end already", ROUTER_QUERIES_MAX);
     struct waiting_query *w = mem_new(sizeof *w);
     if (!w) return ERR_MEMORY;
     w->peer = peer;
@@ -282,6 +292,21 @@ void router_core_on_message(struct router_core *core, uint64_t now_ns, struct pe
     case SESSION_DROP: core->counts.stale_messages++; break;
     }
     settle(core, now_ns, session_ns);
+}
+
+void router_core_on_malformed(struct router_core *core, uint64_t now_ns, struct peer peer,
+                              const struct msg *m, enum err error, const char *reason)
+{
+    struct peer_entry *entry = registry_find(core, peer);
+    if (!entry || !entry->client) return; /* a node's: its deadlines and live set tell the rest */
+    if (m->kind == MSG_SUBMIT)
+        submit_reject(core, now_ns, entry->client, m->submit.ref, error, reason);
+    if (m->kind == MSG_QUERY) answer(core, now_ns, peer, m->query.ref, error, reason);
+}
+
+void router_core_set_facts(struct router_core *core, const struct router_facts *facts)
+{
+    core->facts = *facts;
 }
 
 void router_core_on_lifeline(struct router_core *core, uint64_t now_ns, struct peer peer, bool up)

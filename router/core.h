@@ -62,7 +62,7 @@ struct router_config {
     uint64_t queue_timeout_ns;   /* nobody could take it: 60 s */
     uint64_t reserve_timeout_ns; /* no answer to RESERVE: 5 s */
     uint64_t stall_timeout_ns;   /* no word about a running choice: 120 s */
-    uint64_t hung_ns;            /* busy and no progress: 10 s */
+    uint64_t hung_ns;            /* busy and no progress: 10 s, or 20 of its own steps */
     uint64_t bypass_ns;  /* how long smaller requests may overtake one that does not fit: 1 s */
     uint32_t deaths_max; /* node deaths that a choice survives: 3rd ends it */
 };
@@ -91,6 +91,10 @@ void router_core_on_tokens(struct router_core *core, uint64_t now_ns, struct id1
                            const uint32_t *ids, uint32_t ids_count, enum err error,
                            const char *reason);
 void router_core_on_timer(struct router_core *core, uint64_t now_ns);
+/* A message of this peer did not decode (msg_decode says what `m` holds then): a client's SUBMIT or QUERY
+ * is answered with the reason, all else is counted. */
+void router_core_on_malformed(struct router_core *core, uint64_t now_ns, struct peer peer,
+                              const struct msg *m, enum err error, const char *reason);
 void router_core_drain(struct router_core *core, uint64_t now_ns);
 
 struct router_counts {
@@ -101,6 +105,12 @@ struct router_counts {
 void router_core_counts(const struct router_core *core, struct router_counts *counts);
 /* CHECKs every invariant: live choices are attached as their state says, sums per node are right. */
 void router_core_audit(const struct router_core *core);
+/* What the shell counts, for the answers to status from here on. */
+struct router_facts {
+    uint64_t slow_callbacks;     /* of the loop: longer than 1 ms */
+    uint64_t malformed_messages; /* of all peers */
+};
+void router_core_set_facts(struct router_core *core, const struct router_facts *facts);
 /* `tandem status --json` and `tandem explain --json`. ERR_NOT_FOUND: no such request is remembered. */
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *json);
 enum err router_core_explain(const struct router_core *core, struct id128 request,

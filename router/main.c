@@ -46,8 +46,9 @@ static const struct setting rows[] = {
                      "time between signs of life"),
     SETTING_DURATION(struct options, dead_ns, "dead-after", "3s", NS_PER_MS, 600 * NS_PER_S,
                      "a peer that was silent for so long is dead"),
-    SETTING_DURATION(struct options, hung_ns, "hung-after", "10s", NS_PER_MS, 3600 * NS_PER_S,
-                     "a node that is busy without progress for so long is dead"),
+    SETTING_DURATION(
+        struct options, hung_ns, "hung-after", "10s", NS_PER_MS, 3600 * NS_PER_S,
+        "a node that is busy without progress for so long, and for 20 of its usual steps, is dead"),
     SETTING_CHOICE(struct options, log_level, "log-level", "debug|info|warn|error|off", "info",
                    "lowest level of the lines on stderr"),
 };

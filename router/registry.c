@@ -121,13 +121,12 @@ static void lose_choices(struct router_core *core, uint64_t now_ns, struct node 
     char why[MSG_TEXT_MAX];
     snprintf(why, sizeof why, "node %s: %s", n->hello.name, reason);
     struct list_link *const heads[] = {&n->choices_prefill, &n->choices_decode};
-    bool alone = n->live_count == 1;
+    enum loss loss = !death ? LOSS_OF_CHOICE : n->live_count == 1 ? LOSS_LONELY_DEATH : LOSS_DEATH;
     for (size_t i = 0; i < 2; i++)
         while (!list_empty(heads[i])) {
             struct choice *c = i == 0 ? list_member(heads[0]->next, struct choice, at_prefill)
                                       : list_member(heads[1]->next, struct choice, at_decode);
-            if (death && alone && c->state != CHOICE_ENDED) c->lone_deaths++;
-            choice_on_lost(core, now_ns, c, n, death, why);
+            choice_on_lost(core, now_ns, c, n, loss, why);
         }
 }
 
@@ -300,9 +299,14 @@ static void send_heartbeat(struct router_core *core, uint64_t now_ns, struct pee
     registry_send(core, now_ns, entry->peer, &m);
 }
 
+/* Busy, and for longer than any step takes no layer was computed. A slow device counts by its own
+ * steps: what is long for another is usual for it. */
 static bool is_hung(const struct router_core *core, uint64_t now_ns, const struct node *n)
 {
-    return n && n->busy && now_ns - n->progress_ns > core->config.hung_ns;
+    if (!n || !n->busy) return false;
+    uint64_t predicted_ns = (uint64_t)n->load.step_us * NS_PER_US * ROUTER_HUNG_STEPS;
+    uint64_t hung_ns = core->config.hung_ns;
+    return now_ns - n->progress_ns > (predicted_ns > hung_ns ? predicted_ns : hung_ns);
 }
 
 /* The first session that has died or hangs, NULL: none. Its end changes the map, so one at a time. */
@@ -393,7 +397,7 @@ static bool lose_unlisted(struct router_core *core, uint64_t now_ns, struct node
                                   : list_member(l, struct choice, at_prefill);
         bool told = decode || c->prefill_told;
         if (!told || c->state_ns >= n->live_asked_ns || is_listed(live, choice_key(c))) continue;
-        choice_on_lost(core, now_ns, c, n, false, "the node does not know it any more");
+        choice_on_lost(core, now_ns, c, n, LOSS_OF_CHOICE, "the node does not know it any more");
         return true; /* the list has changed */
     }
     return false;

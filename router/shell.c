@@ -73,6 +73,16 @@ static void out_left(void *ctx)
 
 /* ---- what comes in ---- */
 
+static void tell_facts(struct router_shell *s)
+{
+    struct channel_stats clients, nodes;
+    channel_stats(s->clients, &clients);
+    channel_stats(s->nodes, &nodes);
+    struct router_facts facts = {.slow_callbacks = loop_slow_callbacks(s->loop),
+                                 .malformed_messages = clients.malformed + nodes.malformed};
+    router_core_set_facts(s->core, &facts);
+}
+
 static void on_node_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
 {
     struct router_shell *s = ctx;
@@ -90,7 +100,15 @@ static void on_client_message(void *ctx, uint64_t now_ns, struct peer peer, cons
         log_warn("wrong_port", "node %s said hello on the clients' address", m->hello.name);
         return;
     }
+    if (m->kind == MSG_QUERY) tell_facts(s);
     router_core_on_message(s->core, now_ns, peer, m);
+}
+
+static void on_client_malformed(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m,
+                                enum err error, const char *reason)
+{
+    struct router_shell *s = ctx;
+    router_core_on_malformed(s->core, now_ns, peer, m, error, reason);
 }
 
 static void on_lifeline(void *ctx, uint64_t now_ns, struct peer peer, bool up)
@@ -135,7 +153,7 @@ static enum err open_sockets(struct router_shell *s, const struct router_options
 {
     enum err e;
     static const struct channel_events node_events = {on_node_message};
-    static const struct channel_events client_events = {on_client_message};
+    static const struct channel_events client_events = {on_client_message, on_client_malformed};
     const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline};
     for (size_t i = 0; i < 3; i++)
         if (!o->trusted_network && !address_is_loopback(addresses[i]))

@@ -22,6 +22,9 @@ enum {
     ROUTER_FAILURES_MAX =
         16,                 /* attempts of a choice that nodes failed for other reasons than room */
     ROUTER_BYPASS_MAX = 32, /* how many that do not fit are passed over in one go */
+    ROUTER_HUNG_STEPS = 20, /* a node hangs that made no progress for so many usual steps */
+    ROUTER_RETRIES_PART = 4, /* of requests-max may wait to be tried again; beyond it 429 */
+    ROUTER_QUERIES_MAX = 64  /* drains that wait for their end */
 };
 #define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
 
@@ -182,6 +185,7 @@ struct router_core {
     bool dispatch_wanted, draining, left;
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;
+    struct router_facts facts;
 };
 
 /* registry.c: peers, sessions, nodes */
@@ -204,8 +208,12 @@ void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, 
 /* submit.c: requests come in */
 void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
                        const struct msg_submit *submit);
+void submit_reject(struct router_core *core, uint64_t now_ns, const struct client *client,
+                   uint64_t ref, enum err error, const char *reason);
 void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
                       const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
+/* The ids of its prompt did not come in time: it was not accepted yet. */
+void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
 void request_free(struct router_core *core, struct request *r);
 
 /* attach.c: a choice at its nodes */
@@ -248,9 +256,13 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
                         const struct msg_finished *m);
 void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *from,
                       const struct msg_failed *m);
-/* The node is gone; `death`: it died, rather than forgot this one choice. */
+enum loss {
+    LOSS_OF_CHOICE,   /* the node lives, but has forgotten this choice, or left by itself */
+    LOSS_DEATH,       /* the node died */
+    LOSS_LONELY_DEATH /* and this choice was all that it had */
+};
 void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
-                    bool death, const char *why);
+                    enum loss loss, const char *why);
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c);
 /* Ends it: tells the nodes to let go, tells the client. */
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,

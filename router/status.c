@@ -57,7 +57,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     router_core_counts(core, &c);
     (void)now_ns;
     json_t *router = json_pack(
-        "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
+        "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
         core->config.name, "state", core->draining ? "draining" : "up", "model",
         core->config.model_name ? core->config.model_name : "", "clients", (json_int_t)c.clients,
         "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "accepted",
@@ -65,7 +65,9 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
         "failed", (json_int_t)c.failed, "cancelled", (json_int_t)c.cancelled, "retries",
         (json_int_t)c.retries, "node_deaths", (json_int_t)c.node_deaths, "prompt_tokens",
         (json_int_t)c.prompt_tokens, "generated_tokens", (json_int_t)c.generated_tokens,
-        "stale_messages", (json_int_t)c.stale_messages, "diverged", (json_int_t)c.diverged);
+        "stale_messages", (json_int_t)c.stale_messages, "diverged", (json_int_t)c.diverged,
+        "malformed_messages", (json_int_t)core->facts.malformed_messages, "slow_callbacks",
+        (json_int_t)core->facts.slow_callbacks);
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i]));

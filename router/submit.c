@@ -26,7 +26,7 @@ static uint32_t retry_ms(const struct router_core *core)
     return clamp_u32(core->queued_tokens * token_ns / (nodes * nodes) / NS_PER_MS, 100, 10000);
 }
 
-static void reject(struct router_core *core, uint64_t now_ns, const struct client *client,
+void submit_reject(struct router_core *core, uint64_t now_ns, const struct client *client,
                    uint64_t ref, enum err error, const char *reason)
 {
     struct msg m = {.kind = MSG_REJECTED,
@@ -50,7 +50,7 @@ static enum err check_door(const struct router_core *core, const struct msg_subm
         return err_set(ERR_FULL, "%llu prompt tokens are waiting, at most %llu",
                        (unsigned long long)core->queued_tokens,
                        (unsigned long long)config->queued_tokens_max);
-    if (core->queued_retries > config->requests_max / 4)
+    if (core->queued_retries > config->requests_max / ROUTER_RETRIES_PART)
         return err_set(ERR_FULL, "%u requests wait to be tried again", core->queued_retries);
     if (s->choices == 0 || s->choices > JOB_CHOICES_MAX)
         return err_set(ERR_INVALID, "n is %u, allowed is 1 to %d", s->choices, JOB_CHOICES_MAX);
@@ -243,7 +243,7 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
     struct client *client = r->client;
     r->prompt_count = r->submit.tokens_count;
     if (check_values(core, r) != OK) {
-        reject(core, now_ns, client, r->submit.ref, ERR_INVALID, err_text());
+        submit_reject(core, now_ns, client, r->submit.ref, ERR_INVALID, err_text());
         drop_live(core, r);
         return;
     }
@@ -267,7 +267,7 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
     struct request *r;
     if ((e = check_door(core, submit)) != OK || (e = make_way(core, now_ns, submit)) != OK ||
         (e = make_request(core, now_ns, submit, &r)) != OK) {
-        reject(core, now_ns, client, submit->ref, e, err_text());
+        submit_reject(core, now_ns, client, submit->ref, e, err_text());
         return;
     }
     r->client = client;
@@ -279,8 +279,21 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
         return;
     }
     e = core->out.tokenize(core->out.ctx, r->id, r->submit.text, r->submit.text_bytes);
-    if (e == OK) return;
-    reject(core, now_ns, client, submit->ref, e, err_text());
+    if (e == OK) {
+        uint64_t when_ns = now_ns + core->config.queue_timeout_ns;
+        if (r->deadline_ns < when_ns) when_ns = r->deadline_ns;
+        heap_move(&core->timers, &r->choice[0].timer, when_ns); /* room was reserved */
+        return;
+    }
+    submit_reject(core, now_ns, client, submit->ref, e, err_text());
+    drop_live(core, r);
+}
+
+void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r)
+{
+    submit_reject(core, now_ns, r->client, r->submit.ref, ERR_TIMEOUT,
+                  now_ns >= r->deadline_ns ? "its deadline has passed"
+                                           : "its prompt was not tokenized in time");
     drop_live(core, r);
 }
 
@@ -299,7 +312,7 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
         }
     }
     if (error != OK) {
-        reject(core, now_ns, r->client, r->submit.ref, error, reason);
+        submit_reject(core, now_ns, r->client, r->submit.ref, error, reason);
         drop_live(core, r);
         return;
     }

@@ -497,27 +497,6 @@ static void a_resumed_request_goes_on_at_the_next_index(void **state)
     world_close(&w);
 }
 
-static void allocation_failures_end_in_a_rejection(void **state)
-{
-    (void)state;
-    for (uint64_t n = 1; n < 40; n++) {
-        struct world w;
-        world_open(&w, NULL);
-        world_join(&w);
-        arena_take(&w.arena, 1 << 16);
-        arena_reset(&w.arena); /* room: the test's own copies must not be what fails */
-        size_t before = w.sent_count;
-        mem_fail_at(n);
-        struct msg m = submit_of(3);
-        m.envelope = w.envelope[CLIENT];
-        router_core_on_message(w.core, w.now, (struct peer){CLIENT}, &m);
-        mem_fail_at(0);
-        assert_true(w.sent_count > before); /* ACCEPTED or REJECTED, never silence */
-        router_core_audit(w.core);
-        world_close(&w);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -543,7 +522,6 @@ int main(void)
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(status_and_explain_are_json),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
-        cmocka_unit_test(allocation_failures_end_in_a_rejection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

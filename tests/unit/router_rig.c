@@ -102,6 +102,8 @@ void world_open(struct world *w, const struct router_config *changes)
     const struct router_out out = {w,          out_send,     out_wake, out_expect,
                                    out_forget, out_tokenize, out_left};
     w->now = NS_PER_S;
+    arena_take(&w->arena, 1 << 18);
+    arena_reset(&w->arena); /* room: where allocations fail, the rig's copies must not be those */
     assert_int_equal(router_core_new(&w->core, &config, &out), OK);
     hello(w, CLIENT, ROLE_CLIENT, "c");
     expect(w, CLIENT, MSG_WELCOME);

@@ -1,0 +1,436 @@
+/* The router core when things go wrong: nodes that die or hang, overload, malformed messages, deadlines,
+ * memory that runs out. */
+#include "tests/unit/router_rig.h"
+
+static void beat(struct world *w, uint32_t peer, bool busy, uint64_t progress, uint32_t step_us)
+{
+    say(w, peer,
+        (struct msg){
+            .kind = MSG_HEARTBEAT,
+            .heartbeat = {.busy = busy,
+                          .progress = progress,
+                          .load = {.blocks_total = 50, .blocks_free = 50, .step_us = step_us}}});
+}
+
+/* D0 beats, busy and at the same layer, until the router gives it up; the time until then. */
+static uint64_t time_until_hung(uint32_t step_us)
+{
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.session.dead_ns = 1000 * NS_PER_S; /* the others stay silent */
+    world_open(&w, &config);
+    hello(&w, D0, ROLE_DECODE, "d0");
+    beat(&w, D0, true, 1, step_us);
+    uint64_t begin = w.now;
+    while (!w.forgotten[D0] && w.now - begin < 500 * NS_PER_S) {
+        w.now += NS_PER_S;
+        beat(&w, D0, true, 1, step_us);
+        if (w.wake <= w.now) router_core_on_timer(w.core, w.now);
+    }
+    uint64_t took = w.now - begin;
+    world_close(&w);
+    return took;
+}
+
+static void a_node_hangs_when_it_makes_no_progress_for_twenty_of_its_steps(void **state)
+{
+    (void)state;
+    const struct {
+        uint32_t step_us;
+        uint64_t seconds;
+    } row[] = {{0, 11}, {1000, 11}, {500000, 11}, {2000000, 41}, {10000000, 201}};
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++)
+        assert_int_equal(time_until_hung(row[i].step_us), row[i].seconds * NS_PER_S);
+}
+
+static void an_idle_node_and_one_that_makes_progress_do_not_hang(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.session.dead_ns = 1000 * NS_PER_S;
+    world_open(&w, &config);
+    world_join(&w);
+    for (uint32_t i = 0; i < 60; i++) {
+        w.now += NS_PER_S;
+        beat(&w, D0, false, 7, 10);
+        beat(&w, D1, true, i, 10);
+        beat(&w, P0, false, 7, 10);
+        if (w.wake <= w.now) router_core_on_timer(w.core, w.now);
+    }
+    for (uint32_t n = P0; n <= D1; n++)
+        assert_int_equal(w.forgotten[n], 0);
+    world_close(&w);
+}
+
+static void whoever_was_alone_on_two_dying_nodes_is_quarantined(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 9);
+    reserve(&w, D0);
+    lose(&w, D0);
+    reserve(&w, D1);
+    assert_false(was_sent(&w, CLIENT, MSG_DONE));
+    lose(&w, D1);
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.finish, FINISH_ERROR);
+    assert_non_null(strstr(done->done.reason, "quarantined"));
+    world_close(&w);
+}
+
+/* Two nodes died that had a reservation of it, and one whose prompt had not been sent there: nothing of it
+ * ran, so it cannot be what killed them. */
+static void nodes_that_had_nothing_of_it_to_run_do_not_count(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    submit(&w, 9);
+    for (uint32_t n = 6; n < 10; n++) {
+        char name[4] = {'d', (char)('0' + n), 0};
+        hello(&w, n, ROLE_DECODE, name);
+        expect(&w, n, MSG_RESERVE);
+        lose(&w, n);
+        assert_false(was_sent(&w, CLIENT, MSG_DONE));
+    }
+    hello(&w, D0, ROLE_DECODE, "d0");
+    struct job_key key = reserve(&w, D0);
+    size_t mark = w.read;
+    tell_tokens(&w, D0, key, 0, 9);
+    tell_finished(&w, D0, key, 9);
+    w.read = mark;
+    expect_stream(&w, 0, 9);
+    world_close(&w);
+}
+
+/* Three requests lose their decode nodes; `max` requests are allowed, a quarter of it may be retries. */
+static void three_wait_to_be_tried_again(struct world *w, uint32_t max, struct id128 *ids)
+{
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.requests_max = max;
+    world_open(w, &config);
+    world_join(w);
+    for (int i = 0; i < 3; i++) {
+        w->now++;
+        ids[i] = submit(w, 9);
+    }
+    lose(w, D0);
+    lose(w, D1);
+    struct router_counts c;
+    router_core_counts(w->core, &c);
+    assert_int_equal(c.queued, 3);
+}
+
+static void while_too_many_wait_to_be_tried_again_new_ones_are_refused(void **state)
+{
+    (void)state;
+    struct world w;
+    struct id128 ids[3];
+    three_wait_to_be_tried_again(&w, 12, ids);
+    submit(&w, 2); /* three of twelve are not too many */
+    world_close(&w);
+    three_wait_to_be_tried_again(&w, 11, ids);
+    say(&w, CLIENT, submit_of(2));
+    const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
+    assert_int_equal(m->rejected.error, ERR_FULL);
+    assert_non_null(strstr(m->rejected.reason, "tried again"));
+    assert_true(m->rejected.retry_ms > 0);
+    world_close(&w);
+}
+
+static void retries_go_first_by_age(void **state)
+{
+    (void)state;
+    struct world w;
+    struct id128 ids[3];
+    three_wait_to_be_tried_again(&w, 100, ids);
+    w.now++;
+    submit(&w, 9);
+    hello(&w, 6, ROLE_DECODE, "d2");
+    for (int i = 0; i < 3; i++) {
+        struct job_key key = expect(&w, 6, MSG_RESERVE)->reserve.job.key;
+        assert_true(id128_equal(key.request, ids[i]));
+        assert_true(key.attempt > 0);
+    }
+    assert_false(
+        was_sent(&w, 6, MSG_RESERVE)); /* the new one waits for the prefill node's window */
+    world_close(&w);
+}
+
+static void a_malformed_request_is_answered(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    struct msg m = {.kind = MSG_SUBMIT, .submit = {.ref = 9}};
+    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "top_k is odd");
+    const struct msg *said = expect(&w, CLIENT, MSG_REJECTED);
+    assert_int_equal(said->rejected.ref, 9);
+    assert_int_equal(said->rejected.error, ERR_FORMAT);
+    assert_string_equal(said->rejected.reason, "top_k is odd");
+    m = (struct msg){.kind = MSG_QUERY, .query = {.ref = 10}};
+    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "no such query");
+    assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.error, ERR_FORMAT);
+    size_t sent = w.sent_count;
+    router_core_on_malformed(w.core, w.now, (struct peer){D0}, &m, ERR_FORMAT, "a node");
+    router_core_on_malformed(w.core, w.now, (struct peer){9}, &m, ERR_FORMAT, "a stranger");
+    m.kind = MSG_NONE;
+    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "garbage");
+    assert_int_equal(w.sent_count, sent);
+    world_close(&w);
+}
+
+static void status_shows_what_the_shell_counts(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    router_core_set_facts(w.core, &(struct router_facts){17, 18});
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"slow_callbacks\":17"));
+    assert_non_null(strstr(m->answer.text, "\"malformed_messages\":18"));
+    world_close(&w);
+}
+
+static void drains_that_wait_are_bounded(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 4); /* so that the router cannot leave at once */
+    uint32_t asked = 0;
+    while (!was_sent(&w, CLIENT, MSG_ANSWER) && asked < 1000)
+        say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {++asked, QUERY_DRAIN, "d1"}});
+    assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.error, ERR_FULL);
+    assert_int_equal(asked, 65);
+    world_close(&w);
+}
+
+/* ---- deadlines ---- */
+
+static struct msg with_deadline(uint32_t ms)
+{
+    struct msg m = submit_of(9);
+    m.submit.deadline_ms = ms;
+    return m;
+}
+
+/* In each waiting state of an accepted request its deadline ends it, and both nodes hear of it. */
+static void a_deadline_ends_a_request_in_every_state(void **state)
+{
+    (void)state;
+    enum { QUEUED, RESERVING, PREFILLING, DECODING, STATES };
+    for (int s = QUEUED; s < STATES; s++) {
+        struct world w;
+        struct job_key key;
+        world_open(&w, NULL);
+        if (s != QUEUED) world_join(&w);
+        say(&w, CLIENT, with_deadline(700));
+        if (s >= PREFILLING) key = reserve(&w, D0);
+        if (s == DECODING) tell_tokens(&w, D0, key, 0, 2);
+        assert_true(w.wake <= w.now + 700 * NS_PER_MS);
+        w.now += 699 * NS_PER_MS;
+        router_core_on_timer(w.core, w.now);
+        assert_false(was_sent(&w, CLIENT, MSG_DONE));
+        w.now += NS_PER_MS;
+        router_core_on_timer(w.core, w.now);
+        const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+        assert_int_equal(done->done.error, ERR_TIMEOUT);
+        assert_non_null(strstr(done->done.reason, "deadline"));
+        w.read = 0;
+        if (s != QUEUED) expect(&w, D0, MSG_CANCEL);
+        w.read = 0;
+        if (s >= PREFILLING) expect(&w, P0, MSG_CANCEL);
+        router_core_audit(w.core);
+        world_close(&w);
+    }
+}
+
+static void a_prompt_that_is_not_tokenized_in_time_is_refused(void **state)
+{
+    (void)state;
+    for (uint32_t deadline_ms = 0; deadline_ms <= 500; deadline_ms += 500) {
+        struct world w;
+        static int
+            some_tokenizer; /* it is only asked whether there is one; the rig answers for it */
+        struct router_config config = ROUTER_CONFIG_DEFAULT;
+        config.tokenizer = (const struct tokenizer *)&some_tokenizer;
+        config.session.dead_ns = 1000 * NS_PER_S;
+        world_open(&w, &config);
+        struct msg m = with_deadline(deadline_ms);
+        m.submit.tokens = NULL;
+        m.submit.tokens_count = 0;
+        m.submit.text = "once";
+        m.submit.text_bytes = 4;
+        say(&w, CLIENT, m);
+        assert_false(id128_is_none(w.tokenizing));
+        w.now += deadline_ms ? deadline_ms * NS_PER_MS : config.queue_timeout_ns;
+        router_core_on_timer(w.core, w.now);
+        assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, ERR_TIMEOUT);
+        router_core_on_tokens(w.core, w.now, w.tokenizing, prompt, 4, OK, NULL); /* too late */
+        assert_false(was_sent(&w, CLIENT, MSG_ACCEPTED));
+        struct router_counts c;
+        router_core_counts(w.core, &c);
+        assert_int_equal(c.requests_live, 0);
+        router_core_audit(w.core);
+        world_close(&w);
+    }
+}
+
+static void a_node_that_does_not_answer_a_reservation_is_not_waited_for(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.session.dead_ns = 1000 * NS_PER_S;
+    world_open(&w, &config);
+    world_join(&w);
+    submit(&w, 4);
+    struct job_key key = expect(&w, D0, MSG_RESERVE)->reserve.job.key;
+    w.now += config.reserve_timeout_ns;
+    router_core_on_timer(w.core, w.now);
+    size_t mark = w.read;
+    assert_true(job_key_equal(expect(&w, D0, MSG_CANCEL)->cancel.key, key));
+    w.read = mark;
+    uint32_t again = 0;
+    for (size_t i = mark; i < w.sent_count; i++)
+        again += w.sent[i].m.kind == MSG_RESERVE && w.sent[i].m.reserve.job.key.attempt == 1;
+    assert_int_equal(again, 1);
+    world_close(&w);
+}
+
+/* ---- memory ---- */
+
+static uint32_t sent_kind(const struct world *w, uint32_t peer, enum msg_kind kind)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < w->sent_count; i++)
+        count += w->sent[i].peer.v == peer && w->sent[i].m.kind == kind;
+    return count;
+}
+
+/* A whole life, said without looking at the answers: nodes join, a request runs and is explained. */
+static void a_life(struct world *w)
+{
+    struct job_key key = {0};
+    hello(w, P0, ROLE_PREFILL, "p0");
+    hello(w, D0, ROLE_DECODE, "d0");
+    say(w, CLIENT, submit_of(4));
+    for (size_t i = 0; i < w->sent_count; i++)
+        if (w->sent[i].m.kind == MSG_RESERVE) key = w->sent[i].m.reserve.job.key;
+    say(w, D0, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 1}, 16}});
+    tell_first(w, P0, key, 0);
+    tell_tokens(w, D0, key, 0, 2);
+    tell_prefilled(w, P0, key);
+    tell_tokens(w, D0, key, 2, 4);
+    tell_finished(w, D0, key, 4);
+    say(w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    say(w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {2, QUERY_DRAIN, "d0"}});
+    hello(w, D1, ROLE_DECODE, "d1");
+    hello(w, 6, ROLE_CLIENT, "another");
+}
+
+/* Whatever was accepted ends, at the latest with its time in the queue. */
+static void wait_for_the_end(struct world *w)
+{
+    struct router_counts c;
+    router_core_counts(w->core, &c);
+    for (int i = 0; i < 400 && c.requests_live > 0; i++) {
+        w->now += NS_PER_S;
+        router_core_on_timer(w->core, w->now);
+        router_core_audit(w->core);
+        router_core_counts(w->core, &c);
+    }
+    assert_int_equal(c.requests_live, 0);
+}
+
+static void every_failing_allocation_is_an_answer_and_ends_nothing_else(void **state)
+{
+    (void)state;
+    uint64_t n = 0;
+    bool failed = true;
+    uint32_t done = 0, rejected = 0;
+    while (failed) {
+        struct world w;
+        struct router_config config = ROUTER_CONFIG_DEFAULT;
+        config.session.dead_ns = 1000 * NS_PER_S;
+        world_open(&w, &config);
+        uint64_t before = mem_count();
+        mem_fail_at(++n);
+        a_life(&w);
+        failed = mem_count() - before >= n;
+        mem_fail_at(0);
+        wait_for_the_end(&w);
+        uint32_t accepted = sent_kind(&w, CLIENT, MSG_ACCEPTED);
+        assert_int_equal(accepted + sent_kind(&w, CLIENT, MSG_REJECTED), 1);
+        assert_int_equal(accepted, sent_kind(&w, CLIENT, MSG_DONE));
+        done += accepted;
+        rejected += !accepted;
+        world_close(&w);
+    }
+    assert_true(n > 20 && done > 0 && rejected > 0);
+}
+
+static void a_router_that_finds_no_memory_does_not_begin(void **state)
+{
+    (void)state;
+    struct router_core *core = NULL;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.name = "r0";
+    config.lifeline_address = "";
+    enum err e = ERR_MEMORY;
+    for (uint64_t n = 1; e != OK; n++) {
+        mem_fail_at(n);
+        e = router_core_new(&core, &config, &(struct router_out){0});
+        mem_fail_at(0);
+        assert_true(e == OK || e == ERR_MEMORY);
+        assert_true(n < 100);
+    }
+    router_core_free(core);
+}
+
+/* What the router itself allocates for a token of a running stream, once the stream is warm: nothing. */
+static void a_token_allocates_nothing(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 400);
+    struct job_key key = reserve(&w, D0);
+    tell_tokens(&w, D0, key, 0, 1);
+    uint64_t before = mem_count();
+    for (uint32_t i = 1; i < 300; i++)
+        tell_tokens(&w, D0, key, i, i + 1);
+    assert_int_equal(mem_count() - before, 0);
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_node_hangs_when_it_makes_no_progress_for_twenty_of_its_steps),
+        cmocka_unit_test(an_idle_node_and_one_that_makes_progress_do_not_hang),
+        cmocka_unit_test(whoever_was_alone_on_two_dying_nodes_is_quarantined),
+        cmocka_unit_test(nodes_that_had_nothing_of_it_to_run_do_not_count),
+        cmocka_unit_test(while_too_many_wait_to_be_tried_again_new_ones_are_refused),
+        cmocka_unit_test(retries_go_first_by_age),
+        cmocka_unit_test(a_malformed_request_is_answered),
+        cmocka_unit_test(status_shows_what_the_shell_counts),
+        cmocka_unit_test(drains_that_wait_are_bounded),
+        cmocka_unit_test(a_deadline_ends_a_request_in_every_state),
+        cmocka_unit_test(a_prompt_that_is_not_tokenized_in_time_is_refused),
+        cmocka_unit_test(a_node_that_does_not_answer_a_reservation_is_not_waited_for),
+        cmocka_unit_test(every_failing_allocation_is_an_answer_and_ends_nothing_else),
+        cmocka_unit_test(a_router_that_finds_no_memory_does_not_begin),
+        cmocka_unit_test(a_token_allocates_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
