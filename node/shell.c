@@ -21,6 +21,7 @@ enum {
     HOST_BYTES = 256,
 };
 #define OPS_RETRY_NS NS_PER_MS
+#define SILENCE_NS (2 * NS_PER_S)
 
 struct router_end {
     struct node_shell *shell;
@@ -28,6 +29,8 @@ struct router_end {
     struct lifeline *lifeline;
     struct peer peer;
     const char *address;
+    uint64_t silent_ns; /* greeted in vain since then; 0: it answered */
+    uint64_t say_ns;    /* when to say so (again) */
     bool refused;
 };
 
@@ -52,9 +55,24 @@ struct node_shell {
 
 /* ---- what the core wants ---- */
 
+/* A router that does not answer is greeted for ever, and said to be silent after 2, 4, 8 … seconds. */
+static void note_greeting(struct router_end *r, uint64_t now_ns)
+{
+    if (r->silent_ns == 0) {
+        r->silent_ns = now_ns;
+        r->say_ns = now_ns + SILENCE_NS;
+    }
+    if (now_ns < r->say_ns) return;
+    uint64_t silence_ns = now_ns - r->silent_ns;
+    r->say_ns = now_ns + silence_ns;
+    log_warn("router_silent", "router=%s for_ms=%llu trying=again", r->address,
+             (unsigned long long)(silence_ns / NS_PER_MS));
+}
+
 static void out_send(void *ctx, struct peer peer, const struct msg *m)
 {
     struct node_shell *s = ctx;
+    if (m->kind == MSG_HELLO) note_greeting(&s->router[peer.v - 1], loop_now_ns(s->loop));
     enum err e = channel_send(s->router[peer.v - 1].channel, peer, m);
     if (e != OK && m->kind != MSG_HELLO) /* a router that is not there yet is greeted in vain */
         log_debug("send_failed", "kind=%s peer=%u error=%s", msg_kind_name(m->kind), peer.v,
@@ -154,6 +172,7 @@ static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struc
     struct router_end *r = ctx;
     awake(r->shell, now_ns);
     node_core_on_message(r->shell->core, now_ns, peer, m);
+    r->silent_ns = 0;
     if (m->kind == MSG_REFUSE) note_refusal(r->shell, r, m->refuse.reason);
 }
 
