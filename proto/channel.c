@@ -216,6 +216,11 @@ void channel_close(struct channel *c)
         channel_destroy(c);
 }
 
+bool channel_has(const struct channel *c, struct peer peer)
+{
+    return map_get(&c->by_number, map_key(peer.v)) != NULL;
+}
+
 enum err channel_send(struct channel *c, struct peer peer, const struct msg *m)
 {
     enum err e;

@@ -44,6 +44,7 @@ enum err channel_listen(struct channel **c, struct loop *loop, const char *addre
 enum err channel_dial(struct channel **c, struct loop *loop, const char *address, struct peer peer,
                       const struct channel_events *events, void *ctx);
 void channel_close(struct channel *c);
+bool channel_has(const struct channel *c, struct peer peer); /* is it one of its peers? */
 enum err channel_send(struct channel *c, struct peer peer, const struct msg *m);
 struct peer channel_peer(const struct channel *c); /* the one peer of a dialled channel */
 void channel_forget(struct channel *c, struct peer peer);

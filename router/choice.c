@@ -257,13 +257,16 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
     enter(core, now_ns, c, CHOICE_RESERVING);
 }
 
-static struct sched_job sched_job_of(const struct choice *c)
+static struct sched_job sched_job_of(const struct router_core *core, const struct choice *c)
 {
     uint32_t tokens = choice_tokens(c);
+    uint64_t full = (uint64_t)c->request->prompt_count + c->request->submit.tokens_max;
+    if (core->cluster.known && full > core->cluster.context_max) full = core->cluster.context_max;
     return (struct sched_job){
         .tokens = tokens,
         .blocks = blocks_for_tokens(tokens + 1),
         .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
+        .blocks_full = blocks_for_tokens((uint32_t)full - 1), /* the last token needs no KV */
     };
 }
 
@@ -305,6 +308,22 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     send_reserve(core, now_ns, c);
 }
 
+static void end_too_large(struct router_core *core, uint64_t now_ns, struct choice *c,
+                          const struct sched_job *job)
+{
+    char reason[MSG_TEXT_MAX];
+    uint32_t largest = 0;
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        if (core->sched[i]->role == ROLE_DECODE && core->sched[i]->blocks_total > largest)
+            largest = core->sched[i]->blocks_total;
+    snprintf(reason, sizeof reason,
+             "the request needs %u KV blocks of %d tokens at its full length, the largest decode "
+             "node has %u",
+             job->blocks_full, BLOCK_TOKENS, largest);
+    dequeue(core, c);
+    choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, reason);
+}
+
 static uint64_t next_full_ns(const struct router_core *core, uint64_t now_ns)
 {
     uint64_t next = TIME_NEVER;
@@ -324,7 +343,7 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     core->retry_ns = TIME_NEVER;
     while (core->nodes_count > 0 && (first = heap_first(&core->queue)) != NULL) {
         struct choice *c = list_member(first, struct choice, queue);
-        struct sched_job job = sched_job_of(c);
+        struct sched_job job = sched_job_of(core, c);
         struct sched_pair pair;
         enum sched_answer a =
             sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
@@ -332,9 +351,14 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
             start(core, now_ns, c, &pair);
             continue;
         }
-        if (a != SCHED_NO_DECODE) break; /* nor would another find one */
+        if (a == SCHED_NEVER &&
+            !c->picked_ns) { /* picked: a larger pool was there, and may come back */
+            end_too_large(core, now_ns, c, &job);
+            continue;
+        }
+        if (a != SCHED_NO_DECODE && a != SCHED_NEVER) break; /* nor would another find one */
         core->retry_ns = next_full_ns(core, now_ns);
-        bool waited_long = now_ns - c->state_ns > core->config.bypass_ns;
+        bool waited_long = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
         if (waited_long || passed_count == ROUTER_BYPASS_MAX) break;
         heap_remove(&core->queue, first);
         passed[passed_count++] = c;

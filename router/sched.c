@@ -37,7 +37,7 @@ static uint32_t pick_prefill(const struct sched_node *const *nodes, uint32_t cou
     uint32_t best = SCHED_NODE_NONE;
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != ROLE_PREFILL) continue;
+        if (!n->open || n->role != ROLE_PREFILL || n->blocks_total < job->blocks) continue;
         *any = true;
         if (!window_open(n, job->tokens)) continue;
         if (best == SCHED_NODE_NONE ||
@@ -56,13 +56,16 @@ static bool better_decode(const struct sched_node *a, const struct sched_node *b
 }
 
 static uint32_t pick_decode(const struct sched_node *const *nodes, uint32_t count,
-                            const struct sched_job *job, uint64_t now_ns, bool *any)
+                            const struct sched_job *job, uint64_t now_ns, enum sched_answer *none)
 {
     uint32_t best = SCHED_NODE_NONE;
+    *none = SCHED_NO_NODES;
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
         if (!n->open || n->role != ROLE_DECODE) continue;
-        *any = true;
+        if (*none == SCHED_NO_NODES) *none = SCHED_NEVER;
+        if (n->blocks_total < job->blocks_full) continue;
+        *none = SCHED_NO_DECODE;
         if (!has_room(n, job, now_ns)) continue;
         if (best == SCHED_NODE_NONE || better_decode(n, nodes[best])) best = i;
     }
@@ -83,7 +86,8 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair)
 {
-    bool any_prefill = false, any_decode = false;
+    bool any_prefill = false;
+    enum sched_answer no_decode;
     *pair = (struct sched_pair){SCHED_NODE_NONE, SCHED_NODE_NONE, false};
     uint32_t p = pick_prefill(nodes, nodes_count, job, &any_prefill);
     if (job->prefill_only && any_prefill) {
@@ -91,9 +95,8 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
         pair->prefill = p;
         return SCHED_PICKED;
     }
-    uint32_t d = pick_decode(nodes, nodes_count, job, now_ns, &any_decode);
-    if (!any_decode) return SCHED_NO_NODES;
-    if (d == SCHED_NODE_NONE) return SCHED_NO_DECODE;
+    uint32_t d = pick_decode(nodes, nodes_count, job, now_ns, &no_decode);
+    if (d == SCHED_NODE_NONE) return no_decode;
     pair->decode = d;
     pair->local = !any_prefill || cheaper_local(nodes[d], job, rules);
     if (pair->local) return SCHED_PICKED;

@@ -34,6 +34,7 @@ struct sched_job {
     uint32_t tokens; /* prompt and forwarded ones: all that must be computed */
     uint32_t blocks; /* a decode node must have: for tokens and one more */
     bool prefill_only;
+    uint32_t blocks_full; /* of a decode node, at the request's full length */
 };
 
 struct sched_rules {
@@ -52,6 +53,7 @@ enum sched_answer {
     SCHED_NO_NODES,   /* a role that it needs is not in the cluster */
     SCHED_NO_PREFILL, /* no prefill node's window is open */
     SCHED_NO_DECODE,  /* no decode node has the memory now */
+    SCHED_NEVER,      /* nor ever: all decode nodes' pools are smaller than the request */
 };
 
 /* Ageing is in the key: a priority level is worth SCHED_LEVEL_NS of waiting, so nobody waits for ever. */
@@ -59,7 +61,7 @@ enum sched_answer {
 enum { SCHED_PRIORITY_MAX = 1000 };
 uint64_t sched_queue_key(uint64_t arrived_ns, int32_t priority);
 
-/* P: the open window with the least work in time, D: the room with the fewest sequences, then the most
+/* Nodes whose whole pool is smaller than the request are passed over. P: the open window with the least work in time, D: the room with the fewest sequences, then the most
  * free blocks. Local, if there is no prefill node, or by the rules: when computing the prompt on D would
  * cost it and its running streams less than the hand-over costs this request. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,

@@ -30,8 +30,8 @@ struct router_shell {
 static void out_send(void *ctx, struct peer peer, const struct msg *m)
 {
     struct router_shell *s = ctx;
-    enum err e = channel_send(s->nodes, peer, m);
-    if (e == ERR_PEER) e = channel_send(s->clients, peer, m);
+    /* Not by trying both: an error of the first would overwrite the text that a reason points to. */
+    enum err e = channel_send(channel_has(s->nodes, peer) ? s->nodes : s->clients, peer, m);
     if (e != OK)
         log_debug("send_failed", "kind=%s peer=%u error=%s", msg_kind_name(m->kind), peer.v,
                   err_name(e));
@@ -87,7 +87,7 @@ static void on_node_message(void *ctx, uint64_t now_ns, struct peer peer, const 
 {
     struct router_shell *s = ctx;
     if (m->kind == MSG_HELLO && m->hello.role == ROLE_CLIENT) {
-        log_warn("wrong_port", "a client said hello on the nodes' address");
+        log_warn("wrong_port", "role=client name=%s said_hello_to=nodes", m->hello.name);
         return;
     }
     router_core_on_message(s->core, now_ns, peer, m);
@@ -97,7 +97,7 @@ static void on_client_message(void *ctx, uint64_t now_ns, struct peer peer, cons
 {
     struct router_shell *s = ctx;
     if (m->kind == MSG_HELLO && m->hello.role != ROLE_CLIENT) {
-        log_warn("wrong_port", "node %s said hello on the clients' address", m->hello.name);
+        log_warn("wrong_port", "role=node name=%s said_hello_to=clients", m->hello.name);
         return;
     }
     if (m->kind == MSG_QUERY) tell_facts(s);

@@ -359,6 +359,19 @@ static void nodes_of_another_model_are_refused(void **state)
     world_close(&w);
 }
 
+static void a_request_larger_than_every_pool_is_told_so_at_once(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 900); /* in pools of 50 blocks of 16 tokens */
+    const struct msg *m = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(m->done.error, ERR_INVALID);
+    assert_non_null(strstr(m->done.reason, "at its full length, the largest decode node has 50"));
+    world_close(&w);
+}
+
 static void what_a_node_has_and_nobody_wants_is_cancelled(void **state)
 {
     (void)state;
@@ -516,6 +529,7 @@ int main(void)
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(without_nodes_it_ends_with_a_reason),
         cmocka_unit_test(nodes_of_another_model_are_refused),
+        cmocka_unit_test(a_request_larger_than_every_pool_is_told_so_at_once),
         cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),
         cmocka_unit_test(draining_finishes_then_sends_everybody_home),

@@ -12,12 +12,18 @@
 #define P(out, window, ns)                                                                         \
     {                                                                                              \
         .role = ROLE_PREFILL, .open = true, .outstanding_tokens = out, .window_tokens = window,    \
-        .token_ns = ns, .sequences_max = 8                                                         \
+        .token_ns = ns, .sequences_max = 8, .blocks_total = 100                                    \
     }
 #define D(run, used, left)                                                                         \
     {                                                                                              \
         .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8,                     \
         .blocks_used = used, .blocks_free = left, .blocks_total = 100, .token_ns = 1000            \
+    }
+
+#define BIG(run, used, left)                                                                       \
+    {                                                                                              \
+        .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8,                     \
+        .blocks_used = used, .blocks_free = left, .blocks_total = 200, .token_ns = 1000            \
     }
 
 struct row {
@@ -32,6 +38,30 @@ struct row {
 #define NONE SCHED_NODE_NONE
 
 static const struct row rows[] = {
+    {"a pool smaller than the prompt is no prefill node for it",
+     {P(0, 100, 0), D(0, 0, 100)},
+     {1700, 100, false, 100},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 1, false}},
+    {"without a prefill node that could hold the prompt it is computed where it is decoded",
+     {P(0, 100, 0), BIG(0, 0, 200)},
+     {1700, 101, false, 101},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {NONE, 1, true}},
+    {"a decode node whose pool is smaller than the whole request is passed over",
+     {P(0, 100, 0), D(0, 0, 100), BIG(5, 100, 50)},
+     {10, 1, false, 101},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"a request larger than every pool",
+     {P(0, 100, 0), D(0, 0, 100), D(0, 0, 100)},
+     {10, 1, false, 101},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NEVER,
+     {0, NONE, false}},
     {"an empty cluster has no nodes",
      {{0}},
      {10, 1, false},
