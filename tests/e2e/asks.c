@@ -116,10 +116,11 @@ struct streams *asks_undisturbed(const struct asks *a, const char *node_args)
     return s;
 }
 
-void asks_expect(const struct asks *a, const struct streams *s, const struct streams *wanted)
+void asks_expect(const struct asks *a, const struct streams *s, uint32_t first,
+                 const struct streams *wanted)
 {
     for (uint32_t i = 0; i < a->count; i++) {
-        stream_expect_done(s->stream[i]);
-        stream_expect_equal(s->stream[i], wanted->stream[i]);
+        stream_expect_done(s->stream[first + i]);
+        stream_expect_equal(s->stream[first + i], wanted->stream[i]);
     }
 }

@@ -26,7 +26,8 @@ void asks_free(struct asks *a); /* NULL is fine */
 /* Each ask's stream from a cluster of one P and one D; client i asks ask i. */
 struct streams *asks_undisturbed(const struct asks *a, const char *node_args);
 void asks_start(const struct asks *a, struct streams *s); /* ask i by client i */
-/* Each of the asks' streams has ended and equals the wanted one. */
-void asks_expect(const struct asks *a, const struct streams *s, const struct streams *wanted);
+/* Each of the asks' streams, the first of which is s->stream[first], has ended and equals the wanted one. */
+void asks_expect(const struct asks *a, const struct streams *s, uint32_t first,
+                 const struct streams *wanted);
 
 #endif

@@ -31,7 +31,7 @@ static void ask_and_await_half(struct rig *rig)
 static void expect_the_rest(struct rig *rig)
 {
     streams_run(rig->streams);
-    asks_expect(&rig->asks, rig->streams, rig->wanted);
+    asks_expect(&rig->asks, rig->streams, 0, rig->wanted);
 }
 
 /* ---- routers ---- */

@@ -69,7 +69,7 @@ static void expect_memory_is_bounded(const struct cluster *c)
 
 static void finish(struct load *load)
 {
-    asks_expect(asks, load->streams, wanted);
+    asks_expect(asks, load->streams, 0, wanted);
     cluster_await_idle(load->cluster);
     expect_memory_is_bounded(load->cluster);
     cluster_stop(load->cluster);

@@ -50,9 +50,10 @@ void rig_start(struct rig *rig, uint32_t prefills, uint32_t decodes, const char 
 
 void rig_expect_wanted(struct rig *rig)
 {
+    uint32_t first = rig->streams->count;
     asks_start(&rig->asks, rig->streams);
     streams_run(rig->streams);
-    asks_expect(&rig->asks, rig->streams, rig->wanted);
+    asks_expect(&rig->asks, rig->streams, first, rig->wanted);
 }
 
 void rig_finish(struct rig *rig)
