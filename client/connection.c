@@ -256,11 +256,11 @@ static uint64_t run_session(struct tandem *t, uint64_t now_ns)
         t->address_now = (t->address_now + 1) % t->addresses_count;
         return now_ns + RETRY_MS * NS_PER_MS;
     }
-    struct session_todo todo = session_on_timer(&t->session, now_ns);
-    if (todo.hello) send_hello(t);
-    if (todo.heartbeat) send_heartbeat(t);
-    if (todo.died) went_down(t, now_ns);
-    if (connection_is_up(t)) return todo.wake_ns;
+    struct session_due due = session_on_timer(&t->session, now_ns);
+    if (due.hello) send_hello(t);
+    if (due.heartbeat) send_heartbeat(t);
+    if (due.died) went_down(t, now_ns);
+    if (connection_is_up(t)) return due.wake_ns;
     uint64_t next_ns = t->dialled_ns + CONNECT_MS * NS_PER_MS;
     if (t->wire && now_ns >= next_ns) { /* nobody there, or one that refused */
         session_start(&t->session, now_ns);
@@ -268,7 +268,7 @@ static uint64_t run_session(struct tandem *t, uint64_t now_ns)
         return now_ns;
     }
     if (!t->wire) return now_ns;
-    return todo.wake_ns < next_ns ? todo.wake_ns : next_ns;
+    return due.wake_ns < next_ns ? due.wake_ns : next_ns;
 }
 
 static uint64_t give_up(struct tandem *t, uint64_t now_ns)

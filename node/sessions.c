@@ -208,14 +208,14 @@ void sessions_on_timer(struct node_core *c, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < c->config.routers_count; i++) {
         struct router_link *r = &c->router[i];
-        struct session_todo todo = session_on_timer(&r->session, now_ns);
-        if (todo.died) session_lost(c, now_ns, r);
-        if (todo.hello) {
+        struct session_due due = session_on_timer(&r->session, now_ns);
+        if (due.died) session_lost(c, now_ns, r);
+        if (due.hello) {
             struct msg m = {.kind = MSG_HELLO, .hello = c->config.hello};
             send(c, now_ns, r, &m);
         }
-        if (todo.heartbeat) say_heartbeat(c, now_ns, r);
-        if (todo.wake_ns < c->wake_ns) c->wake_ns = todo.wake_ns;
+        if (due.heartbeat) say_heartbeat(c, now_ns, r);
+        if (due.wake_ns < c->wake_ns) c->wake_ns = due.wake_ns;
     }
 }
 

@@ -147,9 +147,9 @@ static uint64_t death_ns(const struct session *s, const char **reason)
     return waits && lifeline_ns < silence_ns ? lifeline_ns : silence_ns;
 }
 
-static struct session_todo up_timer(struct session *s, uint64_t now_ns)
+static struct session_due up_timer(struct session *s, uint64_t now_ns)
 {
-    struct session_todo todo = {0};
+    struct session_due due = {0};
     const char *reason;
     /* When we ourselves come late, what the other side said meanwhile may still lie unread: our own
      * delay does not count as its silence. */
@@ -159,18 +159,18 @@ static struct session_todo up_timer(struct session *s, uint64_t now_ns)
     }
     if (now_ns >= death_ns(s, &reason)) {
         go_down(s, now_ns, reason);
-        todo.died = true;
-        todo.wake_ns = s->side == SESSION_DIALER ? s->hello_ns : TIME_NEVER;
-        return todo;
+        due.died = true;
+        due.wake_ns = s->side == SESSION_DIALER ? s->hello_ns : TIME_NEVER;
+        return due;
     }
     if (now_ns >= s->beat_ns) {
-        todo.heartbeat = true;
+        due.heartbeat = true;
         s->beat_ns = now_ns + s->limits.heartbeat_ns;
     }
-    todo.wake_ns = death_ns(s, &reason);
-    if (s->beat_ns < todo.wake_ns) todo.wake_ns = s->beat_ns;
-    s->asked_ns = todo.wake_ns;
-    return todo;
+    due.wake_ns = death_ns(s, &reason);
+    if (s->beat_ns < due.wake_ns) due.wake_ns = s->beat_ns;
+    s->asked_ns = due.wake_ns;
+    return due;
 }
 
 /* The first HELLO is often said before the connection stands, so the pauses begin short and double. */
@@ -181,24 +181,24 @@ static uint64_t greeting_pause_ns(const struct session *s, uint64_t now_ns)
     return pause_ns < s->limits.retry_ns ? pause_ns : s->limits.retry_ns;
 }
 
-static struct session_todo greeting_timer(struct session *s, uint64_t now_ns)
+static struct session_due greeting_timer(struct session *s, uint64_t now_ns)
 {
-    struct session_todo todo = {0};
+    struct session_due due = {0};
     if (now_ns >= s->hello_ns) {
         if (s->state == SESSION_DOWN) s->since_ns = now_ns;
         s->state = SESSION_GREETING;
         s->hello_ns = now_ns + greeting_pause_ns(s, now_ns);
-        todo.hello = true;
+        due.hello = true;
     }
-    todo.wake_ns = s->hello_ns;
-    return todo;
+    due.wake_ns = s->hello_ns;
+    return due;
 }
 
-struct session_todo session_on_timer(struct session *s, uint64_t now_ns)
+struct session_due session_on_timer(struct session *s, uint64_t now_ns)
 {
     if (s->state == SESSION_UP) return up_timer(s, now_ns);
     if (s->side == SESSION_DIALER && s->state != SESSION_IDLE) return greeting_timer(s, now_ns);
-    return (struct session_todo){.wake_ns = TIME_NEVER};
+    return (struct session_due){.wake_ns = TIME_NEVER};
 }
 
 struct envelope session_envelope(struct session *s, uint64_t now_ns)

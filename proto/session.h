@@ -11,7 +11,7 @@
  *     session_start(&s, now);                              // dialer: wants a HELLO to be sent
  *     switch (session_on_message(&s, now, m)) { ... }      // every message goes through here first
  *     session_on_lifeline(&s, now, up);                    // the shell saw it connect, or EOF
- *     struct session_todo t = session_on_timer(&s, now);   // send hello, send heartbeat, has it died
+ *     struct session_due t = session_on_timer(&s, now);   // send hello, send heartbeat, has it died
  *     m.envelope = session_envelope(&s, now);                  // for every message that goes out
  *
  * Rules: a message is for the session only if epoch, from and to are the session's (HELLO: from > 0;
@@ -65,7 +65,7 @@ enum session_verdict {
                           * (acceptor: then clean up and treat the message as GREETED) */
 };
 
-struct session_todo {
+struct session_due {
     bool hello;     /* send HELLO now */
     bool heartbeat; /* send HEARTBEAT now */
     bool died;      /* state became DOWN: clean up */
@@ -84,7 +84,7 @@ void session_accept(struct session *s, const struct msg *hello, uint64_t epoch, 
 enum session_verdict session_on_message(struct session *s, uint64_t now_ns, const struct msg *m);
 /* True if the session went DOWN by it. */
 bool session_on_lifeline(struct session *s, uint64_t now_ns, bool up);
-struct session_todo session_on_timer(struct session *s, uint64_t now_ns);
+struct session_due session_on_timer(struct session *s, uint64_t now_ns);
 /* The envelope of an outgoing message; remaining_ms is the caller's. */
 struct envelope session_envelope(struct session *s, uint64_t now_ns);
 const char *session_state_name(enum session_state state);

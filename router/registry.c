@@ -316,13 +316,13 @@ static struct peer_entry *tend(struct router_core *core, uint64_t now_ns, uint64
     struct peer_entry *entry;
     *next_ns = TIME_NEVER;
     for (struct map_cursor cursor = {0}; (entry = map_next(&core->peers, &cursor)) != NULL;) {
-        struct session_todo todo = session_on_timer(&entry->session, now_ns);
-        if (todo.died || is_hung(core, now_ns, entry->node)) {
-            *reason = todo.died ? entry->session.down_reason : "busy without progress";
+        struct session_due due = session_on_timer(&entry->session, now_ns);
+        if (due.died || is_hung(core, now_ns, entry->node)) {
+            *reason = due.died ? entry->session.down_reason : "busy without progress";
             return entry;
         }
-        if (todo.heartbeat) send_heartbeat(core, now_ns, entry);
-        if (todo.wake_ns < *next_ns) *next_ns = todo.wake_ns;
+        if (due.heartbeat) send_heartbeat(core, now_ns, entry);
+        if (due.wake_ns < *next_ns) *next_ns = due.wake_ns;
     }
     return NULL;
 }

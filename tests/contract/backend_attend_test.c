@@ -205,11 +205,11 @@ static bool replay_plan(struct replay *p, struct batch *batch, uint32_t chunk_ma
     *batch = (struct batch){.sequence = p->sequence, .table = p->table, .window = w->window};
     bool left = false;
     for (uint32_t n = 0; n < SEQUENCES; n++) {
-        uint32_t i = (start + n) % SEQUENCES, todo = w->tokens[i] - p->done[i];
-        left |= todo > 0;
-        if (todo == 0 || random_below(r, 4) == 0) continue;
+        uint32_t i = (start + n) % SEQUENCES, due = w->tokens[i] - p->done[i];
+        left |= due > 0;
+        if (due == 0 || random_below(r, 4) == 0) continue;
         uint32_t rows = 1 + random_below(r, chunk_max);
-        if (rows > todo) rows = todo;
+        if (rows > due) rows = due;
         uint32_t j = batch->sequences_count++;
         p->of[j] = i;
         p->sequence[j] =

@@ -240,10 +240,10 @@ static void act(struct sim *s, struct sim_proc *p, struct sim_request *r)
 void client_on_timer(struct sim *s, struct sim_proc *p)
 {
     struct sim_client *c = p->client;
-    struct session_todo todo = session_on_timer(&c->session, s->now_ns);
-    if (todo.died) give_up_router(s, p);
-    if (todo.hello) greet(s, p);
-    if (todo.heartbeat) {
+    struct session_due due = session_on_timer(&c->session, s->now_ns);
+    if (due.died) give_up_router(s, p);
+    if (due.hello) greet(s, p);
+    if (due.heartbeat) {
         struct msg m = {.kind = MSG_HEARTBEAT};
         send(s, p, &m);
     }

@@ -227,9 +227,9 @@ static void on_timer(void *ctx, uint64_t now_ns)
     struct fake_router *r = ctx;
     uint64_t wake_ns = TIME_NEVER;
     for (uint32_t i = 0; i < r->clients_count; i++) {
-        struct session_todo todo = session_on_timer(&r->client[i].session, now_ns);
-        if (todo.heartbeat) say(r, &r->client[i], now_ns, (struct msg){.kind = MSG_HEARTBEAT});
-        if (todo.wake_ns < wake_ns) wake_ns = todo.wake_ns;
+        struct session_due due = session_on_timer(&r->client[i].session, now_ns);
+        if (due.heartbeat) say(r, &r->client[i], now_ns, (struct msg){.kind = MSG_HEARTBEAT});
+        if (due.wake_ns < wake_ns) wake_ns = due.wake_ns;
     }
     loop_timer_set(r->timer, wake_ns);
     stop_if_silent(r);

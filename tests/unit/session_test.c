@@ -146,7 +146,7 @@ static void a_refused_dialer_greets_again_slowly(void **state)
     struct msg refuse = event_message(REFUSE_ME);
     session_on_message(&s, 1100, &refuse);
     assert_string_equal(s.down_reason, "refused");
-    struct session_todo t = session_on_timer(&s, 1100 + DEAD - 1);
+    struct session_due t = session_on_timer(&s, 1100 + DEAD - 1);
     assert_false(t.hello);
     assert_true(t.wake_ns == 1100 + DEAD);
     assert_true(session_on_timer(&s, 1100 + DEAD).hello);
@@ -156,7 +156,7 @@ static void a_dialer_greets_at_once_then_soon_then_at_each_retry(void **state)
 {
     (void)state;
     struct session s = session_in(SESSION_DIALER, SESSION_GREETING);
-    struct session_todo t = session_on_timer(&s, 1000);
+    struct session_due t = session_on_timer(&s, 1000);
     assert_true(t.hello);
     assert_int_equal(t.wake_ns, 1000 + RETRY / 64);
     assert_false(session_on_timer(&s, t.wake_ns - 1).hello);
@@ -177,7 +177,7 @@ a_dialer_that_went_down_greets_after_the_retry_time_and_names_its_last_session(v
 {
     (void)state;
     struct session s = session_in(SESSION_DIALER, SESSION_DOWN);
-    struct session_todo t = session_on_timer(&s, 1000 + RETRY - 1);
+    struct session_due t = session_on_timer(&s, 1000 + RETRY - 1);
     assert_false(t.hello);
     assert_int_equal(t.wake_ns, 1000 + RETRY);
     assert_true(session_on_timer(&s, 1000 + RETRY).hello);
@@ -194,7 +194,7 @@ static void heartbeats_are_due_at_once_and_then_evenly_whatever_else_is_said(voi
     (void)state;
     for (int side = SESSION_DIALER; side <= SESSION_ACCEPTOR; side++) {
         struct session s = session_in(side, SESSION_UP);
-        struct session_todo t = session_on_timer(&s, 1000);
+        struct session_due t = session_on_timer(&s, 1000);
         assert_true(t.heartbeat);
         assert_int_equal(t.wake_ns, 1000 + BEAT);
         session_envelope(&s, 1000 + BEAT - 1);
@@ -207,7 +207,7 @@ static void heartbeats_are_due_at_once_and_then_evenly_whatever_else_is_said(voi
 static uint64_t run_until_death(struct session *s, uint64_t now, uint64_t end)
 {
     while (now < end) {
-        struct session_todo t = session_on_timer(s, now);
+        struct session_due t = session_on_timer(s, now);
         if (t.died) return now;
         assert_true(t.wake_ns > now);
         now = t.wake_ns;
@@ -317,7 +317,7 @@ static void an_idle_or_finished_acceptor_waits_for_nothing(void **state)
     int states[] = {SESSION_IDLE, SESSION_GREETING, SESSION_DOWN};
     for (int i = 0; i < 3; i++) {
         struct session s = session_in(SESSION_ACCEPTOR, states[i]);
-        struct session_todo t = session_on_timer(&s, 100000);
+        struct session_due t = session_on_timer(&s, 100000);
         assert_true(!t.hello && !t.heartbeat && !t.died && t.wake_ns == TIME_NEVER);
         assert_false(session_on_lifeline(&s, 100000, false));
     }
