@@ -55,7 +55,7 @@ static const char *program_path(enum program program)
 {
     static const char *const paths[] = {TANDEM_BIN_DIR "/tandem-router",
                                         TANDEM_BIN_DIR "/tandem-prefill",
-                                        TANDEM_BIN_DIR "/tandem-decode"};
+                                        TANDEM_BIN_DIR "/tandem-decode", "/proc/self/exe"};
     return paths[program];
 }
 
@@ -94,6 +94,11 @@ static void command_line(struct command_line *l, const struct cluster *c, const 
                          const char *args)
 {
     add_arg(l, program_path(p->program));
+    if (p->program == PROGRAM_CLIENT) {
+        add_arg(l, "client");
+        add_arg(l, c->addresses);
+        return;
+    }
     add_option(l, args, "--name", p->name);
     add_option(l, args, "--model", c->model);
     if (p->program == PROGRAM_ROUTER) {
@@ -135,7 +140,7 @@ struct process *cluster_spawn(struct cluster *c, enum program program, const cha
         number += c->process[i]->program == program;
     p->program = program;
     p->out_fd = -1;
-    snprintf(p->name, sizeof p->name, "%c%u", "rpd"[program], number);
+    snprintf(p->name, sizeof p->name, "%c%u", "rpdc"[program], number);
     snprintf(p->log, sizeof p->log, "%s/%s.log", c->folder, p->name);
     c->process[c->count++] = p;
     command_line(&l, c, p, args);
@@ -164,6 +169,7 @@ struct process *cluster_process(struct cluster *c, const char *name)
 static bool heard_ready(struct process *p)
 {
     if (!strchr(p->said, '\n')) return false;
+    if (p->program == PROGRAM_CLIENT) return true;
     if (p->program != PROGRAM_ROUTER) return strncmp(p->said, "ready name=", 11) == 0;
     return sscanf(p->said, "ready clients=%63s nodes=%63s", p->clients, p->nodes) == 2;
 }
@@ -392,7 +398,8 @@ static bool nodes_are_known(struct cluster *c, json_t *status)
     json_t *node;
     for (uint32_t n = 0; n < c->count; n++) {
         struct process *p = c->process[n];
-        if (p->program == PROGRAM_ROUTER || p->pid == 0) continue;
+        bool is_node = p->program == PROGRAM_PREFILL || p->program == PROGRAM_DECODE;
+        if (!is_node || p->pid == 0) continue;
         if (!process_look(p) || !cluster_find_node(status, p->name)) return false;
         live++;
     }
@@ -470,6 +477,14 @@ struct process *cluster_router(struct cluster *c, const char *args)
 struct process *cluster_node(struct cluster *c, enum program program, const char *args)
 {
     struct process *p = cluster_spawn(c, program, args);
+    process_await_ready(p);
+    return p;
+}
+
+struct process *cluster_client(struct cluster *c)
+{
+    struct process *p = cluster_spawn(c, PROGRAM_CLIENT, "");
+    p->expendable = true;
     process_await_ready(p);
     return p;
 }

@@ -30,11 +30,11 @@
 
 enum { CLUSTER_PROCESSES_MAX = 256, CLUSTER_WAIT_MS = 60000 };
 
-enum program { PROGRAM_ROUTER, PROGRAM_PREFILL, PROGRAM_DECODE };
+enum program { PROGRAM_ROUTER, PROGRAM_PREFILL, PROGRAM_DECODE, PROGRAM_CLIENT };
 
 struct process {
     enum program program;
-    char name[16];               /* r0, p0, d0, p1 … */
+    char name[16];               /* r0, p0, d0, p1, c0 … */
     pid_t pid;                   /* 0: ended and reaped */
     int status;                  /* exit status, or 256 + the signal, once ended */
     bool ready, expendable;      /* expendable: killed by the test, need not leave with 0 */
@@ -67,6 +67,9 @@ void cluster_free(struct cluster *c); /* NULL is fine */
 struct process *cluster_spawn(struct cluster *c, enum program program, const char *args);
 struct process *cluster_router(struct cluster *c, const char *args);
 struct process *cluster_node(struct cluster *c, enum program program, const char *args);
+/* This test program again, as `client ADDRESSES`; it prints a line when it is ready. It need not leave
+ * by itself. */
+struct process *cluster_client(struct cluster *c);
 /* One router, and as many nodes as told, all known to it. */
 void cluster_start(struct cluster *c, uint32_t prefills, uint32_t decodes, const char *router_args,
                    const char *node_args);
