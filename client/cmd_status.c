@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "client/cmd.h"
+#include "client/timeline.h"
 
 struct options {
     bool json;
@@ -28,11 +29,6 @@ static long long count_of(json_t *object, const char *name)
     return json_integer_value(json_object_get(object, name));
 }
 
-static double ms_of(json_t *object, const char *name)
-{
-    return json_number_value(json_object_get(object, name));
-}
-
 static void show_status(json_t *answer)
 {
     json_t *r = json_object_get(answer, "router"), *n;
@@ -55,30 +51,13 @@ static void show_status(json_t *answer)
     if (i == 0) printf("no nodes have joined\n");
 }
 
-static void show_choice(json_t *c)
-{
-    json_t *t = json_object_get(c, "timing_ms"), *nodes = json_object_get(c, "nodes"), *e;
-    size_t i;
-    printf("choice %lld: %s %s%s%s, %lld tokens, %lld attempts, prefill on %s, decode on %s\n",
-           count_of(c, "choice"), text_of(c, "state"), text_of(c, "finish_reason"),
-           text_of(c, "reason")[0] ? ": " : "", text_of(c, "reason"),
-           count_of(c, "completion_tokens"), count_of(c, "attempts"), text_of(nodes, "prefill"),
-           text_of(nodes, "decode"));
-    printf("  ms: queue %.2f, prefill %.2f, transfer tail %.2f, first token %.2f, decode %.2f, "
-           "total %.2f\n",
-           ms_of(t, "queue"), ms_of(t, "prefill"), ms_of(t, "transfer_tail"), ms_of(t, "ttft"),
-           ms_of(t, "decode"), ms_of(t, "total"));
-    json_array_foreach(json_object_get(c, "events"), i, e) printf(
-        "  %10.3f ms  %-14s %s\n", ms_of(e, "at_ms"), text_of(e, "event"), text_of(e, "node"));
-}
-
 static void show_explain(json_t *answer)
 {
     json_t *c;
     size_t i;
     printf("request %s: %lld prompt tokens\n", text_of(answer, "id"),
            count_of(answer, "prompt_tokens"));
-    json_array_foreach(json_object_get(answer, "choices"), i, c) show_choice(c);
+    json_array_foreach(json_object_get(answer, "choices"), i, c) timeline_print(stdout, c);
 }
 
 static int show(const char *verb, const struct buf *text, bool json, show_fn *fn)

@@ -7,7 +7,7 @@
 
 static enum err dump(json_t *root, struct buf *out)
 {
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(12)) : NULL;
     json_decref(root);
     if (!text) return err_set(ERR_MEMORY, "out of memory for the answer");
     enum err e = buf_add_string(out, text);

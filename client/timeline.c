@@ -1,0 +1,167 @@
+#include "client/timeline.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+enum {
+    SPANS_MAX = 64, /* an event opens one at most, and the tail is one more */
+    EVENTS_MAX = SPANS_MAX / 2,
+    BAR_COLUMNS = 40
+};
+
+struct span {
+    char what[48];
+    double from_ms, to_ms;
+    double computing_ms; /* of a prefill, as the node counted it */
+};
+
+struct timeline {
+    struct span span[SPANS_MAX];
+    size_t count;
+    struct span *open; /* the last one, or NULL */
+    char decode[40];
+    double end_ms;
+};
+
+static const char *text_of(const json_t *object, const char *name)
+{
+    const char *s = json_string_value(json_object_get(object, name));
+    return s ? s : "";
+}
+
+static double ms_of(const json_t *object, const char *name)
+{
+    return json_number_value(json_object_get(object, name));
+}
+
+static void close_span(struct timeline *t, double at_ms)
+{
+    if (t->open) t->open->to_ms = at_ms;
+    t->open = NULL;
+}
+
+static void open_span(struct timeline *t, double at_ms, const char *what, const char *node)
+{
+    close_span(t, at_ms);
+    if (t->count == SPANS_MAX) return;
+    struct span *s = t->open = &t->span[t->count++];
+    *s = (struct span){.from_ms = at_ms, .to_ms = at_ms};
+    snprintf(s->what, sizeof s->what, "%s%s%.36s", what, node[0] ? " " : "", node);
+}
+
+static bool open_is(const struct timeline *t, const char *what)
+{
+    return t->open && strncmp(t->open->what, what, strlen(what)) == 0;
+}
+
+/* Tokens come from one node alone from now on. Without an own prefill it was part of what the decode
+ * node was asked for. */
+static void begin_decode(struct timeline *t, double at_ms)
+{
+    if (open_is(t, "decode")) return;
+    if (open_is(t, "reserve"))
+        snprintf(t->open->what, sizeof t->open->what, "prefill %s", t->decode);
+    open_span(t, at_ms, "decode", t->decode);
+}
+
+static void end_of_prefill(struct timeline *t, double at_ms, const json_t *timing)
+{
+    double tail_ms = ms_of(timing, "transfer_tail");
+    for (size_t i = t->count; i-- > 0;)
+        if (strncmp(t->span[i].what, "prefill", 7) == 0) {
+            t->span[i].computing_ms = ms_of(timing, "prefill");
+            break;
+        }
+    if (tail_ms <= 0 || t->count == SPANS_MAX) return;
+    struct span tail = {"transfer tail", at_ms > tail_ms ? at_ms - tail_ms : 0, at_ms, 0};
+    struct span *place = &t->span[t->count];
+    if (t->open) { /* it stays the last */
+        place = t->open++;
+        *t->open = *place;
+    }
+    *place = tail;
+    t->count++;
+}
+
+static void on_event(struct timeline *t, const json_t *event, const json_t *timing)
+{
+    const char *what = text_of(event, "event"), *node = text_of(event, "node");
+    double at_ms = ms_of(event, "at_ms");
+    if (strcmp(what, "queued") == 0) {
+        if (t->count == 0 && at_ms > 0) open_span(t, 0, "tokenize", "");
+        open_span(t, at_ms, "queue", "");
+    } else if (strcmp(what, "reserve") == 0) {
+        snprintf(t->decode, sizeof t->decode, "%.36s", node);
+        open_span(t, at_ms, what, node);
+    } else if (strcmp(what, "prefill") == 0) {
+        open_span(t, at_ms, what, node);
+    } else if (strcmp(what, "first") == 0 || strcmp(what, "stream") == 0) {
+        begin_decode(t, at_ms);
+    } else if (strcmp(what, "prefilled") == 0) {
+        end_of_prefill(t, at_ms, timing);
+    } else if (strcmp(what, "lost") == 0 || strcmp(what, "failed") == 0) {
+        open_span(t, at_ms, what, node);
+        close_span(t, at_ms);
+    } else if (strcmp(what, "ended") == 0) {
+        close_span(t, at_ms);
+    }
+}
+
+/* In columns; outside data may lie anywhere. */
+static int column_of(const struct timeline *t, double at_ms)
+{
+    if (!(at_ms > 0) || t->end_ms <= 0) return 0;
+    return at_ms < t->end_ms ? (int)(at_ms / t->end_ms * BAR_COLUMNS + 0.5) : BAR_COLUMNS;
+}
+
+static void print_span(FILE *out, const struct timeline *t, const struct span *s)
+{
+    int first = column_of(t, s->from_ms), last = column_of(t, s->to_ms);
+    if (first == BAR_COLUMNS) first--; /* the shortest one is seen too */
+    fprintf(out, "  %-20s %10.2f %10.2f  %*s", s->what, s->from_ms, s->to_ms - s->from_ms, first,
+            "");
+    do
+        fputc('#', out);
+    while (++first < last);
+    fputc('\n', out);
+    if (s->computing_ms > 0)
+        fprintf(out, "    %-18s %10s %10.2f\n", "of it computing", "", s->computing_ms);
+}
+
+static void print_head(FILE *out, const json_t *choice)
+{
+    const json_t *timing = json_object_get(choice, "timing_ms");
+    long long tokens = json_integer_value(json_object_get(choice, "completion_tokens"));
+    long long attempts = json_integer_value(json_object_get(choice, "attempts"));
+    const char *finish = text_of(choice, "finish_reason"), *reason = text_of(choice, "reason");
+    fprintf(out, "choice %lld: %lld tokens, %s",
+            (long long)json_integer_value(json_object_get(choice, "choice")), tokens,
+            finish[0] ? finish : text_of(choice, "state"));
+    if (reason[0]) fprintf(out, " (%s)", reason);
+    if (ms_of(timing, "ttft") > 0) fprintf(out, "; the first after %.2f ms", ms_of(timing, "ttft"));
+    if (tokens > 1 && ms_of(timing, "decode") > 0)
+        fprintf(out, ", then one every %.2f ms", ms_of(timing, "decode") / (double)(tokens - 1));
+    if (attempts > 1) fprintf(out, "; %lld attempts", attempts);
+    fputc('\n', out);
+}
+
+void timeline_print(FILE *out, const json_t *choice)
+{
+    const json_t *timing = json_object_get(choice, "timing_ms");
+    const json_t *events = json_object_get(choice, "events");
+    struct timeline t = {.count = 0};
+    double last_ms = 0;
+    print_head(out, choice);
+    for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++) {
+        const json_t *event = json_array_get(events, i);
+        if (ms_of(event, "at_ms") > last_ms) last_ms = ms_of(event, "at_ms");
+        on_event(&t, event, timing);
+    }
+    t.end_ms = ms_of(timing, "total") > 0 ? ms_of(timing, "total") : last_ms;
+    close_span(&t, t.end_ms);
+    if (t.count == 0) return;
+    fprintf(out, "  %-20s %10s %10s\n", "", "from ms", "took ms");
+    for (size_t i = 0; i < t.count; i++)
+        print_span(out, &t, &t.span[i]);
+    fprintf(out, "  %-20s %10.2f %10.2f\n", "all", 0.0, t.end_ms);
+}
