@@ -40,6 +40,10 @@ int main(int argc, char **argv)
         print_help(stdout);
         return CMD_DONE;
     }
+    if (strcmp(name, "--version") == 0) {
+        printf("tandem %s\n", TANDEM_VERSION);
+        return CMD_DONE;
+    }
     if (name[0]) fprintf(stderr, "tandem: \"%s\" is no verb\n\n", name);
     print_help(stderr);
     return CMD_USAGE;

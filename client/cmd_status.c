@@ -135,8 +135,10 @@ int cmd_explain(int argc, char **argv)
 
 int cmd_drain(int argc, char **argv)
 {
+    struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router}};
+    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
+                                            {rows, COUNT_OF(rows), &o}};
     const struct settings_program program = {
         .name = "tandem drain",
         .args = "[NODE]",
@@ -152,7 +154,10 @@ int cmd_drain(int argc, char **argv)
     if (!settings_main(&s, &program, argc, argv, &code)) return code;
     const char *node = s.args_count ? s.args[0] : "";
     code = cmd_ask("drain", &router, tandem_drain, node, &text);
-    if (code == CMD_DONE) fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
+    if (code == CMD_DONE && o.json)
+        printf("%s\n", text.data);
+    else if (code == CMD_DONE)
+        fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
     buf_fini(&text);
     settings_fini(&s);
     return code;

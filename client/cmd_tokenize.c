@@ -40,6 +40,18 @@ static enum err to_ids(const struct tokenizer *t, const struct options *o, const
     return out->error;
 }
 
+/* No error: a model's vocabulary may be padded beyond its tokenizer's, and say such an id. */
+static void warn_unknown(const struct tokenizer *t, const uint32_t *ids, size_t count)
+{
+    uint32_t end = tokenizer_ids_end(t);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] >= end) {
+            fprintf(stderr, "tandem detokenize: token id %u has no text: the last id is %u\n",
+                    ids[i], end - 1);
+            return;
+        }
+}
+
 static enum err to_text(const struct tokenizer *t, const struct options *o, const struct buf *in,
                         struct buf *out)
 {
@@ -48,6 +60,7 @@ static enum err to_text(const struct tokenizer *t, const struct options *o, cons
     char *text;
     enum err e = cmd_parse_ids(in->data, &ids, &count);
     if (e != OK) return e;
+    warn_unknown(t, ids, count);
     e = tokenizer_decode(t, ids, count, o->special ? 0 : TOKENIZER_SKIP_SPECIAL, &text, &length);
     mem_free(ids);
     if (e != OK) return e;

@@ -32,9 +32,13 @@ enum {
 };
 
 struct options {
-    const char *model, *zmq, *nodes, *device, *link;
+    const char *model, *zmq, *nodes, *device;
+    int link, log_level;
     int64_t prefill, decode, threads, blocks;
 };
+
+#define LINKS "auto|shm|tcp"
+#define LOG_LEVELS "debug|info|warn|error|off"
 
 static const struct setting rows[] = {
     SETTING_STRING(struct options, model, "model", NULL,
@@ -50,7 +54,9 @@ static const struct setting rows[] = {
                 "compute threads of each node; 0: the CPUs are shared out evenly"),
     SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
                 "KV pool of each node in blocks of 16 tokens; 0: the node's default"),
-    SETTING_STRING(struct options, link, "link", "auto", "how KV travels: auto, shm or tcp"),
+    SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
+    SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
+                   "lowest level of the processes' log lines on stderr"),
 };
 
 enum state { STARTING, READY, DRAINING };
@@ -107,6 +113,16 @@ static void add_number(struct argv *a, const char *format, long long value)
     add_arg(a, format, text);
 }
 
+/* The name of the index-th of "a|b|c". */
+static void add_choice(struct argv *a, const char *format, const char *choices, int index)
+{
+    char name[16];
+    while (index-- > 0)
+        choices = strchr(choices, '|') + 1;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(choices, "|"), choices);
+    add_arg(a, format, name);
+}
+
 static void make_argv(const struct child *c, struct argv *a)
 {
     const struct up *up = c->up;
@@ -115,6 +131,7 @@ static void make_argv(const struct child *c, struct argv *a)
     add_arg(a, "%s", path);
     add_arg(a, "--model=%s", up->model);
     add_arg(a, "--name=%s", c->name);
+    add_choice(a, "--log-level=%s", LOG_LEVELS, up->options->log_level);
     if (c == &up->child[0]) {
         add_arg(a, "--listen-clients=%s", up->clients);
         add_arg(a, "--listen-nodes=%s", up->nodes);
@@ -122,7 +139,7 @@ static void make_argv(const struct child *c, struct argv *a)
     }
     add_arg(a, "--router=%s", up->nodes);
     add_arg(a, "--device=%s", up->options->device);
-    add_arg(a, "--link=%s", up->options->link);
+    add_choice(a, "--link=%s", LINKS, up->options->link);
     add_number(a, "--threads=%s", up->threads);
     add_number(a, "--first-cpu=%s", c->first_cpu);
     if (up->options->blocks) add_number(a, "--blocks=%s", up->options->blocks);

@@ -93,6 +93,8 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"explain"}, ""},
         {{"tokenize", "x"}, "--model DIR is missing"},
         {{"up", "--decode", "0"}, "decode"},
+        {{"up", "--link", "rdma"}, "auto|shm|tcp"},
+        {{"up", "--log-level", "loud"}, "debug|info"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if (!rows[i].said) continue;
@@ -188,6 +190,12 @@ static void a_rejected_request_ends_with_1_and_says_why(void **state)
     x = RUN("status", "--json", "--router", fake_router_address(r));
     assert_int_equal(x.code, 0);
     assert_string_equal(x.out, "{\"fake\":true}\n");
+    x = RUN("drain", "--json", "--router", fake_router_address(r), "d0");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.err, "");
+    json_t *drained = json_loads(x.out, 0, NULL);
+    assert_true(json_is_object(drained));
+    json_decref(drained);
     fake_router_free(r);
 }
 
@@ -232,6 +240,9 @@ static void tokenize_and_detokenize_are_each_others_inverse(void **state)
     json_t *string = json_loads(again.out, JSON_DECODE_ANY, NULL);
     assert_string_equal(json_string_value(string), text);
     json_decref(string);
+    struct result beyond = RUN("detokenize", "--model", MODEL, "5", "1024");
+    assert_int_equal(beyond.code, 0);
+    assert_non_null(strstr(beyond.err, "token id 1024 has no text: the last id is 1023"));
     struct result none = RUN("tokenize", "--model", "/nowhere", "x");
     assert_int_equal(none.code, 1);
     assert_non_null(strstr(none.err, "/nowhere"));
@@ -250,6 +261,15 @@ static void help_goes_to_stdout_and_names_every_verb(void **state)
         assert_int_equal(v.code, 0);
         assert_non_null(strstr(v.out, "--"));
     }
+}
+
+static void version_is_one_line_on_stdout(void **state)
+{
+    (void)state;
+    struct result x = RUN("--version");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "tandem " TANDEM_VERSION "\n");
+    assert_string_equal(x.err, "");
 }
 
 static void up_says_what_is_missing(void **state)
@@ -274,6 +294,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(an_interrupt_cancels_the_request),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
+        cmocka_unit_test(version_is_one_line_on_stdout),
         cmocka_unit_test(up_says_what_is_missing),
     };
     log_setup(LOG_OFF, NULL);
