@@ -236,6 +236,11 @@ void node_core_progress(struct node_core *c, uint64_t layers)
     c->progress = layers;
 }
 
+void node_core_slow_callbacks(struct node_core *c, uint64_t count)
+{
+    c->slow_callbacks = (uint32_t)count;
+}
+
 /* ---- looking in ---- */
 
 void node_core_counts(const struct node_core *c, struct node_counts *counts)

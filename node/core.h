@@ -82,6 +82,8 @@ void node_core_reborn(struct node_core *core, uint64_t now_ns, uint64_t incarnat
 void node_core_drain(struct node_core *core, uint64_t now_ns);
 /* Layers computed so far, for heartbeats. */
 void node_core_progress(struct node_core *core, uint64_t layers);
+/* Callbacks of the shell's loop that took longer than they may, likewise. */
+void node_core_slow_callbacks(struct node_core *core, uint64_t count);
 
 /* For status, tests and the simulator. */
 struct node_counts {

@@ -136,7 +136,8 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .waiting = n.waiting,
                                .waiting_tokens = waiting_tokens(c),
                                .step_us = (uint32_t)(c->step_ns / NS_PER_US),
-                               .token_ns = (uint32_t)c->token_ns}},
+                               .token_ns = (uint32_t)c->token_ns,
+                               .slow_callbacks = c->slow_callbacks}},
     };
     send(c, now_ns, r, &m);
 }

@@ -150,6 +150,7 @@ static void awake(struct node_shell *s, uint64_t now_ns)
     uint64_t slept_ns = now_ns - s->seen_ns;
     s->seen_ns = now_ns;
     node_core_progress(s->core, engine_progress(s->engine));
+    node_core_slow_callbacks(s->core, loop_slow_callbacks(s->loop));
     if (slept_ns <= s->options.session.dead_ns) return;
     struct id128 random;
     if (id128_mint(&random) != OK) return; /* the routers have dropped the old sessions anyway */

@@ -177,6 +177,7 @@ struct node_core {
 
     bool draining, left, broken; /* broken: the device is */
     uint64_t progress, wake_ns;
+    uint32_t slow_callbacks;
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
     struct node_counts counts;

@@ -93,6 +93,7 @@ struct node_load {
     uint32_t waiting_tokens; /* prompt tokens accepted and not yet computed */
     uint32_t step_us;        /* smoothed time of a step */
     uint32_t token_ns;       /* smoothed prefill time per prompt token */
+    uint32_t slow_callbacks; /* of its loop, longer than 1 ms, since it began */
 };
 
 struct msg_hello {

@@ -70,7 +70,7 @@ static const struct field load_rows[] = {
     U32(blocks_total, ANY),  U32(blocks_free, ANY),   U32(blocks_reserved, ANY),
     U32(blocks_active, ANY), U32(blocks_cached, ANY), U32(blocks_transfer, ANY),
     U32(running, ANY),       U32(waiting, ANY),       U32(waiting_tokens, ANY),
-    U32(step_us, ANY),       U32(token_ns, ANY),
+    U32(step_us, ANY),       U32(token_ns, ANY),      U32(slow_callbacks, ANY),
 };
 PART(load, tandem__load__descriptor, load_rows);
 #undef C

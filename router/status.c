@@ -29,10 +29,11 @@ static json_t *node_json(const struct node *n)
                   (json_int_t)l->blocks_active, "cached", (json_int_t)l->blocks_cached, "transfer",
                   (json_int_t)l->blocks_transfer);
     json_t *load = json_pack(
-        "{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "running", (json_int_t)l->running, "waiting",
+        "{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "running", (json_int_t)l->running, "waiting",
         (json_int_t)l->waiting, "waiting_tokens", (json_int_t)l->waiting_tokens, "step_us",
         (json_int_t)l->step_us, "prefill_ns_per_token", (json_int_t)l->token_ns, "prompt_tokens",
-        (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens);
+        (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens,
+        "slow_callbacks", (json_int_t)l->slow_callbacks);
     return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o}", "name", n->hello.name, "role",
                      role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
                      (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,

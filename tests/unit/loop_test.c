@@ -184,6 +184,29 @@ static void failures_at_the_start_leave_nothing_behind(void **state)
     loop_free(NULL);
 }
 
+static void take_two_ms(struct bench *b)
+{
+    uint64_t begin_ns = clock_now_ns();
+    (void)b;
+    while (clock_now_ns() - begin_ns < 2 * NS_PER_MS)
+        continue;
+}
+
+static void callbacks_longer_than_a_millisecond_are_counted(void **state)
+{
+    (void)state;
+    struct bench b;
+    struct one ones[2] = {{.then = take_two_ms}, {.then = take_two_ms}};
+    setup(&b, ones, 2);
+    assert_int_equal(loop_slow_callbacks(b.loop), 0);
+    loop_timer_set(b.timer[0], 1);
+    loop_timer_set(b.timer[1], 1);
+    b.wanted = 2;
+    loop_run(b.loop);
+    assert_int_equal(loop_slow_callbacks(b.loop), 2);
+    teardown(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -192,6 +215,7 @@ int main(void)
         cmocka_unit_test(a_watch_tells_what_it_was_asked_and_may_change_and_free_itself),
         cmocka_unit_test(signals_come_from_the_loop),
         cmocka_unit_test(failures_at_the_start_leave_nothing_behind),
+        cmocka_unit_test(callbacks_longer_than_a_millisecond_are_counted),
     };
     return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }

@@ -185,7 +185,7 @@ static void a_malformed_request_is_answered(void **state)
     world_close(&w);
 }
 
-static void status_shows_what_the_shell_counts(void **state)
+static void status_shows_slow_callbacks_and_malformed_messages(void **state)
 {
     (void)state;
     struct world w;
@@ -195,6 +195,11 @@ static void status_shows_what_the_shell_counts(void **state)
     const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
     assert_non_null(strstr(m->answer.text, "\"slow_callbacks\":17"));
     assert_non_null(strstr(m->answer.text, "\"malformed_messages\":18"));
+    hello(&w, D0, ROLE_DECODE, "d0");
+    say(&w, D0, (struct msg){.kind = MSG_HEARTBEAT, .heartbeat = {.load = {.slow_callbacks = 19}}});
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {2, QUERY_STATUS, ""}});
+    m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"slow_callbacks\":19"));
     world_close(&w);
 }
 
@@ -423,7 +428,7 @@ int main(void)
         cmocka_unit_test(while_too_many_wait_to_be_tried_again_new_ones_are_refused),
         cmocka_unit_test(retries_go_first_by_age),
         cmocka_unit_test(a_malformed_request_is_answered),
-        cmocka_unit_test(status_shows_what_the_shell_counts),
+        cmocka_unit_test(status_shows_slow_callbacks_and_malformed_messages),
         cmocka_unit_test(drains_that_wait_are_bounded),
         cmocka_unit_test(a_deadline_ends_a_request_in_every_state),
         cmocka_unit_test(a_prompt_that_is_not_tokenized_in_time_is_refused),
