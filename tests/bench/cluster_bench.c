@@ -1,16 +1,17 @@
 /* A whole cluster as its users meet it: a router, a prefill node P and a decode node D as processes on
  * loopback. P has one core, D another; the router and this program, which is the client, share P's.
  *
- *     cluster [--model DIR] [--first] [SECTION...]
+ *     cluster [--first] [SECTION...]
  *
- * MODEL: the demo model. --first (as root): before what else runs on the machine, so that the figures
- * mean something while it does. Sections, all unless told:
+ * --first (as root): before what else runs on the machine, so that the figures mean something while it
+ * does. Sections, all unless told, on the demo model; those of s_ on the model of shape S, whose steps
+ * are a hundred times as long:
  * - starts: from fork to the line "ready", with and without packed weights in the cache folder, and the
  *   CPU time of that.
- * - handover: of a prompt of 1024 tokens. "joins" is from P's word that its last layer is done and token 0
- *   sampled to D's word that it has all of the KV and goes on, both as the router hears them. "gap" is
- *   from token 0 to token 1 at the client; one decode step, which it contains, is told beside it. On
- *   a busy D eight other streams run.
+ * - handover: of a prompt of 1024 tokens. "joined" is from the end of P's last layer until P knows that D
+ * has all of the KV and runs the sequence. "gap" is from token 0 to token 1 at the client: what of
+ *   the hand-over a stream shows; it contains a decode step, which is told beside it. On a busy D eight
+ *   other streams run, and the sequence waits for the end of a step of theirs.
  * - ttft: prompts of 1024 tokens on idle nodes, by turns prefilled on P and on D (which computes as
  *   many tokens a step); "added" is what the first way takes longer.
  * - router: CPU time of all its threads for each token, 32 streams with text over 32 connections.
@@ -27,6 +28,7 @@
 #include "common/clock.h"
 #include "common/rng.h"
 #include "tests/bench/figures.h"
+#include "tests/bench/shape_s.h"
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/streams.h"
 
@@ -35,17 +37,35 @@ enum {
     PROMPT_LONG = 4096,
     PROMPT_SHORT = 64,
     STREAMS = 8,
-    STREAM_TOKENS = 1500,
     STARTS = 7,
-    WARM_UPS = 4,
-    HANDOVERS = 200,
-    TTFTS = 60,
     ROUTER_STREAMS = 32,
     ROUTER_TOKENS = 600,
 };
 
+/* How much of everything: what takes a second in all on the one model takes minutes on the other. */
+struct amounts {
+    const char *prefix; /* of the figures' names */
+    const char *(*model)(void);
+    bool large; /* and random: no tokenizer, less is measured, packed weights are kept */
+    uint32_t warm_ups, handovers, ttfts, stream_tokens;
+};
+static const struct amounts demo = {.prefix = "",
+                                    .model = cluster_demo_model,
+
+                                    .warm_ups = 4,
+                                    .handovers = 200,
+                                    .ttfts = 60,
+                                    .stream_tokens = 1500};
+static const struct amounts shape_s = {.prefix = "s_",
+                                       .model = shape_s_model,
+                                       .large = true,
+                                       .warm_ups = 1,
+                                       .handovers = 4,
+                                       .ttfts = 3,
+                                       .stream_tokens = 300};
+
 static struct bench {
-    const char *model;
+    const struct amounts *amounts;
     uint32_t prompts_made;
     uint32_t prompt[PROMPT_LONG];
     struct cluster *cluster;
@@ -57,13 +77,17 @@ static double ms_between(uint64_t from_ns, uint64_t to_ns)
     return ((double)to_ns - (double)from_ns) / NS_PER_MS;
 }
 
-static void figures_of(const char *name, struct samples *ms)
+static void tell(const char *name, const char *rest, double value)
 {
     char full[96];
-    snprintf(full, sizeof full, "%s_p50_ms", name);
-    figure(full, samples_at(ms, 0.5));
-    snprintf(full, sizeof full, "%s_p99_ms", name);
-    figure(full, samples_at(ms, 0.99));
+    snprintf(full, sizeof full, "%s%s%s", bench.amounts->prefix, name, rest);
+    figure(full, value);
+}
+
+static void tell_all(const char *name, struct samples *ms)
+{
+    tell(name, "_p50_ms", samples_at(ms, 0.5));
+    tell(name, "_p99_ms", samples_at(ms, 0.99));
 }
 
 /* ---- the cluster ---- */
@@ -78,24 +102,34 @@ static void use_core(unsigned core)
         fprintf(stderr, "cluster_bench: no core %u to be pinned to\n", core);
 }
 
-/* Each process is a session of its own, whose weight against other sessions may be raised. */
-static void weigh(pid_t pid)
+/* Of a session against others. */
+static void raise_weight(pid_t session)
 {
     char path[64];
-    if (!bench.first_in_line) return;
-    while (getsid(pid) != pid && getsid(pid) > 0) /* it makes it in a moment */
-        sched_yield();
-    snprintf(path, sizeof path, "/proc/%d/autogroup", (int)pid);
+    snprintf(path, sizeof path, "/proc/%d/autogroup", (int)session);
     FILE *f = fopen(path, "we");
     if (f) fputs("-19", f);
     if (f) fclose(f);
 }
 
+static void put_first(pid_t child)
+{
+    if (!bench.first_in_line) return;
+    while (getsid(child) != child && getsid(child) > 0) /* it makes its session in a moment */
+        sched_yield();
+    raise_weight(child);
+}
+
 static struct process *start_node(enum program program, const char *args)
 {
+    char all[1024];
+    int size = snprintf(all, sizeof all, "%s --model %s", args, bench.amounts->model());
+    if (bench.amounts->large)
+        snprintf(all + size, sizeof all - (size_t)size, " --kv-bytes 1G --cache-dir %s",
+                 shape_s_cache());
     use_core(program == PROGRAM_DECODE);
-    struct process *p = cluster_spawn(bench.cluster, program, args);
-    weigh(p->pid);
+    struct process *p = cluster_spawn(bench.cluster, program, all);
+    put_first(p->pid);
     use_core(0);
     process_await_ready(p);
     return p;
@@ -106,14 +140,14 @@ enum { ALWAYS, NEVER };
 
 static void new_cluster(void)
 {
-    bench.cluster = cluster_new(bench.model);
+    bench.cluster = cluster_new(bench.amounts->large ? NULL : bench.amounts->model());
     bench.cluster->apart = bench.first_in_line;
 }
 
 static struct process *start_router(const char *args)
 {
     struct process *p = cluster_router(bench.cluster, args);
-    weigh(p->pid);
+    put_first(p->pid);
     return p;
 }
 
@@ -154,7 +188,8 @@ static struct ask new_ask(uint32_t prompt_tokens, uint32_t max_tokens)
     return (struct ask){.tokens = bench.prompt,
                         .tokens_count = prompt_tokens,
                         .max_tokens = max_tokens,
-                        .ignore_eos = true};
+                        .ignore_eos = true,
+                        .no_text = bench.amounts->large};
 }
 
 static struct stream *ask_once(struct streams *s, uint32_t client, const struct ask *ask)
@@ -203,7 +238,7 @@ static bool all_stream(void *ctx)
 static void start_streams(struct streams *s)
 {
     for (uint32_t i = 0; i < STREAMS; i++) {
-        struct ask ask = new_ask(PROMPT_SHORT, STREAM_TOKENS);
+        struct ask ask = new_ask(PROMPT_SHORT, bench.amounts->stream_tokens);
         streams_start(s, i, &ask);
     }
     streams_run_until(s, all_stream, s, "all streams run");
@@ -257,9 +292,9 @@ static void starts(void)
     }
     for (int i = 0; i < STARTED; i++) {
         snprintf(name, sizeof name, "%s_p50_ms", started[i].name);
-        figure(name, samples_at(&took[i], 0.5));
+        tell(name, "", samples_at(&took[i], 0.5));
         snprintf(name, sizeof name, "%s_cpu_ms", started[i].name);
-        figure(name, samples_at(&cpu[i], 0.5));
+        tell(name, "", samples_at(&cpu[i], 0.5));
         samples_free(&took[i]);
         samples_free(&cpu[i]);
     }
@@ -267,31 +302,21 @@ static void starts(void)
 
 /* ---- hand-over ---- */
 
-static double event_ms(const json_t *events, const char *name)
+static double joined_ms(const struct stream *stream)
 {
-    size_t i;
-    json_t *event;
-    json_array_foreach(events, i, event)
-    {
-        if (strcmp(json_string_value(json_object_get(event, "event")), name) == 0)
-            return json_real_value(json_object_get(event, "at_ms"));
+    double ms = 0;
+    while (ms == 0) { /* P's word may come after the last of D's */
+        json_t *explained;
+        const json_t *choice = cluster_explain(bench.cluster, stream->id, &explained);
+        const json_t *timing = json_object_get(choice, "timing_ms");
+        ms = json_real_value(json_object_get(timing, "transfer_tail"));
+        json_decref(explained);
     }
-    fail_msg("no event %s", name);
-    return 0;
-}
-
-static double joins_ms(const struct stream *stream)
-{
-    json_t *explained;
-    const json_t *choice = cluster_explain(bench.cluster, stream->id, &explained);
-    const json_t *events = json_object_get(choice, "events");
-    double ms = event_ms(events, "stream") - event_ms(events, "first");
-    json_decref(explained);
     return ms;
 }
 
 struct handovers {
-    struct samples joins, gap, tail, step;
+    struct samples joined, gap, step;
 };
 
 static void hand_over(struct streams *s, struct handovers *h)
@@ -300,9 +325,8 @@ static void hand_over(struct streams *s, struct handovers *h)
     const struct stream *stream = ask_once(s, STREAMS, &ask);
     const uint64_t *at = arrivals(stream);
     assert_int_equal(stream->tokens_count, 8);
-    samples_add(&h->joins, joins_ms(stream));
+    samples_add(&h->joined, joined_ms(stream));
     samples_add(&h->gap, ms_between(at[0], at[1]));
-    samples_add(&h->tail, (double)stream->timing.transfer_tail / 1e3);
     for (int t = 2; t < 8; t++)
         samples_add(&h->step, ms_between(at[t - 1], at[t]));
 }
@@ -310,17 +334,14 @@ static void hand_over(struct streams *s, struct handovers *h)
 static void handover_figures(const char *link, const char *load, struct handovers *h)
 {
     char name[64];
-    snprintf(name, sizeof name, "handover_%s_%s_joins", link, load);
-    figures_of(name, &h->joins);
+    snprintf(name, sizeof name, "handover_%s_%s_joined", link, load);
+    tell_all(name, &h->joined);
     snprintf(name, sizeof name, "handover_%s_%s_gap", link, load);
-    figures_of(name, &h->gap);
-    snprintf(name, sizeof name, "handover_%s_%s_step_p50_ms", link, load);
-    figure(name, samples_at(&h->step, 0.5));
-    snprintf(name, sizeof name, "handover_%s_%s_tail_p50_ms", link, load);
-    figure(name, samples_at(&h->tail, 0.5));
-    samples_free(&h->joins);
+    tell_all(name, &h->gap);
+    snprintf(name, sizeof name, "handover_%s_%s", link, load);
+    tell(name, "_step_p50_ms", samples_at(&h->step, 0.5));
+    samples_free(&h->joined);
     samples_free(&h->gap);
-    samples_free(&h->tail);
     samples_free(&h->step);
 }
 
@@ -331,16 +352,16 @@ static void handover_over(const char *link)
     snprintf(args, sizeof args, "--link %s", link);
     start_cluster(args, args);
     struct streams *s = streams_to(ALWAYS);
-    for (int i = 0; i < WARM_UPS; i++)
+    for (int i = 0; i < (int)bench.amounts->warm_ups; i++)
         hand_over(s, &warm);
-    for (int i = 0; i < HANDOVERS; i++)
+    for (int i = 0; i < (int)bench.amounts->handovers; i++)
         hand_over(s, &h);
     handover_figures(link, "idle", &h);
     streams_free(s);
-    for (int done = 0; done < HANDOVERS;) {
+    for (int done = 0; done < (int)bench.amounts->handovers;) {
         s = streams_to(ALWAYS);
         start_streams(s);
-        for (; done < HANDOVERS && !one_ended(s); done++)
+        for (; done < (int)bench.amounts->handovers && !one_ended(s); done++)
             hand_over(s, &h);
         streams_free(s);
         cluster_await_idle(bench.cluster);
@@ -352,7 +373,7 @@ static void handover_over(const char *link)
 static void handover(void)
 {
     handover_over("shm");
-    handover_over("tcp");
+    if (!bench.amounts->large) handover_over("tcp");
 }
 
 /* ---- time to the first token ---- */
@@ -365,7 +386,7 @@ static void ttft(void)
     start_cluster("--chunk 512", "--chunk 512");
     for (int way = ALWAYS; way <= NEVER; way++)
         s[way] = streams_to(way);
-    for (int i = -WARM_UPS; i < TTFTS; i++)
+    for (int i = -(int)bench.amounts->warm_ups; i < (int)bench.amounts->ttfts; i++)
         for (int way = ALWAYS; way <= NEVER; way++) {
             struct ask ask = new_ask(PROMPT, 4);
             const struct stream *stream = ask_once(s[way], 0, &ask);
@@ -373,11 +394,11 @@ static void ttft(void)
                 samples_add(&ms[way], ms_between(stream->submitted_ns, arrivals(stream)[0]));
         }
     for (int way = ALWAYS; way <= NEVER; way++) {
-        figures_of(names[way], &ms[way]);
+        tell_all(names[way], &ms[way]);
         streams_free(s[way]);
     }
-    figure("ttft_added_p50_ms", samples_at(&ms[ALWAYS], 0.5) - samples_at(&ms[NEVER], 0.5));
-    figure("ttft_added_min_ms", samples_at(&ms[ALWAYS], 0) - samples_at(&ms[NEVER], 0));
+    tell("ttft_added", "_p50_ms", samples_at(&ms[ALWAYS], 0.5) - samples_at(&ms[NEVER], 0.5));
+    tell("ttft_added", "_min_ms", samples_at(&ms[ALWAYS], 0) - samples_at(&ms[NEVER], 0));
     samples_free(&ms[ALWAYS]);
     samples_free(&ms[NEVER]);
     stop_cluster();
@@ -399,8 +420,8 @@ static void router(void)
     streams_run(s);
     uint64_t tokens = s->tokens_count - tokens_before, spent_ns = cpu_ns(r) - cpu_before_ns;
     double seconds = (double)(clock_now_ns() - began_ns) / NS_PER_S;
-    figure("router_cpu_per_token_us", (double)spent_ns / 1e3 / (double)tokens);
-    figure("router_tokens_s", (double)tokens / seconds);
+    tell("router_cpu_per_token_us", "", (double)spent_ns / 1e3 / (double)tokens);
+    tell("router_tokens_s", "", (double)tokens / seconds);
     streams_free(s);
     stop_cluster();
 }
@@ -412,7 +433,6 @@ enum { UNDISTURBED = -1 };
 /* `way`: how prompts are prefilled beside the streams, one after the other. */
 static void itl_of(const char *name, int way)
 {
-    char full[64];
     struct samples ms = {0};
     struct stream *prompt = NULL;
     uint32_t prompts = 0;
@@ -423,15 +443,14 @@ static void itl_of(const char *name, int way)
     while (!one_ended(s)) {
         if (way != UNDISTURBED && (!prompt || prompt->ended)) {
             struct ask ask = new_ask(PROMPT_LONG, 4);
-            prompts += prompt != NULL;
+            prompts++;
             prompt = streams_start(s, STREAMS, &ask);
         }
         streams_turn(s, 1000);
     }
     add_gaps(&ms, s, from_ns);
-    figures_of(name, &ms);
-    snprintf(full, sizeof full, "%s_prompts", name);
-    if (way != UNDISTURBED) figure(full, prompts);
+    tell_all(name, &ms);
+    if (way != UNDISTURBED) tell(name, "_prompts", prompts);
     samples_free(&ms);
     streams_free(s);
     cluster_await_idle(bench.cluster);
@@ -442,7 +461,7 @@ static void itl(void)
     start_cluster("", "");
     itl_of("itl_alone", UNDISTURBED);
     itl_of("itl_prefill_on_p", ALWAYS);
-    itl_of("itl_prefill_on_d", NEVER);
+    if (!bench.amounts->large) itl_of("itl_prefill_on_d", NEVER);
     stop_cluster();
 }
 
@@ -451,9 +470,13 @@ static void itl(void)
 static const struct section {
     const char *name;
     void (*run)(void);
+    const struct amounts *amounts;
 } sections[] = {
-    {"starts", starts}, {"handover", handover}, {"ttft", ttft}, {"router", router}, {"itl", itl},
+    {"starts", starts, &demo},  {"handover", handover, &demo}, {"ttft", ttft, &demo},
+    {"router", router, &demo},  {"itl", itl, &demo},           {"s_handover", handover, &shape_s},
+    {"s_ttft", ttft, &shape_s}, {"s_itl", itl, &shape_s},
 };
+enum { SECTIONS = sizeof sections / sizeof sections[0] };
 
 static void show_logs(void)
 {
@@ -462,20 +485,20 @@ static void show_logs(void)
 
 int main(int argc, char **argv)
 {
-    bool all = true, chosen[sizeof sections / sizeof sections[0]] = {false};
-    bench.model = cluster_demo_model();
+    bool all = true, chosen[SECTIONS] = {false};
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--model") == 0 && i + 1 < argc) bench.model = argv[++i];
         if (strcmp(argv[i], "--first") == 0) bench.first_in_line = true;
-        for (size_t n = 0; n < sizeof sections / sizeof sections[0]; n++)
+        for (size_t n = 0; n < SECTIONS; n++)
             if (strcmp(argv[i], sections[n].name) == 0) chosen[n] = true, all = false;
     }
     atexit(show_logs);
     use_core(0);
-    if (bench.first_in_line) setsid();
-    weigh(getpid());
-    for (size_t n = 0; n < sizeof sections / sizeof sections[0]; n++)
-        if (all || chosen[n]) sections[n].run();
+    if (bench.first_in_line && setsid() > 0) raise_weight(getpid());
+    for (size_t n = 0; n < SECTIONS; n++) {
+        if (!all && !chosen[n]) continue;
+        bench.amounts = sections[n].amounts;
+        sections[n].run();
+    }
     figures_end();
     return 0;
 }

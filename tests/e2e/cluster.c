@@ -100,7 +100,7 @@ static void command_line(struct command_line *l, const struct cluster *c, const 
         return;
     }
     add_option(l, args, "--name", p->name);
-    add_option(l, args, "--model", c->model);
+    if (c->model) add_option(l, args, "--model", c->model);
     if (p->program == PROGRAM_ROUTER) {
         add_option(l, args, "--listen-clients", "tcp://127.0.0.1:0");
         add_option(l, args, "--listen-nodes", "tcp://127.0.0.1:0");

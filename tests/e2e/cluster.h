@@ -46,7 +46,7 @@ struct process {
 
 struct cluster {
     char folder[64];
-    const char *model;
+    const char *model; /* NULL: a program has the one that its args tell, a router may have none */
     struct process *process[CLUSTER_PROCESSES_MAX];
     uint32_t count;
     char addresses[512];   /* of all routers, for tandem_open */

@@ -152,6 +152,7 @@ static void fill_request(struct tandem_request *r, const struct ask *ask)
     tandem_set_frequency_penalty(r, ask->frequency_penalty);
     tandem_set_seed(r, ask->seed);
     tandem_set_ignore_eos(r, ask->ignore_eos);
+    tandem_set_want_text(r, !ask->no_text);
 }
 
 struct stream *streams_start(struct streams *s, uint32_t client, const struct ask *ask)

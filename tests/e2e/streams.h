@@ -32,7 +32,7 @@ struct ask {
     float top_p, min_p; /* 0: not told */
     float repetition_penalty, presence_penalty, frequency_penalty;
     uint64_t seed;
-    bool ignore_eos, want_logprobs;
+    bool ignore_eos, want_logprobs, no_text;
     uint32_t tops;
     const char *stop;
     uint32_t cancel_at; /* cancel when so many tokens are here; 0: never */
