@@ -1,10 +1,10 @@
 /* The engine as a whole on one model: start with an empty and a filled cache, prefill of 512 and 2048
  * tokens, decode of 1, 8 and 16 sequences behind 512 tokens each, and the sampler on a vocabulary of
- * 151,936. Every figure is the best of several runs; the products' flop are counted, attention's are
- * not; decode's bytes are those of the matrices, read once a step.
+ * 151,936. Every figure is the best of several runs, the shares are those of ceilings measured in
+ * between: the products' multiply-adds against dot products in registers, the matrices' bytes, read
+ * once a step, against reading memory. Attention's work is not counted.
  *
- *     engine_bench [MODEL_DIR] [--threads N]     1 and N threads (2); MODEL_DIR: the demo model, or
- *                                                TANDEM_BENCH_MODEL. The last line is JSON */
+ *     engine_bench [MODEL_DIR] [--threads N]     1 and N threads (2); MODEL_DIR: shape S. JSON last */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +15,8 @@
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "tests/bench/ceilings.h"
+#include "tests/bench/shape_s.h"
 
 enum {
     PREFILL_MAX = 2048,
@@ -22,7 +24,7 @@ enum {
     SEQUENCES_MAX = 16,
     SEQUENCE_BLOCKS = PREFILL_MAX / BLOCK_TOKENS,
     BLOCKS = SEQUENCES_MAX * SEQUENCE_BLOCKS,
-    RUNS = 5,
+    RUNS = 3,
     DECODE_STEPS = 16,
     SAMPLER_VOCAB = 151936,
 };
@@ -33,6 +35,7 @@ struct bench {
     struct engine *engine;
     struct step *step;
     double head_flops;
+    struct ceilings ceilings;
     bool any;
 };
 
@@ -110,10 +113,13 @@ static void prefill(struct bench *x, uint32_t tokens)
         if (took < best) best = took;
     }
     double flops = (f->flops_per_token - x->head_flops) * tokens + x->head_flops;
+    ceilings_measure(&x->ceilings);
     snprintf(name, sizeof name, "prefill_%u_tokens_s", tokens);
     figure(x, name, tokens / best);
     snprintf(name, sizeof name, "prefill_%u_tflop_s", tokens);
     figure(x, name, flops / best / 1e12);
+    snprintf(name, sizeof name, "prefill_%u_of_peak_percent", tokens);
+    figure(x, name, 100 * ceilings_share(&x->ceilings, flops / 2, 0, best));
 }
 
 static void decode(struct bench *x, uint32_t sequences)
@@ -134,6 +140,10 @@ static void decode(struct bench *x, uint32_t sequences)
         double took = step_seconds(x);
         if (took < best) best = took;
     }
+    ceilings_measure(&x->ceilings);
+    double macs = f->flops_per_token / 2 * sequences;
+    snprintf(name, sizeof name, "decode_%u_of_roofline_percent", sequences);
+    figure(x, name, 100 * ceilings_share(&x->ceilings, macs, bytes, best));
     snprintf(name, sizeof name, "decode_%u_tokens_s", sequences);
     figure(x, name, sequences / best);
     snprintf(name, sizeof name, "decode_%u_step_ms", sequences);
@@ -206,17 +216,19 @@ static void sampler(struct bench *x)
 
 int main(int argc, char **argv)
 {
-    const char *model = getenv("TANDEM_BENCH_MODEL");
     uint32_t most = 2;
-    struct bench x = {.model = model ? model : TANDEM_SOURCE_DIR "/examples/demo_model/model"};
+    struct bench x = {.model = NULL};
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
             most = (uint32_t)atoi(argv[++i]);
         else if (strncmp(argv[i], "--", 2) != 0)
             x.model = argv[i];
     }
+    if (!x.model) x.model = shape_s_model();
     for (uint32_t threads = 1; threads <= most; threads = threads < most ? most : most + 1) {
         x.threads = threads;
+        ceilings_init(&x.ceilings, threads);
+        ceilings_measure(&x.ceilings);
         starts(&x);
         open_engine(&x, "none");
         const struct engine_facts *f = engine_facts(x.engine);
@@ -230,8 +242,11 @@ int main(int argc, char **argv)
         decode(&x, 8);
         decode(&x, SEQUENCES_MAX);
         if (threads == 1) sampler(&x);
+        figure(&x, "peak_gflop_s", x.ceilings.peak_macs_s * 2 / 1e9);
+        figure(&x, "read_gb_s", x.ceilings.read_bytes_s / 1e9);
         step_free(x.step);
         engine_close(x.engine);
+        ceilings_fini(&x.ceilings);
     }
     printf("}\n");
     return 0;

@@ -9,14 +9,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "common/clock.h"
 #include "common/mem.h"
 #include "kernels/backend.h"
-#include "kernels/workers.h"
+#include "tests/bench/ceilings.h"
 
 #ifdef TANDEM_BENCH_DNNL
 #include <oneapi/dnnl/dnnl.h>
@@ -24,7 +21,6 @@
 
 enum { HIDDEN = 1024, HEADS = 16, KV_HEADS = 8, HEAD_DIM = 64, FFN = 2816, VOCAB = 50257 };
 enum { QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM, LAYERS = 8, ROWS_MAX = 2048 };
-enum { READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
 enum { ROUNDS_MIN = 3, ROUNDS_MAX = 200, ROUNDS_NS = 250 * 1000 * 1000 };
 
 static const struct {
@@ -39,18 +35,15 @@ enum { MATRICES = sizeof matrices / sizeof matrices[0] };
 struct bench {
     const struct backend_ops *ops;
     struct backend *b;
-    struct workers *workers;
     uint32_t threads;
     struct matrix layer[LAYERS][MATRICES], head;
     float *x, *out;
-    char *read;
-    double peak_macs_s, read_bytes_s;
+    struct ceilings ceilings;
     uint32_t rows; /* of the round that is timed */
     int layers; /* many where weights are to come from memory, one where rounds are to be short */
     uint32_t matrix;
     struct batch batch;
     struct kv_view kv;
-    double seen; /* keeps the compiler from dropping the loops */
 };
 
 typedef void round_fn(struct bench *x);
@@ -76,116 +69,6 @@ static void figure(const char *name, double value)
     printf("%s\"%s\": %.4g", count++ ? ", " : "{", name, value);
 }
 
-/* --- the ceilings --- */
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f,avx512bf16"))) static float peak_bf16(void)
-{
-    __m512 sum[CHAINS];
-    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_setzero_si512();
-    for (int i = 0; i < CHAINS; i++)
-        sum[i] = _mm512_set1_ps((float)i);
-    for (int loop = 0; loop < PEAK_LOOPS; loop++) {
-#pragma GCC unroll 24
-        for (int i = 0; i < CHAINS; i++)
-            sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
-    }
-    for (int i = 1; i < CHAINS; i++)
-        sum[0] = _mm512_add_ps(sum[0], sum[i]);
-    return _mm512_reduce_add_ps(sum[0]);
-}
-__attribute__((target("avx2,fma"))) static float peak_fma(void)
-{
-    enum { OWN = CHAINS / 2 };
-    __m256 sum[OWN], a = _mm256_set1_ps(0.5f), total = _mm256_setzero_ps();
-    for (int i = 0; i < OWN; i++)
-        sum[i] = _mm256_set1_ps((float)i);
-    for (int loop = 0; loop < PEAK_LOOPS; loop++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < OWN; i++)
-            sum[i] = _mm256_fmadd_ps(sum[i], a, a);
-    }
-    for (int i = 0; i < OWN; i++)
-        total = _mm256_add_ps(total, sum[i]);
-    return _mm256_cvtss_f32(total);
-}
-static bool has_bf16(void)
-{
-    return __builtin_cpu_supports("avx512bf16");
-}
-static double peak_macs(void)
-{
-    return has_bf16() ? (double)PEAK_LOOPS * CHAINS * 32 : (double)PEAK_LOOPS * CHAINS / 2 * 8;
-}
-static void peak_work(void *ctx, uint32_t index)
-{
-    float got = has_bf16() ? peak_bf16() : peak_fma();
-    if (index == 0) ((struct bench *)ctx)->seen += (double)got;
-}
-
-__attribute__((target("avx512f"))) static uint64_t read_wide(const char *p, size_t bytes)
-{
-    enum { LINES = 4, AHEAD_BYTES = 4096 };
-    __m512i sum[LINES] = {0};
-    for (size_t at = 0; at < bytes; at += LINES * 64)
-        for (int i = 0; i < LINES; i++) {
-            const char *line = p + at + i * 64;
-            _mm_prefetch(line + AHEAD_BYTES, _MM_HINT_T0);
-            sum[i] = _mm512_or_si512(sum[i], _mm512_load_si512(line));
-        }
-    for (int i = 1; i < LINES; i++)
-        sum[0] = _mm512_or_si512(sum[0], sum[i]);
-    return (uint64_t)_mm512_reduce_or_epi64(sum[0]);
-}
-#else
-static double peak_macs(void)
-{
-    return 1;
-}
-static void peak_work(void *ctx, uint32_t index)
-{
-    (void)ctx, (void)index;
-}
-#endif
-
-static uint64_t read_narrow(const char *p, size_t bytes)
-{
-    const uint64_t *word = (const void *)p;
-    uint64_t sum = 0;
-    for (size_t i = 0; i < bytes / sizeof *word; i++)
-        sum |= word[i];
-    return sum;
-}
-static void read_work(void *ctx, uint32_t index)
-{
-    struct bench *x = ctx;
-    size_t part = READ_BYTES / x->threads / 4096 * 4096;
-    uint64_t got;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f"))
-        got = read_wide(x->read + index * part, part);
-    else
-#endif
-        got = read_narrow(x->read + index * part, part);
-    if (index == 0) x->seen += (double)got;
-}
-static void peak_round(struct bench *x)
-{
-    workers_run(x->workers, x->threads, peak_work, x);
-}
-static void read_round(struct bench *x)
-{
-    workers_run(x->workers, x->threads, read_work, x);
-}
-/* Measured beside every group of figures; the best ever seen counts. */
-static void ceilings(struct bench *x)
-{
-    double peak = peak_macs() * x->threads / best_seconds(x, peak_round);
-    double read = (double)READ_BYTES / best_seconds(x, read_round);
-    if (peak > x->peak_macs_s) x->peak_macs_s = peak;
-    if (read > x->read_bytes_s) x->read_bytes_s = read;
-}
-
 /* --- matmul --- */
 
 static void layer_round(struct bench *x)
@@ -204,8 +87,7 @@ static void head_round(struct bench *x)
 /* The time that the ceilings allow for `macs` on `bytes` of weights, over the time taken. */
 static double of_roofline(const struct bench *x, double macs, double bytes, double seconds)
 {
-    double compute = macs / x->peak_macs_s, read = bytes / x->read_bytes_s;
-    return 100 * (compute > read ? compute : read) / seconds;
+    return 100 * ceilings_share(&x->ceilings, macs, bytes, seconds);
 }
 
 static void matmul_figures(struct bench *x)
@@ -215,7 +97,7 @@ static void matmul_figures(struct bench *x)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         x->rows = rows[i];
         x->layers = rows[i] >= 64 ? 1 : LAYERS;
-        ceilings(x);
+        ceilings_measure(&x->ceilings);
         /* A single matrix of few rows would come from the cache: only whole layers tell. */
         for (x->matrix = rows[i] >= 64 ? 0 : MATRICES; x->matrix <= MATRICES; x->matrix++) {
             bool all = x->matrix == MATRICES;
@@ -352,7 +234,7 @@ static void attend_figures(struct bench *x)
         snprintf(name, sizeof name, "attend_%s_x%u_us", cases[i].name, x->threads);
         figure(name, seconds * 1e6);
         snprintf(name, sizeof name, "attend_%s_x%u_of_peak_percent", cases[i].name, x->threads);
-        figure(name, 100 * macs / x->peak_macs_s / seconds);
+        figure(name, 100 * macs / x->ceilings.peak_macs_s / seconds);
     }
 }
 
@@ -393,20 +275,18 @@ static void bench_open(struct bench *x, const char *path, uint32_t threads)
     struct backend_options options = {.threads = threads, .first_cpu = -1};
     *x = (struct bench){.threads = threads};
     CHECK(backend_find(path, &x->ops) == OK && x->ops->open(&x->b, &options) == OK);
-    CHECK(workers_new(&x->workers, threads, -1) == OK);
+    ceilings_init(&x->ceilings, threads);
     for (int i = 0; i < LAYERS; i++)
         for (uint32_t m = 0; m < MATRICES; m++)
             x->layer[i][m] = matrix_random(x, matrices[m].n, matrices[m].k);
     x->head = matrix_random(x, VOCAB, HIDDEN);
     x->x = x->ops->alloc(x->b, (size_t)ROWS_MAX * 2 * FFN * sizeof(float));
     x->out = x->ops->alloc(x->b, (size_t)ROWS_MAX * 2 * FFN * sizeof(float));
-    x->read = x->ops->alloc(x->b, READ_BYTES + 4096);
     x->kv = (struct kv_view){NULL, g, ROWS_MAX / BLOCK_TOKENS + 3};
     x->kv.base = x->ops->alloc(x->b, x->kv.blocks_count * kv_block_bytes(&g));
-    CHECK(x->x && x->out && x->read && x->kv.base);
+    CHECK(x->x && x->out && x->kv.base);
     for (size_t i = 0; i < (size_t)ROWS_MAX * 2 * FFN; i++)
         x->x[i] = (float)(i % 61) / 61 - 0.5f;
-    memset(x->read, 1, READ_BYTES);
 }
 
 static void bench_close(struct bench *x)
@@ -416,8 +296,8 @@ static void bench_close(struct bench *x)
             x->ops->free(x->b, (void *)x->layer[i][m].packed);
     x->ops->free(x->b, (void *)x->head.packed);
     x->ops->free(x->b, x->x), x->ops->free(x->b, x->out);
-    x->ops->free(x->b, x->read), x->ops->free(x->b, x->kv.base);
-    workers_free(x->workers);
+    x->ops->free(x->b, x->kv.base);
+    ceilings_fini(&x->ceilings);
     x->ops->close(x->b);
 }
 
@@ -433,7 +313,7 @@ int main(int argc, char **argv)
         struct bench x;
         char name[64];
         bench_open(&x, path, threads);
-        ceilings(&x);
+        ceilings_measure(&x.ceilings);
         matmul_figures(&x);
         attend_figures(&x);
         small_figures(&x);
@@ -443,9 +323,9 @@ int main(int argc, char **argv)
         if (threads == most) yardstick_figures(&x);
 #endif
         snprintf(name, sizeof name, "peak_x%u_gflop_s", threads);
-        figure(name, x.peak_macs_s * 2 / 1e9);
+        figure(name, x.ceilings.peak_macs_s * 2 / 1e9);
         snprintf(name, sizeof name, "read_x%u_gb_s", threads);
-        figure(name, x.read_bytes_s / 1e9);
+        figure(name, x.ceilings.read_bytes_s / 1e9);
         bench_close(&x);
     }
     printf("}\n");

@@ -1,0 +1,150 @@
+#include "tests/bench/ceilings.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "kernels/workers.h"
+
+enum { READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
+enum { ROUNDS = 6 };
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f,avx512bf16"))) static float peak_bf16(void)
+{
+    __m512 sum[CHAINS];
+    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_setzero_si512();
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm512_set1_ps((float)i);
+    for (int loop = 0; loop < PEAK_LOOPS; loop++) {
+#pragma GCC unroll 24
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
+    }
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    return _mm512_reduce_add_ps(sum[0]);
+}
+__attribute__((target("avx2,fma"))) static float peak_fma(void)
+{
+    enum { OWN = CHAINS / 2 };
+    __m256 sum[OWN], a = _mm256_set1_ps(0.5f), total = _mm256_setzero_ps();
+    for (int i = 0; i < OWN; i++)
+        sum[i] = _mm256_set1_ps((float)i);
+    for (int loop = 0; loop < PEAK_LOOPS; loop++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < OWN; i++)
+            sum[i] = _mm256_fmadd_ps(sum[i], a, a);
+    }
+    for (int i = 0; i < OWN; i++)
+        total = _mm256_add_ps(total, sum[i]);
+    return _mm256_cvtss_f32(total);
+}
+static bool has_bf16(void)
+{
+    return __builtin_cpu_supports("avx512bf16");
+}
+static double peak_macs(void)
+{
+    return has_bf16() ? (double)PEAK_LOOPS * CHAINS * 32 : (double)PEAK_LOOPS * CHAINS / 2 * 8;
+}
+static void peak_work(void *ctx, uint32_t index)
+{
+    float got = has_bf16() ? peak_bf16() : peak_fma();
+    if (index == 0) ((struct ceilings *)ctx)->seen += (double)got;
+}
+
+__attribute__((target("avx512f"))) static uint64_t read_wide(const char *p, size_t bytes)
+{
+    enum { LINES = 4, AHEAD_BYTES = 4096 };
+    __m512i sum[LINES] = {0};
+    for (size_t at = 0; at < bytes; at += LINES * 64)
+        for (int i = 0; i < LINES; i++) {
+            const char *line = p + at + i * 64;
+            _mm_prefetch(line + AHEAD_BYTES, _MM_HINT_T0);
+            sum[i] = _mm512_or_si512(sum[i], _mm512_load_si512(line));
+        }
+    for (int i = 1; i < LINES; i++)
+        sum[0] = _mm512_or_si512(sum[0], sum[i]);
+    return (uint64_t)_mm512_reduce_or_epi64(sum[0]);
+}
+#else
+static double peak_macs(void)
+{
+    return 1;
+}
+static void peak_work(void *ctx, uint32_t index)
+{
+    (void)ctx, (void)index;
+}
+#endif
+
+static uint64_t read_narrow(const char *p, size_t bytes)
+{
+    const uint64_t *word = (const void *)p;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < bytes / sizeof *word; i++)
+        sum |= word[i];
+    return sum;
+}
+static void read_work(void *ctx, uint32_t index)
+{
+    struct ceilings *c = ctx;
+    size_t part = READ_BYTES / c->threads / 4096 * 4096;
+    uint64_t got;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        got = read_wide(c->memory + index * part, part);
+    else
+#endif
+        got = read_narrow(c->memory + index * part, part);
+    if (index == 0) c->seen += (double)got;
+}
+static double best_seconds(struct ceilings *c, workers_fn *fn)
+{
+    uint64_t best_ns = UINT64_MAX;
+    for (int i = 0; i < ROUNDS; i++) {
+        uint64_t began_ns = clock_now_ns();
+        workers_run(c->workers, c->threads, fn, c);
+        uint64_t took_ns = clock_now_ns() - began_ns;
+        if (took_ns < best_ns) best_ns = took_ns;
+    }
+    return (double)best_ns / NS_PER_S;
+}
+
+void ceilings_init(struct ceilings *c, uint32_t threads)
+{
+    *c = (struct ceilings){.threads = threads};
+    if (workers_new(&c->workers, threads, -1) != OK ||
+        !(c->memory = mem_aligned(READ_BYTES, 4096))) {
+        fprintf(stderr, "ceilings: %s\n", err_text());
+        exit(1);
+    }
+    memset(c->memory, 1, READ_BYTES);
+}
+
+void ceilings_measure(struct ceilings *c)
+{
+    double peak = peak_macs() * c->threads / best_seconds(c, peak_work);
+    double read = (double)READ_BYTES / best_seconds(c, read_work);
+    if (peak > c->peak_macs_s) c->peak_macs_s = peak;
+    if (read > c->read_bytes_s) c->read_bytes_s = read;
+}
+
+void ceilings_fini(struct ceilings *c)
+{
+    workers_free(c->workers);
+    mem_free(c->memory);
+}
+
+double ceilings_share(const struct ceilings *c, double macs, double bytes, double seconds)
+{
+    double compute = macs / c->peak_macs_s, read = bytes / c->read_bytes_s;
+    return (compute > read ? compute : read) / seconds;
+}
