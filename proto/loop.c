@@ -104,6 +104,7 @@ static void on_clock(void *ctx, uint64_t now_ns, unsigned events)
     while ((l = list_pop_front(&loop->due))) {
         struct loop_timer *t = list_member(l, struct loop_timer, due);
         t->fn(t->ctx, now_ns);
+        callback_end(loop); /* timers that are due together count one by one */
     }
     arm(loop);
 }
