@@ -22,6 +22,9 @@ run(pkg-config --cflags --libs tandem)
 separate_arguments(flags UNIX_COMMAND "${output}")
 run(${CC} -std=c17 ${here}/main.c ${flags} -o ${work}/by-pkg-config)
 run(${work}/by-pkg-config)
+set(examples ${CMAKE_CURRENT_LIST_DIR}/../../examples)
+run(${CC} -std=gnu17 -Wall -Wextra -Werror ${examples}/stream.c ${flags} -o ${work}/stream)
+run(${CMAKE_CURRENT_LIST_DIR}/stream.sh ${work}/moved ${work}/stream)
 
 # By find_package.
 run(${CMAKE_COMMAND} -S ${here} -B ${work}/build -D CMAKE_PREFIX_PATH=${work}/moved
