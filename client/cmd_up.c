@@ -342,6 +342,8 @@ static void say_how(const struct child *c, pid_t pid, int status)
     if (WIFSIGNALED(status))
         fprintf(stderr, "tandem up: %s (%s, pid %d) was killed by signal %d\n", c->name, c->program,
                 (int)pid, WTERMSIG(status));
+    else if (WEXITSTATUS(status) == 0)
+        fprintf(stderr, "tandem up: %s (%s, pid %d) has left\n", c->name, c->program, (int)pid);
     else
         fprintf(stderr, "tandem up: %s (%s, pid %d) ended with status %d\n", c->name, c->program,
                 (int)pid, WEXITSTATUS(status));

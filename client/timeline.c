@@ -133,6 +133,7 @@ static void print_head(FILE *out, const json_t *choice)
     const json_t *timing = json_object_get(choice, "timing_ms");
     long long tokens = json_integer_value(json_object_get(choice, "completion_tokens"));
     long long attempts = json_integer_value(json_object_get(choice, "attempts"));
+    long long cached = json_integer_value(json_object_get(choice, "cached_tokens"));
     const char *finish = text_of(choice, "finish_reason"), *reason = text_of(choice, "reason");
     fprintf(out, "choice %lld: %lld tokens, %s",
             (long long)json_integer_value(json_object_get(choice, "choice")), tokens,
@@ -141,6 +142,7 @@ static void print_head(FILE *out, const json_t *choice)
     if (ms_of(timing, "ttft") > 0) fprintf(out, "; the first after %.2f ms", ms_of(timing, "ttft"));
     if (tokens > 1 && ms_of(timing, "decode") > 0)
         fprintf(out, ", then one every %.2f ms", ms_of(timing, "decode") / (double)(tokens - 1));
+    if (cached > 0) fprintf(out, "; %lld prompt tokens were cached", cached);
     if (attempts > 1) fprintf(out, "; %lld attempts", attempts);
     fputc('\n', out);
 }
@@ -151,11 +153,14 @@ void timeline_print(FILE *out, const json_t *choice)
     const json_t *events = json_object_get(choice, "events");
     struct timeline t = {.count = 0};
     double last_ms = 0;
+    size_t prefilled = EVENTS_MAX; /* the last one: timing_ms is of that attempt */
     print_head(out, choice);
+    for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++)
+        if (strcmp(text_of(json_array_get(events, i), "event"), "prefilled") == 0) prefilled = i;
     for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++) {
         const json_t *event = json_array_get(events, i);
         if (ms_of(event, "at_ms") > last_ms) last_ms = ms_of(event, "at_ms");
-        on_event(&t, event, timing);
+        on_event(&t, event, i == prefilled ? timing : NULL);
     }
     t.end_ms = ms_of(timing, "total") > 0 ? ms_of(timing, "total") : last_ms;
     close_span(&t, t.end_ms);

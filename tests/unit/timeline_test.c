@@ -60,6 +60,25 @@ static const struct {
      "  queue                     20.00      20.00                      ####################\n"
      "  reserve d1                40.00       0.00                                         #\n"
      "  all                        0.00      40.00\n"},
+    {"a second attempt: its times stand at its own prefill",
+     "{" HEAD "\"state\":\"ended\",\"finish_reason\":\"stop\",\"attempts\":2,"
+     "\"cached_tokens\":16,\"completion_tokens\":1,\"events\":[" EVENT(0, "prefill", "p0") "," EVENT(
+         2, "prefilled",
+         "p0") "," EVENT(10, "failed",
+                         "p0") "," EVENT(10, "prefill",
+                                         "p1") "," EVENT(20, "first",
+                                                         "p1") "," EVENT(20, "prefilled",
+                                                                         "p1") "," EVENT(40,
+                                                                                         "ended",
+                                                                                         "") "]}",
+     "choice 0: 1 tokens, stop; the first after 8.00 ms; 16 prompt tokens were cached; 2 "
+     "attempts\n" TABLE "  prefill p0                 0.00      10.00  ##########\n"
+     "  failed p0                 10.00       0.00            #\n"
+     "  prefill p1                10.00      10.00            ##########\n"
+     "    of it computing                     2.50\n"
+     "  transfer tail             19.00       1.00                     #\n"
+     "  decode                    20.00      20.00                      ####################\n"
+     "  all                        0.00      40.00\n"},
     {"nothing has happened", "{\"state\":\"tokenizing\"}", "choice 0: 0 tokens, tokenizing\n"},
     {"no object", "[]", "choice 0: 0 tokens, \n"},
 };
