@@ -34,6 +34,7 @@ enum {
 struct options {
     const char *model, *zmq, *nodes, *device;
     int link, log_level;
+    bool trusted_network;
     int64_t prefill, decode, threads, blocks;
 };
 
@@ -55,6 +56,8 @@ static const struct setting rows[] = {
     SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
                 "KV pool of each node in blocks of 16 tokens; 0: the node's default"),
     SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
+    SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
+                 "allow addresses beyond loopback: whoever reaches them may submit and join"),
     SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
                    "lowest level of the processes' log lines on stderr"),
 };
@@ -132,6 +135,7 @@ static void make_argv(const struct child *c, struct argv *a)
     add_arg(a, "--model=%s", up->model);
     add_arg(a, "--name=%s", c->name);
     add_choice(a, "--log-level=%s", LOG_LEVELS, up->options->log_level);
+    add_arg(a, "--trusted-network=%s", up->options->trusted_network ? "true" : "false");
     if (c == &up->child[0]) {
         add_arg(a, "--listen-clients=%s", up->clients);
         add_arg(a, "--listen-nodes=%s", up->nodes);

@@ -155,12 +155,16 @@ static enum err open_sockets(struct router_shell *s, const struct router_options
     static const struct channel_events node_events = {on_node_message};
     static const struct channel_events client_events = {on_client_message, on_client_malformed};
     const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline};
-    for (size_t i = 0; i < 3; i++)
-        if (!o->trusted_network && !address_is_loopback(addresses[i]))
+    for (size_t i = 0; i < 3 && !o->trusted_network; i++) {
+        char host[ADDRESS_HOST_MAX];
+        uint16_t port;
+        if ((e = address_split(addresses[i], host, &port)) != OK) return e;
+        if (!address_is_loopback(addresses[i]))
             return err_set(ERR_INVALID,
                            "%s is beyond loopback, where anybody could submit and join: listen on "
                            "127.0.0.1, or say --trusted-network if nobody else reaches it",
                            addresses[i]);
+    }
     if ((e = lifeline_listen(&s->lifelines, s->loop, o->listen_lifeline, on_lifeline, s)) != OK)
         return e;
     if ((e = channel_listen(&s->nodes, s->loop, o->listen_nodes, &node_events, s)) != OK) return e;

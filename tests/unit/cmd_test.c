@@ -281,6 +281,13 @@ static void up_says_what_is_missing(void **state)
     x = RUN("up", "--model", "/tmp", "--zmq", "nonsense");
     assert_int_equal(x.code, 1);
     assert_non_null(strstr(x.err, "tandem up: r0 (tandem-router"));
+    x = RUN("up", "--model", MODEL, "--zmq", "nonsense");
+    assert_non_null(strstr(x.err, "\"nonsense\": it must look like"));
+    x = RUN("up", "--model", MODEL, "--zmq", "tcp://192.0.2.1:0");
+    assert_non_null(strstr(x.err, "say --trusted-network"));
+    x = RUN("up", "--model", MODEL, "--zmq", "tcp://192.0.2.1:0", "--trusted-network");
+    assert_int_equal(x.code, 1); /* the check is passed, the address is not this host's */
+    assert_null(strstr(x.err, "say --trusted-network"));
 }
 
 int main(int argc, char **argv)
