@@ -13,6 +13,7 @@ endif()
 option(TANDEM_WERROR "treat warnings as errors" OFF)
 option(TANDEM_TESTS "build the tests" ON)
 option(TANDEM_FUZZ "build libFuzzer targets (needs clang)" OFF)
+option(TANDEM_FAILPOINTS "compile in what ./dev chaos needs (common/failpoint.h)" OFF)
 set(TANDEM_SANITIZE "" CACHE STRING "sanitizers, e.g. address,undefined or thread")
 
 # -ffp-contract=off: an FMA happens only where it is written (docs/numerics.md, G3).
@@ -26,6 +27,9 @@ endif()
 if(TANDEM_SANITIZE)
     add_compile_options(-fsanitize=${TANDEM_SANITIZE} -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${TANDEM_SANITIZE})
+endif()
+if(TANDEM_FAILPOINTS)
+    add_compile_definitions(TANDEM_FAILPOINTS)
 endif()
 if(TANDEM_FUZZ)
     add_compile_options(-fsanitize=fuzzer-no-link) # coverage of the code under the targets

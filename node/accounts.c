@@ -4,6 +4,7 @@
  * sequence needs is taken at once or not at all, so no two half-served prompts wait for each other. */
 #include "node/state.h"
 
+#include "common/failpoint.h"
 #include "common/plant.h"
 
 uint32_t accounts_need_all(const struct sequence *s)
@@ -66,6 +67,7 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
 
 void accounts_close(struct node_core *c, struct sequence *s)
 {
+    if (s->table_count > 0) FAILPOINT("free");
     for (uint32_t i = 0; i < s->table_count; i++)
         kv_pool_drop(c->pool, s->table[i], s->hold);
     s->table_count = s->kv_count = s->planned = 0;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "common/failpoint.h"
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/map.h"
@@ -116,6 +117,7 @@ static void deliver(struct channel *c, uint64_t now_ns, const struct wire_name *
         c->stats.refused_full++;
         return;
     }
+    FAILPOINT_KIND("got", msg_kind_name(m.kind));
     c->events.message(c->ctx, now_ns, (struct peer){member->number}, &m);
 }
 
@@ -226,6 +228,7 @@ enum err channel_send(struct channel *c, struct peer peer, const struct msg *m)
     enum err e;
     struct member *to = map_get(&c->by_number, map_key(peer.v));
     if (!to) return err_set(ERR_PEER, "peer %u is gone", peer.v);
+    FAILPOINT_KIND("send", msg_kind_name(m->kind));
     buf_clear(&c->out);
     if ((e = msg_encode(m, &c->out)) != OK) return e;
     if (c->other && m->kind == MSG_HELLO) /* is on its way as soon as there is a connection */

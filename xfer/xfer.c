@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/failpoint.h"
 #include "common/hash.h"
 #include "common/list.h"
 #include "common/log.h"
@@ -247,6 +248,8 @@ static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, si
     enum err e = frame_parse(bytes, size, &frame);
     if (e != OK) return e;
     if (frame.kind == FRAME_OPEN) drain_mailbox(x);
+    if (frame.kind == FRAME_DATA) FAILPOINT("store");
+    if (frame.kind == FRAME_COMMIT) FAILPOINT("committed");
     e = xfer_core_frame(x->core, c->session, &frame, x->now_ns, &store);
     if (e == OK && store.blocks_count > 0) {
         bool good = store_payload(x, &store, frame.payload);
@@ -282,6 +285,8 @@ static enum err send_frames(struct xfer *x, struct conn *c)
     for (int i = 0; i < FRAMES_PER_TURN; i++) {
         if (!xfer_core_wants(x->core, c->session, &send)) return OK;
         uint32_t count = gather(x, &send, head, pieces);
+        if (send.frame.kind == FRAME_DATA) FAILPOINT("push");
+        if (send.frame.kind == FRAME_COMMIT) FAILPOINT("commit");
         enum err e = c->link->ops->send(c->link, pieces, count);
         if (e == ERR_AGAIN) return OK;
         if (e != OK) return e;
