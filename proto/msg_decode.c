@@ -211,32 +211,12 @@ static enum err get_runs(const struct field *f, const char *w, char *c, struct a
 
 static enum err get_number(const struct field *f, const char *w, char *c)
 {
-    uint32_t u32;
-    uint64_t u64;
-    float number;
-    bool flag;
+    if (f->type != FIELD_BOOL) return field_copy_number(f, w + f->w, c + f->c, ERR_FORMAT);
     protobuf_c_boolean wire_flag;
-    switch (f->type) {
-    case FIELD_BOOL:
-        memcpy(&wire_flag, w + f->w, sizeof wire_flag);
-        flag = wire_flag != 0;
-        memcpy(c + f->c, &flag, sizeof flag);
-        return OK;
-    case FIELD_U64:
-        memcpy(&u64, w + f->w, sizeof u64);
-        memcpy(c + f->c, &u64, sizeof u64);
-        return OK;
-    case FIELD_FLOAT:
-        memcpy(&number, w + f->w, sizeof number);
-        memcpy(c + f->c, &number, sizeof number);
-        return isfinite(number) ? OK : err_set(ERR_FORMAT, "%s is not a number", f->name);
-    default: /* U32, I32, ENUM, CHOICE */
-        memcpy(&u32, w + f->w, sizeof u32);
-        memcpy(c + f->c, &u32, sizeof u32);
-        if (f->type == FIELD_I32) return OK;
-        return f->type == FIELD_CHOICE ? field_check_choice(u32, ERR_FORMAT)
-                                       : field_check_number(f, u32, ERR_FORMAT);
-    }
+    memcpy(&wire_flag, w + f->w, sizeof wire_flag);
+    bool flag = wire_flag != 0;
+    memcpy(c + f->c, &flag, sizeof flag);
+    return OK;
 }
 
 static enum err get_fields(const struct part *p, const char *w, char *c, struct arena *a);

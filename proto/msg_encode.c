@@ -252,32 +252,12 @@ static enum err put_runs(const struct field *f, const char *c, char *w, struct s
 
 static enum err put_number(const struct field *f, const char *c, char *w)
 {
-    uint32_t u32;
-    uint64_t u64;
-    float number;
+    if (f->type != FIELD_BOOL) return field_copy_number(f, c + f->c, w + f->w, ERR_INVALID);
     bool flag;
-    protobuf_c_boolean wire_flag;
-    switch (f->type) {
-    case FIELD_BOOL:
-        memcpy(&flag, c + f->c, sizeof flag);
-        wire_flag = flag;
-        memcpy(w + f->w, &wire_flag, sizeof wire_flag);
-        return OK;
-    case FIELD_U64:
-        memcpy(&u64, c + f->c, sizeof u64);
-        memcpy(w + f->w, &u64, sizeof u64);
-        return OK;
-    case FIELD_FLOAT:
-        memcpy(&number, c + f->c, sizeof number);
-        memcpy(w + f->w, &number, sizeof number);
-        return isfinite(number) ? OK : err_set(ERR_INVALID, "%s is not a number", f->name);
-    default: /* U32, I32, ENUM, CHOICE */
-        memcpy(&u32, c + f->c, sizeof u32);
-        memcpy(w + f->w, &u32, sizeof u32);
-        if (f->type == FIELD_I32) return OK;
-        return f->type == FIELD_CHOICE ? field_check_choice(u32, ERR_INVALID)
-                                       : field_check_number(f, u32, ERR_INVALID);
-    }
+    memcpy(&flag, c + f->c, sizeof flag);
+    protobuf_c_boolean wire_flag = flag;
+    memcpy(w + f->w, &wire_flag, sizeof wire_flag);
+    return OK;
 }
 
 static enum err put_fields(const struct part *p, const char *c, char *w, struct scratch *s);

@@ -1,5 +1,6 @@
 #include "proto/msg_fields.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Each table stands between a definition of C (the struct of msg.h or job.h) and W (protobuf-c's). */
@@ -415,6 +416,25 @@ enum err field_check_number(const struct field *f, uint64_t value, enum err bad)
     if (value >= f->min && value <= f->max) return OK;
     return err_set(bad, "%s is %llu, allowed is %u to %u", f->name, (unsigned long long)value,
                    f->min, f->max);
+}
+
+enum err field_copy_number(const struct field *f, const char *from, char *to, enum err bad)
+{
+    uint32_t u32;
+    float number;
+    switch (f->type) {
+    case FIELD_U64: memcpy(to, from, sizeof(uint64_t)); return OK;
+    case FIELD_FLOAT:
+        memcpy(&number, from, sizeof number);
+        memcpy(to, from, sizeof number);
+        return isfinite(number) ? OK : err_set(bad, "%s is not a number", f->name);
+    default: /* U32, I32, ENUM, CHOICE */
+        memcpy(&u32, from, sizeof u32);
+        memcpy(to, from, sizeof u32);
+        if (f->type == FIELD_I32) return OK;
+        return f->type == FIELD_CHOICE ? field_check_choice(u32, bad)
+                                       : field_check_number(f, u32, bad);
+    }
 }
 
 static bool is_name(unsigned char c)
