@@ -42,7 +42,7 @@ for program in build/bench/*; do
     if [ ! -f "$program" ] || ! is_chosen "$name"; then continue; fi
     chosen=$((chosen + 1))
     if [ "$output" = list ]; then echo "$name"; continue; fi
-    said=$(timeout "$SECONDS_MAX" "$program") || { complain "$name" "exit status $?"; continue; }
+    said=$(timeout --foreground "$SECONDS_MAX" "$program") || { complain "$name" "exit status $?"; continue; }
     figures=${said##*$'\n'}
     [[ $figures == \{*\} ]] || { complain "$name" "its last line is no JSON object"; continue; }
     [ "$output" = json ] || show "$name" "$figures"
