@@ -429,7 +429,11 @@ void sequence_token(const struct sequence *s, uint32_t index, struct token_info 
 static void say_first(struct node_core *c, uint64_t now_ns, const struct sequence *s)
 {
     struct msg m = {.kind = MSG_FIRST,
-                    .first = {.key = s->job.key, .index = s->generated_count - 1}};
+                    .first = {.key = s->job.key,
+                              .index = s->generated_count - 1,
+                              .cached_tokens = s->cached_tokens,
+                              .queued_us = (s->began_ns - s->accepted_ns) / NS_PER_US,
+                              .compute_us = (s->computed_ns - s->began_ns) / NS_PER_US}};
     sequence_token(s, s->generated_count - 1, &m.first.token);
     say(c, now_ns, s->router, &m);
 }

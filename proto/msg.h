@@ -168,6 +168,8 @@ struct msg_first {
     struct job_key key;
     uint32_t index;
     struct token_info token;
+    uint32_t cached_tokens; /* of the prompt, found in P's own cache */
+    uint64_t queued_us, compute_us;
 };
 /* P has let go of the job: all sent and verified, or prefill only and sampled. */
 struct msg_prefilled {

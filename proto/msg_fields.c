@@ -208,6 +208,9 @@ static const struct field first_rows[] = {
     KEY(key),
     U32(index, TOKENS_MAX),
     ROW(FIELD_TOKEN, token, token, 1, 1),
+    U32(cached_tokens, TOKENS_MAX),
+    U64(queued_us),
+    U64(compute_us),
 };
 #undef C
 #undef W

@@ -490,6 +490,15 @@ static bool forward(struct router_core *core, uint64_t now_ns, struct choice *c,
     return true;
 }
 
+/* Told twice: with the first token, and when P has let go. */
+static void note_prefill(struct choice *c, uint32_t cached_tokens, uint64_t queued_us,
+                         uint64_t compute_us)
+{
+    c->timing.queue = us_between(c->request->arrived_ns, c->picked_ns) + queued_us;
+    c->timing.prefill = compute_us;
+    if (cached_tokens > c->cached_tokens) c->cached_tokens = cached_tokens;
+}
+
 void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
                      const struct msg_first *m)
 {
@@ -498,6 +507,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
     node_release_window(core, c);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
+    note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
     forward(core, now_ns, c, m->index, &m->token, 1);
 }
 
@@ -564,10 +574,8 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     if (!c || c->prefill != from || !c->prefill_told) return;
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
-    c->timing.queue += m->queued_us;
-    c->timing.prefill = m->compute_us;
+    note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
     c->timing.transfer_tail = m->transfer_tail_us;
-    if (m->cached_tokens > c->cached_tokens) c->cached_tokens = m->cached_tokens;
     from->prompt_tokens += c->request->prompt_count;
     from->transfer_bytes += m->transfer_bytes;
     snprintf(from->link, sizeof from->link, "%s", m->link);
@@ -630,7 +638,10 @@ void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c
         return;
     }
     if (now_ns >= c->request->deadline_ns) {
-        choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, "its deadline has passed");
+        char reason[MSG_TEXT_MAX];
+        snprintf(reason, sizeof reason, "its deadline has passed while it was %s",
+                 choice_state_name(c->state));
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, reason);
         return;
     }
     uint64_t quiet_ns = now_ns - c->progress_ns;

@@ -52,7 +52,6 @@ struct router_config {
     uint64_t incarnation, id_seed;
     struct session_limits session;
     const struct tokenizer *tokenizer; /* NULL: token ids only */
-    const char *model_name;
     enum disaggregate disaggregate;
     bool exact;                  /* only nodes of one numerics id */
     uint32_t requests_max;       /* accepted and not ended, at once: beyond it 429; 4096 */

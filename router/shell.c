@@ -198,8 +198,6 @@ static enum err open_core(struct router_shell *s, const struct router_options *o
     config.incarnation = random.hi | 1;
     config.id_seed = random.lo;
     config.tokenizer = s->tokenizer;
-    const char *slash = o->model_dir ? strrchr(o->model_dir, '/') : NULL;
-    config.model_name = slash ? slash + 1 : o->model_dir;
     return router_core_new(&s->core, &config, &out);
 }
 

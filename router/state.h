@@ -179,8 +179,8 @@ struct router_core {
     struct list_link queries;
     uint64_t ids_minted, epochs;
     uint64_t hand_over_ns;
-    uint64_t retry_ns; /* when a full node may be asked again */
-    uint64_t woken_ns; /* what out.wake_at was told */
+    uint64_t retry_ns;   /* when a full node may be asked again */
+    uint64_t woken_ns;   /* what out.wake_at was told */
     uint64_t goodbye_ns; /* when the clients were told that it leaves; 0: not yet */
     bool dispatch_wanted, draining, left;
     struct buf text; /* of the OUTPUT that is being made */

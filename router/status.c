@@ -60,7 +60,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_t *router = json_pack(
         "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
         core->config.name, "state", core->draining ? "draining" : "up", "model",
-        core->config.model_name ? core->config.model_name : "", "clients", (json_int_t)c.clients,
+        core->nodes_count > 0 ? core->nodes[0]->hello.model : "", "clients", (json_int_t)c.clients,
         "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "accepted",
         (json_int_t)c.accepted, "rejected", (json_int_t)c.rejected, "done", (json_int_t)c.done,
         "failed", (json_int_t)c.failed, "cancelled", (json_int_t)c.cancelled, "retries",

@@ -276,6 +276,9 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         m.first.key = key(r);
         m.first.index = below(r, JOB_TOKENS_MAX);
         fill_token(r, &m.first.token, coin(r), coin(r));
+        m.first.cached_tokens = below(r, JOB_TOKENS_MAX);
+        m.first.queued_us = r64(r);
+        m.first.compute_us = r64(r);
         break;
     case MSG_PREFILLED:
         m.prefilled =
@@ -601,6 +604,9 @@ const char *msg_difference(const struct msg *a, const struct msg *b)
     case MSG_FIRST:
         SAME_FLAT(first.key);
         SAME(first.index);
+        SAME(first.cached_tokens);
+        SAME(first.queued_us);
+        SAME(first.compute_us);
         return token_difference(&a->first.token, &b->first.token);
     case MSG_PREFILLED: return prefilled_difference(&a->prefilled, &b->prefilled);
     case MSG_TOKENS: return tokens_difference(&a->tokens, &b->tokens);

@@ -21,6 +21,7 @@ static void a_request_goes_through_its_pair(void **state)
     assert_int_equal(done->done.finish, FINISH_LENGTH);
     assert_int_equal(done->done.completion_tokens, 4);
     assert_string_equal(done->done.prefill_node, "p0");
+    assert_int_equal(done->done.cached_tokens, 16);
     assert_string_equal(done->done.decode_node, "d0");
     struct router_counts c;
     router_core_counts(w.core, &c);

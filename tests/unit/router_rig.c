@@ -159,7 +159,8 @@ void tell_tokens(struct world *w, uint32_t peer, struct job_key key, uint32_t fr
 }
 void tell_first(struct world *w, uint32_t peer, struct job_key key, uint32_t index)
 {
-    say(w, peer, (struct msg){.kind = MSG_FIRST, .first = {key, index, token(10 + index)}});
+    say(w, peer,
+        (struct msg){.kind = MSG_FIRST, .first = {key, index, token(10 + index), 16, 20, 30}});
 }
 void tell_finished(struct world *w, uint32_t peer, struct job_key key, uint32_t count)
 {
