@@ -148,9 +148,11 @@ static void again(struct router_core *core, uint64_t now_ns, struct choice *c, c
         snprintf(reason, sizeof reason, "%u nodes died while they worked on it, the last time: %s",
                  c->deaths, why);
         choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, reason);
-    } else if (c->lone_deaths >= 2) {
-        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER,
-                   "quarantined: two nodes died while it was alone on them");
+    } else if (c->lone_deaths >= core->config.lone_deaths_max) {
+        char reason[MSG_TEXT_MAX];
+        snprintf(reason, sizeof reason, "quarantined: %u nodes died while it was alone on them",
+                 c->lone_deaths);
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, reason);
     } else if (c->failures >= ROUTER_FAILURES_MAX) {
         char reason[MSG_TEXT_MAX];
         snprintf(reason, sizeof reason, "failed %u times, the last time: %s", c->failures, why);

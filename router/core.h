@@ -64,6 +64,7 @@ struct router_config {
     uint64_t hung_ns;            /* busy and no progress: 10 s, or 20 of its own steps */
     uint64_t bypass_ns;  /* how long smaller requests may overtake one that does not fit: 1 s */
     uint32_t deaths_max; /* node deaths that a choice survives: 3rd ends it */
+    uint32_t lone_deaths_max; /* of nodes that had nothing else: the 2nd ends it */
 };
 #define ROUTER_CONFIG_DEFAULT                                                                      \
     ((struct router_config){.session = SESSION_LIMITS_DEFAULT,                                     \
@@ -77,7 +78,8 @@ struct router_config {
                             .stall_timeout_ns = 120000000000ull,                                   \
                             .hung_ns = 10000000000ull,                                             \
                             .bypass_ns = 1000000000ull,                                            \
-                            .deaths_max = 3})
+                            .deaths_max = 3,                                                       \
+                            .lone_deaths_max = 2})
 
 enum err router_core_new(struct router_core **core, const struct router_config *config,
                          const struct router_out *out);

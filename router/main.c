@@ -10,7 +10,7 @@ struct options {
     const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline;
     bool trusted_network, exact;
     int disaggregate, log_level;
-    int64_t requests_max, history_max, deaths_max;
+    int64_t requests_max, history_max, deaths_max, lone_deaths_max;
     uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
 };
 
@@ -38,6 +38,8 @@ static const struct setting rows[] = {
                 "ended requests remembered for explain"),
     SETTING_INT(struct options, deaths_max, "deaths-max", "3", 1, 100,
                 "a request under which so many nodes died ends with an error"),
+    SETTING_INT(struct options, lone_deaths_max, "lone-deaths-max", "2", 1, 100,
+                "the same for nodes that had no other request: it may be what kills them"),
     SETTING_DURATION(struct options, queue_timeout_ns, "queue-timeout", "60s", NS_PER_MS,
                      3600 * NS_PER_S, "a request that no node could take in this time fails"),
     SETTING_DURATION(struct options, stall_timeout_ns, "stall-timeout", "120s", NS_PER_MS,
@@ -68,6 +70,7 @@ static struct router_options shell_options(const struct options *o)
     s.config.queued_tokens_max = o->queued_tokens_max;
     s.config.history_max = (uint32_t)o->history_max;
     s.config.deaths_max = (uint32_t)o->deaths_max;
+    s.config.lone_deaths_max = (uint32_t)o->lone_deaths_max;
     s.config.queue_timeout_ns = o->queue_timeout_ns;
     s.config.stall_timeout_ns = o->stall_timeout_ns;
     s.config.hung_ns = o->hung_ns;
