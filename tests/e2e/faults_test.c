@@ -8,7 +8,7 @@
 enum { SEED = 11, ASKS = 24 };
 /* A process that is silent for so long counts as dead; short, for a short test. */
 #define SOON "--heartbeat 50ms --dead-after 700ms "
-#define SOON_ROUTER SOON "--deaths-max 100 --disaggregate always"
+#define SOON_ROUTER SOON "--deaths-max 100 --lone-deaths-max 100 --disaggregate always"
 
 static int learn(void **state)
 {
