@@ -60,6 +60,7 @@ struct choice {
     uint32_t next_index;
     uint64_t text_bytes; /* given to the user */
     uint64_t text_skip;  /* of a stream that a router began anew: given already */
+    bool tail_told;      /* what the router held back until the end */
     bool ended;
 };
 

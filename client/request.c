@@ -416,6 +416,10 @@ static bool tell_tokens(struct tandem_request *r, const struct msg_output *m)
 static void tell_text(struct tandem_request *r, const struct msg_output *m)
 {
     struct choice *c = &r->choice[m->choice];
+    if (m->tokens_count == 0) { /* text without tokens is the tail: another router tells it again */
+        if (c->tail_told) return;
+        c->tail_told = true;
+    }
     uint64_t skip = c->text_skip < m->text_bytes ? c->text_skip : m->text_bytes;
     c->text_skip -= skip;
     if (skip == m->text_bytes) return;
@@ -497,7 +501,8 @@ void requests_fail(struct tandem *t, enum tandem_status status, const char *reas
     }
 }
 
-/* The router ended between its last token and its DONE. */
+/* The router ended between its last token and its DONE. Where text is wanted another one has to say it:
+ * the tail of the text may have been held back. */
 static void end_complete(struct tandem_request *r)
 {
     struct tandem_event e = event_of(r, TANDEM_EVENT_DONE, 0);
@@ -521,7 +526,7 @@ static bool pump_one(struct tandem_request *r, uint64_t now_ns)
         end_all(r, TANDEM_CANCELLED, "by the client", 0);
     else if (now_ns >= r->deadline_ns)
         end_all(r, TANDEM_TIMEOUT, "its deadline passed while it waited for a router", 0);
-    else if (r->submit.received_count >= r->submit.tokens_max)
+    else if (r->submit.received_count >= r->submit.tokens_max && !r->submit.want_text)
         end_complete(r);
     else {
         if (connection_is_up(r->t) && now_ns >= r->retry_ns) send_submit(r, now_ns);

@@ -152,6 +152,11 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
     say(r, c, now_ns, (struct msg){.kind = MSG_ACCEPTED, .accepted = {s->ref, id, seed, 4}});
     for (uint32_t choice = 0; choice < s->choices; choice++)
         if (!stream_choice(r, c, now_ns, id, choice, s)) return;
+    bool tail = r->script.tail && !r->script.withhold_tail;
+    for (uint32_t choice = 0; choice < s->choices && tail; choice++)
+        say(r, c, now_ns,
+            (struct msg){.kind = MSG_OUTPUT,
+                         .output = {id, choice, s->tokens_max, NULL, 0, "tail", 4}});
     for (uint32_t choice = 0; choice < s->choices && !r->script.withhold_done; choice++)
         say_done(r, c, now_ns, id, choice, FINISH_LENGTH);
 }

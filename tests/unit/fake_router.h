@@ -23,6 +23,7 @@ struct fake_script {
     bool repeat;                 /* each OUTPUT twice */
     bool skip;                   /* the second OUTPUT of a choice */
     bool withhold_done;
+    bool tail, withhold_tail;  /* each choice ends with text without tokens, or would */
     enum fake_answer at_query; /* a question is how a test says when */
 };
 
