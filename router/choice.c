@@ -358,10 +358,11 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
             end_too_large(core, now_ns, c, &job);
             continue;
         }
-        if (a != SCHED_NO_DECODE && a != SCHED_NEVER) break; /* nor would another find one */
+        if (a == SCHED_NO_PREFILL || passed_count == ROUTER_BYPASS_MAX) break;
         core->retry_ns = next_full_ns(core, now_ns);
-        bool waited_long = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
-        if (waited_long || passed_count == ROUTER_BYPASS_MAX) break;
+        /* It has waited long for memory: what comes free is for it. One whose nodes are not there holds
+         * nobody up. */
+        if (a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns) break;
         heap_remove(&core->queue, first);
         passed[passed_count++] = c;
     }

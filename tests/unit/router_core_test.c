@@ -214,6 +214,20 @@ static void a_full_node_is_left_alone_for_a_while(void **state)
     world_close(&w);
 }
 
+static void without_decode_nodes_prefill_only_requests_pass_the_others(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    submit(&w, 3);
+    assert_false(was_sent(&w, P0, MSG_PREFILL));
+    w.now += 2 * NS_PER_S; /* longer than others may pass one that waits for memory */
+    submit(&w, 1);
+    assert_true(id128_is_none(expect(&w, P0, MSG_PREFILL)->prefill.ticket));
+    world_close(&w);
+}
+
 static void a_gap_is_asked_for_and_nothing_is_forwarded_twice(void **state)
 {
     (void)state;
@@ -523,6 +537,7 @@ int main(void)
         cmocka_unit_test(a_dead_prefill_node_is_replaced),
         cmocka_unit_test(three_deaths_end_it),
         cmocka_unit_test(a_full_node_is_left_alone_for_a_while),
+        cmocka_unit_test(without_decode_nodes_prefill_only_requests_pass_the_others),
         cmocka_unit_test(a_gap_is_asked_for_and_nothing_is_forwarded_twice),
         cmocka_unit_test(cancel_reaches_every_node),
         cmocka_unit_test(a_lost_client_cancels_its_requests),
