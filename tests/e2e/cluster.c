@@ -505,6 +505,8 @@ void cluster_start(struct cluster *c, uint32_t prefills, uint32_t decodes, const
 
 void cluster_stop(struct cluster *c)
 {
+    tandem_close(c->tandem); /* a router that leaves waits a second for clients who do not listen */
+    c->tandem = NULL;
     for (uint32_t i = 0; i < c->count; i++)
         if (c->process[i]->program == PROGRAM_ROUTER && c->process[i]->pid)
             process_signal(c->process[i], SIGTERM); /* drains it; it sends its nodes home */
