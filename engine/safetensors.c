@@ -412,3 +412,9 @@ const struct tensor *tensors_find(const struct tensors *t, const char *name)
     if (t->tensors_count == 0) return NULL;
     return bsearch(&wanted, t->tensor, t->tensors_count, sizeof *t->tensor, by_name);
 }
+
+enum err tensors_missing(const struct tensors *t, const char *name)
+{
+    const char *where = t->files_count == 1 ? t->file[0].path : t->dir;
+    return err_set(ERR_FORMAT, "%s: tensor \"%s\" is missing", where, name);
+}

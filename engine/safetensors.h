@@ -65,6 +65,8 @@ struct tensors {
 enum err tensors_open(struct tensors *t, const char *dir);
 void tensors_close(struct tensors *t); /* a zeroed or closed one is allowed */
 const struct tensor *tensors_find(const struct tensors *t, const char *name);
+/* ERR_FORMAT for a tensor that is not there, with the file, or the directory if there are several. */
+enum err tensors_missing(const struct tensors *t, const char *name);
 
 /* The parser alone, for one file's bytes that stay the caller's: adds its tensors to `t` under
  * `file_index`, unsorted. */

@@ -47,7 +47,7 @@ static enum err add_source(struct plan *plan, struct part *part, const char *nam
 {
     const struct tensors *all = plan->o->tensors;
     const struct tensor *t = tensors_find(all, name);
-    if (!t) return err_set(ERR_FORMAT, "%s: tensor \"%s\" is missing", all->dir, name);
+    if (!t) return tensors_missing(all, name);
     struct tensor wanted = {
         .dim = {rows, part->k}, .dims_count = part->kind == PART_VECTOR ? 1 : 2, .dtype = t->dtype};
     char is[TENSOR_TEXT], should_be[TENSOR_TEXT];
@@ -362,8 +362,7 @@ void weights_close(struct weights *w)
 enum err weights_dtype(enum dtype *out, const struct tensors *t)
 {
     const struct tensor *embedding = tensors_find(t, "model.embed_tokens.weight");
-    if (!embedding)
-        return err_set(ERR_FORMAT, "%s: tensor \"model.embed_tokens.weight\" is missing", t->dir);
+    if (!embedding) return tensors_missing(t, "model.embed_tokens.weight");
     *out = embedding->dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     return OK;
 }

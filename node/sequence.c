@@ -189,7 +189,9 @@ static void fail(struct node_core *c, uint64_t now_ns, struct sequence *s,
 {
     char id[ID128_TEXT];
     id128_print(s->job.key.request, id);
-    log_info("job_failed", "request=%s choice=%u attempt=%u state=%s error=%s reason=\"%s\"", id,
+    bool wished = in->error == ERR_CANCELLED; /* a stop string or a user, no trouble */
+    log_line(wished ? LOG_DEBUG : LOG_INFO, wished ? "job_cancelled" : "job_failed",
+             "request=%s choice=%u attempt=%u state=%s error=%s reason=\"%s\"", id,
              s->job.key.choice, s->job.key.attempt, seq_state_name(s->state), err_name(in->error),
              in->reason);
     job_refuse(c, now_ns, s->router, s->job.key, in->error, in->retryable, in->reason);

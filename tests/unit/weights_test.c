@@ -80,7 +80,8 @@ static void a_model_whose_tensors_do_not_fit_is_an_error_that_names_one(void **s
         uint32_t rows_more, columns_more;
         const char *said;
     } row[] = {
-        {"model.norm.weight", "model.norm.wait", 0, 0, "\"model.norm.weight\" is missing"},
+        {"model.norm.weight", "model.norm.wait", 0, 0,
+         "model.safetensors: tensor \"model.norm.weight\" is missing"},
         {"lm_head.weight", "x", 0, 0, "\"lm_head.weight\" is missing"},
         {"model.layers.1.mlp.up_proj.weight", "x", 0, 0, "up_proj.weight\" is missing"},
         {"model.embed_tokens.weight", NULL, 1, 0,
