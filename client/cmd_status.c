@@ -14,7 +14,7 @@ static const struct setting rows[] = {
     SETTING_BOOL(struct options, json, "json", "false", "print the router's answer as it is"),
 };
 
-typedef void show_fn(json_t *answer);
+typedef void show_fn(const char *argument, json_t *answer);
 
 /* ---- for people ---- */
 
@@ -29,8 +29,9 @@ static long long count_of(json_t *object, const char *name)
     return json_integer_value(json_object_get(object, name));
 }
 
-static void show_status(json_t *answer)
+static void show_status(const char *argument, json_t *answer)
 {
+    (void)argument;
     json_t *r = json_object_get(answer, "router"), *n;
     size_t i;
     printf("router %s: %s, model %s; %lld requests, %lld queued; %lld done, %lld failed, %lld "
@@ -51,8 +52,9 @@ static void show_status(json_t *answer)
     if (i == 0) printf("no nodes have joined\n");
 }
 
-static void show_explain(json_t *answer)
+static void show_explain(const char *argument, json_t *answer)
 {
+    (void)argument;
     json_t *c;
     size_t i;
     printf("request %s: %lld prompt tokens\n", text_of(answer, "id"),
@@ -60,7 +62,14 @@ static void show_explain(json_t *answer)
     json_array_foreach(json_object_get(answer, "choices"), i, c) timeline_print(stdout, c);
 }
 
-static int show(const char *verb, const struct buf *text, bool json, show_fn *fn)
+static void show_drain(const char *node, json_t *answer)
+{
+    (void)answer;
+    fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
+}
+
+static int show(const char *verb, const char *argument, const struct buf *text, bool json,
+                show_fn *fn)
 {
     json_error_t error;
     json_t *answer = json_loadb(text->data ? text->data : "", text->size, 0, &error);
@@ -71,7 +80,7 @@ static int show(const char *verb, const struct buf *text, bool json, show_fn *fn
     if (json)
         printf("%s\n", text->data);
     else
-        fn(answer);
+        fn(argument, answer);
     json_decref(answer);
     return CMD_DONE;
 }
@@ -85,80 +94,71 @@ static enum tandem_status ask_status(struct tandem *t, const char *argument, tan
     return tandem_query_status(t, fn, ctx);
 }
 
-int cmd_status(int argc, char **argv)
+/* A verb's own part: what the usage says, what it asks, how the answer is shown. */
+struct question {
+    const char *verb;
+    struct settings_program program; /* without its tables */
+    cmd_question_fn *ask;
+    show_fn *show;
+};
+
+/* Asks with the first argument, "" if there is none. */
+static int run(int argc, char **argv, const struct question *q)
 {
     struct options o = {0};
     struct cmd_router router;
     const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
                                             {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {.name = "tandem status",
-                                             .about = "Nodes, pools and queues of a cluster.",
-                                             .section = "tandem",
-                                             .tables = tables,
-                                             .tables_count = COUNT_OF(tables)};
+    struct settings_program program = q->program;
+    program.section = "tandem";
+    program.tables = tables;
+    program.tables_count = COUNT_OF(tables);
     struct settings s;
     struct buf text = {0};
     int code;
     if (!settings_main(&s, &program, argc, argv, &code)) return code;
-    code = cmd_ask("status", &router, ask_status, "", &text);
-    if (code == CMD_DONE) code = show("status", &text, o.json, show_status);
+    const char *argument = s.args_count ? s.args[0] : "";
+    code = cmd_ask(q->verb, &router, q->ask, argument, &text);
+    if (code == CMD_DONE) code = show(q->verb, argument, &text, o.json, q->show);
     buf_fini(&text);
     settings_fini(&s);
     return code;
+}
+
+int cmd_status(int argc, char **argv)
+{
+    static const struct question q = {
+        "status",
+        {.name = "tandem status", .about = "Nodes, pools and queues of a cluster."},
+        ask_status,
+        show_status};
+    return run(argc, argv, &q);
 }
 
 int cmd_explain(int argc, char **argv)
 {
-    struct options o = {0};
-    struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
-        .name = "tandem explain",
-        .args = "ID",
-        .about = "Where the time of one running or recently ended request went.",
-        .section = "tandem",
-        .args_min = 1,
-        .args_max = 1,
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
-    struct settings s;
-    struct buf text = {0};
-    int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
-    code = cmd_ask("explain", &router, tandem_query_explain, s.args[0], &text);
-    if (code == CMD_DONE) code = show("explain", &text, o.json, show_explain);
-    buf_fini(&text);
-    settings_fini(&s);
-    return code;
+    static const struct question q = {
+        "explain",
+        {.name = "tandem explain",
+         .args = "ID",
+         .about = "Where the time of one running or recently ended request went.",
+         .args_min = 1,
+         .args_max = 1},
+        tandem_query_explain,
+        show_explain};
+    return run(argc, argv, &q);
 }
 
 int cmd_drain(int argc, char **argv)
 {
-    struct options o = {0};
-    struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
-        .name = "tandem drain",
-        .args = "[NODE]",
-        .about = "Lets a node, or without NODE the whole cluster, take nothing new, finish what it "
-                 "has and leave; returns when it has left.",
-        .section = "tandem",
-        .args_max = 1,
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
-    struct settings s;
-    struct buf text = {0};
-    int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
-    const char *node = s.args_count ? s.args[0] : "";
-    code = cmd_ask("drain", &router, tandem_drain, node, &text);
-    if (code == CMD_DONE && o.json)
-        printf("%s\n", text.data);
-    else if (code == CMD_DONE)
-        fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
-    buf_fini(&text);
-    settings_fini(&s);
-    return code;
+    static const struct question q = {
+        "drain",
+        {.name = "tandem drain",
+         .args = "[NODE]",
+         .about = "Lets a node, or without NODE the whole cluster, take nothing new, finish what "
+                  "it has and leave; returns when it has left.",
+         .args_max = 1},
+        tandem_drain,
+        show_drain};
+    return run(argc, argv, &q);
 }
