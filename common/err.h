@@ -53,6 +53,6 @@ const char *err_name(enum err e);
     do {                                                                                           \
         if (__builtin_expect(!(cond), 0)) check_failed(#cond, __FILE__, __LINE__);                 \
     } while (0)
-_Noreturn void check_failed(const char *cond, const char *file, int line);
+__attribute__((noreturn)) void check_failed(const char *cond, const char *file, int line);
 
 #endif

@@ -6,7 +6,8 @@
  *
  *     K  [kv_heads][head_dim / 2][16 tokens][2]     V  [kv_heads][16 tokens][head_dim]
  *
- * so that attention needs no horizontal sums (docs/numerics.md, A7). That order is layout 1. */
+ * so that attention needs no horizontal sums (docs/numerics.md, A7). That order is KV_LAYOUT_CPU; in
+ * KV_LAYOUT_CUDA both K and V are [kv_heads][16 tokens][head_dim], as tensor cores take them. */
 #ifndef TANDEM_COMMON_GEOMETRY_H
 #define TANDEM_COMMON_GEOMETRY_H
 
@@ -14,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BLOCK_TOKENS = 16, KV_LAYOUT_CPU = 1 };
+enum { BLOCK_TOKENS = 16, KV_LAYOUT_CPU = 1, KV_LAYOUT_CUDA = 2 };
 
 enum dtype { DTYPE_NONE, DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 

@@ -1,0 +1,65 @@
+/* fake: what the kernel emulator and the stand-in CUDA runtime know of each other, and the knobs that
+ * tests turn. Together they are libraries that the CUDA backend links in place of the real ones, on
+ * any machine (docs: tests/fake/cuda/README.md).
+ *
+ *     fake_knobs()->fail_call = "cudaMalloc"; fake_knobs()->fail_at = 3;   // the third one fails
+ *
+ * Rules: the runtime gives every stream a thread that runs its work in order; device memory is host
+ * memory between guard pages that kernels and copies may touch and nobody else looks at. The emulator
+ * runs one grid on the calling thread. */
+#ifndef TANDEM_FAKE_CUDA_FAKE_H
+#define TANDEM_FAKE_CUDA_FAKE_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void fake_work_fn(void *arg);
+
+/* --- the runtime's side --- */
+
+/* Puts work on a stream; if the stream is being captured, into the graph, whose launches then run it
+ * any number of times. `release` is called once, when nothing can run it any more. Any error of the
+ * arguments is left for cudaPeekAtLastError. */
+void fake_enqueue(cudaStream_t stream, const char *name, fake_work_fn *run, fake_work_fn *release,
+                  void *arg);
+/* Called by work that found a fault (an emulated kernel out of bounds, say): the device is sick from
+ * then on, every call returns cudaErrorIllegalAddress (sticky), `text` is printed to stderr. */
+void fake_fault(const char *text);
+
+struct fake_knobs {
+    const char *fail_call; /* this function fails at its fail_at-th call (from 1), once */
+    uint32_t fail_at;
+    int fail_with; /* cudaError_t; 0: cudaErrorUnknown, sticky */
+    uint32_t
+        stream_delay_us; /* every piece of work starts so much later: shows missing dependencies */
+    uint64_t device_bytes; /* what cudaMemGetInfo calls total; 0: 1 GiB */
+    uint64_t seed;         /* of fiber and stream order */
+};
+/* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a
+ * cluster can be told; tests in one process write to it. */
+struct fake_knobs *fake_knobs(void);
+
+/* --- the emulator's side --- */
+
+struct emulator_launch {
+    const char *name;
+    uint32_t grid[3], block[3];
+    uint32_t shared_bytes;
+    fake_work_fn *thread; /* the kernel's body for one thread */
+    void *arg;
+};
+/* Runs all blocks, each with its threads as fibers, in an order drawn from the seed. Faults (shared
+ * memory out of bounds, threads that wait at different barriers, warp functions without all lanes)
+ * go to fake_fault with kernel, block and thread. */
+void emulator_run(const struct emulator_launch *launch);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
