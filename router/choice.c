@@ -9,21 +9,24 @@
  *        `-- attempt + 1 --'------------------'----------------'------------------> ENDED
  *
  * | event          | RESERVING       | PREFILLING           | DECODING           | ENDED      |
- * | RESERVED       | PREFILL to P    | late: dropped        | dropped            | dropped    |
- * | FIRST from P   | dropped         | forward              | forward or known   | dropped    |
- * | TOKENS from D  | dropped         | forward, DECODING    | forward            | dropped    |
- * | PREFILLED      | dropped         | P lets go            | P lets go          | P lets go  |
- * | FINISHED       | dropped         | forward rest, ENDED  | forward rest, ENDED| dropped    |
- * | FAILED by D    | again elsewhere | again                | again              | dropped    |
- * | FAILED by P    | dropped         | again                | P lets go          | P lets go  |
+ * | RESERVED       | PREFILL to P    | late: dropped        | late: dropped      |            |
+ * | FIRST from P   |                 | forward              | forward or known   | dropped    |
+ * | TOKENS from D  | dropped         | forward, DECODING    | forward            |            |
+ * | PREFILLED      |                 | P lets go            | P lets go          | P lets go  |
+ * | FINISHED       | dropped         | forward rest, ENDED  | forward rest, ENDED|            |
+ * | FAILED by D    | again elsewhere | again                | again              |            |
+ * | FAILED by P    |                 | again                | P lets go          | P lets go  |
  * | P lost         | again           | again, a death       | P lets go          | P lets go  |
- * | D lost         | again           | again, a death       | again, a death     | dropped    |
- * | deadline       | ENDED in every state; a silent node: again                                   |
+ * | D lost         | again           | again, a death       | again, a death     |            |
+ * | cancelled      | ENDED in every state, QUEUED and TOKENIZING too                              |
+ * | deadline       | ENDED in every state                                                         |
+ * | silence        | QUEUED, TOKENIZING: ENDED; else again                                        |
  *
  * A choice whose last forwarded token was its last one (the node died before it said so) ends instead.
  * "Again" freezes what was forwarded, cancels the old attempt at both nodes and queues attempt + 1 under
  * the request's own arrival time, so that retries go first. A message of another attempt, or from a node
- * that the choice is not attached to, finds no choice and is dropped. */
+ * that the choice is not attached to, finds no choice and is dropped; so nothing of an honest node comes
+ * where the table is empty. core->met counts each entry; the simulator says which were not met. */
 #include <stdio.h>
 #include <string.h>
 
@@ -61,6 +64,11 @@ static struct choice *choice_at(struct router_core *core, struct job_key key,
     if (c && (c->prefill == from || c->decode == from)) return c;
     core->counts.stale_messages++;
     return NULL;
+}
+
+static void meet(struct router_core *core, const struct choice *c, enum choice_event event)
+{
+    core->met[c->state][event]++;
 }
 
 /* ---- states and their deadlines ---- */
@@ -199,6 +207,7 @@ static void request_ended(struct router_core *core, struct request *r)
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
                 enum err error, const char *reason)
 {
+    if (finish == FINISH_CANCELLED) meet(core, c, CHOICE_EV_CANCELLED);
     if (c->state == CHOICE_ENDED) return;
     bool natural = finish == FINISH_STOP || finish == FINISH_LENGTH;
     dequeue(core, c);
@@ -289,6 +298,7 @@ static bool check_late(struct router_core *core, uint64_t now_ns, struct choice 
 static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
                   const struct sched_pair *pair)
 {
+    meet(core, c, CHOICE_EV_PICKED);
     dequeue(core, c);
     enum finish finish =
         already_over(core, c); /* the end-of-sequence ids may not have been known */
@@ -315,6 +325,7 @@ static void end_too_large(struct router_core *core, uint64_t now_ns, struct choi
 {
     char reason[MSG_TEXT_MAX];
     uint32_t largest = 0;
+    meet(core, c, CHOICE_EV_TOO_LARGE);
     for (uint32_t i = 0; i < core->nodes_count; i++)
         if (core->sched[i]->role == ROLE_DECODE && core->sched[i]->blocks_total > largest)
             largest = core->sched[i]->blocks_total;
@@ -376,7 +387,9 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
                         const struct msg_reserved *m)
 {
     struct choice *c = choice_at(core, m->key, from);
-    if (!c || c->state != CHOICE_RESERVING || c->decode != from) return;
+    if (!c || c->decode != from) return;
+    meet(core, c, CHOICE_EV_RESERVED);
+    if (c->state != CHOICE_RESERVING) return;
     trail_add(c, now_ns, TRAIL_RESERVED, c->decode_name);
     c->ticket = m->ticket;
     if (c->local) {
@@ -507,6 +520,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from) return;
+    meet(core, c, CHOICE_EV_FIRST);
     node_release_window(core, c);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
@@ -530,6 +544,7 @@ void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
 {
     struct choice *c = choice_at(core, run->key, from);
     if (!c || c->decode != from) return;
+    meet(core, c, CHOICE_EV_TOKENS);
     if (c->state == CHOICE_PREFILLING) {
         trail_add(c, now_ns, TRAIL_STREAM, c->decode_name);
         enter(core, now_ns, c, CHOICE_DECODING);
@@ -545,8 +560,9 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
                         const struct msg_finished *m)
 {
     struct choice *c = choice_at(core, m->key, from);
-    if (!c || (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING)) return;
-    if (c->prefill == from && c->decode) return; /* D is the stream */
+    if (!c || (c->prefill == from && c->decode)) return; /* D is the stream */
+    meet(core, c, CHOICE_EV_FINISHED);
+    if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     if (m->finish == FINISH_ERROR || m->finish == FINISH_NONE ||
         m->tokens_count < c->generated_count ||
         (m->tokens_count > c->generated_count && from != c->decode)) {
@@ -575,6 +591,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from || !c->prefill_told) return;
+    meet(core, c, CHOICE_EV_PREFILLED);
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
     note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
@@ -592,6 +609,7 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
     struct choice *c = choice_at(core, m->key, from);
     if (!c) return;
     bool by_prefill = c->prefill == from;
+    meet(core, c, by_prefill ? CHOICE_EV_PREFILL_FAILED : CHOICE_EV_DECODE_FAILED);
     trail_add(c, now_ns, TRAIL_FAILED, from->hello.name);
     if (by_prefill && c->state != CHOICE_PREFILLING) {
         node_detach_prefill(core, c);
@@ -620,6 +638,7 @@ void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c,
     bool by_prefill = c->prefill == node;
     bool had_it = by_prefill ? c->prefill_told : c->state != CHOICE_RESERVING;
     bool ended = c->state == CHOICE_ENDED;
+    meet(core, c, by_prefill ? CHOICE_EV_PREFILL_LOST : CHOICE_EV_DECODE_LOST);
     trail_add(c, now_ns, TRAIL_LOST, node->hello.name);
     if (by_prefill)
         node_detach_prefill(core, c);
@@ -636,30 +655,31 @@ void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c,
 
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
-    if (c->state == CHOICE_TOKENIZING) {
-        submit_on_timer(core, now_ns, c->request);
+    uint64_t quiet_ns = now_ns - c->progress_ns;
+    bool works = c->state == CHOICE_PREFILLING || c->state == CHOICE_DECODING;
+    bool late = now_ns >= c->request->deadline_ns;
+    if (!late && works && quiet_ns < core->config.stall_timeout_ns) {
+        uint64_t when_ns = c->progress_ns + core->config.stall_timeout_ns;
+        if (c->request->deadline_ns < when_ns) when_ns = c->request->deadline_ns;
+        heap_move(&core->timers, &c->timer, when_ns);
         return;
     }
-    if (now_ns >= c->request->deadline_ns) {
+    meet(core, c, late ? CHOICE_EV_DEADLINE : CHOICE_EV_SILENCE);
+    if (c->state == CHOICE_TOKENIZING) {
+        submit_on_timer(core, now_ns, c->request);
+    } else if (late) {
         char reason[MSG_TEXT_MAX];
         snprintf(reason, sizeof reason, "its deadline has passed while it was %s",
                  choice_state_name(c->state));
         choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, reason);
-        return;
-    }
-    uint64_t quiet_ns = now_ns - c->progress_ns;
-    if (c->state == CHOICE_QUEUED) {
+    } else if (c->state == CHOICE_QUEUED) {
         choice_end(core, now_ns, c, FINISH_ERROR, core->nodes_count ? ERR_FULL : ERR_PEER,
                    core->nodes_count
                        ? "no node had room for it in time"
                        : "no node has joined: start tandem-prefill and tandem-decode");
-    } else if (c->state == CHOICE_RESERVING || quiet_ns >= core->config.stall_timeout_ns) {
+    } else {
         c->failures++;
         again(core, now_ns, c, "no word from the node in time");
-    } else {
-        uint64_t when_ns = c->progress_ns + core->config.stall_timeout_ns;
-        if (c->request->deadline_ns < when_ns) when_ns = c->request->deadline_ns;
-        heap_move(&core->timers, &c->timer, when_ns);
     }
 }
 
@@ -668,6 +688,15 @@ const char *choice_state_name(enum choice_state state)
     static const char *const names[CHOICE_STATES] = {"tokenizing", "queued",   "reserving",
                                                      "prefilling", "decoding", "ended"};
     return names[state];
+}
+
+const char *choice_event_name(enum choice_event event)
+{
+    static const char *const names[CHOICE_EVENTS] = {
+        "picked",      "too large", "reserved",       "first",         "tokens",
+        "prefilled",   "finished",  "prefill failed", "decode failed", "prefill lost",
+        "decode lost", "cancelled", "deadline",       "silence"};
+    return names[event];
 }
 
 const char *trail_name(enum trail_what what)

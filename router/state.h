@@ -72,6 +72,25 @@ enum choice_state {
     CHOICE_STATES
 };
 
+/* What comes to a choice, from the nodes that it is attached to, its client, and time. */
+enum choice_event {
+    CHOICE_EV_PICKED,         /* a pair of nodes was found */
+    CHOICE_EV_TOO_LARGE,      /* no decode node has the memory, nor ever */
+    CHOICE_EV_RESERVED,       /* D has blocks for it */
+    CHOICE_EV_FIRST,          /* P's early copy of a token */
+    CHOICE_EV_TOKENS,         /* of D's stream */
+    CHOICE_EV_PREFILLED,      /* P is done with it */
+    CHOICE_EV_FINISHED,       /* D's stream has ended, or P's, if there is no D */
+    CHOICE_EV_PREFILL_FAILED, /* FAILED of P */
+    CHOICE_EV_DECODE_FAILED,
+    CHOICE_EV_PREFILL_LOST, /* P died, left, or has forgotten it */
+    CHOICE_EV_DECODE_LOST,
+    CHOICE_EV_CANCELLED, /* by its client, which may be gone */
+    CHOICE_EV_DEADLINE,  /* the request's own */
+    CHOICE_EV_SILENCE,   /* nothing came in the state's time */
+    CHOICE_EVENTS
+};
+
 enum trail_what {
     TRAIL_SUBMITTED,
     TRAIL_QUEUED,
@@ -186,6 +205,7 @@ struct router_core {
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;
     struct router_facts facts;
+    uint32_t met[CHOICE_STATES][CHOICE_EVENTS]; /* how often a choice met what; for tests */
 };
 
 /* registry.c: peers, sessions, nodes */
@@ -270,6 +290,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
 struct choice *choice_find(struct router_core *core, struct job_key key);
 struct job_key choice_key(const struct choice *c);
 const char *choice_state_name(enum choice_state state);
+const char *choice_event_name(enum choice_event event);
 const char *trail_name(enum trail_what what);
 
 #endif

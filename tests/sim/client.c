@@ -51,6 +51,7 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->priority = (int32_t)sim_draw(s, 3) - 1;
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
+    if (s->options.faults && sim_draw(s, 12) == 0) r->deadline_ms = 1 + sim_draw(s, 400);
     make_oracle(r);
 }
 
@@ -106,6 +107,7 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .tokens_max = r->tokens_max,
                                .tokens_min = r->tokens_min,
                                .priority = r->priority,
+                               .deadline_ms = r->deadline_ms,
                                .received = r->got,
                                .received_count = r->got_count,
                                .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = r->seed}}};

@@ -7,6 +7,9 @@
 #include "common/plant.h"
 #include "tests/sim/sim.h"
 
+/* One link in so many breaks when D has taken the commit and P does not know it yet. */
+#define ACK_LOST 50
+
 uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer)
 {
     return hash_mix((struct id128){(uint64_t)token << 32 | position, layer + 1});
@@ -36,6 +39,7 @@ void device_open(struct sim *s, struct sim_proc *p)
     p->slot = mem_array(64, sizeof *p->slot);
     CHECK(p->kv && p->slot);
     p->queue_count = p->layer = p->layers_done = 0;
+    p->sick = false;
     memset(p->ticket, 0, sizeof p->ticket);
 }
 
@@ -127,8 +131,8 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data)
     (void)data;
     struct step *step = p->queue[0];
     if (p->layer == 0) make_slots(p, step);
-    if (step->cancel) {
-        end_step(s, p, ERR_CANCELLED);
+    if (p->sick || step->cancel) {
+        end_step(s, p, p->sick ? ERR_DEVICE : ERR_CANCELLED);
         return;
     }
     write_layer(s, p, step, p->layer);
@@ -267,8 +271,11 @@ static void take_commit(struct sim *s, struct sim_proc *p, struct sim_ticket *t,
         if (t->arrived[l] != t->end - t->first)
             sim_fail(s, "%s: committed with %u of %u tokens in layer %u", p->name, t->arrived[l],
                      t->end - t->first, l);
-    reply(s, p, f, FRAME_DONE);
     ticket_end(s, p, t, XFER_COMMITTED, OK, &f->commit);
+    if (s->options.faults && s->now_ns < s->faults_end_ns && sim_draw(s, ACK_LOST) == 0)
+        device_cut(s, &s->proc[f->from], p);
+    else
+        reply(s, p, f, FRAME_DONE);
 }
 
 static void on_frame(struct sim *s, struct sim_proc *p, void *data)

@@ -12,6 +12,7 @@
  *   - a sampled token is a hash of the KV of all positions before it, read through the block table when
  *     the step ends, so that a block that was freed, reused, matched or sent too early shows;
  *   - runs without faults end without errors;
+ *   - over a long run every entry (state, event) of the router's state machine is met that can be;
  *   - at the end no node holds a block for anybody, and no router remembers a live request.
  *
  * Owner: one thread. Everything random comes from the seed. */
@@ -22,7 +23,7 @@
 #include "common/heap.h"
 #include "common/list.h"
 #include "node/core.h"
-#include "router/core.h"
+#include "router/state.h"
 
 enum {
     SIM_ROUTERS_MAX = 2,
@@ -80,6 +81,7 @@ struct sim_proc {
     uint32_t cancels_count;
     struct step *queue[4];
     uint32_t queue_count, layer;
+    bool sick; /* its next layer fails, and all that come after it */
     struct sim_ticket ticket[SIM_TICKETS_MAX];
     struct sim_client *client;
 };
@@ -97,7 +99,7 @@ struct sim_request {
     enum sim_request_state state;
     uint32_t prompt[SIM_PROMPT_MAX];
     uint32_t prompt_count, tokens_max, tokens_min;
-    uint64_t seed, submit_ns, cancel_ns;
+    uint64_t seed, submit_ns, cancel_ns, deadline_ms;
     int32_t priority;
     struct id128 id;
     uint32_t attempt;
@@ -122,7 +124,12 @@ struct sim_options {
     bool trace, faults;
 };
 
+struct sim_reached {
+    uint64_t count[CHOICE_STATES][CHOICE_EVENTS];
+};
+
 struct sim_totals {
+    struct sim_reached reached;
     uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
         cached_tokens, gaps, duplicates, faults;
 };
@@ -141,7 +148,8 @@ struct sim {
     struct buf wire;
     uint32_t chunk, batch, blocks;
     uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
-    uint32_t duplicate_percent;
+    uint64_t queue_timeout_ns, reserve_timeout_ns, stall_timeout_ns; /* of routers; 0: the usual */
+    uint32_t duplicate_percent, slow_percent; /* of the messages: come twice, come late */
     bool prefix_cache;
     enum disaggregate disaggregate;
     struct sim_totals *totals;
@@ -183,5 +191,11 @@ void client_on_lost(struct sim *s, struct sim_proc *p, uint32_t router);
 void client_on_timer(struct sim *s, struct sim_proc *p);
 bool client_is_done(const struct sim_client *c);
 void client_check(struct sim *s, const struct sim_client *c);
+
+/* reached.c: which entries of the router's state machine were met */
+void reached_add(struct sim_reached *r, const struct router_core *core);
+/* Says how many were met, and which are not as the table has it; false: one is not. `all`: none may be
+ * missing. */
+bool reached_report(const struct sim_reached *r, bool all);
 
 #endif

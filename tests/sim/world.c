@@ -10,6 +10,8 @@
 
 #define RUN_NS_MAX (600 * NS_PER_S)
 #define EVENTS_MAX 4000000ull
+#define LINGER_NS (20 * NS_PER_MS) /* of what a leaving process said last */
+#define SLOW_NS (100 * NS_PER_MS)
 #define LOSS_NS (2 * NS_PER_MS) /* until both ends of a cut connection have heard of it */
 
 struct event {
@@ -160,6 +162,7 @@ void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const s
     w->bytes_count = (uint32_t)s->wire.size;
     memcpy(w->bytes, s->wire.data, s->wire.size);
     uint64_t when_ns = s->now_ns + s->net_ns + sim_draw_ns(s, 0, s->jitter_ns);
+    if (sim_draw(s, 100) < s->slow_percent) when_ns += sim_draw_ns(s, 0, SLOW_NS);
     put_on_wire(s, to, w, when_ns);
     /* not for clients: theirs is to show that the router forwards nothing twice */
     if (s->proc[w->dialler].kind == PROC_CLIENT) return;
@@ -292,6 +295,9 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.id_seed = s->options.seed * 31 + s->incarnations;
     g.session.lifeline_ns = 0;
     g.disaggregate = s->disaggregate;
+    if (s->queue_timeout_ns) g.queue_timeout_ns = s->queue_timeout_ns;
+    if (s->reserve_timeout_ns) g.reserve_timeout_ns = s->reserve_timeout_ns;
+    if (s->stall_timeout_ns) g.stall_timeout_ns = s->stall_timeout_ns;
     const struct router_out out = {.ctx = p,
                                    .send = router_send,
                                    .wake_at = sim_wake_at,
@@ -346,7 +352,7 @@ static void node_left(void *ctx)
     struct sim *s = sim_of(ctx, &p);
     sim_trace(s, "%s has left", p->name);
     p->leaving = true;
-    sim_at(s, s->now_ns + 1, p, node_goes, NULL);
+    sim_at(s, s->now_ns + sim_draw_ns(s, 1, LINGER_NS), p, node_goes, NULL);
 }
 
 static void open_node(struct sim *s, struct sim_proc *p)
@@ -432,6 +438,7 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         s->totals->duplicates += c.duplicate_tokens;
         if (c.diverged)
             sim_fail(s, "%s: %llu tokens diverged", p->name, (unsigned long long)c.diverged);
+        reached_add(&s->totals->reached, p->router);
         router_core_free(p->router);
     }
     if (p->node) {
@@ -507,7 +514,7 @@ static void on_fault(struct sim *s, struct sim_proc *client, void *data)
     if (s->now_ns > s->faults_end_ns) return;
     struct sim_proc *node = some_proc(s, PROC_NODE), *router = some_proc(s, PROC_ROUTER);
     s->totals->faults++;
-    switch (sim_draw(s, 10)) {
+    switch (sim_draw(s, 11)) {
     case 0:
     case 1:
     case 2:
@@ -544,8 +551,14 @@ static void on_fault(struct sim *s, struct sim_proc *client, void *data)
         device_cut(s, other, node);
         break;
     }
+    case 10:
+        if (node) {
+            sim_trace(s, "the device of %s is SICK", node->name);
+            node->sick = true;
+        }
+        break;
     }
-    sim_at(s, s->now_ns + sim_draw_ns(s, NS_PER_MS, 3 * NS_PER_S), client, on_fault, NULL);
+    sim_at(s, s->now_ns + sim_draw_ns(s, NS_PER_MS, 2 * NS_PER_S), client, on_fault, NULL);
 }
 
 /* ---- one run ---- */
@@ -571,6 +584,12 @@ static void build(struct sim *s)
     s->op_ns = sim_draw_ns(s, 5000, NS_PER_MS);
     s->layer_ns = sim_draw_ns(s, 50000, 2 * NS_PER_MS);
     s->duplicate_percent = s->options.faults ? sim_draw(s, 4) : 0;
+    s->slow_percent = sim_draw(s, 3);
+    if (s->options.faults && sim_draw(s, 4) == 0) { /* routers that lose patience */
+        s->queue_timeout_ns = sim_draw_ns(s, 200 * NS_PER_MS, 2 * NS_PER_S);
+        s->reserve_timeout_ns = sim_draw_ns(s, 5 * NS_PER_MS, 100 * NS_PER_MS);
+        s->stall_timeout_ns = sim_draw_ns(s, 20 * NS_PER_MS, 300 * NS_PER_MS);
+    }
     s->prefix_cache = sim_draw(s, 4) > 0;
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
     s->faults_end_ns = sim_draw_ns(s, 2 * NS_PER_S, 8 * NS_PER_S);

@@ -267,6 +267,44 @@ static void cancel_reaches_every_node(void **state)
     world_close(&w);
 }
 
+static void a_cancel_spares_the_choice_that_has_ended(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    struct msg m = submit_of(4);
+    m.submit.choices = 2;
+    say(&w, CLIENT, m);
+    struct id128 id = expect(&w, CLIENT, MSG_ACCEPTED)->accepted.id;
+    struct job_key key = reserve(&w, D0);
+    tell_tokens(&w, D0, key, 0, 4);
+    tell_finished(&w, D0, key, 4);
+    assert_int_equal(expect(&w, CLIENT, MSG_DONE)->done.choice, 0);
+    say(&w, CLIENT, (struct msg){.kind = MSG_CANCEL, .cancel = {{id, CHOICE_ALL, 0}, "user"}});
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.choice, 1);
+    assert_int_equal(done->done.finish, FINISH_CANCELLED);
+    assert_false(was_sent(&w, CLIENT, MSG_DONE));
+    world_close(&w);
+}
+
+static void tokens_before_the_reservation_are_dropped(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    submit(&w, 4);
+    struct job_key key = {.request = expect(&w, D0, MSG_RESERVE)->reserve.job.key.request};
+    tell_tokens(&w, D0, key, 0, 2);
+    tell_finished(&w, D0, key, 2);
+    assert_false(was_sent(&w, CLIENT, MSG_OUTPUT));
+    say(&w, D0, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 1}, 16}});
+    expect(&w, P0, MSG_PREFILL);
+    world_close(&w);
+}
+
 static void a_lost_client_cancels_its_requests(void **state)
 {
     (void)state;
@@ -540,6 +578,8 @@ int main(void)
         cmocka_unit_test(without_decode_nodes_prefill_only_requests_pass_the_others),
         cmocka_unit_test(a_gap_is_asked_for_and_nothing_is_forwarded_twice),
         cmocka_unit_test(cancel_reaches_every_node),
+        cmocka_unit_test(a_cancel_spares_the_choice_that_has_ended),
+        cmocka_unit_test(tokens_before_the_reservation_are_dropped),
         cmocka_unit_test(a_lost_client_cancels_its_requests),
         cmocka_unit_test(overload_is_answered_at_the_door),
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
