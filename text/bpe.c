@@ -40,11 +40,21 @@ static enum err read_vocab(struct bpe *m, const struct place *model, const json_
         if (id >= ids_end) ids_end = id + 1;
         bytes += length;
     }
+    if (ids_end == 0) return place_error(&at, ERR_FORMAT, "a token is wanted, none is there");
     if (bytes > UINT32_MAX) return place_error(&at, ERR_FORMAT, "%zu bytes of tokens", bytes);
     e = vocab_init(&m->vocab, json_object_size(object), bytes, (uint32_t)ids_end);
     if (e != OK) return e;
     json_object_keylen_foreach(object, key, length, value)
-        vocab_add(&m->vocab, key, length, (uint32_t)json_integer_value(value));
+    {
+        const char *other;
+        size_t other_length;
+        id = (uint64_t)json_integer_value(value);
+        if (vocab_string(&m->vocab, (uint32_t)id, &other, &other_length))
+            return place_error(&at, ERR_FORMAT, "\"%.*s\" and \"%.40s\" have one id, %u",
+                               other_length < 40 ? (int)other_length : 40, other, key,
+                               (uint32_t)id);
+        vocab_add(&m->vocab, key, length, (uint32_t)id);
+    }
     return OK;
 }
 
