@@ -17,8 +17,22 @@
 #include "engine/sampler.h"
 #include "engine/slot.h"
 
-enum { STEPS_QUEUED_MAX = 64, NO_ROW = -1 };
+enum {
+    STEPS_QUEUED_MAX = 64,
+    NO_ROW = -1,
+    FLIGHTS_MAX = 4,
+    POLL_NS = 50000, /* how long the thread waits for the device before it looks for new steps */
+};
 #define KV_BYTES_MIN ((uint64_t)64 << 20)
+#define KV_SHARE 0.9 /* of what is free on a device that tells it */
+
+/* A step that the device has. */
+struct flight {
+    struct step *step;
+    uint64_t began_ns, mark;
+    enum err status;          /* of enqueuing it */
+    struct token_info *drawn; /* [sequences_max] host memory, by output; NULL: drawn on the host */
+};
 
 struct engine {
     struct engine_options options; /* its strings are not kept */
@@ -36,11 +50,16 @@ struct engine {
     struct sampler sampler;
 
     /* The step that runs, as the backend wants it: */
-    uint32_t *tokens;                /* [rows_max], STEP_TOKEN_LAST replaced */
+    uint32_t *tokens;                /* [rows_max], STEP_TOKEN_LAST replaced if drawn on the host */
     struct batch_sequence *sequence; /* [sequences_max] */
-    uint32_t *output_row;            /* [sequences_max] rows of the batch whose logits are wanted */
+    uint32_t *output_row;            /* [rows_max] rows of the batch whose logits are wanted */
     int32_t *logits_row;             /* [sequences_max] where a sequence's are, or NO_ROW */
+    float *logits;                   /* [sequences_max][vocab] on the host: engine_logits */
     bool sick;                       /* the device failed; so does every step from then on */
+
+    struct flight flight[FLIGHTS_MAX]; /* a ring of facts.queue_depth */
+    uint32_t flight_first, flights_count;
+    uint64_t ended_ns; /* of the step before */
 
     pthread_t thread;
     struct mailbox *inbox; /* of struct step *; NULL: not started */
@@ -80,25 +99,55 @@ static void check_step(const struct engine *g, const struct step *step)
     CHECK(rows == step->rows_count);
 }
 
-/* Makes new slots and writes the batch, the rows to score among it. */
-static uint32_t plan_batch(struct engine *g, const struct step *step)
+/* A slot of a device that draws keeps no more here than that it was made. */
+static void make_slot(struct engine *g, uint32_t slot, const struct job *job)
 {
-    uint32_t outputs = 0;
+    if (!g->ops->facts(g->backend)->draws) {
+        slot_make(&g->slots, slot, job);
+        return;
+    }
+    g->ops->slot_make(g->backend, slot, job);
+    g->slots.slot[slot].made = true;
+}
+
+static void plan_tokens(struct engine *g, const struct step *step, const struct step_sequence *q)
+{
+    bool draws = g->ops->facts(g->backend)->draws;
+    for (uint32_t r = q->row_first; r < q->row_first + q->rows_count; r++) {
+        bool last = step->tokens[r] == STEP_TOKEN_LAST;
+        g->tokens[r] = !last   ? step->tokens[r]
+                       : draws ? BATCH_TOKEN_LAST
+                               : g->slots.slot[q->slot].last;
+        CHECK((draws && last) || g->tokens[r] < g->facts.vocab_count);
+    }
+}
+
+/* Makes new slots and writes the batch. Its outputs are what is sampled, or all rows. */
+static struct batch plan_batch(struct engine *g, const struct step *step, bool report, bool score)
+{
+    struct batch batch = {.rows_count = step->rows_count,
+                          .tokens = g->tokens,
+                          .sequence = g->sequence,
+                          .sequences_count = step->sequences_count,
+                          .table = step->table,
+                          .table_count = step->table_count,
+                          .output_row = g->output_row,
+                          .window = g->config.window,
+                          .watched = report || score || step->rows_count > step->sequences_count};
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
-        if (q->setup) slot_make(&g->slots, q->slot, q->setup);
+        if (q->setup) make_slot(g, q->slot, q->setup);
         CHECK(g->slots.slot[q->slot].made);
-        for (uint32_t r = q->row_first; r < q->row_first + q->rows_count; r++) {
-            uint32_t token = step->tokens[r];
-            g->tokens[r] = token == STEP_TOKEN_LAST ? g->slots.slot[q->slot].last : token;
-            CHECK(g->tokens[r] < g->facts.vocab_count);
-        }
-        g->sequence[i] =
-            (struct batch_sequence){q->row_first, q->rows_count, q->position, q->table_first};
-        g->logits_row[i] = q->sample ? (int32_t)outputs : NO_ROW;
-        if (q->sample) g->output_row[outputs++] = q->row_first + q->rows_count - 1;
+        plan_tokens(g, step, q);
+        g->sequence[i] = (struct batch_sequence){q->row_first, q->rows_count, q->position,
+                                                 q->table_first, q->slot};
+        g->logits_row[i] = q->sample ? (int32_t)batch.outputs_count : NO_ROW;
+        if (q->sample) g->output_row[batch.outputs_count++] = q->row_first + q->rows_count - 1;
     }
-    return outputs;
+    for (uint32_t r = 0; score && r < step->rows_count; r++)
+        g->output_row[r] = r;
+    if (score) batch.outputs_count = step->rows_count;
+    return batch;
 }
 
 struct layer_watch {
@@ -121,61 +170,98 @@ static bool on_layer(void *ctx, uint32_t layer)
            !atomic_load_explicit(&g->stopping, memory_order_relaxed);
 }
 
-static enum err run_rows(struct engine *g, struct step *step, bool report, uint32_t *outputs)
+/* Enqueues the step's forward pass; *batch stays good until the next one is planned. */
+static enum err run_rows(struct engine *g, struct step *step, bool report, enum forward_end end,
+                         struct batch *batch)
 {
     check_step(g, step);
     if (g->sick) return err_set(ERR_DEVICE, "the device failed in an earlier step");
-    *outputs = plan_batch(g, step);
-    struct batch batch = {.rows_count = step->rows_count,
-                          .tokens = g->tokens,
-                          .sequence = g->sequence,
-                          .sequences_count = step->sequences_count,
-                          .table = step->table,
-                          .window = g->config.window};
+    *batch = plan_batch(g, step, report, end == FORWARD_KV);
     struct layer_watch layers = {g, step, report};
-    struct forward_watch watch = {.wait = report, .layer = on_layer, .ctx = &layers};
-    return step->rows_count == 0 ? OK : forward_run(&g->forward, &batch, &watch);
+    struct forward_watch watch = {.layer = on_layer, .ctx = &layers};
+    return step->rows_count == 0 ? OK : forward_run(&g->forward, batch, end, &watch);
 }
 
-static enum err run_step(struct engine *g, struct step *step, bool report)
+static void begin_step(struct engine *g, struct flight *f, struct step *step, bool report)
 {
-    uint32_t outputs = 0;
-    enum err e = run_rows(g, step, report, &outputs);
-    if (e == OK && outputs > 0) e = forward_logits(&g->forward, g->output_row, outputs);
-    if (e != OK && e != ERR_CANCELLED) g->sick = true;
-    for (uint32_t i = 0; e == OK && i < step->sequences_count; i++) {
-        if (g->logits_row[i] == NO_ROW) continue;
-        slot_draw(&g->slots, step->sequence[i].slot, &g->sampler, engine_logits(g, i),
-                  &step->result[i]);
+    struct batch batch;
+    f->step = step;
+    f->began_ns = clock_now_ns();
+    f->status = run_rows(g, step, report, FORWARD_DRAW, &batch);
+    if (f->status == OK && f->drawn && batch.outputs_count > 0)
+        g->ops->fetch(g->backend, f->drawn, g->forward.drawn,
+                      batch.outputs_count * sizeof *f->drawn);
+    if (f->status == OK) f->mark = g->ops->mark(g->backend);
+}
+
+/* The tokens of a step that the device is done with. */
+static void take_tokens(struct engine *g, const struct flight *f)
+{
+    const struct step *step = f->step;
+    uint32_t output = 0;
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        const struct step_sequence *q = &step->sequence[i];
+        if (!q->sample) continue;
+        const float *logits = g->forward.logits + (size_t)output * g->facts.vocab_count;
+        if (f->drawn)
+            step->result[i] = f->drawn[output];
+        else
+            slot_draw(&g->slots, q->slot, &g->sampler, logits, &step->result[i]);
+        output++;
     }
+}
+
+/* ERR_TIMEOUT: the device is not done with it. Else the step's end. */
+static enum err end_step(struct engine *g, struct flight *f, uint64_t timeout_ns)
+{
+    enum err e = f->status != OK ? f->status : g->ops->wait(g->backend, f->mark, timeout_ns);
+    if (e == ERR_TIMEOUT) return e;
+    if (e != OK && e != ERR_CANCELLED) g->sick = true;
+    if (e == OK) take_tokens(g, f);
+    atomic_fetch_add_explicit(&g->progress, 1, memory_order_relaxed);
     return e;
+}
+
+static enum err read_logits(struct engine *g, uint32_t rows)
+{
+    size_t count = (size_t)g->facts.limits.sequences_max * g->facts.vocab_count;
+    if (g->ops->facts(g->backend)->host_memory || rows == 0) return OK;
+    if (!g->logits && !(g->logits = mem_array(count, sizeof *g->logits))) return ERR_MEMORY;
+    return g->ops->read(g->backend, g->logits, g->forward.logits,
+                        (size_t)rows * g->facts.vocab_count * sizeof *g->logits);
 }
 
 enum err engine_run(struct engine *g, struct step *step)
 {
     CHECK(!g->inbox);
-    return run_step(g, step, false);
+    uint32_t outputs = 0;
+    begin_step(g, &g->flight[0], step, false);
+    enum err e = end_step(g, &g->flight[0], TIME_NEVER);
+    for (uint32_t i = 0; i < step->sequences_count; i++)
+        outputs += step->sequence[i].sample;
+    return e == OK ? read_logits(g, outputs) : e;
 }
 
 const float *engine_logits(const struct engine *g, uint32_t sequence)
 {
     int32_t row = g->logits_row[sequence];
-    return row == NO_ROW ? NULL : g->forward.logits + (size_t)row * g->facts.vocab_count;
+    const float *logits = g->logits ? g->logits : g->forward.logits;
+    return row == NO_ROW ? NULL : logits + (size_t)row * g->facts.vocab_count;
 }
 
 enum err engine_run_scored(struct engine *g, struct step *step, float *logits)
 {
-    uint32_t unused, rows_max = g->facts.limits.sequences_max;
+    uint32_t rows_max = g->facts.limits.sequences_max;
     size_t vocab = g->facts.vocab_count;
+    struct batch batch;
     CHECK(!g->inbox);
-    enum err e = run_rows(g, step, false, &unused);
+    enum err e = run_rows(g, step, false, FORWARD_KV, &batch);
     for (uint32_t first = 0; e == OK && first < step->rows_count; first += rows_max) {
         uint32_t rows = step->rows_count - first < rows_max ? step->rows_count - first : rows_max;
-        for (uint32_t r = 0; r < rows; r++)
-            g->output_row[r] = first + r;
-        e = forward_logits(&g->forward, g->output_row, rows);
-        if (e == OK)
-            memcpy(logits + first * vocab, g->forward.logits, rows * vocab * sizeof *logits);
+        forward_logits(&g->forward, &batch, first, rows);
+        if ((e = g->ops->sync(g->backend)) == OK)
+            e = g->ops->read(g->backend, logits + first * vocab, g->forward.logits,
+                             rows * vocab * sizeof *logits);
     }
     for (uint32_t i = 0; i < step->sequences_count; i++)
         g->logits_row[i] = NO_ROW;
@@ -194,20 +280,48 @@ static void pin(int32_t cpu)
         log_warn("engine_not_pinned", "cpu=%d", cpu);
 }
 
-static void run_and_tell(struct engine *g, struct step *step)
+static void tell_done(struct engine *g, const struct flight *f, enum err status)
 {
     struct engine_event done = {.kind = ENGINE_STEP_DONE,
-                                .step_id = step->id,
-                                .began_ns = clock_now_ns(),
-                                .status = ERR_CANCELLED};
-    if (!step->cancel && !g->stopping) done.status = run_step(g, step, step->report_layers);
-    if (done.status != OK && done.status != ERR_CANCELLED) {
-        log_error("engine_failed", "step=%llu reason=\"%s\"", (unsigned long long)step->id,
+                                .step_id = f->step->id,
+                                .status = status,
+                                .began_ns = f->began_ns};
+    if (done.began_ns < g->ended_ns) done.began_ns = g->ended_ns; /* it waited for the one before */
+    if (status != OK && status != ERR_CANCELLED) {
+        log_error("engine_failed", "step=%llu reason=\"%s\"", (unsigned long long)f->step->id,
                   err_text());
         done.status = ERR_DEVICE;
     }
-    done.ended_ns = clock_now_ns();
+    done.ended_ns = g->ended_ns = clock_now_ns();
     g->on_event(g->on_event_ctx, &done);
+}
+
+/* Ends the oldest step; false: the device is not done with it. */
+static bool settle(struct engine *g, uint64_t timeout_ns)
+{
+    struct flight *f = &g->flight[g->flight_first];
+    enum err e = end_step(g, f, timeout_ns);
+    if (e == ERR_TIMEOUT) return false;
+    g->flight_first = (g->flight_first + 1) % g->facts.queue_depth;
+    g->flights_count--;
+    tell_done(g, f, e);
+    return true;
+}
+
+/* A step whose layers are waited for begins when those before it have ended. */
+static void launch(struct engine *g, struct step *step)
+{
+    while (g->flights_count > 0 &&
+           (step->report_layers || step->rows_count > step->sequences_count))
+        settle(g, TIME_NEVER);
+    struct flight *f = &g->flight[(g->flight_first + g->flights_count++) % g->facts.queue_depth];
+    if (!step->cancel && !g->stopping) {
+        begin_step(g, f, step, step->report_layers);
+        return;
+    }
+    f->step = step;
+    f->began_ns = clock_now_ns();
+    f->status = ERR_CANCELLED;
 }
 
 static void *engine_main(void *ctx)
@@ -216,9 +330,19 @@ static void *engine_main(void *ctx)
     struct step *step;
     pthread_setname_np(pthread_self(), "engine");
     pin(g->options.first_cpu);
-    while (mailbox_wait(g->inbox, &step, TIME_NEVER) == OK)
-        run_and_tell(g, step);
-    return NULL;
+    for (;;) {
+        if (g->flights_count > 0 && settle(g, 0)) continue;
+        bool idle = g->flights_count == 0;
+        enum err e = ERR_TIMEOUT;
+        if (g->flights_count < g->facts.queue_depth)
+            e = mailbox_wait(g->inbox, &step, idle ? TIME_NEVER : 0);
+        if (e == OK)
+            launch(g, step);
+        else if (idle)
+            return NULL;
+        else
+            settle(g, POLL_NS);
+    }
 }
 
 enum err engine_start(struct engine *g, engine_event_fn *on_event, void *ctx)
@@ -269,14 +393,27 @@ static enum err check_options(const struct engine_options *o)
     return OK;
 }
 
-static enum err open_backend(struct engine *g)
+static enum err open_backend(struct engine *g, enum dtype dtype)
 {
-    struct backend_options o = {.threads = g->options.threads, .first_cpu = g->options.first_cpu};
+    const struct step_limits *l = &g->options.limits;
+    struct backend_options o = {
+        .threads = g->options.threads,
+        .first_cpu = g->options.first_cpu,
+        .device_index = g->options.device_index,
+        .dtype = dtype,
+        .deterministic = g->options.deterministic,
+        .limits = {l->rows_max, l->sequences_max, l->table_max, g->options.slots_count,
+                   g->config.vocab_count},
+    };
     enum err e = backend_find(g->options.backend ? g->options.backend : "cpu", &g->ops);
-    return e != OK ? e : g->ops->open(&g->backend, &o);
+    if (e != OK || (e = g->ops->open(&g->backend, &o)) != OK) return e;
+    const struct backend_facts *facts = g->ops->facts(g->backend);
+    CHECK(facts->queue_depth <= FLIGHTS_MAX && (facts->draws || facts->host_memory));
+    return OK;
 }
 
-/* The model's files, which are let go again when the weights are packed or found. */
+/* The backend, opened for what the model's files say, and the weights; the files are let go again when
+ * these are packed, found or on the device. */
 static enum err load_model(struct engine *g)
 {
     char cache_dir[CACHE_DIR_BYTES];
@@ -284,13 +421,14 @@ static enum err load_model(struct engine *g)
     enum err e = model_config_load(&g->config, g->options.model_dir);
     if (e != OK || (e = tensors_open(&tensors, g->options.model_dir)) != OK) return e;
     cache_dir_find(cache_dir, g->options.cache_dir);
-    struct weights_options o = {.ops = g->ops,
-                                .backend = g->backend,
-                                .config = &g->config,
+    struct weights_options o = {.config = &g->config,
                                 .tensors = &tensors,
                                 .dtype = g->options.dtype,
                                 .cache_dir = *cache_dir ? cache_dir : NULL};
     if (o.dtype == DTYPE_NONE && (e = weights_dtype(&o.dtype, &tensors)) != OK) goto done;
+    if ((e = open_backend(g, o.dtype)) != OK) goto done;
+    o.ops = g->ops;
+    o.backend = g->backend;
     if ((e = model_fingerprint(&o.model, &tensors, o.cache_dir)) != OK) goto done;
     e = weights_open(&g->weights, &o);
     g->facts.model_fingerprint = o.model;
@@ -330,6 +468,18 @@ static enum err make_pool(struct engine *g)
                                    .dtype = g->weights.dtype};
     uint64_t block = kv_block_bytes(&geometry), blocks = o->blocks_count;
     uint64_t context_blocks = blocks_for_tokens(g->facts.context_max);
+    uint64_t free_bytes = g->ops->memory_free(g->backend);
+    if (blocks == 0 && o->kv_bytes == 0 && free_bytes > 0) {
+        blocks =
+            (uint64_t)((double)free_bytes * (o->kv_share > 0 ? o->kv_share : KV_SHARE)) / block;
+        if (blocks < context_blocks)
+            return err_set(ERR_MEMORY,
+                           "the device has %llu MiB free after %llu MiB of weights: the KV of one "
+                           "context of %u tokens needs %llu MiB; lower the context or the limits",
+                           (unsigned long long)free_bytes >> 20,
+                           (unsigned long long)g->weights.bytes >> 20, g->facts.context_max,
+                           (unsigned long long)(context_blocks * block) >> 20);
+    }
     if (blocks == 0) blocks = (o->kv_bytes ? o->kv_bytes : KV_BYTES_MIN) / block;
     if (o->blocks_count == 0 && o->kv_bytes == 0 && blocks < context_blocks)
         blocks = context_blocks;
@@ -341,6 +491,15 @@ static enum err make_pool(struct engine *g)
     if ((g->kv.base = g->ops->alloc(g->backend, blocks * block))) return OK;
     return err_set(ERR_MEMORY, "a KV pool of %llu blocks of %llu bytes does not fit into memory",
                    (unsigned long long)blocks, (unsigned long long)block);
+}
+
+static enum err make_drawn(struct engine *g)
+{
+    const struct backend_facts *facts = g->ops->facts(g->backend);
+    size_t bytes = g->options.limits.sequences_max * sizeof *g->flight[0].drawn;
+    for (uint32_t i = 0; facts->draws && i < facts->queue_depth; i++)
+        if (!(g->flight[i].drawn = g->ops->host_alloc(g->backend, bytes))) return ERR_MEMORY;
+    return OK;
 }
 
 static enum err make_buffers(struct engine *g)
@@ -358,8 +517,9 @@ static enum err make_buffers(struct engine *g)
     if ((e = sampler_init(&g->sampler, g->config.vocab_count)) != OK) return e;
     g->tokens = mem_array(l->rows_max, sizeof *g->tokens);
     g->sequence = mem_array(l->sequences_max, sizeof *g->sequence);
-    g->output_row = mem_array(l->sequences_max, sizeof *g->output_row);
+    g->output_row = mem_array(l->rows_max, sizeof *g->output_row);
     g->logits_row = mem_array(l->sequences_max, sizeof *g->logits_row);
+    if ((e = make_drawn(g)) != OK) return e;
     bool all = g->tokens && g->sequence && g->output_row && g->logits_row;
     return all ? OK : ERR_MEMORY;
 }
@@ -393,7 +553,10 @@ static void fill_facts(struct engine *g)
     const struct backend_facts *b = g->ops->facts(g->backend);
     struct engine_facts *f = &g->facts;
     name_model(g->model_name, sizeof g->model_name, g->options.model_dir);
-    snprintf(g->device, sizeof g->device, "%s x%u", b->path, b->threads);
+    if (*b->device)
+        snprintf(g->device, sizeof g->device, "%s %s", b->path, b->device);
+    else
+        snprintf(g->device, sizeof g->device, "%s x%u", b->path, b->threads);
     f->numerics_id = numerics_id(g);
     f->geometry = g->kv.geometry;
     f->blocks_count = g->kv.blocks_count;
@@ -416,16 +579,15 @@ static enum err open_all(struct engine *g)
 {
     enum err e;
     if ((e = check_options(&g->options)) != OK) return e;
-    if ((e = open_backend(g)) != OK) return e;
     if ((e = load_model(g)) != OK) return e;
     g->facts.context_max = g->config.context_max;
     if (g->options.context_max && g->options.context_max < g->config.context_max)
         g->facts.context_max = g->options.context_max;
     if ((e = make_rope(g, g->facts.context_max)) != OK) return e;
-    if ((e = make_pool(g)) != OK) return e;
     if ((e = make_buffers(g)) != OK) return e;
+    if ((e = make_pool(g)) != OK) return e;
     fill_facts(g);
-    return OK;
+    return forward_record(&g->forward);
 }
 
 enum err engine_open(struct engine **out, const struct engine_options *options)
@@ -450,7 +612,10 @@ void engine_close(struct engine *g)
 {
     if (!g) return;
     CHECK(!g->inbox);
+    for (uint32_t i = 0; i < FLIGHTS_MAX; i++)
+        if (g->flight[i].drawn) g->ops->host_free(g->backend, g->flight[i].drawn);
     forward_fini(&g->forward);
+    mem_free(g->logits);
     slots_fini(&g->slots);
     sampler_fini(&g->sampler);
     mem_free(g->tokens);

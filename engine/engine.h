@@ -31,12 +31,15 @@ struct engine_options {
     const char *cache_dir; /* packed weights; NULL: TANDEM_CACHE, XDG_CACHE_HOME/tandem,
                             * ~/.cache/tandem. "none": pack into memory */
     const char *backend;   /* see backend_find; NULL: "cpu" */
+    uint32_t device_index; /* of several devices of that kind */
+    bool deterministic;    /* kernels/backend.h */
     enum dtype dtype;      /* DTYPE_NONE: the file's (fp16 files compute in fp32) */
     uint32_t threads;      /* 0: all CPUs that the process may use */
     int32_t first_cpu;     /* negative: no pinning */
     uint32_t blocks_count; /* KV pool; 0: as many as kv_bytes holds */
-    uint64_t kv_bytes;    /* used when blocks_count is 0; 0 too: room for one full context, at least
-                           * 64 MiB */
+    uint64_t kv_bytes; /* used when blocks_count is 0; 0 too: kv_share of what is free on a device
+                           * that tells it, else room for one full context, at least 64 MiB */
+    double kv_share;   /* 0: 0.9 */
     uint32_t context_max; /* 0: the model's max_position_embeddings; never above it */
     struct step_limits limits;
     uint32_t slots_count;
@@ -80,7 +83,8 @@ enum err engine_run_scored(struct engine *engine, struct step *step, float *logi
 enum err engine_start(struct engine *engine, engine_event_fn *on_event, void *ctx);
 enum err engine_submit(struct engine *engine, struct step *step); /* ERR_FULL beyond 64 queued */
 void engine_stop(struct engine *engine);
-/* Counts up by one per layer: a busy engine whose progress stands still is hung. Any thread. */
+/* Counts up by one per layer that is not replayed and per step: a busy engine whose progress stands
+ * still is hung. Any thread. */
 uint64_t engine_progress(const struct engine *engine);
 
 #endif

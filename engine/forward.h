@@ -2,9 +2,9 @@
  *
  *     struct forward f;
  *     if ((e = forward_init(&f, &parts, rows_max, outputs_max)) != OK) return e;
- *     if ((e = forward_run(&f, &batch, &watch)) != OK) return e;     // KV of all rows is in the pool
- *     if ((e = forward_logits(&f, rows, rows_count)) != OK) return e;    // of these rows only
- *     use(f.logits);                                                 // [rows_count][vocab], host
+ *     if ((e = forward_run(&f, &batch, FORWARD_DRAW, &watch)) != OK) return e;   // is enqueued
+ *     mark = ops->mark(b); ... if ((e = ops->wait(b, mark, TIME_NEVER)) != OK) return e;
+ *     use(f.logits or f.drawn);                        // of the batch's outputs, device memory
  *     forward_fini(&f);
  *
  * Rules: nothing is allocated after forward_init but what a backend keeps for itself. Rows of a
@@ -30,35 +30,49 @@ struct forward_parts {
     const struct kv_view *kv;
 };
 
-/* Asked after each layer, on this thread. */
+/* Asked after each layer, on this thread. Of a watched batch: when the layer's KV is in the pool, and
+ * false stops there with ERR_CANCELLED; of another one when it is enqueued, if it is not replayed. */
 struct forward_watch {
-    bool wait;                                /* the layer's KV is in the pool when it is called */
-    bool (*layer)(void *ctx, uint32_t layer); /* false: stop here, ERR_CANCELLED */
+    bool (*layer)(void *ctx, uint32_t layer);
     void *ctx;
+};
+
+/* What becomes of the batch's outputs. */
+enum forward_end {
+    FORWARD_KV,     /* nothing: forward_logits may be called for parts of them */
+    FORWARD_LOGITS, /* at most outputs_max rows of logits */
+    FORWARD_DRAW,   /* and a token for each, on devices that draw */
 };
 
 struct forward {
     struct forward_parts parts;
     struct attend_shape shape;
     uint32_t rows_max, outputs_max;
-    /* Activations, device memory: */
-    void *x;        /* [rows_max][hidden]     the residual stream */
-    void *normed;   /* [rows_max][hidden] */
-    void *qkv;      /* [rows_max][(heads + 2 kv_heads) x head_dim] */
-    void *attended; /* [rows_max][heads x head_dim] */
-    void *gate_up;  /* [rows of one MLP pass][2 ffn] */
-    void *gated;    /* [the same][ffn] */
-    void *picked;   /* [outputs_max][hidden] */
-    void *scores;   /* [outputs_max][vocab] */
-    float *logits;  /* the same on the host; `scores` itself if that is host memory */
+    uint32_t mlp_rows;     /* rows of one pass through the MLP */
+    uint32_t layers_ahead; /* of a watched batch that are enqueued at once */
+    /* Device memory; kinds of rows as in kernels/backend.h: */
+    float *x;                 /* [rows_max][hidden]     stream: the residual */
+    void *normed;             /* [rows_max][hidden]     operand */
+    void *qkv;                /* [rows_max][(heads + 2 kv_heads) x head_dim]    product */
+    void *attended;           /* [rows_max][heads x head_dim]    operand */
+    void *gate_up;            /* [rows of one MLP pass][2 ffn]   product */
+    void *gated;              /* [the same][ffn]        operand */
+    float *picked;            /* [outputs_max][hidden]  stream */
+    float *logits;            /* [outputs_max][vocab]   stream */
+    struct token_info *drawn; /* [outputs_max]; NULL: not drawn on the device */
 };
 
 enum err forward_init(struct forward *f, const struct forward_parts *parts, uint32_t rows_max,
                       uint32_t outputs_max);
 void forward_fini(struct forward *f); /* a zeroed one is allowed */
-enum err forward_run(struct forward *f, const struct batch *batch,
+/* Lets the device record what decode steps enqueue; after the KV pool and all else is made. */
+enum err forward_record(struct forward *f);
+/* Enqueues a step; what fails on the device fails at `wait`. ERR_CANCELLED by the watch: then nothing
+ * of it runs any more. */
+enum err forward_run(struct forward *f, const struct batch *batch, enum forward_end end,
                      const struct forward_watch *watch);
-/* Logits of rows of the batch that ran last, at most outputs_max, into f->logits. */
-enum err forward_logits(struct forward *f, const uint32_t *rows, uint32_t rows_count);
+/* Enqueues logits of outputs [first, first + count) of the batch that ran last, at most outputs_max,
+ * into f->logits. */
+void forward_logits(struct forward *f, const struct batch *batch, uint32_t first, uint32_t count);
 
 #endif

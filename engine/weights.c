@@ -154,12 +154,26 @@ static enum err plan_all(struct plan *plan)
     return check_all_used(plan);
 }
 
+/* Else matrices stay as they are in the files, row by row, and go straight to the device. */
+static bool packs(const struct weights_options *o)
+{
+    return o->ops->facts(o->backend)->weight_layout != 0;
+}
+
+/* The output matrix is the embedding: row by row they are the same bytes. */
+static bool is_tied(const struct plan *plan)
+{
+    return plan->part[MODEL_LM_HEAD].source[0] == plan->part[MODEL_EMBEDDING].source[0];
+}
+
 static uint64_t part_bytes(const struct plan *plan, const struct part *p)
 {
     switch (p->kind) {
     case PART_VECTOR: return (uint64_t)p->n * sizeof(float);
     case PART_TABLE: return (uint64_t)p->n * p->k * dtype_bytes(plan->o->dtype);
-    case PART_MATRIX: return plan->o->ops->pack_bytes(p->n, p->k, plan->o->dtype);
+    case PART_MATRIX:
+        return packs(plan->o) ? plan->o->ops->pack_bytes(p->n, p->k, plan->o->dtype)
+                              : (uint64_t)p->n * p->k * dtype_bytes(plan->o->dtype);
     case PART_NONE: break;
     }
     return 0;
@@ -275,12 +289,57 @@ static enum err obtain(struct weights *w, const struct plan *plan, const struct 
     return pack_into(w, plan, NULL, want);
 }
 
+/* Streaming, for backends that do not pack. */
+
+static enum err stream_part(const struct weights_options *o, const struct part *p,
+                            unsigned char *device)
+{
+    enum err e = OK;
+    for (uint32_t s = 0; e == OK && s < p->sources_count; s++) {
+        const struct tensor *t = p->source[s];
+        size_t count = (size_t)t->dim[0] * p->k;
+        e = o->ops->weight_write(o->backend, device, o->dtype, t->data, t->dtype, count);
+        device += count * dtype_bytes(o->dtype);
+    }
+    return e;
+}
+
+/* Norms and biases are few: through host memory, where they are rounded. */
+static enum err write_vector(const struct weights_options *o, const struct part *p,
+                             unsigned char *device)
+{
+    float *host = mem_array(p->n, sizeof *host);
+    if (!host) return ERR_MEMORY;
+    pack_vector(o->dtype, p, host);
+    enum err e = o->ops->write(o->backend, device, host, p->n * sizeof *host);
+    mem_free(host);
+    return e;
+}
+
+static enum err stream_all(struct weights *w, const struct plan *plan, const struct pack_want *want)
+{
+    const struct weights_options *o = plan->o;
+    enum err e = OK;
+    w->ops = o->ops;
+    w->backend = o->backend;
+    if (!(w->device = o->ops->alloc(o->backend, want->file_bytes)))
+        return err_set(ERR_MEMORY, "the weights (%llu bytes) do not fit on the device: %s",
+                       (unsigned long long)want->file_bytes, err_text());
+    for (uint32_t i = 0; e == OK && i < plan->parts_count; i++) {
+        const struct part *p = &plan->part[i];
+        unsigned char *to = (unsigned char *)w->device + want->section[i].offset;
+        if (p->kind == PART_NONE || (i == MODEL_LM_HEAD && is_tied(plan))) continue;
+        e = p->kind == PART_VECTOR ? write_vector(o, p, to) : stream_part(o, p, to);
+    }
+    return e == OK ? o->ops->sync(o->backend) : e;
+}
+
 /* Pointers. */
 
 struct binder {
     const struct plan *plan;
     const struct pack_want *want;
-    const unsigned char *device; /* where the file's bytes are for the backend */
+    const unsigned char *device; /* where the sections are for the backend */
 };
 
 static const void *bind(const struct binder *b, uint32_t part)
@@ -297,14 +356,16 @@ static struct matrix bind_matrix(const struct binder *b, uint32_t part)
 static enum err bind_all(struct weights *w, const struct plan *plan, const struct pack_want *want)
 {
     const struct weights_options *o = plan->o;
-    const void *device;
-    enum err e = o->ops->weight_place(o->backend, w->file.bytes, w->file.size_bytes, &device);
+    const void *device = w->device;
+    enum err e = OK;
+    if (!device) e = o->ops->weight_place(o->backend, w->file.bytes, w->file.size_bytes, &device);
     if (e != OK) return e;
     struct binder b = {plan, want, device};
     w->dtype = o->dtype;
     w->embedding = bind(&b, MODEL_EMBEDDING);
     w->norm = bind(&b, MODEL_NORM);
     w->lm_head = bind_matrix(&b, MODEL_LM_HEAD);
+    if (!packs(o) && is_tied(plan)) w->lm_head.packed = w->embedding;
     if (!(w->layer = mem_array(o->config->layers_count, sizeof *w->layer))) return ERR_MEMORY;
     for (uint32_t l = 0; l < o->config->layers_count; l++) {
         uint32_t at = MODEL_PARTS + l * LAYER_PARTS;
@@ -338,11 +399,13 @@ enum err weights_open(struct weights *w, const struct weights_options *o)
     for (uint32_t i = 0; i < plan.parts_count; i++) {
         const struct part *p = &plan.part[i];
         want.section[i].bytes = part_bytes(&plan, p);
+        if (!packs(o) && i == MODEL_LM_HEAD && is_tied(&plan)) want.section[i].bytes = 0;
         w->bytes += want.section[i].bytes;
         if (p->kind == PART_MATRIX) w->flops_per_token += 2.0 * p->n * p->k;
     }
     if ((e = pack_want_place(&want)) != OK) goto done;
-    if ((e = obtain(w, &plan, &want)) != OK) goto done;
+    e = packs(o) ? obtain(w, &plan, &want) : stream_all(w, &plan, &want);
+    if (e != OK) goto done;
     e = bind_all(w, &plan, &want);
 done:
     mem_free(want.section);
@@ -356,6 +419,7 @@ void weights_close(struct weights *w)
 {
     mem_free(w->layer);
     pack_file_close(&w->file);
+    if (w->device) w->ops->free(w->backend, w->device);
     *w = (struct weights){.file.write.fd = -1};
 }
 

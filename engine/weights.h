@@ -4,7 +4,7 @@
  *     struct weights_options o = {.ops = ops, .backend = b, .config = &c, .tensors = &t,
  *                                 .model = fingerprint, .dtype = DTYPE_BF16, .cache_dir = dir};
  *     if ((e = weights_open(&w, &o)) != OK) return e;         // said: file, tensor, shape wanted
- *     ops->matmul(b, qkv, n, x, 0, &w.layer[l].qkv, w.layer[l].qkv_bias, NULL, rows);
+ *     ops->matmul(b, qkv, ROWS_PRODUCT, x, &w.layer[l].qkv, w.layer[l].qkv_bias, NULL, rows);
  *     weights_close(&w);
  *
  * q, k and v are one matrix, gate and up are one: a product over one input is one call. Every tensor
@@ -12,7 +12,8 @@
  *
  * Rules: with dtype BF16 every weight is rounded to bf16 once, norms and biases too, and those are
  * kept as fp32 numbers. The packed form comes from the cache if it is there (pack_file.h), else it
- * is made and left there; the tensors are not needed after weights_open.
+ * is made and left there; the tensors are not needed after weights_open. Backends that do not pack
+ * get the tensors streamed from the files' maps.
  * Owner: the thread that opened it; read-only from then on. */
 #ifndef TANDEM_ENGINE_WEIGHTS_H
 #define TANDEM_ENGINE_WEIGHTS_H
@@ -49,7 +50,10 @@ struct weights {
     uint64_t bytes;         /* of all sections */
     double flops_per_token; /* of the matrices */
     bool cache_hit;
-    struct pack_file file;
+    struct pack_file file; /* of backends that pack */
+    void *device;          /* of the others: all sections; its ops and backend */
+    const struct backend_ops *ops;
+    struct backend *backend;
 };
 
 struct weights_options {

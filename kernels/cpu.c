@@ -38,7 +38,7 @@ struct backend {
 };
 
 /* One op on its way through the workers. */
-struct job {
+struct op {
     cpu_kernel *kernel;
     const void *args;
     uint32_t items, grain;
@@ -65,16 +65,16 @@ static void flush_end(uint32_t before)
 #endif
 }
 
-static void job_work(void *ctx, uint32_t index)
+static void op_work(void *ctx, uint32_t index)
 {
-    struct job *job = ctx;
+    struct op *op = ctx;
     uint32_t before = flush_begin();
     (void)index;
     for (;;) {
-        uint32_t first = atomic_fetch_add_explicit(&job->next, job->grain, memory_order_relaxed);
-        if (first >= job->items) break;
-        uint32_t left = job->items - first;
-        job->kernel(job->args, first, first + (left < job->grain ? left : job->grain));
+        uint32_t first = atomic_fetch_add_explicit(&op->next, op->grain, memory_order_relaxed);
+        if (first >= op->items) break;
+        uint32_t left = op->items - first;
+        op->kernel(op->args, first, first + (left < op->grain ? left : op->grain));
     }
     flush_end(before);
 }
@@ -87,10 +87,10 @@ static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_
     if (threads > b->facts.threads) threads = b->facts.threads;
     if (threads > items) threads = items;
     if (threads < 1) threads = 1;
-    struct job job = {.kernel = kernel, .args = args, .items = items};
-    job.grain = threads == 1 ? items : items / (uint32_t)(threads * CHUNKS_PER_THREAD);
-    if (job.grain < 1) job.grain = 1;
-    workers_run(b->workers, (uint32_t)threads, job_work, &job);
+    struct op op = {.kernel = kernel, .args = args, .items = items};
+    op.grain = threads == 1 ? items : items / (uint32_t)(threads * CHUNKS_PER_THREAD);
+    if (op.grain < 1) op.grain = 1;
+    workers_run(b->workers, (uint32_t)threads, op_work, &op);
 }
 
 static void cpu_close(struct backend *b)
@@ -119,8 +119,10 @@ static enum err cpu_open(struct backend **out, const struct backend_options *opt
     if (!b) return ERR_MEMORY;
     b->kernels = kernels;
     b->facts = (struct backend_facts){.path = kernels->name,
+                                      .device = "",
                                       .queue_depth = 1,
-                                      .activation_bytes = sizeof(float),
+                                      .operand_bytes = sizeof(float),
+                                      .product_bytes = sizeof(float),
                                       .kv_layout = KV_LAYOUT_CPU,
                                       .weight_layout = WEIGHT_LAYOUT_CPU,
                                       .threads = threads,
@@ -151,6 +153,18 @@ static void cpu_free(struct backend *b, void *p)
     mem_free(p);
 }
 
+static void *cpu_host_alloc(struct backend *b, size_t bytes)
+{
+    (void)b;
+    return mem_aligned(bytes, 64);
+}
+
+static uint64_t cpu_memory_free(struct backend *b)
+{
+    (void)b;
+    return 0;
+}
+
 static enum err cpu_write(struct backend *b, void *device, const void *host, size_t bytes)
 {
     (void)b;
@@ -165,6 +179,12 @@ static enum err cpu_read(struct backend *b, void *host, const void *device, size
     return OK;
 }
 
+static void cpu_fetch(struct backend *b, void *host, const void *device, size_t bytes)
+{
+    (void)b;
+    memcpy(host, device, bytes);
+}
+
 static enum err cpu_weight_place(struct backend *b, const void *host, size_t bytes,
                                  const void **device)
 {
@@ -174,13 +194,20 @@ static enum err cpu_weight_place(struct backend *b, const void *host, size_t byt
     return OK;
 }
 
-static void cpu_embed(struct backend *b, void *out, const void *table, enum dtype dtype,
-                      const uint32_t *tokens, uint32_t rows, uint32_t dim)
+static void cpu_step(struct backend *b, const struct batch *batch, backend_enqueue_fn *enqueue,
+                     void *ctx)
+{
+    (void)b;
+    enqueue(ctx, batch->rows_count, batch->outputs_count);
+}
+
+static void cpu_embed(struct backend *b, float *x, const void *table, enum dtype dtype,
+                      const struct batch *batch, uint32_t rows, uint32_t dim)
 {
     (void)b;
     for (uint32_t r = 0; r < rows; r++) {
-        float *to = (float *)out + (size_t)r * dim;
-        size_t from = (size_t)tokens[r] * dim;
+        float *to = x + (size_t)r * dim;
+        size_t from = (size_t)batch->tokens[r] * dim;
         const uint16_t *half = (const uint16_t *)table + from;
         if (dtype == DTYPE_F32)
             memcpy(to, (const float *)table + from, dim * sizeof *to);
@@ -193,29 +220,38 @@ static void cpu_embed(struct backend *b, void *out, const void *table, enum dtyp
     }
 }
 
-static void cpu_rms_norm(struct backend *b, void *out, size_t out_stride, const void *x,
-                         size_t x_stride, const float *weight, uint32_t rows, uint32_t dim,
-                         float eps)
+static void cpu_rms_norm(struct backend *b, void *out, const float *x, const float *weight,
+                         uint32_t rows, uint32_t dim, float eps)
 {
-    struct norm_args a = {out, x, out_stride, x_stride, weight, dim, eps};
+    struct norm_args a = {out, x, dim, dim, weight, dim, eps};
     run(b, b->kernels->rms_norm, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS);
 }
 
-/* The rows of x as bf16, k rounded up to a whole pair. */
-static const uint16_t *rounded_rows(struct backend *b, const float *x, size_t x_stride, uint32_t k,
-                                    uint32_t rows)
+static bool rounded_room(struct backend *b, uint32_t k, uint32_t rows)
 {
-    size_t stride = ((size_t)k + 1) / 2 * 2, count = rows * stride;
-    if (count > b->rounded_count) {
-        mem_free(b->rounded);
-        b->rounded_count = 0;
-        b->rounded = mem_aligned(count * sizeof *b->rounded, 64);
-        if (!b->rounded) return NULL;
-        b->rounded_count = count;
-    }
-    struct round_args a = {b->rounded, x, stride, x_stride, k};
+    size_t count = rows * (((size_t)k + 1) / 2 * 2);
+    if (count <= b->rounded_count) return true;
+    mem_free(b->rounded);
+    b->rounded = mem_aligned(count * sizeof *b->rounded, 64);
+    b->rounded_count = b->rounded ? count : 0;
+    return b->rounded;
+}
+
+/* The rows of x as bf16, k rounded up to a whole pair. */
+static const uint16_t *rounded_rows(struct backend *b, const float *x, uint32_t k, uint32_t rows)
+{
+    size_t stride = ((size_t)k + 1) / 2 * 2;
+    if (!rounded_room(b, k, rows)) return NULL;
+    struct round_args a = {b->rounded, x, stride, k, k};
     run(b, b->kernels->round_rows, &a, rows, (uint64_t)rows * k / ELEMENTS_PER_NS / 2);
     return b->rounded;
+}
+
+static void cpu_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,
+                        uint32_t rows_max)
+{
+    (void)out_kind;
+    if (w->dtype == DTYPE_BF16 && !rounded_room(b, w->k, rows_max)) b->status = ERR_MEMORY;
 }
 
 /* As many rows as the L2 cache holds beside a panel of weights; whole tiles. */
@@ -225,14 +261,15 @@ static uint32_t row_block(uint32_t row_bytes)
     return rows < 24 ? 24 : rows > ROW_BLOCK_MAX ? ROW_BLOCK_MAX : rows;
 }
 
-static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const void *x,
-                       size_t x_stride, const struct matrix *w, const float *bias,
-                       const void *residual, uint32_t rows)
+static void cpu_matmul(struct backend *b, void *out, enum row_kind out_kind, const void *x,
+                       const struct matrix *w, const float *bias, const float *residual,
+                       uint32_t rows)
 {
+    (void)out_kind;
     if (rows == 0) return;
-    struct matmul_args a = {out, x, out_stride, x_stride, *w, bias, residual, rows};
+    struct matmul_args a = {out, x, w->n, w->k, *w, bias, residual, rows};
     if (w->dtype == DTYPE_BF16) {
-        a.x = rounded_rows(b, x, x_stride, w->k, rows);
+        a.x = rounded_rows(b, x, w->k, rows);
         a.x_stride = ((size_t)w->k + 1) / 2 * 2;
         if (!a.x) {
             b->status = ERR_MEMORY;
@@ -248,21 +285,27 @@ static void cpu_matmul(struct backend *b, void *out, size_t out_stride, const vo
         compute_ns > read_ns ? compute_ns : read_ns);
 }
 
-static void cpu_rope_append(struct backend *b, void *qkv, size_t stride, const struct batch *batch,
+static size_t qkv_width(const struct attend_shape *shape)
+{
+    return (size_t)(shape->heads + 2 * shape->kv_heads) * shape->head_dim;
+}
+
+static void cpu_rope_append(struct backend *b, void *qkv, const struct batch *batch, uint32_t rows,
                             const struct rope_table *rope, const struct attend_shape *shape,
                             const struct kv_view *kv, uint32_t layer)
 {
-    struct rope_args a = {qkv, stride, batch, *rope, *shape, *kv, layer};
+    struct rope_args a = {qkv, qkv_width(shape), batch, *rope, *shape, *kv, layer};
     uint64_t row_elements = (uint64_t)(shape->heads + 4 * shape->kv_heads) * shape->head_dim;
-    run(b, b->kernels->rope_append, &a, batch->rows_count,
-        batch->rows_count * row_elements / ELEMENTS_PER_NS);
+    run(b, b->kernels->rope_append, &a, rows, rows * row_elements / ELEMENTS_PER_NS);
 }
 
-static void cpu_attend(struct backend *b, void *out, size_t out_stride, const void *q,
-                       size_t q_stride, const struct batch *batch, const struct attend_shape *shape,
-                       const struct kv_view *kv, uint32_t layer)
+static void cpu_attend(struct backend *b, void *out, const void *qkv, const struct batch *batch,
+                       uint32_t rows, const struct attend_shape *shape, const struct kv_view *kv,
+                       uint32_t layer)
 {
-    struct attend_args a = {out, q, out_stride, q_stride, batch, *shape, *kv, layer};
+    (void)rows;
+    size_t out_stride = (size_t)shape->heads * shape->head_dim;
+    struct attend_args a = {out, qkv, out_stride, qkv_width(shape), batch, *shape, *kv, layer};
     uint32_t items = 0;
     uint64_t macs = 0;
     for (uint32_t i = 0; i < batch->sequences_count; i++) {
@@ -274,20 +317,20 @@ static void cpu_attend(struct backend *b, void *out, size_t out_stride, const vo
     run(b, b->kernels->attend, &a, items, macs / ATTEND_MACS_PER_NS);
 }
 
-static void cpu_silu_mul(struct backend *b, void *out, size_t out_stride, const void *gate_up,
-                         size_t stride, uint32_t rows, uint32_t dim)
+static void cpu_silu_mul(struct backend *b, void *out, const void *gate_up, uint32_t rows,
+                         uint32_t dim)
 {
-    struct silu_args a = {out, gate_up, out_stride, stride, dim};
+    struct silu_args a = {out, gate_up, dim, 2 * (size_t)dim, dim};
     run(b, b->kernels->silu_mul, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS * 2);
 }
 
-static void cpu_gather(struct backend *b, void *out, const void *x, size_t stride,
-                       const uint32_t *rows, uint32_t rows_count, uint32_t dim)
+static void cpu_gather(struct backend *b, float *out, const float *x, const struct batch *batch,
+                       uint32_t first, uint32_t count, uint32_t dim)
 {
     (void)b;
-    for (uint32_t i = 0; i < rows_count; i++)
-        memcpy((float *)out + (size_t)i * dim, (const float *)x + rows[i] * stride,
-               dim * sizeof(float));
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(out + (size_t)i * dim, x + (size_t)batch->output_row[first + i] * dim,
+               dim * sizeof *out);
 }
 
 static void cpu_block_copy(struct backend *b, const struct kv_view *kv, uint32_t from, uint32_t to)
@@ -301,11 +344,6 @@ static uint64_t cpu_mark(struct backend *b)
 {
     return ++b->marks;
 }
-static uint64_t cpu_reached(struct backend *b)
-{
-    return b->marks;
-}
-
 static enum err cpu_sync(struct backend *b)
 {
     enum err e = b->status; /* the text was set where it happened */
@@ -313,15 +351,24 @@ static enum err cpu_sync(struct backend *b)
     return e;
 }
 
+static enum err cpu_wait(struct backend *b, uint64_t mark, uint64_t timeout_ns)
+{
+    CHECK(mark <= b->marks);
+    (void)timeout_ns;
+    return cpu_sync(b);
+}
+
 #define CPU_OPS(path_name, path_open)                                                              \
     {                                                                                              \
         .abi = BACKEND_ABI, .name = path_name, .open = path_open, .close = cpu_close,              \
-        .facts = cpu_facts, .alloc = cpu_alloc, .free = cpu_free, .write = cpu_write,              \
-        .read = cpu_read, .pack_bytes = cpu_pack_bytes, .pack_rows = cpu_pack_rows,                \
-        .weight_place = cpu_weight_place, .embed = cpu_embed, .rms_norm = cpu_rms_norm,            \
-        .matmul = cpu_matmul, .rope_append = cpu_rope_append, .attend = cpu_attend,                \
-        .silu_mul = cpu_silu_mul, .gather = cpu_gather, .block_copy = cpu_block_copy,              \
-        .mark = cpu_mark, .reached = cpu_reached, .sync = cpu_sync,                                \
+        .facts = cpu_facts, .alloc = cpu_alloc, .free = cpu_free, .host_alloc = cpu_host_alloc,    \
+        .host_free = cpu_free, .memory_free = cpu_memory_free, .write = cpu_write,                 \
+        .read = cpu_read, .fetch = cpu_fetch, .pack_bytes = cpu_pack_bytes,                        \
+        .pack_rows = cpu_pack_rows, .weight_place = cpu_weight_place, .prepare = cpu_prepare,      \
+        .step = cpu_step, .embed = cpu_embed, .rms_norm = cpu_rms_norm, .matmul = cpu_matmul,      \
+        .rope_append = cpu_rope_append, .attend = cpu_attend, .silu_mul = cpu_silu_mul,            \
+        .gather = cpu_gather, .block_copy = cpu_block_copy, .mark = cpu_mark, .wait = cpu_wait,    \
+        .sync = cpu_sync,                                                                          \
     }
 
 static enum err open_c(struct backend **b, const struct backend_options *options)

@@ -76,12 +76,12 @@ static void layer_round(struct bench *x)
     for (int i = 0; i < x->layers; i++)
         for (uint32_t m = 0; m < MATRICES; m++)
             if (x->matrix == MATRICES || x->matrix == m)
-                x->ops->matmul(x->b, x->out, matrices[m].n, x->x, matrices[m].k, &x->layer[i][m],
-                               NULL, NULL, x->rows);
+                x->ops->matmul(x->b, x->out, ROWS_PRODUCT, x->x, &x->layer[i][m], NULL, NULL,
+                               x->rows);
 }
 static void head_round(struct bench *x)
 {
-    x->ops->matmul(x->b, x->out, VOCAB, x->x, HIDDEN, &x->head, NULL, NULL, x->rows);
+    x->ops->matmul(x->b, x->out, ROWS_STREAM, x->x, &x->head, NULL, NULL, x->rows);
 }
 
 /* The time that the ceilings allow for `macs` on `bytes` of weights, over the time taken. */
@@ -187,20 +187,20 @@ static const struct attend_shape shape = {HEADS, KV_HEADS, HEAD_DIM, 0.125f};
 
 static void attend_round(struct bench *x)
 {
-    x->ops->attend(x->b, x->out, HIDDEN, x->x, QKV, &x->batch, &shape, &x->kv, 0);
+    x->ops->attend(x->b, x->out, x->x, &x->batch, x->rows, &shape, &x->kv, 0);
 }
 static void norm_round(struct bench *x)
 {
-    x->ops->rms_norm(x->b, x->out, HIDDEN, x->x, HIDDEN, x->x, x->rows, HIDDEN, 1e-5f);
+    x->ops->rms_norm(x->b, x->out, x->x, x->x, x->rows, HIDDEN, 1e-5f);
 }
 static void silu_round(struct bench *x)
 {
-    x->ops->silu_mul(x->b, x->out, FFN, x->x, 2 * FFN, x->rows, FFN);
+    x->ops->silu_mul(x->b, x->out, x->x, x->rows, FFN);
 }
 static void rope_round(struct bench *x)
 {
     const struct rope_table rope = {x->x, x->x, ROWS_MAX, HEAD_DIM / 2};
-    x->ops->rope_append(x->b, x->out, QKV, &x->batch, &rope, &shape, &x->kv, 0);
+    x->ops->rope_append(x->b, x->out, &x->batch, x->rows, &rope, &shape, &x->kv, 0);
 }
 
 static void batch_set(struct bench *x, uint32_t sequences, uint32_t rows, uint32_t position)
@@ -210,9 +210,10 @@ static void batch_set(struct bench *x, uint32_t sequences, uint32_t rows, uint32
     for (uint32_t i = 0; i < ROWS_MAX / BLOCK_TOKENS; i++)
         table[i] = (i * 37) % x->kv.blocks_count;
     for (uint32_t i = 0; i < sequences; i++)
-        sequence[i] = (struct batch_sequence){i * rows, rows, position, 0};
+        sequence[i] = (struct batch_sequence){i * rows, rows, position, 0, 0};
     x->rows = sequences * rows;
-    x->batch = (struct batch){x->rows, NULL, sequence, sequences, table, 0};
+    x->batch = (struct batch){
+        .rows_count = x->rows, .sequence = sequence, .sequences_count = sequences, .table = table};
 }
 
 static void attend_figures(struct bench *x)

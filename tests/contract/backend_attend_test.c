@@ -34,13 +34,17 @@ static void world_run_alone(struct world *w, uint32_t i)
     uint32_t table[SEQUENCE_BLOCKS];
     for (uint32_t block = 0; block < SEQUENCE_BLOCKS; block++)
         table[block] = block;
-    struct batch_sequence sequence = {0, w->tokens[i], 0, 0};
-    struct batch batch = {w->tokens[i], NULL, &sequence, 1, table, w->window};
+    struct batch_sequence sequence = {.rows_count = w->tokens[i]};
+    struct batch batch = {.rows_count = w->tokens[i],
+                          .sequence = &sequence,
+                          .sequences_count = 1,
+                          .table = table,
+                          .window = w->window};
     struct kv_view kv = {w->blocks[i], w->geometry, SEQUENCE_BLOCKS};
     memcpy(w->turned[i], w->qkv[i], w->tokens[i] * w->stride * sizeof(float));
-    s.ops->rope_append(s.b, w->turned[i], w->stride, &batch, &w->rope, &w->shape, &kv, LAYER);
-    s.ops->attend(s.b, w->want[i], w->out_stride, w->turned[i], w->stride, &batch, &w->shape, &kv,
-                  LAYER);
+    uint32_t rows = w->tokens[i];
+    s.ops->rope_append(s.b, w->turned[i], &batch, rows, &w->rope, &w->shape, &kv, LAYER);
+    s.ops->attend(s.b, w->want[i], w->turned[i], &batch, rows, &w->shape, &kv, LAYER);
     subject_close(&s);
 }
 
@@ -51,8 +55,8 @@ static void world_init(struct world *w, const struct shape *shape, struct random
         .window = shape->window};
     w->geometry = (struct kv_geometry){LAYERS,       shape->kv_heads, shape->dim,
                                        BLOCK_TOKENS, KV_LAYOUT_CPU,   shape->dtype};
-    w->stride = (shape->heads + 2 * shape->kv_heads) * shape->dim + 3;
-    w->out_stride = shape->heads * shape->dim + 1;
+    w->stride = (shape->heads + 2 * shape->kv_heads) * shape->dim;
+    w->out_stride = shape->heads * shape->dim;
     uint32_t half = shape->dim / 2;
     w->cos = mem_array(TOKENS_MAX * half, sizeof(float));
     w->sin = mem_array(TOKENS_MAX * half, sizeof(float));
@@ -241,9 +245,9 @@ static void replay_run(struct replay *p, uint32_t chunk_max, struct random *r)
     struct batch batch;
     while (replay_plan(p, &batch, chunk_max, r)) {
         const struct backend_ops *ops = p->s.ops;
-        ops->rope_append(p->s.b, p->rows, w->stride, &batch, &w->rope, &w->shape, &p->kv, LAYER);
-        ops->attend(p->s.b, p->out, w->out_stride, p->rows, w->stride, &batch, &w->shape, &p->kv,
-                    LAYER);
+        ops->rope_append(p->s.b, p->rows, &batch, batch.rows_count, &w->rope, &w->shape, &p->kv,
+                         LAYER);
+        ops->attend(p->s.b, p->out, p->rows, &batch, batch.rows_count, &w->shape, &p->kv, LAYER);
         for (uint32_t j = 0; j < batch.sequences_count; j++) {
             const struct batch_sequence *s = &p->sequence[j];
             uint32_t width = w->shape.heads * w->shape.head_dim;
@@ -310,14 +314,18 @@ static void a_nan_reaches_only_the_rows_that_attend_to_it(void **state)
             float *rows = mem_array(TOKENS * w.stride, sizeof(float));
             float *out = mem_array(TOKENS * w.out_stride, sizeof(float));
             char *pool = mem_aligned(SEQUENCE_BLOCKS * kv_block_bytes(&w.geometry), 64);
-            struct batch_sequence sequence = {0, TOKENS, 0, 0};
-            struct batch batch = {TOKENS, NULL, &sequence, 1, table, w.window};
+            struct batch_sequence sequence = {.rows_count = TOKENS};
+            struct batch batch = {.rows_count = TOKENS,
+                                  .sequence = &sequence,
+                                  .sequences_count = 1,
+                                  .table = table,
+                                  .window = w.window};
             struct kv_view kv = {pool, w.geometry, SEQUENCE_BLOCKS};
             memcpy(rows, w.qkv[0], TOKENS * w.stride * sizeof(float));
             for (uint32_t d = 0; d < w.stride; d++)
                 rows[SICK * w.stride + d] = NAN;
-            s.ops->rope_append(s.b, rows, w.stride, &batch, &w.rope, &w.shape, &kv, LAYER);
-            s.ops->attend(s.b, out, w.out_stride, rows, w.stride, &batch, &w.shape, &kv, LAYER);
+            s.ops->rope_append(s.b, rows, &batch, TOKENS, &w.rope, &w.shape, &kv, LAYER);
+            s.ops->attend(s.b, out, rows, &batch, TOKENS, &w.shape, &kv, LAYER);
             for (uint32_t row = 0; row < TOKENS; row++) {
                 const float *got = out + row * w.out_stride;
                 bool sick = row >= SICK && (!w.window || row < SICK + w.window);
