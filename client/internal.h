@@ -57,10 +57,10 @@ enum request_state {
 };
 
 struct choice {
-    uint32_t next_index;
-    uint64_t text_bytes; /* given to the user */
-    uint64_t text_skip;  /* of a stream that a router began anew: given already */
-    bool tail_told;      /* what the router held back until the end */
+    uint32_t *received; /* its tokens, for another router */
+    uint32_t received_count, received_capacity;
+    enum finish finish; /* what its last token ended it by; DONE is still to come */
+    bool tail_told;     /* what the router held back until the end */
     bool ended;
 };
 
@@ -72,8 +72,7 @@ struct tandem_request {
     enum request_state state;
     struct msg_submit submit; /* its pointers are the members below */
     char *text;
-    uint32_t *tokens, *received;
-    uint32_t received_capacity;
+    uint32_t *tokens;
     struct logit_bias bias[JOB_BIAS_MAX];
     uint32_t stop_ids[JOB_STOP_IDS_MAX];
     char *stop[JOB_STOP_STRINGS_MAX];

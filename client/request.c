@@ -27,9 +27,10 @@ static void destroy(struct tandem_request *r)
 {
     for (uint32_t i = 0; i < r->submit.stop_count; i++)
         mem_free(r->stop[i]);
+    for (uint32_t i = 0; i < r->submit.choices && r->choice; i++)
+        mem_free(r->choice[i].received);
     mem_free(r->text);
     mem_free(r->tokens);
-    mem_free(r->received);
     mem_free(r->choice);
     mem_free(r);
 }
@@ -181,19 +182,19 @@ enum tandem_status tandem_add_stop(struct tandem_request *r, const char *text)
 static struct tandem_event event_of(struct tandem_request *r, enum tandem_event_kind kind,
                                     uint32_t choice)
 {
-    return (struct tandem_event){.kind = kind,
-                                 .request = r,
-                                 .id = r->id_text,
-                                 .choice = choice,
-                                 .text = "",
-                                 .reason = "",
-                                 .prefill_node = "",
-                                 .decode_node = "",
-                                 .seed = r->submit.sampling.seed,
-                                 .prompt_tokens = r->prompt_tokens,
-                                 .completion_tokens =
-                                     choice < r->submit.choices ? r->choice[choice].next_index : 0,
-                                 .attempts = 1};
+    return (struct tandem_event){
+        .kind = kind,
+        .request = r,
+        .id = r->id_text,
+        .choice = choice,
+        .text = "",
+        .reason = "",
+        .prefill_node = "",
+        .decode_node = "",
+        .seed = r->submit.sampling.seed,
+        .prompt_tokens = r->prompt_tokens,
+        .completion_tokens = choice < r->submit.choices ? r->choice[choice].received_count : 0,
+        .attempts = 1};
 }
 
 /* False: the request is gone, freed by its callback. */
@@ -243,15 +244,6 @@ static void end_all(struct tandem_request *r, enum tandem_status status, const c
 }
 
 /* ---- submitting ---- */
-
-static struct msg submit_message(struct tandem_request *r, uint64_t now_ns)
-{
-    struct msg m = {.kind = MSG_SUBMIT, .submit = r->submit};
-    if (r->deadline_ns == TIME_NEVER) return m;
-    uint64_t left_ms = now_ns < r->deadline_ns ? (r->deadline_ns - now_ns) / NS_PER_MS : 0;
-    m.submit.deadline_ms = m.envelope.remaining_ms = left_ms ? (uint32_t)left_ms : 1;
-    return m;
-}
 
 /* Looks at the whole request as the wire would, so that what is wrong is said at once. */
 static enum err check(struct tandem_request *r)
@@ -361,20 +353,19 @@ void request_on_rejected(struct tandem *t, uint64_t now_ns, const struct msg_rej
     end_all(r, status_of(m->error), m->reason, m->retry_ms);
 }
 
-static bool keep_received(struct tandem_request *r, const struct token_info *tokens, uint32_t count)
+static bool keep_received(struct choice *c, const struct token_info *tokens, uint32_t count)
 {
-    uint32_t have = r->submit.received_count;
-    if (r->received_capacity - have < count) {
+    uint32_t have = c->received_count;
+    if (c->received_capacity - have < count) {
         uint32_t want = 2 * (have + count);
-        uint32_t *grown = mem_resize(r->received, want, sizeof *grown);
+        uint32_t *grown = mem_resize(c->received, want, sizeof *grown);
         if (!grown) return false;
-        r->received = grown;
-        r->received_capacity = want;
+        c->received = grown;
+        c->received_capacity = want;
     }
     for (uint32_t i = 0; i < count; i++)
-        r->received[have + i] = tokens[i].token;
-    r->submit.received = r->received;
-    r->submit.received_count = have + count;
+        c->received[have + i] = tokens[i].token;
+    c->received_count = have + count;
     return true;
 }
 
@@ -397,19 +388,19 @@ static struct tandem_token *tokens_for_user(struct tandem *t, const struct token
 static bool tell_tokens(struct tandem_request *r, const struct msg_output *m)
 {
     struct choice *c = &r->choice[m->choice];
-    uint32_t known = c->next_index - m->index, count = m->tokens_count - known;
+    uint32_t known = c->received_count - m->index, count = m->tokens_count - known;
     const struct token_info *tokens = m->tokens + known;
     struct tandem_event e = event_of(r, TANDEM_EVENT_TOKENS, m->choice);
-    e.index = c->next_index;
+    e.index = c->received_count;
     e.tokens = tokens_for_user(r->t, tokens, count);
     e.tokens_count = count;
-    if (!e.tokens || (r->submit.choices == 1 && !keep_received(r, tokens, count))) {
+    if (!e.tokens || !keep_received(c, tokens, count)) {
         send_cancel(r);
         end_all(r, TANDEM_MEMORY, "out of memory for the tokens", 0);
         return false;
     }
-    c->next_index += count;
-    e.completion_tokens = c->next_index;
+    c->finish = m->finish;
+    e.completion_tokens = c->received_count;
     return tell(r, &e);
 }
 
@@ -420,13 +411,10 @@ static void tell_text(struct tandem_request *r, const struct msg_output *m)
         if (c->tail_told) return;
         c->tail_told = true;
     }
-    uint64_t skip = c->text_skip < m->text_bytes ? c->text_skip : m->text_bytes;
-    c->text_skip -= skip;
-    if (skip == m->text_bytes) return;
+    if (m->text_bytes == 0) return;
     struct tandem_event e = event_of(r, TANDEM_EVENT_TEXT, m->choice);
-    e.text = m->text + skip;
-    e.text_bytes = m->text_bytes - skip;
-    c->text_bytes += e.text_bytes;
+    e.text = m->text;
+    e.text_bytes = m->text_bytes;
     tell(r, &e);
 }
 
@@ -436,12 +424,12 @@ void request_on_output(struct tandem *t, const struct msg_output *m)
     if (!r || r->state != REQUEST_RUNNING || m->choice >= r->submit.choices) return;
     struct choice *c = &r->choice[m->choice];
     if (c->ended) return;
-    if (m->index > c->next_index) {
+    if (m->index > c->received_count) {
         send_cancel(r);
         end_all(r, TANDEM_FAILED, "the router left out tokens", 0);
         return;
     }
-    if (m->index + m->tokens_count > c->next_index && !tell_tokens(r, m)) return;
+    if (m->index + m->tokens_count > c->received_count && !tell_tokens(r, m)) return;
     if (r->state == REQUEST_RUNNING && !c->ended) tell_text(r, m);
 }
 
@@ -469,14 +457,10 @@ void request_on_done(struct tandem *t, const struct msg_done *m)
 
 /* ---- losing a router, and going on ---- */
 
-/* One choice goes on behind what was received. Several cannot be told apart by one list of tokens: they
- * begin anew with the same seed, which gives the same tokens, and what is known is skipped. */
 static void make_resumable(struct tandem_request *r, uint64_t now_ns)
 {
     r->submit.attempt += ATTEMPTS_STEP;
     if (r->resume_by_ns == TIME_NEVER) r->resume_by_ns = now_ns + RESUME_MS * NS_PER_MS;
-    for (uint32_t i = 0; i < r->submit.choices && r->submit.choices > 1; i++)
-        r->choice[i].text_skip = r->choice[i].text_bytes;
 }
 
 void requests_lost(struct tandem *t, uint64_t now_ns)
@@ -501,37 +485,71 @@ void requests_fail(struct tandem *t, enum tandem_status status, const char *reas
     }
 }
 
-/* The router ended between its last token and its DONE. Where text is wanted another one has to say it:
- * the tail of the text may have been held back. */
-static void end_complete(struct tandem_request *r)
+/* A choice whose router ended between its last token and its DONE. Where text is wanted another one has
+ * to say it: the tail of the text may have been held back. NULL: there is none. */
+static struct choice *find_complete(struct tandem_request *r)
 {
-    struct tandem_event e = event_of(r, TANDEM_EVENT_DONE, 0);
-    e.finish = TANDEM_FINISH_LENGTH;
+    for (uint32_t i = 0; i < r->submit.choices && !r->submit.want_text; i++)
+        if (!r->choice[i].ended && r->choice[i].finish != FINISH_NONE) return &r->choice[i];
+    return NULL;
+}
+
+static void end_complete(struct tandem_request *r, const struct choice *c)
+{
+    struct tandem_event e = event_of(r, TANDEM_EVENT_DONE, (uint32_t)(c - r->choice));
+    e.finish = (enum tandem_finish)c->finish;
     end_choice(r, &e);
 }
 
-static void send_submit(struct tandem_request *r, uint64_t now_ns)
+/* Each choice goes on behind what was received of it. */
+static enum err add_received(struct tandem_request *r, struct msg_submit *s)
 {
-    struct msg m = submit_message(r, now_ns);
-    bool sent = connection_send(r->t, &m) == OK;
-    if (sent) r->state = REQUEST_SENT;
-    r->retry_ns = now_ns + RETRY_MS * NS_PER_MS; /* not connected, or its queue is full */
+    struct arena *a = &r->t->arena;
+    arena_reset(a); /* no message is being looked at */
+    uint32_t *counts = arena_take(a, s->choices * sizeof *counts), at = 0;
+    if (!counts) return ERR_MEMORY;
+    for (uint32_t i = 0; i < s->choices; i++)
+        s->received_count += counts[i] = r->choice[i].received_count;
+    uint32_t *all = arena_take(a, s->received_count * sizeof *all);
+    if (!all) return ERR_MEMORY;
+    for (uint32_t i = 0; i < s->choices; at += counts[i++])
+        if (counts[i]) memcpy(all + at, r->choice[i].received, counts[i] * sizeof *all);
+    s->received = all;
+    s->received_counts = counts;
+    s->received_counts_count = s->choices;
+    return OK;
+}
+
+static enum err send_submit(struct tandem_request *r, uint64_t now_ns)
+{
+    struct msg m = {.kind = MSG_SUBMIT, .submit = r->submit};
+    r->retry_ns = now_ns + RETRY_MS * NS_PER_MS; /* not connected, or a queue or memory is full */
+    if (r->deadline_ns != TIME_NEVER) {
+        uint64_t left_ms = (r->deadline_ns - now_ns) / NS_PER_MS;
+        m.submit.deadline_ms = m.envelope.remaining_ms = left_ms ? (uint32_t)left_ms : 1;
+    }
+    enum err e = id128_is_none(r->id) ? OK : add_received(r, &m.submit);
+    if (e == OK) e = connection_send(r->t, &m);
+    if (e == OK) r->state = REQUEST_SENT;
+    return e;
 }
 
 /* False: a callback was called, so that the list may have changed. */
 static bool pump_one(struct tandem_request *r, uint64_t now_ns)
 {
+    struct choice *complete;
     if (r->state != REQUEST_WAITING) return true;
     if (r->cancelled)
         end_all(r, TANDEM_CANCELLED, "by the client", 0);
     else if (now_ns >= r->deadline_ns)
         end_all(r, TANDEM_TIMEOUT, "its deadline passed while it waited for a router", 0);
-    else if (r->submit.received_count >= r->submit.tokens_max && !r->submit.want_text)
-        end_complete(r);
-    else {
-        if (connection_is_up(r->t) && now_ns >= r->retry_ns) send_submit(r, now_ns);
+    else if ((complete = find_complete(r)) != NULL)
+        end_complete(r, complete);
+    else if (connection_is_up(r->t) && now_ns >= r->retry_ns &&
+             send_submit(r, now_ns) == ERR_INVALID) /* it has more tokens than a message may */
+        end_all(r, TANDEM_FAILED, err_text(), 0);
+    else
         return true;
-    }
     return false;
 }
 

@@ -248,9 +248,11 @@ struct msg_submit {
     bool echo_special; /* text shows special tokens */
     int32_t priority;
     const char *tenant;
-    uint32_t deadline_ms;     /* 0: none */
-    const uint32_t *received; /* resumed, one choice only: tokens that the client has */
-    uint32_t received_count;
+    uint32_t deadline_ms; /* 0: none */
+    /* Resumed: tokens that the client has, of choice 0, 1, … one behind the other; how many of each. No
+     * counts: one choice has all. */
+    const uint32_t *received, *received_counts;
+    uint32_t received_count, received_counts_count;
 };
 struct msg_accepted {
     uint64_t ref;
@@ -273,6 +275,8 @@ struct msg_output {
     uint32_t tokens_count;
     const char *text; /* may be "" while a character or a stop string is incomplete */
     uint32_t text_bytes;
+    enum finish
+        finish; /* the last token ends the choice; text may follow, and DONE will. Or NONE */
 };
 struct request_timing { /* microseconds; 0: did not happen */
     uint64_t queue, prefill, transfer_tail, ttft, decode, total;

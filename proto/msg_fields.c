@@ -297,6 +297,7 @@ static const struct field submit_rows[] = {
     STRING(tenant, MSG_NAME_MAX),
     U32(deadline_ms, ANY),
     IDS(received, TOKENS_MAX),
+    IDS(received_counts, JOB_CHOICES_MAX),
 };
 #undef C
 #undef W
@@ -331,6 +332,7 @@ static const struct field output_rows[] = {
     U32(index, TOKENS_MAX),
     ROW_COUNTED(FIELD_TOKENS, tokens, tokens_count, 0, MSG_TOKENS_MAX),
     BYTES(text),
+    ENUM(finish, FINISH_NONE, FINISH_LENGTH),
 };
 #undef C
 #undef W
@@ -494,11 +496,21 @@ enum err field_check_token(const struct token_info *t, enum err bad)
     return OK;
 }
 
+static enum err check_received(const struct msg_submit *s, enum err bad)
+{
+    uint64_t sum = 0;
+    uint32_t counts = s->received_counts_count;
+    for (uint32_t i = 0; i < counts; i++)
+        sum += s->received_counts[i];
+    if (counts ? counts == s->choices : !s->received_count || s->choices == 1)
+        if (counts == 0 || sum == s->received_count) return OK;
+    return err_set(bad, "%u received tokens of %u choices, told apart by %u counts of %llu in all",
+                   s->received_count, s->choices, counts, (unsigned long long)sum);
+}
+
 enum err msg_check_whole(const struct msg *m, enum err bad)
 {
     if (m->kind == MSG_SUBMIT && m->submit.tokens_count && m->submit.text_bytes)
         return err_set(bad, "a prompt both as text and as token ids: give one of the two");
-    if (m->kind == MSG_SUBMIT && m->submit.received_count && m->submit.choices != 1)
-        return err_set(bad, "a resumed request has %u choices, allowed is 1", m->submit.choices);
-    return OK;
+    return m->kind == MSG_SUBMIT ? check_received(&m->submit, bad) : OK;
 }

@@ -476,7 +476,8 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
     }
     note_first(c, now_ns);
     core->counts.generated_tokens += taken;
-    output_send(core, now_ns, c, index, tokens, taken);
+    output_send(core, now_ns, c, index, tokens, taken,
+                stopped ? FINISH_STOP : already_over(core, c));
     if (!stopped) return true;
     choice_cancel_nodes(core, now_ns, c, "stop string");
     choice_end(core, now_ns, c, FINISH_STOP, OK, "");

@@ -2,7 +2,7 @@
 #include "router/state.h"
 
 void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
-                 const struct token_info *tokens, uint32_t count)
+                 const struct token_info *tokens, uint32_t count, enum finish finish)
 {
     struct request *r = c->request;
     if (!r->client || (count == 0 && core->text.size == 0)) return;
@@ -13,7 +13,8 @@ void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, ui
                                .tokens = tokens,
                                .tokens_count = count,
                                .text = core->text.data,
-                               .text_bytes = (uint32_t)core->text.size}};
+                               .text_bytes = (uint32_t)core->text.size,
+                               .finish = finish}};
     registry_send(core, now_ns, r->client->peer, &m);
 }
 
@@ -38,7 +39,7 @@ void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c)
         stop_finish(c->stop, &shown);
         if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
     }
-    output_send(core, now_ns, c, c->generated_count, NULL, 0);
+    output_send(core, now_ns, c, c->generated_count, NULL, 0, FINISH_NONE);
 }
 
 void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)

@@ -252,9 +252,10 @@ void choice_cancel_nodes(struct router_core *core, uint64_t now_ns, struct choic
                          const char *reason);
 
 /* output.c: what a client gets. Text gathers in core->text. */
-/* One OUTPUT with these tokens and core->text, if there is either. */
+/* One OUTPUT with these tokens and core->text, if there is either. `finish`: what its last token ends
+ * the choice by. */
 void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
-                 const struct token_info *tokens, uint32_t count);
+                 const struct token_info *tokens, uint32_t count, enum finish finish);
 /* Adds the text of one token to core->text; true: a stop string is complete. */
 bool output_add_text(struct router_core *core, struct choice *c, const char *text, size_t length);
 /* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */

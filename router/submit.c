@@ -60,33 +60,56 @@ static enum err check_door(const struct router_core *core, const struct msg_subm
     if (needs_text && !core->config.tokenizer)
         return err_set(ERR_UNSUPPORTED,
                        "this router has no tokenizer: give token ids, or start it with --model");
-    if (s->received_count > 0 && s->choices != 1)
-        return err_set(ERR_INVALID, "only a request of one choice can be resumed");
     return OK;
 }
 
-/* Values that do not depend on the prompt's ids; with them, once they are there. */
-static enum err check_values(const struct router_core *core, const struct request *r)
+/* What the client has of a choice; the counts fit, msg_decode saw to it. */
+struct received {
+    const uint32_t *ids;
+    uint32_t count;
+};
+static struct received received_of(const struct msg_submit *s, uint32_t choice)
+{
+    struct received r = {s->received, s->received_count};
+    if (s->received_counts_count == 0) return r;
+    for (uint32_t i = 0; i < choice; i++)
+        if (s->received_counts[i] > 0) r.ids += s->received_counts[i];
+    r.count = s->received_counts[choice];
+    return r;
+}
+
+static enum err check_choice(const struct router_core *core, const struct request *r,
+                             uint32_t choice)
 {
     const struct msg_submit *s = &r->submit;
     static const uint32_t some_token[1] = {0};
+    struct received received = received_of(s, choice);
     struct job job = {.key = {r->id, 0, 0},
                       .prompt = s->tokens ? s->tokens : some_token,
                       .prompt_count = s->tokens ? s->tokens_count : 1,
-                      .forwarded = s->received,
-                      .forwarded_count = s->received_count,
+                      .forwarded = received.ids,
+                      .forwarded_count = received.count,
                       .tokens_max = s->tokens_max,
                       .tokens_min = s->tokens_min,
                       .stop_ids = s->stop_ids,
                       .stop_ids_count = s->stop_ids_count,
                       .sampling = s->sampling};
-    if (s->received_count > s->tokens_max)
-        return err_set(ERR_INVALID, "%u tokens were received of at most %u", s->received_count,
+    if (received.count > s->tokens_max)
+        return err_set(ERR_INVALID, "%u tokens were received of at most %u", received.count,
                        s->tokens_max);
     /* all received and only the end missing: job_check is about jobs with something left to do */
-    if (s->received_count > 0 && s->received_count == s->tokens_max) job.tokens_max++;
+    if (received.count > 0 && received.count == s->tokens_max) job.tokens_max++;
     if (!core->cluster.known) return job_check(&job, UINT32_MAX, UINT32_MAX);
     return job_check(&job, core->cluster.vocab, core->cluster.context_max);
+}
+
+/* Values that do not depend on the prompt's ids; with them, once they are there. */
+static enum err check_values(const struct router_core *core, const struct request *r)
+{
+    enum err e = check_choice(core, r, 0);
+    for (uint32_t i = 1; e == OK && i < r->submit.received_counts_count; i++)
+        e = check_choice(core, r, i);
+    return e;
 }
 
 /* What the client has already goes through the stream, so that text goes on where it stopped. */
@@ -124,19 +147,19 @@ static enum err make_text(const struct router_core *core, struct choice *c)
 
 static enum err make_choice(const struct router_core *core, struct request *r, uint32_t index)
 {
-    const struct msg_submit *s = &r->submit;
+    struct received received = received_of(&r->submit, index);
     struct choice *c = &r->choice[index];
     c->request = r;
     c->index = index;
-    c->attempt = s->attempt;
+    c->attempt = r->submit.attempt;
     c->state = CHOICE_TOKENIZING;
     list_init(&c->at_prefill);
     list_init(&c->at_decode);
-    if (s->received_count > 0) {
-        c->generated = mem_array(s->received_count, sizeof *c->generated);
+    if (received.count > 0) {
+        c->generated = mem_array(received.count, sizeof *c->generated);
         if (!c->generated) return ERR_MEMORY;
-        memcpy(c->generated, s->received, s->received_count * sizeof *c->generated);
-        c->generated_count = c->generated_capacity = s->received_count;
+        memcpy(c->generated, received.ids, received.count * sizeof *c->generated);
+        c->generated_count = c->generated_capacity = received.count;
     }
     return make_text(core, c);
 }

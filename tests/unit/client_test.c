@@ -281,14 +281,16 @@ static void after_a_routers_death_another_goes_on_at_the_next_index(void **state
     assert_int_equal(seen.seed, 31);
 }
 
-static void several_choices_begin_anew_and_what_is_known_is_skipped(void **state)
+static void each_of_several_choices_goes_on_at_its_next_index(void **state)
 {
     (void)state;
     struct fake_seen seen;
     struct heard h = {.ask_at_tokens = 15};
     run_over_a_death(2, 9, 5, &seen, &h); /* the first choice complete, the second not */
     expect_whole(&h, 2, 9);
-    assert_int_equal(seen.received_count, 0);
+    assert_int_equal(seen.received_count, 15);
+    assert_int_equal(seen.received_counts[0], 9);
+    assert_int_equal(seen.received_counts[1], 6);
     assert_true(seen.seed_given);
 }
 
@@ -296,17 +298,21 @@ static void
 a_router_that_dies_after_the_last_token_is_not_needed_where_no_text_is_wanted(void **state)
 {
     (void)state;
-    struct fake_script script = {.withhold_done = true, .at_query = FAKE_DIES};
-    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
-    struct foreign f = foreign_open(fake_router_address(r));
-    struct heard h = {.ask_at_tokens = 6, .no_text = true};
-    submit(&f, &h, 1, 6);
-    foreign_run_until(&f, &h.over);
-    assert_int_equal(h.tokens[0], 6);
-    assert_int_equal(h.finish[0], TANDEM_FINISH_LENGTH);
-    tandem_request_free(h.request);
-    foreign_close(&f);
-    fake_router_free(r);
+    for (int stops = 0; stops < 2; stops++) {
+        struct fake_script script = {.withhold_done = true, .stops = stops, .at_query = FAKE_DIES};
+        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+        struct foreign f = foreign_open(fake_router_address(r));
+        struct heard h = {.ask_at_tokens = 12, .no_text = true};
+        submit(&f, &h, 2, 6);
+        foreign_run_until(&f, &h.over);
+        for (int c = 0; c < 2; c++) {
+            assert_int_equal(h.tokens[c], 6);
+            assert_int_equal(h.finish[c], stops ? TANDEM_FINISH_STOP : TANDEM_FINISH_LENGTH);
+        }
+        tandem_request_free(h.request);
+        foreign_close(&f);
+        fake_router_free(r);
+    }
 }
 
 /* Found by ./dev chaos: what the first router had held back of the text was missing. */
@@ -572,7 +578,7 @@ int main(void)
         cmocka_unit_test(a_gap_ends_the_request_with_an_error),
         cmocka_unit_test(a_rejection_is_an_error_with_its_reason),
         cmocka_unit_test(after_a_routers_death_another_goes_on_at_the_next_index),
-        cmocka_unit_test(several_choices_begin_anew_and_what_is_known_is_skipped),
+        cmocka_unit_test(each_of_several_choices_goes_on_at_its_next_index),
         cmocka_unit_test(
             a_router_that_dies_after_the_last_token_is_not_needed_where_no_text_is_wanted),
         cmocka_unit_test(the_tail_of_a_text_comes_once_whichever_router_says_it),

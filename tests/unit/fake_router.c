@@ -84,7 +84,7 @@ static void die(struct fake_router *r)
 }
 
 static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                       uint32_t choice, uint32_t index, uint32_t count)
+                       uint32_t choice, uint32_t index, uint32_t count, enum finish finish)
 {
     struct token_info tokens[OUTPUT_TOKENS] = {0};
     char text[OUTPUT_TOKENS * 32] = "";
@@ -96,8 +96,9 @@ static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns,
         snprintf(text + strlen(text), 32, "%u:%u ", choice, index + i);
     }
     say(r, c, now_ns,
-        (struct msg){.kind = MSG_OUTPUT,
-                     .output = {id, choice, index, tokens, count, text, (uint32_t)strlen(text)}});
+        (struct msg){
+            .kind = MSG_OUTPUT,
+            .output = {id, choice, index, tokens, count, text, (uint32_t)strlen(text), finish}});
 }
 
 static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
@@ -116,7 +117,8 @@ static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, s
 static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
                           uint32_t choice, const struct msg_submit *s)
 {
-    for (uint32_t i = s->received_count, n = 0; i < s->tokens_max; i += OUTPUT_TOKENS, n++) {
+    uint32_t from = choice < s->received_counts_count ? s->received_counts[choice] : 0;
+    for (uint32_t i = from, n = 0; i < s->tokens_max; i += OUTPUT_TOKENS, n++) {
         uint32_t left = s->tokens_max - i, count = left < OUTPUT_TOKENS ? left : OUTPUT_TOKENS;
         if (r->script.outputs_until_hold && r->outputs == r->script.outputs_until_hold) {
             r->held[r->held_count++] = (struct held){c->peer, id, s->choices};
@@ -124,8 +126,11 @@ static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_
         }
         r->outputs++;
         if (r->script.skip && n == 1) continue;
-        say_output(r, c, now_ns, id, choice, i, count);
-        if (r->script.repeat && i > 0) say_output(r, c, now_ns, id, choice, i, count);
+        enum finish finish = i + count < s->tokens_max ? FINISH_NONE
+                             : r->script.stops         ? FINISH_STOP
+                                                       : FINISH_LENGTH;
+        say_output(r, c, now_ns, id, choice, i, count, finish);
+        if (r->script.repeat && i > 0) say_output(r, c, now_ns, id, choice, i, count, finish);
     }
     return true;
 }
@@ -137,6 +142,8 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
     r->seen.id = s->id;
     r->seen.attempt = s->attempt;
     r->seen.received_count = s->received_count;
+    for (uint32_t i = 0; i < 2 && i < s->received_counts_count; i++)
+        r->seen.received_counts[i] = s->received_counts[i];
     r->seen.tokens_max = s->tokens_max;
     r->seen.deadline_ms = s->deadline_ms;
     r->seen.seed_given = s->seed_given;

@@ -23,6 +23,7 @@ struct fake_script {
     bool repeat;                 /* each OUTPUT twice */
     bool skip;                   /* the second OUTPUT of a choice */
     bool withhold_done;
+    bool stops; /* the last token of each choice is one that ends it, not only the last allowed */
     bool tail, withhold_tail;  /* each choice ends with text without tokens, or would */
     enum fake_answer at_query; /* a question is how a test says when */
 };
@@ -30,7 +31,7 @@ struct fake_script {
 struct fake_seen {
     uint32_t hellos, submits, cancels, byes, queries;
     struct id128 id; /* of the last SUBMIT, and what else it said */
-    uint32_t attempt, received_count, tokens_max, deadline_ms;
+    uint32_t attempt, received_count, received_counts[2], tokens_max, deadline_ms;
     bool seed_given;
     uint64_t seed;
     char query[MSG_NAME_MAX + 1];

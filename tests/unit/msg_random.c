@@ -173,6 +173,17 @@ static struct msg_hello hello(struct msg_random *r)
     return h;
 }
 
+static void received_counts(struct msg_random *r, struct msg_submit *s)
+{
+    uint32_t *counts = arena_take(&r->arena, s->choices * sizeof *counts);
+    uint32_t left = s->received_count;
+    for (uint32_t i = 0; i + 1 < s->choices; i++)
+        left -= counts[i] = below(r, left + 1);
+    counts[s->choices - 1] = left;
+    s->received_counts = counts;
+    s->received_counts_count = s->choices;
+}
+
 static struct msg_submit submit(struct msg_random *r)
 {
     struct msg_submit s = {.ref = r64(r), .id = id(r), .attempt = r32(r)};
@@ -183,9 +194,10 @@ static struct msg_submit submit(struct msg_random *r)
         s.tokens_count = 1 + count(r, 3000);
         s.tokens = ids(r, s.tokens_count);
     }
+    s.choices = 1 + below(r, JOB_CHOICES_MAX);
     s.received_count = coin(r) ? count(r, 500) : 0;
     s.received = ids(r, s.received_count);
-    s.choices = s.received_count ? 1 : 1 + below(r, JOB_CHOICES_MAX);
+    if (s.received_count) received_counts(r, &s);
     s.seed_given = coin(r);
     s.sampling = sampling(r);
     s.tokens_max = below(r, JOB_TOKENS_MAX + 1);
@@ -237,6 +249,7 @@ static struct msg_output output(struct msg_random *r)
     o.tokens = tokens(r, o.tokens_count);
     o.text_bytes = count(r, 2000);
     o.text = bytes(r, o.text_bytes);
+    o.finish = below(r, FINISH_LENGTH + 1);
     return o;
 }
 
@@ -440,6 +453,7 @@ static const char *submit_difference(const struct msg_submit *a, const struct ms
     SAME_STRING(tenant);
     SAME(deadline_ms);
     SAME_ARRAY(received, received_count);
+    SAME_ARRAY(received_counts, received_counts_count);
     return NULL;
 }
 
@@ -505,6 +519,7 @@ static const char *output_difference(const struct msg_output *a, const struct ms
     for (uint32_t i = 0; i < a->tokens_count; i++)
         SAME_WITH(token_difference, tokens[i]);
     SAME_ARRAY(text, text_bytes);
+    SAME(finish);
     return NULL;
 }
 

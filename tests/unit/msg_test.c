@@ -299,13 +299,39 @@ static void a_prompt_is_text_or_ids_and_text_may_be_empty(void **state)
     assert_ok(msg_encode(&m, &out));
     assert_ok(msg_decode(out.data, out.size, &arena, &back));
     assert_string_equal(back.submit.text, "");
-    m = plain_submit();
-    m.submit.received = m.submit.tokens;
-    m.submit.received_count = 1;
-    m.submit.choices = 2;
-    assert_int_equal(encode_only(&m), ERR_INVALID);
     arena_fini(&arena);
     buf_fini(&out);
+}
+
+static void received_tokens_are_told_apart_by_their_counts(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t choices, received, counts_count, counts[3];
+        bool fits;
+    } rows[] = {
+        {1, 3, 0, {0}, true},
+        {1, 3, 1, {3}, true},
+        {2, 3, 2, {0, 3}, true},
+        {2, 0, 2, {0, 0}, true},
+        {2, 3, 0, {0}, false},
+        {2, 3, 1, {3}, false},
+        {2, 3, 2, {1, 1}, false},
+        {2, 3, 2, {3, 1}, false},
+        {1, 3, 2, {0, 3}, false},
+        {2, 3, 3, {1, 1, 1}, false},
+        {3, 3, 3, {1, UINT32_MAX, 3}, false},
+    };
+    static const uint32_t received[3] = {7, 8, 9};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct msg m = plain_submit();
+        m.submit.choices = rows[i].choices;
+        m.submit.received = received;
+        m.submit.received_count = rows[i].received;
+        m.submit.received_counts = rows[i].counts;
+        m.submit.received_counts_count = rows[i].counts_count;
+        assert_int_equal(encode_only(&m), rows[i].fits ? OK : ERR_INVALID);
+    }
 }
 
 /* ---- what no msg_encode would write ---- */
@@ -440,6 +466,7 @@ int main(void)
         cmocka_unit_test(names_have_their_letters_only),
         cmocka_unit_test(prose_is_cut_at_a_character_and_loses_its_control_characters),
         cmocka_unit_test(a_prompt_is_text_or_ids_and_text_may_be_empty),
+        cmocka_unit_test(received_tokens_are_told_apart_by_their_counts),
         cmocka_unit_test(other_versions_kinds_and_missing_parts_are_errors),
         cmocka_unit_test(columns_of_different_lengths_are_errors),
         cmocka_unit_test(a_message_that_would_need_too_much_memory_is_refused),

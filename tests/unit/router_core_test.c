@@ -563,6 +563,61 @@ static void a_resumed_request_goes_on_at_the_next_index(void **state)
     world_close(&w);
 }
 
+static void each_choice_of_a_resumed_request_goes_on_at_its_next_index(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    world_join(&w);
+    static const uint32_t received[6] = {10, 11, 10, 11, 12, 13}, counts[3] = {0, 2, 4};
+    struct msg m = submit_of(4);
+    m.submit.id = (struct id128){5, 6};
+    m.submit.attempt = 1000;
+    m.submit.choices = 3;
+    m.submit.received = received;
+    m.submit.received_count = 6;
+    m.submit.received_counts = counts;
+    m.submit.received_counts_count = 3;
+    say(&w, CLIENT, m);
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE); /* nothing was left to do */
+    assert_int_equal(done->done.choice, 2);
+    assert_int_equal(done->done.finish, FINISH_LENGTH);
+    w.read = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        const struct job *job = &expect(&w, i ? D1 : D0, MSG_RESERVE)->reserve.job;
+        assert_int_equal(job->key.choice, i);
+        assert_int_equal(job->forwarded_count, counts[i]);
+        if (i) assert_memory_equal(job->forwarded, received, 2 * sizeof *received);
+    }
+    m.submit.attempt = 2000;
+    m.submit.tokens_max = 3; /* less than one of them has */
+    say(&w, CLIENT, m);
+    assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, ERR_INVALID);
+    world_close(&w);
+}
+
+static void the_last_token_tells_what_it_ends_by(void **state)
+{
+    (void)state;
+    for (int stops = 0; stops < 2; stops++) {
+        struct world w;
+        world_open(&w, NULL);
+        world_join(&w);
+        submit(&w, 4);
+        struct job_key key = reserve(&w, D0);
+        size_t mark = w.read;
+        struct token_info tokens[2] = {token(12), token(stops ? 99 : 13)}; /* 99: hello's eos */
+        struct token_run run = {key, 2, tokens, 2};
+        tell_tokens(&w, D0, key, 0, 2);
+        say(&w, D0, (struct msg){.kind = MSG_TOKENS, .tokens = {&run, 1}});
+        w.read = mark;
+        assert_int_equal(expect(&w, CLIENT, MSG_OUTPUT)->output.finish, FINISH_NONE);
+        assert_int_equal(expect(&w, CLIENT, MSG_OUTPUT)->output.finish,
+                         stops ? FINISH_STOP : FINISH_LENGTH);
+        world_close(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -592,6 +647,8 @@ int main(void)
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(status_and_explain_are_json),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
+        cmocka_unit_test(each_choice_of_a_resumed_request_goes_on_at_its_next_index),
+        cmocka_unit_test(the_last_token_tells_what_it_ends_by),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
