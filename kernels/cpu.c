@@ -10,6 +10,7 @@
 #include "common/mem.h"
 #include "kernels/cpu.h"
 #include "kernels/numbers.h"
+#include "kernels/plugin.h"
 #include "kernels/workers.h"
 
 #define NUMERICS_CPU 0x7463707500000001u /* "tcpu", rules version 1: equal on all CPU paths */
@@ -423,6 +424,7 @@ enum { PATHS_COUNT = sizeof paths / sizeof paths[0] };
 
 enum err backend_find(const char *name, const struct backend_ops **ops)
 {
+    if (strncmp(name, "cuda", 4) == 0) return plugin_find(name, ops);
     for (int i = 0; i < PATHS_COUNT; i++) {
         const char *missing = paths[i].missing();
         if (strcmp(name, "cpu") == 0 && missing) continue;
@@ -431,7 +433,7 @@ enum err backend_find(const char *name, const struct backend_ops **ops)
         *ops = &paths[i].ops;
         return OK;
     }
-    return err_set(ERR_NOT_FOUND, "no backend \"%s\": there are cpu, cpu-c, cpu-avx2, cpu-avx512",
+    return err_set(ERR_NOT_FOUND, "no backend \"%s\": there are cpu, cpu-c, cpu-avx2, cpu-avx512, cuda[:N]",
                    name);
 }
 
