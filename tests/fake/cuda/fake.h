@@ -38,11 +38,19 @@ struct fake_knobs {
     uint32_t
         stream_delay_us; /* every piece of work starts so much later: shows missing dependencies */
     uint64_t device_bytes; /* what cudaMemGetInfo calls total; 0: 1 GiB */
-    uint64_t seed;         /* of fiber and stream order */
+    uint64_t seed; /* of fiber and stream order; 0: streams run as they can, graphs as recorded */
+    uint32_t devices; /* 0: one */
 };
 /* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a
- * cluster can be told; tests in one process write to it. */
+ * cluster can be told; tests in one process write to it, while no other thread calls. A launch counts
+ * as a call of cudaLaunchKernel and of the kernel's name; cublasLt's functions have fail_with as
+ * their cublasStatus_t. */
 struct fake_knobs *fake_knobs(void);
+
+/* Between tests of one process: waits for all work, destroys everything, forgets a sticky error and
+ * the knobs. Returns how many streams, events, graphs and pieces of memory nobody had destroyed.
+ * No other thread may be in a call. */
+uint32_t fake_reset(void);
 
 /* --- the emulator's side --- */
 
