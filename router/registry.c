@@ -90,6 +90,8 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
                                    .blocks_total = h->blocks_total,
                                    .blocks_free = h->blocks_total,
                                    .sequences_max = h->sequences_max};
+    for (uint32_t i = 0; i < h->addresses_count; i++)
+        n->sched.links[i] = sched_link(h->addresses[i]);
     n->load.blocks_total = n->load.blocks_free = h->blocks_total;
     list_init(&n->choices_prefill);
     list_init(&n->choices_decode);
@@ -236,6 +238,23 @@ static void welcome(struct router_core *core, uint64_t now_ns, struct peer_entry
     registry_send(core, now_ns, entry->peer, &m);
 }
 
+/* The nodes work on, though not together: somebody has to hear of it. */
+static void warn_of_links(const struct router_core *core, const struct node *n)
+{
+    uint32_t others = 0;
+    for (uint32_t i = 0; i < core->nodes_count; i++) {
+        if (core->sched[i]->role == n->sched.role) continue;
+        if (sched_share_link(core->sched[i], &n->sched)) return;
+        others++;
+    }
+    if (others > 0)
+        log_warn(
+            "node_shares_no_link",
+            "node=%s reason=\"none of the %u nodes of the other role has a link in common with "
+            "it: see --link; prompts are computed where they are decoded\"",
+            n->hello.name, others);
+}
+
 static enum err join(struct router_core *core, uint64_t now_ns, struct peer_entry *entry,
                      const struct msg_hello *h)
 {
@@ -258,6 +277,7 @@ static enum err join(struct router_core *core, uint64_t now_ns, struct peer_entr
     log_info("node_joined", "node=%s role=%s host=%s pid=%u device=\"%s\" blocks=%u", h->name,
              h->role == ROLE_PREFILL ? "prefill" : "decode", h->host, h->pid, h->device,
              h->blocks_total);
+    warn_of_links(core, entry->node);
     core->dispatch_wanted = true;
     return OK;
 }

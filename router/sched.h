@@ -27,7 +27,8 @@ struct sched_node {
     uint32_t blocks_used; /* D: by this router's choices, to the next block */
     uint32_t blocks_free; /* D: free or cached, at the last heartbeat */
     uint32_t running, sequences_max;
-    uint64_t full_until_ns; /* D refused a reservation: not asked again before */
+    uint64_t full_until_ns;            /* D refused a reservation: not asked again before */
+    uint64_t links[MSG_ADDRESSES_MAX]; /* that it has, by sched_link; 0 behind the last */
 };
 
 struct sched_job {
@@ -61,9 +62,15 @@ enum sched_answer {
 enum { SCHED_PRIORITY_MAX = 1000 };
 uint64_t sched_queue_key(uint64_t arrived_ns, int32_t priority);
 
-/* Nodes whose whole pool is smaller than the request are passed over. P: the open window with the least work in time, D: the room with the fewest sequences, then the most
- * free blocks. Local, if there is no prefill node, or by the rules: when computing the prompt on D would
- * cost it and its running streams less than the hand-over costs this request. */
+/* Two nodes whose addresses give one value can hand over KV: they have a kind of link in common, and for
+ * shm, "shm:HOST-NAME", the host too. Never 0. */
+uint64_t sched_link(const char *address);
+bool sched_share_link(const struct sched_node *a, const struct sched_node *b);
+
+/* Nodes whose whole pool is smaller than the request are passed over. P: the open window with the least
+ * work in time, D: the room with the fewest sequences, then the most free blocks; of those that share a
+ * link. Local, if there is no prefill node that D could be reached from, or by the rules: when computing
+ * the prompt on D would cost it and its running streams less than the hand-over costs this request. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair);

@@ -38,6 +38,22 @@ static void without_a_prefill_node(void **state)
     same_streams(state, 0, 2, "", "");
 }
 
+static void without_a_link_in_common_prompts_are_computed_where_they_are_decoded(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    struct process *router = cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--link shm");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--link tcp");
+    cluster_await_nodes(rig->cluster);
+    assert_true(process_logged(router, "node_shares_no_link"));
+    rig_connect(rig);
+    rig_expect_wanted(rig);
+    for (uint32_t i = 0; i < rig->asks.count; i++)
+        assert_string_equal(rig->streams->stream[i]->prefill_node, "");
+    rig_finish(rig);
+}
+
 static void always_disaggregated_without_prefix_cache(void **state)
 {
     same_streams(state, 2, 1, "--disaggregate always", "--prefix-cache=false --chunk 5");
@@ -194,6 +210,7 @@ int main(void)
         RIG_TEST(disaggregated_when_it_pays),
         RIG_TEST(never_disaggregated),
         RIG_TEST(without_a_prefill_node),
+        RIG_TEST(without_a_link_in_common_prompts_are_computed_where_they_are_decoded),
         RIG_TEST(always_disaggregated_without_prefix_cache),
         RIG_TEST(with_one_sequence_at_a_time),
         RIG_TEST(prefill_on_avx2_and_decode_on_avx512),

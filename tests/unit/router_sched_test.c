@@ -8,22 +8,45 @@
 
 #define NS_PER_MS 1000000ull
 
-/* Prefill nodes P(outstanding, window, token_ns), decode nodes D(running, used, free). */
+/* Prefill nodes P(outstanding, window, token_ns), decode nodes D(running, used, free). All have link 1;
+ * PL, DL have the given ones. */
 #define P(out, window, ns)                                                                         \
     {                                                                                              \
         .role = ROLE_PREFILL, .open = true, .outstanding_tokens = out, .window_tokens = window,    \
-        .token_ns = ns, .sequences_max = 8, .blocks_total = 100                                    \
+        .token_ns = ns, .sequences_max = 8, .blocks_total = 100, .links = {                        \
+            1                                                                                      \
+        }                                                                                          \
     }
 #define D(run, used, left)                                                                         \
     {                                                                                              \
         .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8,                     \
-        .blocks_used = used, .blocks_free = left, .blocks_total = 100, .token_ns = 1000            \
+        .blocks_used = used, .blocks_free = left, .blocks_total = 100, .token_ns = 1000,           \
+        .links = {                                                                                 \
+            1                                                                                      \
+        }                                                                                          \
+    }
+#define PL(out, ...)                                                                               \
+    {                                                                                              \
+        .role = ROLE_PREFILL, .open = true, .outstanding_tokens = out, .window_tokens = 100,       \
+        .sequences_max = 8, .blocks_total = 100, .links = {                                        \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define DL(run, ...)                                                                               \
+    {                                                                                              \
+        .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8, .blocks_free = 100, \
+        .blocks_total = 100, .token_ns = 1000, .links = {                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
     }
 
 #define BIG(run, used, left)                                                                       \
     {                                                                                              \
         .role = ROLE_DECODE, .open = true, .running = run, .sequences_max = 8,                     \
-        .blocks_used = used, .blocks_free = left, .blocks_total = 200, .token_ns = 1000            \
+        .blocks_used = used, .blocks_free = left, .blocks_total = 200, .token_ns = 1000,           \
+        .links = {                                                                                 \
+            1                                                                                      \
+        }                                                                                          \
     }
 
 struct row {
@@ -182,6 +205,42 @@ static const struct row rows[] = {
      DISAGGREGATE_AUTO,
      SCHED_PICKED,
      {0, 1, false}},
+    {"of two busy prefill nodes the one with a link to the decode node",
+     {PL(10, 1, 2), PL(20, 3, 4), DL(0, 5, 4)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {1, 2, false}},
+    {"a decode node without a link to the free prefill node is passed over",
+     {PL(95, 1), PL(0, 2), DL(0, 1), DL(3, 2)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {1, 3, false}},
+    {"a decode node that no prefill node has a link to is passed over, too",
+     {PL(0, 2), DL(0, 1), DL(3, 2)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {0, 2, false}},
+    {"it prefills itself while they are busy",
+     {PL(95, 2), DL(0, 1), DL(3, 2)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {NONE, 1, true}},
+    {"where no prefill node has a link to a decode node it is as if there were none",
+     {PL(0, 1), DL(0, 2)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_PICKED,
+     {NONE, 1, true}},
+    {"one whose prefill nodes are busy waits for them, whatever others have",
+     {PL(95, 1), PL(0, 2), DL(0, 1)},
+     {10, 1, false},
+     DISAGGREGATE_ALWAYS,
+     SCHED_NO_PREFILL,
+     {NONE, 2, false}},
     {"never means never",
      {P(0, 100, 0), D(0, 0, 100)},
      {90, 1, false},
@@ -246,6 +305,21 @@ static void a_node_that_refused_is_asked_again_later(void **state)
     assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 100, &pair), SCHED_PICKED);
 }
 
+static void nodes_share_a_link_of_one_kind_and_for_shm_of_one_host(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *a, *b;
+        bool same;
+    } pairs[] = {
+        {"tcp:10.0.0.1:5", "tcp:10.0.0.2:7", true}, {"shm:f00d-p0.1", "shm:f00d-d0.2", true},
+        {"shm:f00d-p0.1", "shm:beef-p0.1", false},  {"shm:tcp-x", "tcp:x", false},
+        {"tcp:10.0.0.1:5", "nccl:1", false},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        assert_int_equal(sched_link(pairs[i].a) == sched_link(pairs[i].b), pairs[i].same);
+}
+
 static void waiting_outweighs_any_priority(void **state)
 {
     (void)state;
@@ -262,6 +336,7 @@ int main(void)
         cmocka_unit_test(picks_as_the_table_says),
         cmocka_unit_test(closed_nodes_are_never_picked),
         cmocka_unit_test(a_node_that_refused_is_asked_again_later),
+        cmocka_unit_test(nodes_share_a_link_of_one_kind_and_for_shm_of_one_host),
         cmocka_unit_test(waiting_outweighs_any_priority),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
