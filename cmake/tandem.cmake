@@ -16,10 +16,15 @@ option(TANDEM_FUZZ "build libFuzzer targets (needs clang)" OFF)
 option(TANDEM_FAILPOINTS "compile in what ./dev chaos needs (common/failpoint.h)" OFF)
 set(TANDEM_SANITIZE "" CACHE STRING "sanitizers, e.g. address,undefined or thread")
 
+# The GPU's kernels are C++ files; their tests compile them for the host (tests/fake/cuda).
+if(TANDEM_TESTS)
+    enable_language(CXX)
+endif()
+
 # -ffp-contract=off: an FMA happens only where it is written (docs/numerics.md, G3).
-add_compile_options(-Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
-                    -Wno-missing-field-initializers -ffp-contract=off -fno-math-errno
-                    -fno-omit-frame-pointer)
+add_compile_options(-Wall -Wextra -Wvla -Wno-missing-field-initializers -ffp-contract=off
+                    -fno-math-errno -fno-omit-frame-pointer)
+add_compile_options("$<$<COMPILE_LANGUAGE:C>:-Wshadow;-Wstrict-prototypes;-Wmissing-prototypes>")
 add_compile_definitions(_GNU_SOURCE)
 if(TANDEM_WERROR)
     add_compile_options(-Werror)
@@ -90,6 +95,22 @@ function(tandem_test name)
     add_test(NAME ${A_FOLDER}/${name} COMMAND ${name}_test ${A_ARGS})
     set_tests_properties(${A_FOLDER}/${name} PROPERTIES LABELS ${A_FOLDER} TIMEOUT ${A_TIMEOUT}
                          SKIP_RETURN_CODE 77)
+endfunction()
+
+# tandem_emulated_kernels(kernels_emulated rows.cu …): the static library of this name with .cu files
+# as host code, on the emulator of tests/fake/cuda; whoever links it also links the runtime.
+function(tandem_emulated_kernels name)
+    set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
+    add_library(${name} STATIC ${ARGN})
+    target_compile_definitions(${name} PRIVATE TANDEM_EMULATED)
+    target_compile_features(${name} PRIVATE cxx_std_17)
+    # -O2 in release builds; the pragmas that are not known here are nvcc's "unroll".
+    target_compile_options(${name} PRIVATE -fno-exceptions -fno-rtti -Wno-unknown-pragmas
+                                           $<$<CONFIG:Release>:-O2>)
+    if(TANDEM_SANITIZE MATCHES undefined)
+        target_compile_options(${name} PRIVATE -fno-sanitize=vptr)
+    endif()
+    target_link_libraries(${name} PUBLIC tandem_cuda_emulator)
 endfunction()
 
 # tandem_bench(kernels DEPS tandem_kernels): tests/bench/kernels_bench.c as build/bench/kernels, run

@@ -85,7 +85,7 @@ check() {
     local folders
     cd "$1"
     mapfile -t folders < <(awk 'NF { print $1 }' <<<"$ON")
-    mapfile -t files < <(find "${folders[@]}" -name '*.[ch]' -o -name '*.cu' 2>/dev/null | LC_ALL=C sort)
+    mapfile -t files < <(find "${folders[@]}" -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null | LC_ALL=C sort)
     [ ${#files[@]} -gt 0 ] || { echo "no source files in $1"; return 1; }
     awk -v ON="$ON" "$CHECK" "${files[@]}"
 }
@@ -112,6 +112,8 @@ self_test() {
     try bad router/sched.c 'int fd = socket(1, 2, 3);'
     try bad node/core_decode.c 'pthread_mutex_lock(&m);'
     try bad node/core.c '/* not\nthis */ x = time(NULL);'
+    try bad kernels/cuda/a.cuh '#include "engine/sampler.h"'
+    try bad kernels/cuda/a.cu '#include "kv/pool.h"'
     try good node/a.c '#include "kernels/backend.h"\n#include "common/err.h"'
     try good engine/a.c '#include "kv/pool.h"\n#include <zmq.h>'
     try good node/core.c '/* never calls clock_now_ns */ int f(uint64_t now_ns);'

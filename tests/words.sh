@@ -18,13 +18,13 @@ function say(what) { print what; found = 1 }
 function end_of_file() {
     if (name == "") return
     if (is_c && lines > FILE_LINES) print "long: " name ": " lines " lines: is it two modules?"
-    if (name ~ /\.h$/ && !guarded && name !~ /(^|\/)body[^\/]*$/)
+    if (name ~ /\.(h|cuh)$/ && !guarded && name !~ /(^|\/)body[^\/]*$/)
         say(name ": no include guard (files made to be included several times are named body*.h)")
 }
 FNR == 1 {
     end_of_file()
     name = FILENAME
-    is_c = name ~ /\.(c|h|cu)$/
+    is_c = name ~ /\.(c|h|cu|cuh)$/
     guarded = start = 0
 }
 { lines = FNR }
@@ -45,7 +45,7 @@ is_c && $0 == "}" && start {
 END { end_of_file(); exit found }
 '
 
-mapfile -t files < <(listed | grep -E '(^dev|^\.ci/run|\.(c|h|cu|py|sh|proto|cmake|md|txt))$' |
+mapfile -t files < <(listed | grep -E '(^dev|^\.ci/run|\.(c|h|cu|cuh|py|sh|proto|cmake|md|txt))$' |
     while IFS= read -r file; do [ -f "$file" ] && printf '%s\n' "$file"; done)
 [ ${#files[@]} -gt 0 ] || { echo "no files"; exit 1; }
 awk -v FILE_LINES=800 -v FUNCTION_LINES=80 "$CHECK" "${files[@]}"

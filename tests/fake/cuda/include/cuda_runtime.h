@@ -11,7 +11,6 @@
 #define __constant__ static const
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 #ifdef __cplusplus
