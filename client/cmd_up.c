@@ -22,7 +22,9 @@
 #include "client/cmd.h"
 #include "proto/loop.h"
 
+#define KV_SHARE 0.9 /* of a GPU, for all nodes on it */
 enum {
+    GPUS_MAX = 64,
     CHILDREN_MAX = 129, /* the router is the first */
     ARGS_MAX = 32,
     RESTART_MS = 1000,
@@ -32,7 +34,7 @@ enum {
 };
 
 struct options {
-    const char *model, *zmq, *nodes, *device;
+    const char *model, *zmq, *nodes, *device, *prefill_gpus, *decode_gpus;
     int link, log_level;
     bool trusted_network;
     int64_t prefill, decode, threads, blocks;
@@ -50,7 +52,12 @@ static const struct setting rows[] = {
                    "address for clients; port 0: any"),
     SETTING_STRING(struct options, nodes, "nodes", "tcp://127.0.0.1:0",
                    "address for nodes, also of other hosts; port 0: any"),
-    SETTING_STRING(struct options, device, "device", "cpu", "where nodes compute"),
+    SETTING_STRING(struct options, device, "device", "cpu",
+                   "where nodes compute: cpu or cuda (tandem-decode --help has all)"),
+    SETTING_STRING(struct options, prefill_gpus, "prefill-gpus", NULL,
+                   "with --device cuda: numbers of GPUs, like 0,1, with a prefill node on each"),
+    SETTING_STRING(struct options, decode_gpus, "decode-gpus", NULL,
+                   "the same for decode nodes; without lists all nodes share GPU 0"),
     SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
                 "compute threads of each node; 0: the CPUs are shared out evenly"),
     SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
@@ -68,8 +75,10 @@ struct child {
     struct up *up;
     const char *program; /* "tandem-router" */
     char name[16];
-    int first_cpu; /* -1: not pinned */
-    pid_t pid;     /* 0: does not run */
+    char device[32];
+    uint32_t sharers; /* nodes on its device, itself too */
+    int first_cpu;    /* -1: not pinned */
+    pid_t pid;        /* 0: does not run */
     int out_fd;
     struct loop_watch *out;
     char line[512]; /* what it says on stdout, up to the end of a line */
@@ -85,7 +94,8 @@ struct up {
     char folder[PATH_MAX], model[PATH_MAX];
     char clients[160], nodes[160]; /* once the router has said them */
     struct child child[CHILDREN_MAX];
-    uint32_t children_count, threads;
+    uint32_t children_count, prefill_count, decode_count, threads;
+    uint32_t gpu[2][GPUS_MAX], gpus_count[2]; /* listed for prefill, for decode */
     uint64_t began_ns, signalled_ns;
     struct loop_timer *deadline; /* of DRAINING */
     uint32_t pressure;           /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
@@ -142,7 +152,12 @@ static void make_argv(const struct child *c, struct argv *a)
         return;
     }
     add_arg(a, "--router=%s", up->nodes);
-    add_arg(a, "--device=%s", up->options->device);
+    add_arg(a, "--device=%s", c->device);
+    if (c->sharers > 1) {
+        char share[16];
+        snprintf(share, sizeof share, "%.3f", KV_SHARE / c->sharers);
+        add_arg(a, "--kv-share=%s", share);
+    }
     add_choice(a, "--link=%s", LINKS, up->options->link);
     add_number(a, "--threads=%s", up->threads);
     add_number(a, "--first-cpu=%s", c->first_cpu);
@@ -296,9 +311,9 @@ static void become_ready(struct up *up)
     printf("ready clients=%s nodes=%s\n", up->clients, up->nodes);
     fflush(stdout);
     fprintf(stderr,
-            "tandem up: %lld prefill and %lld decode nodes are ready after %.2f s; Ctrl-C drains. "
+            "tandem up: %u prefill and %u decode nodes are ready after %.2f s; Ctrl-C drains. "
             "Try:\n    tandem generate --router %s \"Once upon a time\"\n",
-            (long long)up->options->prefill, (long long)up->options->decode,
+            up->prefill_count, up->decode_count,
             (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S, up->clients);
 }
 
@@ -417,10 +432,63 @@ static uint32_t count_cpus(int *first)
     return count > 0 ? (uint32_t)count : 1;
 }
 
+/* "0,1" as numbers. */
+static enum err read_gpus(const char *name, const char *text, uint32_t *gpu, uint32_t *count)
+{
+    *count = 0;
+    for (const char *at = text; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        char *end;
+        unsigned long value = strtoul(at, &end, 10);
+        if (end == at || (*end != ',' && *end != '\0') || value > 1023 || *count == GPUS_MAX)
+            return err_set(ERR_INVALID,
+                           "--%s \"%s\": GPUs are given by number, like 0,1 (at most %d)", name,
+                           text, GPUS_MAX);
+        gpu[(*count)++] = (uint32_t)value;
+    }
+    return OK;
+}
+
+static enum err plan_gpus(struct up *up)
+{
+    const struct options *o = up->options;
+    enum err e;
+    if (!o->prefill_gpus && !o->decode_gpus) return OK;
+    if (strcmp(o->device, "cuda") != 0)
+        return err_set(ERR_INVALID, "--prefill-gpus and --decode-gpus go with --device cuda");
+    if ((e = read_gpus("prefill-gpus", o->prefill_gpus, up->gpu[0], &up->gpus_count[0])) != OK)
+        return e;
+    if ((e = read_gpus("decode-gpus", o->decode_gpus, up->gpu[1], &up->gpus_count[1])) != OK)
+        return e;
+    if (up->gpus_count[1] == 0)
+        return err_set(ERR_INVALID, "--prefill-gpus needs --decode-gpus: decode nodes beside them");
+    return OK;
+}
+
+/* The device of the i-th node of its role; roles without a list share the device that is told. */
+static void plan_device(struct up *up, struct child *c, bool decode, uint32_t i)
+{
+    if (up->gpus_count[decode] > 0)
+        snprintf(c->device, sizeof c->device, "cuda:%u", up->gpu[decode][i]);
+    else
+        snprintf(c->device, sizeof c->device, "%s", up->options->device);
+}
+
+static uint32_t count_sharers(const struct up *up, const struct child *c)
+{
+    uint32_t sharers = 0;
+    if (strncmp(c->device, "cuda", 4) != 0) return 0;
+    for (uint32_t i = 1; i < up->children_count; i++)
+        sharers += strcmp(up->child[i].device, c->device) == 0;
+    return sharers;
+}
+
 static void plan_children(struct up *up)
 {
     const struct options *o = up->options;
-    uint32_t nodes = (uint32_t)(o->prefill + o->decode);
+    bool listed = up->gpus_count[1] > 0;
+    up->prefill_count = listed ? up->gpus_count[0] : (uint32_t)o->prefill;
+    up->decode_count = listed ? up->gpus_count[1] : (uint32_t)o->decode;
+    uint32_t nodes = up->prefill_count + up->decode_count;
     int first = -1;
     uint32_t cpus = count_cpus(&first);
     uint32_t share = cpus / nodes > 0 ? cpus / nodes : 1;
@@ -428,19 +496,17 @@ static void plan_children(struct up *up)
     bool pin = first >= 0 && up->threads * nodes <= cpus;
     for (uint32_t i = 0; i <= nodes; i++) {
         struct child *c = &up->child[up->children_count++];
-        bool prefill = i > 0 && i <= (uint32_t)o->prefill;
+        bool prefill = i > 0 && i <= up->prefill_count;
+        uint32_t number = i == 0 ? 0 : prefill ? i - 1 : i - 1 - up->prefill_count;
         c->up = up;
         c->out_fd = -1;
         c->program = i == 0 ? "tandem-router" : prefill ? "tandem-prefill" : "tandem-decode";
         c->first_cpu = pin && i > 0 ? first + (int)((i - 1) * up->threads) : -1;
-        snprintf(c->name, sizeof c->name, "%s%u",
-                 i == 0    ? "r"
-                 : prefill ? "p"
-                           : "d",
-                 i == 0    ? 0
-                 : prefill ? i - 1
-                           : i - 1 - (uint32_t)o->prefill);
+        snprintf(c->name, sizeof c->name, "%s%u", i == 0 ? "r" : prefill ? "p" : "d", number);
+        if (i > 0) plan_device(up, c, !prefill, number);
     }
+    for (uint32_t i = 1; i <= nodes; i++)
+        up->child[i].sharers = count_sharers(up, &up->child[i]);
 }
 
 static enum err find_folder(struct up *up)
@@ -477,6 +543,7 @@ static enum err prepare(struct up *up)
     if ((e = find_folder(up)) != OK || (e = find_model(up)) != OK) return e;
     snprintf(up->clients, sizeof up->clients, "%s", up->options->zmq);
     snprintf(up->nodes, sizeof up->nodes, "%s", up->options->nodes);
+    if ((e = plan_gpus(up)) != OK) return e;
     plan_children(up);
     if ((e = loop_new(&up->loop)) != OK) return e;
     if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;

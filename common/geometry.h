@@ -53,6 +53,21 @@ static inline bool kv_geometry_equal(const struct kv_geometry *a, const struct k
            a->head_dim == b->head_dim && a->block_tokens == b->block_tokens &&
            a->layout == b->layout && a->dtype == b->dtype;
 }
+/* The order in which KV travels between pools of these two layouts: whose pool has another one converts.
+ * 0: they cannot meet. */
+static inline uint32_t kv_layout_between(uint32_t a, uint32_t b)
+{
+    bool known =
+        (a == KV_LAYOUT_CPU || a == KV_LAYOUT_CUDA) && (b == KV_LAYOUT_CPU || b == KV_LAYOUT_CUDA);
+    return a == b ? a : known ? KV_LAYOUT_CPU : 0;
+}
+/* Whether one's KV can go to the other. */
+static inline bool kv_geometry_fits(const struct kv_geometry *a, const struct kv_geometry *b)
+{
+    struct kv_geometry same = *b;
+    same.layout = a->layout;
+    return kv_geometry_equal(a, &same) && kv_layout_between(a->layout, b->layout) != 0;
+}
 static inline uint32_t blocks_for_tokens(uint32_t tokens)
 {
     return tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);

@@ -393,20 +393,37 @@ static enum err check_options(const struct engine_options *o)
     return OK;
 }
 
+/* "cuda:1" is the second device of backend "cuda". */
+static enum err split_device(const char *device, char *name, size_t name_size, uint32_t *index)
+{
+    if (!device) device = "cpu";
+    size_t n = strcspn(device, ":");
+    snprintf(name, name_size, "%.*s", (int)n, device);
+    if (device[n] == '\0') return OK;
+    char *end;
+    unsigned long value = strtoul(device + n + 1, &end, 10);
+    if (end == device + n + 1 || *end != '\0' || value > 1023)
+        return err_set(ERR_INVALID, "device \"%s\": behind the colon stands a number, like cuda:0",
+                       device);
+    *index = (uint32_t)value;
+    return OK;
+}
+
 static enum err open_backend(struct engine *g, enum dtype dtype)
 {
     const struct step_limits *l = &g->options.limits;
     struct backend_options o = {
         .threads = g->options.threads,
         .first_cpu = g->options.first_cpu,
-        .device_index = g->options.device_index,
         .dtype = dtype,
         .deterministic = g->options.deterministic,
         .limits = {l->rows_max, l->sequences_max, l->table_max, g->options.slots_count,
                    g->config.vocab_count},
     };
-    enum err e = backend_find(g->options.backend ? g->options.backend : "cpu", &g->ops);
-    if (e != OK || (e = g->ops->open(&g->backend, &o)) != OK) return e;
+    char name[32];
+    enum err e = split_device(g->options.backend, name, sizeof name, &o.device_index);
+    if (e != OK || (e = backend_find(name, &g->ops)) != OK) return e;
+    if ((e = g->ops->open(&g->backend, &o)) != OK) return e;
     const struct backend_facts *facts = g->ops->facts(g->backend);
     CHECK(facts->queue_depth <= FLIGHTS_MAX && (facts->draws || facts->host_memory));
     return OK;
@@ -638,4 +655,31 @@ const struct engine_facts *engine_facts(const struct engine *g)
 const struct kv_view *engine_kv(const struct engine *g)
 {
     return &g->kv;
+}
+
+void *engine_kv_host(const struct engine *g)
+{
+    return g->ops->facts(g->backend)->host_memory ? g->kv.base : NULL;
+}
+
+enum err engine_kv_read(struct engine *g, uint32_t layer, const uint32_t *blocks,
+                        uint32_t blocks_count, uint32_t layout, void *host)
+{
+    return g->ops->kv_read(g->backend, &g->kv, layer, blocks, blocks_count, layout, host);
+}
+
+enum err engine_kv_write(struct engine *g, uint32_t layer, const uint32_t *blocks,
+                         uint32_t blocks_count, uint32_t layout, const void *host)
+{
+    return g->ops->kv_write(g->backend, &g->kv, layer, blocks, blocks_count, layout, host);
+}
+
+void *engine_host_alloc(struct engine *g, size_t bytes)
+{
+    return g->ops->host_alloc(g->backend, bytes);
+}
+
+void engine_host_free(struct engine *g, void *p)
+{
+    g->ops->host_free(g->backend, p);
 }

@@ -30,8 +30,7 @@ struct engine_options {
     const char *model_dir;
     const char *cache_dir; /* packed weights; NULL: TANDEM_CACHE, XDG_CACHE_HOME/tandem,
                             * ~/.cache/tandem. "none": pack into memory */
-    const char *backend;   /* see backend_find; NULL: "cpu" */
-    uint32_t device_index; /* of several devices of that kind */
+    const char *backend;   /* see backend_find, "cuda:1": the second of its devices; NULL: "cpu" */
     bool deterministic;    /* kernels/backend.h */
     enum dtype dtype;      /* DTYPE_NONE: the file's (fp16 files compute in fp32) */
     uint32_t threads;      /* 0: all CPUs that the process may use */
@@ -69,8 +68,17 @@ typedef void engine_event_fn(void *ctx, const struct engine_event *event);
 enum err engine_open(struct engine **engine, const struct engine_options *options);
 void engine_close(struct engine *engine); /* NULL is allowed */
 const struct engine_facts *engine_facts(const struct engine *engine);
-/* KV memory: links read and write blocks of it that the loop thread gave them. */
-const struct kv_view *engine_kv(const struct engine *engine);
+/* KV memory: links read and write blocks of it that the loop thread gave them. NULL where it is on a
+ * device: then one thread, the link's, may call engine_kv_read and engine_kv_write: one layer of some
+ * blocks to and from host memory (engine_host_alloc's is fastest) in the order `layout`. */
+void *engine_kv_host(const struct engine *engine);
+enum err engine_kv_read(struct engine *engine, uint32_t layer, const uint32_t *blocks,
+                        uint32_t blocks_count, uint32_t layout, void *host);
+enum err engine_kv_write(struct engine *engine, uint32_t layer, const uint32_t *blocks,
+                         uint32_t blocks_count, uint32_t layout, const void *host);
+void *engine_host_alloc(struct engine *engine, size_t bytes);
+void engine_host_free(struct engine *engine, void *p);
+const struct kv_view *engine_kv(const struct engine *engine); /* tests and tools */
 
 /* Runs one step on the calling thread. */
 enum err engine_run(struct engine *engine, struct step *step);

@@ -11,7 +11,8 @@
 struct options {
     const char *model, *name, *device, *cache_dir, *listen_kv;
     struct setting_list routers;
-    bool trusted_network, prefix_cache;
+    bool trusted_network, prefix_cache, deterministic;
+    double kv_share;
     int dtype, link, log_level;
     int64_t threads, first_cpu, blocks_count, context_max, chunk_tokens, sequences_max;
     uint64_t kv_bytes, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
@@ -25,7 +26,8 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, name, "name", NULL,
                    "name of this node, unique in the cluster (role and process id)"),
     SETTING_STRING(struct options, device, "device", "cpu",
-                   "cpu: the best path of this machine; cpu-c, cpu-avx2, cpu-avx512 force one"),
+                   "cpu: the best path of this machine; cpu-c, cpu-avx2, cpu-avx512 force one; "
+                   "cuda or cuda:N: GPU N"),
     SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
                 "compute threads; 0: one for each CPU that the process may use"),
     SETTING_INT(struct options, first_cpu, "first-cpu", "-1", -1, 65535,
@@ -37,7 +39,11 @@ static const struct setting rows[] = {
     SETTING_INT(struct options, blocks_count, "blocks", "0", 0, 1e9,
                 "KV pool in blocks of 16 tokens; 0: as many as kv-bytes holds"),
     SETTING_SIZE(struct options, kv_bytes, "kv-bytes", "0", 0, 1e15,
-                 "KV pool in bytes; 0: one full context, at least 64M"),
+                 "KV pool in bytes; 0: one full context, at least 64M; on a GPU: kv-share"),
+    SETTING_DOUBLE(struct options, kv_share, "kv-share", "0.9", 0.01, 1,
+                   "KV pool on a GPU: this share of the memory that weights and buffers leave"),
+    SETTING_BOOL(struct options, deterministic, "deterministic", "false",
+                 "on a GPU: a request's bits do not depend on the others in its steps (slower)"),
     SETTING_INT(struct options, context_max, "context", "0", 0, 1 << 24,
                 "longest sequence in tokens; 0: the model's"),
     SETTING_INT(struct options, chunk_tokens, "chunk", "0", 0, 65536,
@@ -91,6 +97,8 @@ static struct node_options shell_options(const struct options *o, const struct n
                    .first_cpu = (int32_t)o->first_cpu,
                    .blocks_count = (uint32_t)o->blocks_count,
                    .kv_bytes = o->kv_bytes,
+                   .kv_share = o->kv_share,
+                   .deterministic = o->deterministic,
                    .context_max = (uint32_t)o->context_max},
         .chunk_tokens = or_policy(o->chunk_tokens, policy->chunk_tokens),
         .sequences_max = or_policy(o->sequences_max, policy->sequences_max),

@@ -40,6 +40,7 @@ struct node_shell {
     const char *link_address[XFER_ADDRESSES_MAX];
     struct engine *engine;
     struct xfer *xfer;
+    void *staging; /* of the link thread, where the pool is on a device */
     struct op_queue ops;
     struct mailbox *engine_events, *xfer_events;
     struct loop_watch *engine_watch, *xfer_watch;
@@ -306,6 +307,17 @@ static enum err open_engine(struct node_shell *s)
     return mailbox_new(&s->engine_events, sizeof(struct engine_event), events);
 }
 
+static enum err read_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                        uint32_t layout, void *host)
+{
+    return engine_kv_read(ctx, layer, blocks, blocks_count, layout, host);
+}
+static enum err write_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                         uint32_t layout, const void *host)
+{
+    return engine_kv_write(ctx, layer, blocks, blocks_count, layout, host);
+}
+
 static enum err open_xfer(struct node_shell *s)
 {
     enum err e;
@@ -313,7 +325,7 @@ static enum err open_xfer(struct node_shell *s)
     const struct engine_facts *f = engine_facts(s->engine);
     struct xfer_options x = {
         .geometry = f->geometry,
-        .kv_base = engine_kv(s->engine)->base,
+        .kv_base = engine_kv_host(s->engine),
         .blocks_count = f->blocks_count,
         .listen_tcp = o->link == NODE_LINK_SHM ? NULL : o->listen_kv,
         .listen_shm = o->link != NODE_LINK_TCP,
@@ -321,6 +333,11 @@ static enum err open_xfer(struct node_shell *s)
     };
     if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
         return e;
+    if (!x.kv_base) {
+        x.device = (struct xfer_device){s->engine, read_kv, write_kv, NULL};
+        x.device.staging = engine_host_alloc(s->engine, xfer_staging_bytes(&f->geometry));
+        if (!(s->staging = x.device.staging)) return ERR_MEMORY;
+    }
     if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
     const struct xfer_addresses *a = xfer_addresses(s->xfer);
     for (uint32_t i = 0; i < a->count; i++)
@@ -476,6 +493,7 @@ void node_shell_close(struct node_shell *s)
     if (s->xfer) xfer_stop(s->xfer);
     node_core_free(s->core);
     xfer_close(s->xfer);
+    if (s->staging) engine_host_free(s->engine, s->staging);
     engine_close(s->engine);
     op_queue_fini(&s->ops);
     mailbox_free(s->engine_events);

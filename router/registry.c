@@ -59,7 +59,7 @@ static enum err check_node(const struct router_core *core, const struct msg_hell
     if (!id128_equal(c->fingerprint, h->model_fingerprint))
         return err_set(ERR_INVALID, "it has another model than the %u nodes here",
                        core->nodes_count);
-    if (!kv_geometry_equal(&c->geometry, &h->geometry) || c->vocab != h->vocab)
+    if (!kv_geometry_fits(&c->geometry, &h->geometry) || c->vocab != h->vocab)
         return err_set(ERR_INVALID, "its KV geometry is not that of the nodes here");
     if (core->config.exact && c->numerics_id != h->numerics_id)
         return err_set(ERR_INVALID,

@@ -325,7 +325,7 @@ static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const s
 {
     const struct kv_geometry *theirs = &f->geometry, *ours = &core->options.geometry;
     if (s->state != SESSION_GREETING) return err_set(ERR_STATE, "a second HELLO");
-    if (!kv_geometry_equal(theirs, ours)) {
+    if (!kv_geometry_fits(theirs, ours)) {
         s->error = err_set(ERR_INVALID,
                            "KV differs: %u layers x %u heads x %u, dtype %u, layout %u there, "
                            "%u x %u x %u, %u, %u here",
@@ -337,6 +337,7 @@ static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const s
         s->hello_due = false;
         return OK;
     }
+    s->layout = kv_layout_between(theirs->layout, ours->layout);
     if (s->dialler) {
         s->credit_bytes = f->window_bytes;
     } else {
@@ -687,6 +688,11 @@ void xfer_core_free(struct xfer_core *core)
     heap_fini(&core->ticket_timers);
     heap_fini(&core->session_timers);
     mem_free(core);
+}
+
+uint32_t xfer_session_layout(const struct xfer_session *session)
+{
+    return session->layout;
 }
 
 void xfer_session_set_user(struct xfer_session *session, void *user)

@@ -121,6 +121,8 @@ void xfer_core_stop(struct xfer_core *core, uint64_t now_ns);
 bool xfer_core_next(struct xfer_core *core, struct xfer_action *action);
 void xfer_core_closed(struct xfer_core *core, struct xfer_session *session); /* frees it */
 
+/* Of a READY session: the order of a payload's bytes, KV_LAYOUT_…. */
+uint32_t xfer_session_layout(const struct xfer_session *session);
 /* The shell's own pointer, NULL at first. */
 void xfer_session_set_user(struct xfer_session *session, void *user);
 void *xfer_session_user(const struct xfer_session *session);

@@ -84,7 +84,8 @@ struct xfer_session {
     struct heap_entry timer;
     enum session_state state;
     bool dialler, hello_due;
-    bool retired; /* takes no new tickets: the other side seems frozen */
+    uint32_t layout; /* READY: of KV on the link */
+    bool retired;    /* takes no new tickets: the other side seems frozen */
     struct xfer_addresses addresses;
     char link_wanted[8];
     uint32_t next_address;

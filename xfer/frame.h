@@ -30,7 +30,8 @@
  *             28   8  tokens_first, tokens_end of this payload
  *             36   4  try: 0, 1, 2
  *             40   8  XXH3 of the payload
- *             48   …  payload: the layer's bytes of each block, as they lie in the pool
+ *             48   …  payload: the layer's bytes of each block, in the layout that lies between
+ *                     the two HELLOs' (kv_layout_between)
  *     COMMIT  24   4  first token
  *             28   4  its logprob
  *             32   4  finish

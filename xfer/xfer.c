@@ -90,39 +90,81 @@ static uint8_t *block_layer(const struct xfer *x, uint32_t block, uint32_t layer
     return (uint8_t *)x->options.kv_base + block * x->block_bytes + layer * x->layer_bytes;
 }
 
-/* Copies a payload into its blocks. The hash is that of the blocks' bytes after the copy, since a
- * peer may still be writing to the frame. */
-static bool store_payload(const struct xfer *x, const struct xfer_store *store,
-                          const uint8_t *payload)
+/* Into a pool that is not ours to touch: through the staging memory, if that has the right bytes. */
+static enum err store_on_device(const struct xfer *x, const struct xfer_store *store,
+                                const uint8_t *payload, uint32_t layout, bool *good)
+{
+    const struct xfer_device *d = &x->options.device;
+    size_t bytes = store->blocks_count * x->layer_bytes;
+    memcpy(d->staging, payload, bytes);
+    *good = hash64(d->staging, bytes) == store->hash;
+    return *good ? d->write(d->ctx, store->range.layer, store->blocks, store->blocks_count, layout,
+                            d->staging)
+                 : OK;
+}
+
+/* Copies a payload into its blocks. The hash is that of the bytes after the copy, since a peer may
+ * still be writing to the frame. */
+static enum err store_payload(const struct xfer *x, const struct xfer_store *store,
+                              const uint8_t *payload, uint32_t layout, bool *good)
 {
     struct hash_stream hash;
+    if (!x->options.kv_base) return store_on_device(x, store, payload, layout, good);
     hash_start(&hash);
     for (uint32_t i = 0; i < store->blocks_count; i++) {
         uint8_t *to = block_layer(x, store->blocks[i], store->range.layer);
         memcpy(to, payload + i * x->layer_bytes, x->layer_bytes);
         hash_more(&hash, to, x->layer_bytes);
     }
-    return hash_end64(&hash) == store->hash;
+    *good = hash_end64(&hash) == store->hash;
+    return OK;
 }
 
-/* Finds the pieces of a frame. Hashing brings them into the cache, so that sending reads memory
- * once. */
-static uint32_t gather(struct xfer *x, struct xfer_send *send, uint8_t head[FRAME_HEAD_MAX],
-                       struct kv_piece pieces[KV_LINK_PIECES_MAX])
+/* The blocks as pieces. Hashing brings them into the cache, so that sending reads memory once. */
+static uint32_t gather_blocks(const struct xfer *x, struct xfer_send *send, struct kv_piece *pieces)
 {
     struct hash_stream hash;
-    if (send->blocks_count > 0) hash_start(&hash);
+    hash_start(&hash);
     for (uint32_t i = 0; i < send->blocks_count; i++) {
         const uint8_t *from = block_layer(x, send->blocks[i], send->frame.range.layer);
-        pieces[i + 1] = (struct kv_piece){from, x->layer_bytes};
+        pieces[i] = (struct kv_piece){from, x->layer_bytes};
         hash_more(&hash, from, x->layer_bytes);
     }
-    if (send->blocks_count > 0) send->frame.hash = hash_end64(&hash);
-    if (send->blocks_count > 0 && x->options.corrupt_every &&
-        (x->data_frames + 1) % x->options.corrupt_every == 0)
+    send->frame.hash = hash_end64(&hash);
+    return send->blocks_count;
+}
+
+/* The blocks as one piece, read from the device. */
+static enum err gather_staged(const struct xfer *x, struct xfer_send *send, uint32_t layout,
+                              struct kv_piece *piece)
+{
+    const struct xfer_device *d = &x->options.device;
+    const struct frame *f = &send->frame;
+    *piece = (struct kv_piece){d->staging, send->blocks_count * x->layer_bytes};
+    enum err e =
+        d->read(d->ctx, f->range.layer, send->blocks, send->blocks_count, layout, d->staging);
+    if (e == OK) send->frame.hash = hash64(d->staging, piece->size);
+    return e;
+}
+
+/* Finds the pieces of a frame. */
+static enum err gather(const struct xfer *x, struct xfer_send *send, uint32_t layout,
+                       uint8_t head[FRAME_HEAD_MAX], struct kv_piece pieces[KV_LINK_PIECES_MAX],
+                       uint32_t *count)
+{
+    bool data = send->blocks_count > 0;
+    enum err e = OK;
+    *count = 1;
+    if (data && x->options.kv_base) {
+        *count += gather_blocks(x, send, pieces + 1);
+    } else if (data) {
+        *count += 1;
+        e = gather_staged(x, send, layout, pieces + 1);
+    }
+    if (data && x->options.corrupt_every && (x->data_frames + 1) % x->options.corrupt_every == 0)
         send->frame.hash ^= 1;
     pieces[0] = (struct kv_piece){head, frame_print(&send->frame, head)};
-    return send->blocks_count + 1;
+    return e;
 }
 
 /* ---- links ---- */
@@ -252,7 +294,9 @@ static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, si
     if (frame.kind == FRAME_COMMIT) FAILPOINT("committed");
     e = xfer_core_frame(x->core, c->session, &frame, x->now_ns, &store);
     if (e == OK && store.blocks_count > 0) {
-        bool good = store_payload(x, &store, frame.payload);
+        bool good;
+        e = store_payload(x, &store, frame.payload, xfer_session_layout(c->session), &good);
+        if (e != OK) return e;
         x->now_ns =
             clock_now_ns(); /* copying takes long enough to tell the end of a ticket wrongly */
         xfer_core_stored(x->core, c->session, &store, good, x->now_ns);
@@ -284,10 +328,12 @@ static enum err send_frames(struct xfer *x, struct conn *c)
     struct xfer_send send;
     for (int i = 0; i < FRAMES_PER_TURN; i++) {
         if (!xfer_core_wants(x->core, c->session, &send)) return OK;
-        uint32_t count = gather(x, &send, head, pieces);
+        uint32_t count;
+        enum err e = gather(x, &send, xfer_session_layout(c->session), head, pieces, &count);
+        if (e != OK) return e;
         if (send.frame.kind == FRAME_DATA) FAILPOINT("push");
         if (send.frame.kind == FRAME_COMMIT) FAILPOINT("commit");
-        enum err e = c->link->ops->send(c->link, pieces, count);
+        e = c->link->ops->send(c->link, pieces, count);
         if (e == ERR_AGAIN) return OK;
         if (e != OK) return e;
         x->data_frames += send.blocks_count > 0;
@@ -417,7 +463,9 @@ static enum err check_options(const struct xfer_options *o)
         kv_layer_bytes(g) > LAYER_BYTES_MAX)
         return err_set(ERR_INVALID, "KV of %u layers, %zu bytes each, %u tokens a block",
                        g->layers_count, kv_layer_bytes(g), g->block_tokens);
-    if (!o->kv_base || o->blocks_count == 0) return err_set(ERR_INVALID, "no KV memory");
+    bool device = o->device.read && o->device.write && o->device.staging;
+    if ((!o->kv_base && !device) || o->blocks_count == 0)
+        return err_set(ERR_INVALID, "no KV memory");
     if (o->tickets_max == 0 || o->tickets_max > TICKETS_MAX)
         return err_set(ERR_INVALID, "tickets_max is %u, 1 to %d are possible", o->tickets_max,
                        TICKETS_MAX);
@@ -490,6 +538,11 @@ enum err xfer_open(struct xfer **out, const struct xfer_options *options, xfer_e
     }
     *out = x;
     return OK;
+}
+
+size_t xfer_staging_bytes(const struct kv_geometry *geometry)
+{
+    return xfer_frame_blocks(geometry) * kv_layer_bytes(geometry);
 }
 
 const struct xfer_addresses *xfer_addresses(const struct xfer *x)

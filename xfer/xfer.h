@@ -94,9 +94,23 @@ struct xfer_event {
     uint64_t ended_ns; /* commit verified (D) or acknowledged (P) */
 };
 
+/* A pool in memory that the link thread cannot touch: one layer of some blocks to and from host memory
+ * [blocks_count][layer bytes] in the order `layout`, done on return. Called on the link thread; an
+ * error ends the link that asked. */
+struct xfer_device {
+    void *ctx;
+    enum err (*read)(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                     uint32_t layout, void *host);
+    enum err (*write)(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                      uint32_t layout, const void *host);
+    void *staging; /* the host memory: xfer_staging_bytes; what the device copies fastest */
+};
+
 struct xfer_options {
     struct kv_geometry geometry;
-    void *kv_base; /* block b, layer l at kv_base + b * kv_block_bytes + l * kv_layer_bytes */
+    /* Block b, layer l at kv_base + b * kv_block_bytes + l * kv_layer_bytes, or NULL and `device`. */
+    void *kv_base;
+    struct xfer_device device;
     uint32_t blocks_count;
     const char *listen_tcp; /* "HOST:PORT", port 0: any; NULL: no tcp link */
     bool listen_shm;        /* a name of its own */
@@ -105,6 +119,9 @@ struct xfer_options {
     uint64_t idle_close_ns; /* a link without tickets for so long is closed; 0: 60 s */
     uint32_t corrupt_every; /* tests: spoil every n-th frame sent; 0: none */
 };
+
+/* Room for the longest payload. */
+size_t xfer_staging_bytes(const struct kv_geometry *geometry);
 
 typedef void xfer_event_fn(void *ctx, const struct xfer_event *event);
 

@@ -30,6 +30,9 @@ struct node {
     struct xfer *x;
     struct kv_geometry geometry;
     uint8_t *kv;
+    void *staging;            /* of a node whose pool is a device's */
+    uint32_t device_fails_at; /* its n-th read or write fails; 0: none */
+    uint32_t device_calls;    /* blocks that it read and wrote; the link thread counts */
     pthread_mutex_t lock;
     pthread_cond_t change;
     struct xfer_event event[NODE_EVENTS];
@@ -57,17 +60,64 @@ static inline struct xfer_options node_options(void)
     };
 }
 
-static inline void node_start(struct node *n, struct xfer_options options)
+static inline uint8_t *node_layer(const struct node *n, uint32_t block, uint32_t layer)
+{
+    return n->kv + block * kv_block_bytes(&n->geometry) + layer * kv_layer_bytes(&n->geometry);
+}
+
+/* A device that keeps every byte inverted, and so converts from and to KV_LAYOUT_CPU. */
+static inline enum err node_device_copy(struct node *n, uint8_t *to, const uint8_t *from,
+                                        uint32_t layout)
+{
+    if (++n->device_calls == n->device_fails_at) return err_set(ERR_DEVICE, "a broken device");
+    for (size_t i = 0; i < kv_layer_bytes(&n->geometry); i++)
+        to[i] = layout == KV_LAYOUT_CPU ? (uint8_t)~from[i] : from[i];
+    return OK;
+}
+static inline enum err node_device_read(void *ctx, uint32_t layer, const uint32_t *blocks,
+                                        uint32_t blocks_count, uint32_t layout, void *host)
+{
+    struct node *n = ctx;
+    enum err e = OK;
+    for (uint32_t i = 0; i < blocks_count && e == OK; i++)
+        e = node_device_copy(n, (uint8_t *)host + i * kv_layer_bytes(&n->geometry),
+                             node_layer(n, blocks[i], layer), layout);
+    return e;
+}
+static inline enum err node_device_write(void *ctx, uint32_t layer, const uint32_t *blocks,
+                                         uint32_t blocks_count, uint32_t layout, const void *host)
+{
+    struct node *n = ctx;
+    enum err e = OK;
+    for (uint32_t i = 0; i < blocks_count && e == OK; i++)
+        e = node_device_copy(n, node_layer(n, blocks[i], layer),
+                             (const uint8_t *)host + i * kv_layer_bytes(&n->geometry), layout);
+    return e;
+}
+
+static inline void node_start_device(struct node *n, struct xfer_options options,
+                                     uint32_t device_fails_at)
 {
     memset(n, 0, sizeof *n);
     n->geometry = options.geometry;
+    n->device_fails_at = device_fails_at;
     n->kv = mem_aligned(options.blocks_count * kv_block_bytes(&options.geometry), 64);
     assert_non_null(n->kv);
-    options.kv_base = n->kv;
+    if (options.geometry.layout == KV_LAYOUT_CUDA)
+        options.device = (struct xfer_device){
+            n, node_device_read, node_device_write,
+            n->staging = mem_aligned(xfer_staging_bytes(&options.geometry), 64)};
+    else
+        options.kv_base = n->kv;
     pthread_mutex_init(&n->lock, NULL);
     pthread_cond_init(&n->change, NULL);
     if (xfer_open(&n->x, &options, node_on_event, n) != OK) fail_msg("%s", err_text());
     assert_ok(xfer_start(n->x));
+}
+
+static inline void node_start(struct node *n, struct xfer_options options)
+{
+    node_start_device(n, options, 0);
 }
 
 static inline void node_stop(struct node *n)
@@ -75,13 +125,9 @@ static inline void node_stop(struct node *n)
     xfer_stop(n->x);
     xfer_close(n->x);
     mem_free(n->kv);
+    mem_free(n->staging);
     pthread_cond_destroy(&n->change);
     pthread_mutex_destroy(&n->lock);
-}
-
-static inline uint8_t *node_layer(const struct node *n, uint32_t block, uint32_t layer)
-{
-    return n->kv + block * kv_block_bytes(&n->geometry) + layer * kv_layer_bytes(&n->geometry);
 }
 
 /* Every byte tells block and layer of its writer. */
@@ -204,9 +250,11 @@ static inline void travel_end(const struct travel *t, struct node *n, enum xfer_
 static inline void assert_arrived(const struct travel *t, const struct node *p,
                                   const struct node *d)
 {
+    uint8_t inverted = p->geometry.layout == d->geometry.layout ? 0 : 0xff;
     for (uint32_t i = 0; i < t->blocks_count; i++)
-        assert_memory_equal(node_layer(p, t->from[i], 0), node_layer(d, t->to[i], 0),
-                            kv_block_bytes(&d->geometry));
+        for (size_t byte = 0; byte < kv_block_bytes(&d->geometry); byte++)
+            assert_int_equal((uint8_t)(node_layer(p, t->from[i], 0)[byte] ^ inverted),
+                             node_layer(d, t->to[i], 0)[byte]);
 }
 
 static inline void assert_event(const struct xfer_event *event, enum xfer_event_kind kind,

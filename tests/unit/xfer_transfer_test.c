@@ -539,6 +539,47 @@ static void a_failed_allocation_at_the_start_is_an_error(void **state)
     }
 }
 
+/* A pool in memory that only its device may touch, on either side or on both; with a ring so small
+ * that frames wait, and with spoiled ones. */
+static void pools_on_devices_take_part(void **state)
+{
+    (void)state;
+    for (uint32_t kind = 0; kind < 6; kind++) {
+        struct xfer_options p = node_options(), d = node_options();
+        struct pair w;
+        p.geometry.layout = kind % 3 != 1 ? KV_LAYOUT_CUDA : KV_LAYOUT_CPU;
+        d.geometry.layout = kind % 3 != 0 ? KV_LAYOUT_CUDA : KV_LAYOUT_CPU;
+        p.ring_bytes = d.ring_bytes = 1;
+        p.corrupt_every = kind >= 3 ? 25 : 0;
+        pair_start(&w, p, d);
+        fill_all(&w, 11);
+        struct travel t = travel_new(1, 0, 200, link_name[kind % 2]);
+        run(&w, &t, 16);
+        assert_done(&w, &t);
+        pair_stop(&w);
+    }
+}
+
+static void a_device_that_fails_ends_the_transfer_on_both_sides(void **state)
+{
+    (void)state;
+    for (int side = 0; side < 2; side++) {
+        struct xfer_options o = node_options();
+        struct pair w;
+        o.geometry.layout = KV_LAYOUT_CUDA;
+        node_start_device(&w.p, o, side == 0 ? 5 : 0);
+        node_start_device(&w.d, o, side == 1 ? 5 : 0);
+        fill_all(&w, 13);
+        struct travel t = travel_new(1, 0, 200, link_name[side]);
+        run(&w, &t, 16);
+        struct xfer_event at_d = node_wait(&w.d, t.ticket), at_p = node_wait(&w.p, t.ticket);
+        assert_int_equal(at_d.kind, XFER_FAILED);
+        assert_int_equal(at_p.kind, XFER_FAILED);
+        assert_non_null(strstr(side == 0 ? at_p.text : at_d.text, "a broken device"));
+        pair_stop(&w);
+    }
+}
+
 static void settings_that_cannot_work_are_refused(void **state)
 {
     (void)state;
@@ -672,6 +713,8 @@ int main(void)
         cmocka_unit_test(a_full_ticket_table_is_an_error_until_one_ends),
         cmocka_unit_test(garbage_costs_the_stranger_his_link_and_nobody_else),
         cmocka_unit_test(a_failed_allocation_at_the_start_is_an_error),
+        cmocka_unit_test(pools_on_devices_take_part),
+        cmocka_unit_test(a_device_that_fails_ends_the_transfer_on_both_sides),
         cmocka_unit_test(settings_that_cannot_work_are_refused),
         cmocka_unit_test(random_fates_end_every_ticket_once),
     };
