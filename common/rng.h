@@ -11,36 +11,40 @@
 
 #include <stdint.h>
 
+#include "common/host_device.h"
+
 struct rng_block {
     uint32_t word[4];
 };
 
-static inline struct rng_block rng_philox(struct rng_block c, uint32_t key0, uint32_t key1)
+HOST_DEVICE static inline struct rng_block rng_philox(struct rng_block c, uint32_t key0,
+                                                      uint32_t key1)
 {
     for (int round = 0; round < 10; round++) {
         uint64_t a = (uint64_t)0xd2511f53u * c.word[0];
         uint64_t b = (uint64_t)0xcd9e8d57u * c.word[2];
-        c = (struct rng_block){{(uint32_t)(b >> 32) ^ c.word[1] ^ key0, (uint32_t)b,
-                                (uint32_t)(a >> 32) ^ c.word[3] ^ key1, (uint32_t)a}};
+        struct rng_block next = {{(uint32_t)(b >> 32) ^ c.word[1] ^ key0, (uint32_t)b,
+                                  (uint32_t)(a >> 32) ^ c.word[3] ^ key1, (uint32_t)a}};
+        c = next;
         key0 += 0x9e3779b9u; /* the golden ratio and sqrt(3) - 1, as in the paper */
         key1 += 0xbb67ae85u;
     }
     return c;
 }
 
-static inline struct rng_block rng_draw(uint64_t seed, uint32_t stream, uint64_t index)
+HOST_DEVICE static inline struct rng_block rng_draw(uint64_t seed, uint32_t stream, uint64_t index)
 {
     struct rng_block counter = {{(uint32_t)index, (uint32_t)(index >> 32), stream, 0}};
     return rng_philox(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
 }
 
-static inline float rng_unit(uint32_t word)
+HOST_DEVICE static inline float rng_unit(uint32_t word)
 {
     return (float)(word >> 8) * 0x1p-24f;
 }
 
 /* Uniform in 0 … bound - 1, for tests and the simulator; the bias is below bound / 2^32. */
-static inline uint32_t rng_below(uint32_t word, uint32_t bound)
+HOST_DEVICE static inline uint32_t rng_below(uint32_t word, uint32_t bound)
 {
     return (uint32_t)((uint64_t)word * bound >> 32);
 }

@@ -52,7 +52,7 @@ void slot_make(struct slots *s, uint32_t index, const struct job *job)
     if (!sampler_needs_counts(&slot->sampling)) return;
     memset(counts, 0, s->vocab_count * sizeof *counts);
     for (uint32_t i = 0; i < job->prompt_count; i++)
-        counts[job->prompt[i]] = SAMPLER_IN_PROMPT;
+        counts[job->prompt[i]] = DRAW_IN_PROMPT;
     for (uint32_t i = 0; i < job->forwarded_count; i++)
         counts[job->forwarded[i]]++;
 }

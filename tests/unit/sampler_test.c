@@ -7,7 +7,7 @@
 #include "engine/sampler.h"
 #include "tests/unit/testing.h"
 
-enum { VOCAB = 9000 }; /* above 8 GROUPS, so that top_k takes its short way, too */
+enum { VOCAB = 9000 };
 
 struct fixture {
     struct sampler sampler;
@@ -161,6 +161,74 @@ static void draws_follow_the_distribution_of_the_filters(void **state)
     }
 }
 
+/* The same filters and the same walk on a sorted list, with the arithmetic of common/draw.h: the order
+ * of sums and how the last token is found make no difference, not even of a bit. */
+
+static int by_key_down(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return *x > *y ? -1 : *x < *y;
+}
+
+static uint32_t drawn_slowly(const struct fixture *f, uint32_t index)
+{
+    static uint64_t key[VOCAB], mass[VOCAB];
+    const struct sampling *how = &f->how;
+    uint32_t kept = VOCAB, best;
+    uint64_t total = 0, sum = 0;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        key[i] = draw_key(f->logits[i], i);
+    qsort(key, VOCAB, sizeof key[0], by_key_down);
+    best = draw_key_id(key[0]);
+    if (!isfinite(f->logits[best])) return best;
+    float top = f->logits[best], scale = 1.0f / how->temperature;
+    if (how->top_k > 0 && how->top_k < VOCAB) kept = how->top_k;
+    for (uint32_t i = 0; i < kept; i++)
+        total += draw_mass(draw_exp((f->logits[draw_key_id(key[i])] - top) * scale));
+    uint64_t wanted = how->top_p < 1 ? draw_top_mass(how->top_p, total) : UINT64_MAX;
+    memset(mass, 0, sizeof mass);
+    total = 0;
+    for (uint32_t i = 0; i < kept && sum < wanted; i++) {
+        float weight = draw_exp((f->logits[draw_key_id(key[i])] - top) * scale);
+        sum += draw_mass(weight);
+        if (weight < how->min_p) continue;
+        mass[draw_key_id(key[i])] = draw_mass(weight);
+        total += draw_mass(weight);
+    }
+    uint64_t target = draw_part_of(draw_bits(how->seed, 1, index), total);
+    for (uint32_t i = 0; i < VOCAB; i++) {
+        if (target < mass[i]) return i;
+        target -= mass[i];
+    }
+    return best;
+}
+
+static void a_sorted_list_gives_the_same_token(void **state)
+{
+    static const float temperature[] = {1, 0.3f, 5, 1e-40f, 100},
+                       top_p[] = {1, 0.9f, 0.5f, 0, 0.9999999f}, min_p[] = {0, 0, 0.01f, 1},
+                       spread[] = {0, 8, 40, 1e38f},
+                       odd[] = {NAN, INFINITY, -INFINITY, -0.0f, 1e-40f, 3e38f, -3e38f};
+    static const uint32_t top_k[] = {0, 0, 1, 2, 50, 4000, VOCAB - 1, VOCAB, VOCAB + 1};
+    struct fixture *f = *state;
+#define ONE_OF(list, word) (list)[rng_below(word, sizeof(list) / sizeof(list)[0])]
+    for (uint32_t n = 0; n < 150; n++) {
+        struct rng_block r = rng_draw(n, 1, 0), q = rng_draw(n, 2, 0);
+        random_logits(f, n, ONE_OF(spread, r.word[0]));
+        for (uint32_t i = q.word[0] % 3 ? 0 : 20; i-- > 0;) {
+            struct rng_block o = rng_draw(n, 3, i);
+            if (o.word[0] % 5) f->logits[rng_below(o.word[1], VOCAB)] = ONE_OF(odd, o.word[2]);
+        }
+        f->how.seed = n;
+        f->how.temperature = ONE_OF(temperature, r.word[1]);
+        f->how.top_p = ONE_OF(top_p, r.word[2]);
+        f->how.min_p = ONE_OF(min_p, r.word[3]);
+        f->how.top_k = ONE_OF(top_k, q.word[1]);
+        uint32_t got = draw_at(f, n).token, wanted = drawn_slowly(f, n);
+        if (got != wanted) fail_msg("case %u: token %u, not %u", n, got, wanted);
+    }
+}
+
 static void a_draw_depends_on_seed_choice_and_index_only(void **state)
 {
     struct fixture *f = *state;
@@ -188,13 +256,13 @@ static void bias_and_penalties_come_before_everything_else(void **state)
     assert_int_equal(draw_at(f, 0).token, 20);
 
     f->how.bias_count = 1; /* 21 has 50 again */
-    f->counts[21] = SAMPLER_IN_PROMPT;
+    f->counts[21] = DRAW_IN_PROMPT;
     f->how.repetition_penalty = 20; /* 2.5 */
     assert_int_equal(draw_at(f, 0).token, 20);
     f->how.repetition_penalty = 1;
     f->how.presence_penalty = 2; /* not for prompt tokens */
     assert_int_equal(draw_at(f, 0).token, 21);
-    f->counts[21] = SAMPLER_IN_PROMPT | 30;
+    f->counts[21] = DRAW_IN_PROMPT | 30;
     f->how.frequency_penalty = 1.5f; /* 50 - 2 - 45 = 3 */
     assert_int_equal(draw_at(f, 0).token, 20);
     f->counts[20] = 1; /* 5 - 2 - 1.5 */
@@ -256,7 +324,7 @@ static void a_failed_allocation_leaves_nothing(void **state)
 {
     struct sampler s;
     (void)state;
-    for (uint64_t n = 1; n <= 4; n++) {
+    for (uint64_t n = 1; n <= 5; n++) {
         mem_fail_at(n);
         assert_int_equal(sampler_init(&s, 10), ERR_MEMORY);
         mem_fail_at(0);
@@ -271,6 +339,7 @@ int main(void)
         WITH_FIXTURE(greedy_takes_the_highest_and_of_equals_the_first),
         WITH_FIXTURE(a_row_without_a_finite_logit_still_gives_a_token),
         WITH_FIXTURE(draws_follow_the_distribution_of_the_filters),
+        WITH_FIXTURE(a_sorted_list_gives_the_same_token),
         WITH_FIXTURE(a_draw_depends_on_seed_choice_and_index_only),
         WITH_FIXTURE(bias_and_penalties_come_before_everything_else),
         WITH_FIXTURE(log_probabilities_are_those_of_the_model),
