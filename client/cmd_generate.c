@@ -1,4 +1,5 @@
 /* tandem generate: one request; text as it comes, or all of it as one JSON value. */
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,8 +69,10 @@ struct run {
     struct tandem_request *request;
     struct output output[JOB_CHOICES_MAX];
     char id[40];
+    uint64_t ask_ns; /* when to ask why nothing comes; TIME_NEVER: something came, or it was said */
     bool over, streaming, ends_with_newline;
 };
+#define ASK_NS (1 * NS_PER_S)
 
 static volatile sig_atomic_t interrupted;
 
@@ -94,6 +97,7 @@ static void add_logprobs(struct buf *out, const struct tandem_token *t)
 static void on_tokens(struct run *run, const struct tandem_event *e)
 {
     struct output *o = &run->output[e->choice];
+    run->ask_ns = TIME_NEVER;
     for (size_t i = 0; i < e->tokens_count; i++) {
         buf_printf(&o->tokens, "%s%u", o->tokens.size ? "," : "", e->tokens[i].token);
         if (run->options->logprobs >= 0) add_logprobs(&o->logprobs, &e->tokens[i]);
@@ -126,7 +130,10 @@ static void on_event(void *ctx, const struct tandem_event *e)
 {
     struct run *run = ctx;
     switch (e->kind) {
-    case TANDEM_EVENT_ACCEPTED: return;
+    case TANDEM_EVENT_ACCEPTED:
+        snprintf(run->id, sizeof run->id, "%s", e->id);
+        run->ask_ns = clock_now_ns() + ASK_NS;
+        return;
     case TANDEM_EVENT_TOKENS: on_tokens(run, e); return;
     case TANDEM_EVENT_TEXT: on_text(run, e); return;
     case TANDEM_EVENT_DONE:
@@ -267,11 +274,36 @@ static enum tandem_status set_all(struct tandem_request *r, const struct setting
     return status;
 }
 
+/* ---- why nothing comes ---- */
+
+static void on_explained(void *ctx, enum tandem_status status, const char *text, size_t bytes)
+{
+    struct run *run = ctx;
+    json_t *answer = status == TANDEM_OK ? json_loadb(text, bytes, 0, NULL) : NULL, *choice;
+    size_t i;
+    json_array_foreach(json_object_get(answer, "choices"), i, choice)
+    {
+        const char *waiting = json_string_value(json_object_get(choice, "waiting"));
+        if (run->ask_ns == TIME_NEVER || !waiting || !waiting[0]) continue;
+        fprintf(stderr, "waiting: %s\n", waiting);
+        run->ask_ns = TIME_NEVER;
+    }
+    json_decref(answer);
+}
+
+static void ask_why(struct tandem *t, struct run *run)
+{
+    if (!run->id[0] || clock_now_ns() < run->ask_ns) return;
+    run->ask_ns += ASK_NS;
+    tandem_query_explain(t, run->id, on_explained, run); /* an error: the stream tells more of it */
+}
+
 /* Until it has ended. The first interrupt cancels it, the second leaves. */
 static int wait_for_end(struct tandem *t, struct run *run)
 {
     while (!run->over) {
         tandem_wait(t, 200);
+        ask_why(t, run);
         if (interrupted) tandem_cancel(run->request);
         if (interrupted > 1) return CMD_FAILED;
     }

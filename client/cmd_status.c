@@ -39,6 +39,7 @@ static void show_status(const char *argument, json_t *answer)
            text_of(r, "name"), text_of(r, "state"), text_of(r, "model"), count_of(r, "requests"),
            count_of(r, "queued"), count_of(r, "done"), count_of(r, "failed"),
            count_of(r, "cancelled"));
+    if (text_of(r, "waiting")[0]) printf("the queue waits: %s\n", text_of(r, "waiting"));
     printf("%-16s %-8s %-9s %8s %8s %8s %8s %8s %9s  %s\n", "node", "role", "state", "pid",
            "blocks", "free", "cached", "running", "step ms", "device");
     json_array_foreach(json_object_get(answer, "nodes"), i, n)

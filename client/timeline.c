@@ -155,6 +155,7 @@ void timeline_print(FILE *out, const json_t *choice)
     double last_ms = 0;
     size_t prefilled = EVENTS_MAX; /* the last one: timing_ms is of that attempt */
     print_head(out, choice);
+    if (text_of(choice, "waiting")[0]) fprintf(out, "  waiting: %s\n", text_of(choice, "waiting"));
     for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++)
         if (strcmp(text_of(json_array_get(events, i), "event"), "prefilled") == 0) prefilled = i;
     for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++) {

@@ -346,6 +346,15 @@ static uint64_t next_full_ns(const struct router_core *core, uint64_t now_ns)
     return next;
 }
 
+enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
+                                   const struct choice *c)
+{
+    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    struct sched_job job = sched_job_of(core, c);
+    struct sched_pair pair;
+    return sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
+}
+
 void choice_dispatch(struct router_core *core, uint64_t now_ns)
 {
     struct choice *passed[ROUTER_BYPASS_MAX];
@@ -654,6 +663,16 @@ void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c,
     again(core, now_ns, c, why);
 }
 
+static void end_unplaced(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    char reason[MSG_TEXT_MAX];
+    enum sched_answer why = choice_waits_for(core, now_ns, c);
+    snprintf(reason, sizeof reason, "no node took it in time: %s",
+             core->nodes_count ? sched_waiting_for(why)
+                               : "no node has joined: start tandem-prefill and tandem-decode");
+    choice_end(core, now_ns, c, FINISH_ERROR, why == SCHED_NO_NODES ? ERR_PEER : ERR_FULL, reason);
+}
+
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
     uint64_t quiet_ns = now_ns - c->progress_ns;
@@ -674,10 +693,7 @@ void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c
                  choice_state_name(c->state));
         choice_end(core, now_ns, c, FINISH_ERROR, ERR_TIMEOUT, reason);
     } else if (c->state == CHOICE_QUEUED) {
-        choice_end(core, now_ns, c, FINISH_ERROR, core->nodes_count ? ERR_FULL : ERR_PEER,
-                   core->nodes_count
-                       ? "no node had room for it in time"
-                       : "no node has joined: start tandem-prefill and tandem-decode");
+        end_unplaced(core, now_ns, c);
     } else {
         c->failures++;
         again(core, now_ns, c, "no word from the node in time");

@@ -160,11 +160,12 @@ static enum err query_drain(struct router_core *core, uint64_t now_ns, struct pe
     return OK;
 }
 
-static enum err query_explain(struct router_core *core, const char *text, struct buf *json)
+static enum err query_explain(struct router_core *core, uint64_t now_ns, const char *text,
+                              struct buf *json)
 {
     struct id128 id;
     enum err e = id128_parse(text, strlen(text), &id);
-    return e == OK ? router_core_explain(core, id, json) : e;
+    return e == OK ? router_core_explain(core, now_ns, id, json) : e;
 }
 
 static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer,
@@ -174,7 +175,7 @@ static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer
     struct buf json = {.limit_bytes = MSG_BYTES_MAX / 2};
     switch (q->query) {
     case QUERY_STATUS: e = router_core_status(core, now_ns, &json); break;
-    case QUERY_EXPLAIN: e = query_explain(core, q->argument, &json); break;
+    case QUERY_EXPLAIN: e = query_explain(core, now_ns, q->argument, &json); break;
     case QUERY_DRAIN: e = query_drain(core, now_ns, peer, q); break;
     }
     if (e != OK)

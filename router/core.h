@@ -114,7 +114,7 @@ struct router_facts {
 void router_core_set_facts(struct router_core *core, const struct router_facts *facts);
 /* `tandem status --json` and `tandem explain --json`. ERR_NOT_FOUND: no such request is remembered. */
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *json);
-enum err router_core_explain(const struct router_core *core, struct id128 request,
+enum err router_core_explain(const struct router_core *core, uint64_t now_ns, struct id128 request,
                              struct buf *json);
 
 #endif

@@ -11,6 +11,18 @@ uint64_t sched_queue_key(uint64_t arrived_ns, int32_t priority)
     return arrived_ns + (uint64_t)(priority + SCHED_PRIORITY_MAX) * SCHED_LEVEL_NS;
 }
 
+const char *sched_waiting_for(enum sched_answer answer)
+{
+    static const char *const texts[] = {
+        [SCHED_PICKED] = "requests before it are not placed yet",
+        [SCHED_NO_NODES] = "no decode node is ready",
+        [SCHED_NO_PREFILL] = "all prefill nodes are busy",
+        [SCHED_NO_DECODE] = "no decode node has room",
+        [SCHED_NEVER] = "no decode node is large enough",
+    };
+    return texts[answer];
+}
+
 static bool window_open(const struct sched_node *n, uint32_t tokens)
 {
     return n->outstanding_tokens == 0 ||

@@ -57,6 +57,9 @@ enum sched_answer {
     SCHED_NEVER,      /* nor ever: all decode nodes' pools are smaller than the request */
 };
 
+/* "no decode node is ready" …, for a request that got this answer and waits. */
+const char *sched_waiting_for(enum sched_answer answer);
+
 /* Ageing is in the key: a priority level is worth SCHED_LEVEL_NS of waiting, so nobody waits for ever. */
 #define SCHED_LEVEL_NS 1000000000ull
 enum { SCHED_PRIORITY_MAX = 1000 };

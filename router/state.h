@@ -284,6 +284,9 @@ enum loss {
 };
 void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
                     enum loss loss, const char *why);
+/* What a queued choice waits for, SCHED_PICKED: its turn. */
+enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
+                                   const struct choice *c);
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c);
 /* Ends it: tells the nodes to let go, tells the client. */
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,

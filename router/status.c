@@ -52,23 +52,31 @@ static json_t *links_json(const struct router_core *core)
     return links;
 }
 
+/* "": it is not queued. */
+static const char *waiting(const struct router_core *core, uint64_t now_ns, const struct choice *c)
+{
+    if (!c || c->state != CHOICE_QUEUED) return "";
+    return sched_waiting_for(choice_waits_for(core, now_ns, c));
+}
+
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
 {
     struct router_counts c;
     router_core_counts(core, &c);
-    (void)now_ns;
+    struct heap_entry *first = heap_first(&core->queue);
+    const struct choice *next = first ? list_member(first, struct choice, queue) : NULL;
     json_t *router = json_pack(
-        "{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
+        "{s:s,s:s,s:s,s:I,s:I,s:I,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name",
         core->config.name, "state", core->draining ? "draining" : "up", "model",
         core->nodes_count > 0 ? core->nodes[0]->hello.model : "", "clients", (json_int_t)c.clients,
-        "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "accepted",
-        (json_int_t)c.accepted, "rejected", (json_int_t)c.rejected, "done", (json_int_t)c.done,
-        "failed", (json_int_t)c.failed, "cancelled", (json_int_t)c.cancelled, "retries",
-        (json_int_t)c.retries, "node_deaths", (json_int_t)c.node_deaths, "prompt_tokens",
-        (json_int_t)c.prompt_tokens, "generated_tokens", (json_int_t)c.generated_tokens,
-        "stale_messages", (json_int_t)c.stale_messages, "diverged", (json_int_t)c.diverged,
-        "malformed_messages", (json_int_t)core->facts.malformed_messages, "slow_callbacks",
-        (json_int_t)core->facts.slow_callbacks);
+        "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "waiting",
+        waiting(core, now_ns, next), "accepted", (json_int_t)c.accepted, "rejected",
+        (json_int_t)c.rejected, "done", (json_int_t)c.done, "failed", (json_int_t)c.failed,
+        "cancelled", (json_int_t)c.cancelled, "retries", (json_int_t)c.retries, "node_deaths",
+        (json_int_t)c.node_deaths, "prompt_tokens", (json_int_t)c.prompt_tokens, "generated_tokens",
+        (json_int_t)c.generated_tokens, "stale_messages", (json_int_t)c.stale_messages, "diverged",
+        (json_int_t)c.diverged, "malformed_messages", (json_int_t)core->facts.malformed_messages,
+        "slow_callbacks", (json_int_t)core->facts.slow_callbacks);
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i]));
@@ -101,21 +109,23 @@ static const char *finish_name(const struct choice *c)
     return c->state == CHOICE_ENDED ? names[c->finish] : "";
 }
 
-static json_t *choice_json(const struct choice *c)
+static json_t *choice_json(const struct router_core *core, uint64_t now_ns, const struct choice *c)
 {
     const struct request_timing *t = &c->timing;
     json_t *timing = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "queue", ms(t->queue), "prefill",
                                ms(t->prefill), "transfer_tail", ms(t->transfer_tail), "ttft",
                                ms(t->ttft), "decode", ms(t->decode), "total", ms(t->total));
-    return json_pack("{s:I,s:s,s:s,s:s,s:I,s:I,s:I,s:{s:s,s:s},s:o,s:o}", "choice",
-                     (json_int_t)c->index, "state", choice_state_name(c->state), "finish_reason",
-                     finish_name(c), "reason", c->reason, "attempts", (json_int_t)(c->attempt + 1),
-                     "completion_tokens", (json_int_t)c->generated_count, "cached_tokens",
-                     (json_int_t)c->cached_tokens, "nodes", "prefill", c->prefill_name, "decode",
-                     c->decode_name, "timing_ms", timing, "events", trail_json(c));
+    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:{s:s,s:s},s:o,s:o}", "choice",
+                     (json_int_t)c->index, "state", choice_state_name(c->state), "waiting",
+                     waiting(core, now_ns, c), "finish_reason", finish_name(c), "reason", c->reason,
+                     "attempts", (json_int_t)(c->attempt + 1), "completion_tokens",
+                     (json_int_t)c->generated_count, "cached_tokens", (json_int_t)c->cached_tokens,
+                     "nodes", "prefill", c->prefill_name, "decode", c->decode_name, "timing_ms",
+                     timing, "events", trail_json(c));
 }
 
-enum err router_core_explain(const struct router_core *core, struct id128 request, struct buf *out)
+enum err router_core_explain(const struct router_core *core, uint64_t now_ns, struct id128 request,
+                             struct buf *out)
 {
     char id[ID128_TEXT];
     id128_print(request, id);
@@ -125,7 +135,7 @@ enum err router_core_explain(const struct router_core *core, struct id128 reques
                        core->config.history_max);
     json_t *choices = json_array();
     for (uint32_t i = 0; i < r->choices_count; i++)
-        json_array_append_new(choices, choice_json(&r->choice[i]));
+        json_array_append_new(choices, choice_json(core, now_ns, &r->choice[i]));
     return dump(json_pack("{s:s,s:I,s:o}", "id", id, "prompt_tokens", (json_int_t)r->prompt_count,
                           "choices", choices),
                 out);

@@ -213,6 +213,33 @@ static void a_pool_smaller_than_a_request_refuses_that_one(void **state)
 
 /* ---- garbage ---- */
 
+static bool is_queued(struct cluster *c, json_t *status)
+{
+    (void)c;
+    return json_integer_value(json_object_get(json_object_get(status, "router"), "queued")) == 1;
+}
+
+static void what_no_node_can_take_says_what_it_waits_for(void **state)
+{
+    struct rig *rig = *state;
+    struct ask ask = {.text = "x", .max_tokens = 5};
+    struct command r;
+    rig_start(rig, 1, 0, "", "");
+    command_run(&r, "tandem", "generate --router %s --deadline 1500ms x", rig->cluster->addresses);
+    expect_said(&r, 1, "waiting: no decode node is ready\n");
+    struct stream *s = streams_start(rig->streams, 0, &ask);
+    while (!s->accepted)
+        streams_turn(rig->streams, 100);
+    cluster_await(rig->cluster, is_queued, "a request waits");
+    command_run(&r, "tandem", "status --router %s", rig->cluster->addresses);
+    assert_int_equal(r.status, 0);
+    assert_non_null(strstr(r.out, "the queue waits: no decode node is ready\n"));
+    cluster_node(rig->cluster, PROGRAM_DECODE, "");
+    streams_run(rig->streams);
+    stream_expect_done(s);
+    rig_finish(rig);
+}
+
 static void throw_at_all(struct rig *rig, enum garbage kind)
 {
     struct port port[PORTS_MAX];
@@ -262,6 +289,7 @@ int main(void)
         RIG_TEST(a_node_of_another_kind_is_refused_with_the_reason_in_both_logs),
         RIG_TEST(a_prompt_longer_than_the_context_is_refused),
         RIG_TEST(a_pool_smaller_than_a_request_refuses_that_one),
+        RIG_TEST(what_no_node_can_take_says_what_it_waits_for),
         RIG_TEST(garbage_at_every_port_harms_nobody_over_shm),
         RIG_TEST(garbage_at_every_port_harms_nobody_over_tcp),
     };

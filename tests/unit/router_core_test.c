@@ -539,6 +539,44 @@ static void status_and_explain_are_json(void **state)
     world_close(&w);
 }
 
+static void a_queued_request_says_what_it_waits_for(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    char id[ID128_TEXT];
+    id128_print(submit(&w, 4), id);
+    const struct msg ask_status = {.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}};
+    const struct msg ask_explain = {.kind = MSG_QUERY, .query = {2, QUERY_EXPLAIN, id}};
+    for (int ready = 0; ready < 2; ready++) {
+        const char *said = ready ? "\"waiting\":\"\"" : "\"waiting\":\"no decode node is ready\"";
+        if (ready) hello(&w, D0, ROLE_DECODE, "d0");
+        say(&w, CLIENT, ask_status);
+        assert_non_null(strstr(expect(&w, CLIENT, MSG_ANSWER)->answer.text, said));
+        say(&w, CLIENT, ask_explain);
+        assert_non_null(strstr(expect(&w, CLIENT, MSG_ANSWER)->answer.text, said));
+    }
+    world_close(&w);
+}
+
+static void the_queues_time_out_says_what_was_waited_for(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.session.dead_ns = 1000 * NS_PER_S;
+    world_open(&w, &config);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    submit(&w, 4);
+    w.now += config.queue_timeout_ns;
+    router_core_on_timer(w.core, w.now);
+    const struct msg *done = expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(done->done.error, ERR_PEER);
+    assert_non_null(strstr(done->done.reason, "no decode node is ready"));
+    world_close(&w);
+}
+
 static void a_resumed_request_goes_on_at_the_next_index(void **state)
 {
     (void)state;
@@ -646,6 +684,8 @@ int main(void)
         cmocka_unit_test(draining_finishes_then_sends_everybody_home),
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(status_and_explain_are_json),
+        cmocka_unit_test(a_queued_request_says_what_it_waits_for),
+        cmocka_unit_test(the_queues_time_out_says_what_was_waited_for),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
         cmocka_unit_test(each_choice_of_a_resumed_request_goes_on_at_its_next_index),
         cmocka_unit_test(the_last_token_tells_what_it_ends_by),
