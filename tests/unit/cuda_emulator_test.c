@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,12 @@
 #include "tests/fake/cuda/emulator_kernels.h"
 #include "tests/fake/cuda/fake.h"
 
+/* A fault throws its fibers away, and a sanitizer takes long to make new ones. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SEEDS = 8 };
+#else
 enum { SEEDS = 32 };
+#endif
 
 /* --- the runtime's side: a stream that is always idle --- */
 
@@ -290,7 +296,7 @@ static bool warp_turn_is_right(enum planted planted)
 static bool copied_is_right(enum planted planted)
 {
     enum { THREADS = 64, STAGES = 5, COUNT = STAGES * THREADS * 4, VALID = COUNT - 24 };
-    static _Alignas(16) float in[COUNT];
+    _Alignas(16) float in[COUNT];
     float out[COUNT] = {0};
     numbers(in, COUNT);
     run_copied(out, in, COUNT, VALID, THREADS, planted);
@@ -389,7 +395,7 @@ static void mistakes_are_faults_with_a_text(void **state)
         [BAD_LOAD_UNALIGNED] = {32, {"load_once from", "not aligned to 16"}},
     };
     static _Alignas(16) uint32_t in[64], out[64];
-    for (int seed = 0; seed < 4; seed++) {
+    for (int seed = 0; seed < SEEDS / 8; seed++) {
         knobs.seed = (uint64_t)seed;
         for (int bad = 0; bad < BAD_KINDS; bad++) {
             fault[0] = 0;
@@ -403,6 +409,30 @@ static void mistakes_are_faults_with_a_text(void **state)
     fault[0] = 0; /* and the next launch is as good as new */
     assert_true(block_sum_is_right(PLANT_NOTHING));
     assert_clean();
+}
+
+/* Streams run their work on threads of their own. */
+static void *sums_of_a_stream(void *wrong)
+{
+    for (int i = 0; i < 20; i++)
+        if (!block_sum_is_right(PLANT_NOTHING) || !copied_is_right(PLANT_NOTHING))
+            *(bool *)wrong = true;
+    return NULL;
+}
+
+static void grids_run_at_the_same_time(void **state)
+{
+    (void)state;
+    enum { STREAMS = 4 };
+    pthread_t stream[STREAMS];
+    bool wrong[STREAMS] = {false};
+    for (int i = 0; i < STREAMS; i++)
+        assert_int_equal(pthread_create(&stream[i], NULL, sums_of_a_stream, &wrong[i]), 0);
+    for (int i = 0; i < STREAMS; i++)
+        assert_int_equal(pthread_join(stream[i], NULL), 0);
+    assert_clean();
+    for (int i = 0; i < STREAMS; i++)
+        assert_false(wrong[i]);
 }
 
 /* The barriers and sums of the largest block; its time is what a switch costs. */
@@ -433,6 +463,7 @@ int main(void)
         cmocka_unit_test_setup(what_is_missing_shows, begin),
         cmocka_unit_test_setup(a_seed_can_be_replayed, begin),
         cmocka_unit_test_setup(mistakes_are_faults_with_a_text, begin),
+        cmocka_unit_test_setup(grids_run_at_the_same_time, begin),
         cmocka_unit_test_setup(a_thousand_threads_meet_again_and_again, begin),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -73,6 +73,16 @@ static void machine_give(struct machine *m)
     pthread_mutex_unlock(&pool_lock);
 }
 
+/* A plugin may be unloaded. */
+static __attribute__((destructor)) void pool_empty(void)
+{
+    while (pool) {
+        struct machine *m = pool;
+        pool = m->next;
+        machine_free(m);
+    }
+}
+
 /* --- faults --- */
 
 static __attribute__((noreturn)) void leave(struct machine *m)

@@ -188,9 +188,10 @@ static inline uint64_t atomic_max(uint64_t *at, uint64_t value)
     }
     return old;
 }
+/* The blocks of a grid run one after the other. */
 static inline void device_fence()
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
 static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

@@ -289,7 +289,7 @@ static __global__ void bad_kernel(enum bad bad, uint32_t *out, const uint32_t *i
     else if (bad <= BAD_HALF_BLOCK)
         out[i] = bad_warp(bad, i);
     else if (bad == BAD_ADDRESS)
-        *(volatile uint32_t *)(uintptr_t)(4096 + i) = 1;
+        *(volatile uint32_t *)(uintptr_t)(4096 + 4 * i) = 1;
     else if (bad == BAD_STACK)
         out[i] = deep(1 << 20);
     else

@@ -306,6 +306,18 @@ static void install(int number)
     pthread_mutex_unlock(&lock);
 }
 
+/* A plugin may be unloaded. */
+static __attribute__((destructor)) void uninstall(void)
+{
+    static const int numbers[] = {SIGSEGV, SIGBUS};
+    for (int i = 0; i < 2; i++) {
+        struct sigaction now;
+        sigaction(numbers[i], NULL, &now);
+        if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_fault)
+            sigaction(numbers[i], &before[i], NULL);
+    }
+}
+
 void fiber_faults_begin(fiber_fault_fn *fault, void *stack, stack_t *saved)
 {
     install(SIGSEGV);
