@@ -87,7 +87,7 @@ template <typename T, bool TO_POOL>
 __global__ void __launch_bounds__(ROPE_THREADS)
     kv_move_kernel(T *staged, struct cuda_kv kv, const uint32_t *blocks, uint32_t layout)
 {
-    const uint32_t piece = 16 / sizeof(T); /* elements */
+    const uint32_t piece = 16 / sizeof(T), own = KV_LAYOUT_CUDA; /* piece: elements */
     uint32_t dim = kv.geometry.head_dim, parts = 2 * kv.geometry.kv_heads;
     uint32_t part = blockIdx.x % parts, index = blockIdx.x / parts; /* K of all heads, then V */
     uint32_t count = BLOCK_TOKENS * dim, stride = dim + piece;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
         } in;
         in.words = *(const uint4 *)((TO_POOL ? staged : pool) + at);
         for (uint32_t i = 0; i < piece; i++) {
-            struct kv_place p = place_of(at + i, TO_POOL ? layout : KV_LAYOUT_CUDA, is_v, dim);
+            struct kv_place p = place_of(at + i, TO_POOL ? layout : own, is_v, dim);
             tile[p.token * stride + p.dim] = in.v[i];
         }
     }
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
             T v[16 / sizeof(T)];
         } out;
         for (uint32_t i = 0; i < piece; i++) {
-            struct kv_place p = place_of(at + i, TO_POOL ? KV_LAYOUT_CUDA : layout, is_v, dim);
+            struct kv_place p = place_of(at + i, TO_POOL ? own : layout, is_v, dim);
             out.v[i] = tile[p.token * stride + p.dim];
         }
         *(uint4 *)((TO_POOL ? pool : staged) + at) = out.words;
