@@ -10,27 +10,6 @@
 /* Most tests have one node; `p` pushes to `d` where there are two. */
 static struct rig p, d;
 
-static void tell(struct rig *r, struct msg m)
-{
-    rig_tell(r, 0, &m);
-}
-static void one(struct rig *r, const struct rig_options *o)
-{
-    rig_new(r, o);
-    rig_join(r, 0);
-}
-static void pair(const struct rig_options *prefill_node, const struct rig_options *decode_node)
-{
-    one(&p, prefill_node);
-    one(&d, decode_node);
-    p.other = &d;
-}
-static void free_pair(void)
-{
-    rig_free(&p);
-    rig_free(&d);
-}
-
 /* Both of them through to the last token; the stream, the end and the early first token are right. */
 static void serve(const struct job *job)
 {
@@ -79,20 +58,23 @@ static void a_request_goes_through_both_nodes(void **state)
     } cases[] = {{1, 32, 1},  {15, 32, 1},  {16, 32, 1}, {17, 7, 1},  {100, 1, 1},
                  {100, 7, 1}, {100, 16, 2}, {97, 64, 2}, {112, 33, 3}};
     for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        pair(&(struct rig_options){.role = ROLE_PREFILL,
-                                   .chunk_tokens = cases[i].chunk,
-                                   .steps_in_flight = cases[i].depth},
-             &(struct rig_options){.role = ROLE_DECODE, .steps_in_flight = cases[i].depth});
+        rig_open_pair(
+            &p, &d,
+            &(struct rig_options){.role = ROLE_PREFILL,
+                                  .chunk_tokens = cases[i].chunk,
+                                  .steps_in_flight = cases[i].depth},
+            &(struct rig_options){.role = ROLE_DECODE, .steps_in_flight = cases[i].depth});
         struct job job = rig_job(i, &(struct rig_prompt){i, 0, 0, cases[i].count, 40});
         serve(&job);
-        free_pair();
+        rig_free_pair(&p, &d);
     }
 }
 
 static void only_the_part_that_decode_lacks_travels(void **state)
 {
     (void)state;
-    pair(&(struct rig_options){.role = ROLE_PREFILL}, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL},
+                  &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 9, 64, 70, 5});
     struct job b = rig_job(2, &(struct rig_prompt){2, 9, 64, 90, 5});
     serve(&a);
@@ -101,13 +83,13 @@ static void only_the_part_that_decode_lacks_travels(void **state)
     serve(&b);
     assert_int_equal(rig_said(&d, MSG_RESERVED)->reserved.held_tokens, 64);
     assert_int_equal(rig_said(&p, MSG_PREFILLED)->prefilled.cached_tokens, 64);
-    free_pair();
+    rig_free_pair(&p, &d);
 }
 
 static void a_committed_prompt_is_found_while_it_runs(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 9, 64, 70, 60});
     struct job b = rig_job(2, &(struct rig_prompt){2, 9, 64, 90, 5});
     struct job c = rig_job(3, &(struct rig_prompt){3, 9, 64, 90, 5});
@@ -124,8 +106,8 @@ static void a_committed_prompt_is_found_while_it_runs(void **state)
 static void what_prefill_has_cached_is_pushed_too(void **state)
 {
     (void)state;
-    pair(&(struct rig_options){.role = ROLE_PREFILL},
-         &(struct rig_options){.role = ROLE_DECODE, .no_prefix_cache = true});
+    rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL},
+                  &(struct rig_options){.role = ROLE_DECODE, .no_prefix_cache = true});
     struct job a = rig_job(1, &(struct rig_prompt){1, 9, 64, 70, 5});
     struct job b = rig_job(2, &(struct rig_prompt){2, 9, 64, 90, 5});
     serve(&a);
@@ -133,7 +115,7 @@ static void what_prefill_has_cached_is_pushed_too(void **state)
     uint64_t before = rig_counts(&p).prompt_tokens;
     serve(&b);
     assert_int_equal(rig_counts(&p).prompt_tokens - before, 90 - 64);
-    free_pair();
+    rig_free_pair(&p, &d);
 }
 
 static void a_prefill_without_ticket_ends_with_its_first_token(void **state)
@@ -141,7 +123,7 @@ static void a_prefill_without_ticket_ends_with_its_first_token(void **state)
     (void)state;
     uint32_t want[RIG_STREAM_MAX];
     enum finish finish;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 1});
     rig_prefill(&p, &job, ID128_NONE, 0);
     rig_run(&p);
@@ -170,7 +152,7 @@ static void decode_prefills_a_local_job_itself(void **state)
     (void)state;
     uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
     enum finish finish;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .chunk_tokens = 7});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .chunk_tokens = 7});
     struct job job = rig_job(3, &(struct rig_prompt){3, 0, 0, 50, 30});
     rig_reserve(&d, &job, true);
     rig_run(&d);
@@ -187,7 +169,7 @@ static void a_later_attempt_goes_on_at_the_next_index(void **state)
     (void)state;
     uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
     enum finish finish;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(4, &(struct rig_prompt){4, 0, 0, 50, 30});
     uint32_t n = rig_expect(&job, 400, want, &finish);
     assert_true(n > 5);
@@ -205,7 +187,7 @@ static void a_later_attempt_goes_on_at_the_next_index(void **state)
             break;
         }
     memset(got, 0, sizeof got);
-    tell(&d, (struct msg){.kind = MSG_RESEND, .resend = {job.key, 7}});
+    rig_say(&d, (struct msg){.kind = MSG_RESEND, .resend = {job.key, 7}});
     m = rig_said(&d, MSG_TOKENS);
     assert_int_equal(m->tokens.runs[0].index, 7);
     assert_int_equal(m->tokens.runs[0].tokens_count, n - 7);
@@ -217,7 +199,7 @@ static void a_later_attempt_goes_on_at_the_next_index(void **state)
 static void a_commit_with_a_finish_reason_never_runs(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &job, false);
     rig_link(&d);
@@ -234,7 +216,8 @@ static void a_commit_with_a_finish_reason_never_runs(void **state)
 static void a_prompt_starts_only_with_all_its_blocks(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 8, .chunk_tokens = 200});
+    rig_open(&p,
+             &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 8, .chunk_tokens = 200});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 80, 1});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 80, 1});
     struct job c = rig_job(3, &(struct rig_prompt){3, 0, 0, 16, 1});
@@ -252,7 +235,7 @@ static void a_prompt_starts_only_with_all_its_blocks(void **state)
 static void prompts_share_a_step_in_order_of_priority_and_age(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 50});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 50});
     struct job first = rig_job(1, &(struct rig_prompt){1, 0, 0, 20, 1});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 30, 1});
     struct job c = rig_job(3, &(struct rig_prompt){3, 0, 0, 30, 1});
@@ -275,7 +258,7 @@ static void prompts_share_a_step_in_order_of_priority_and_age(void **state)
 static void a_prefix_being_computed_is_waited_for(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 300});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 300});
     struct job a = rig_job(1, &(struct rig_prompt){1, 5, 96, 100, 1});
     struct job b = rig_job(2, &(struct rig_prompt){2, 5, 96, 120, 1});
     rig_prefill(&p, &a, ID128_NONE, 0);
@@ -289,8 +272,9 @@ static void waiting_for_a_prefix_is_bounded(void **state)
 {
     (void)state;
     for (uint32_t late = 0; late < 2; late++) {
-        one(&p, &(struct rig_options){
-                    .role = ROLE_PREFILL, .chunk_tokens = 100, .prefix_wait_ns = NS_PER_S / 2});
+        rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL,
+                                           .chunk_tokens = 100,
+                                           .prefix_wait_ns = NS_PER_S / 2});
         struct job a = rig_job(1, &(struct rig_prompt){1, 5, 160, 180, 1});
         struct job b = rig_job(2, &(struct rig_prompt){2, 5, 160, 170, 1});
         rig_prefill(&p, &a, ID128_NONE, 0);
@@ -306,10 +290,10 @@ static void a_short_pool_preempts_the_youngest_and_no_stream_breaks(void **state
 {
     (void)state;
     for (uint32_t depth = 1; depth <= 3; depth++) {
-        one(&d, &(struct rig_options){.role = ROLE_DECODE,
-                                      .blocks_count = 16,
-                                      .steps_in_flight = depth,
-                                      .chunk_tokens = 40});
+        rig_open(&d, &(struct rig_options){.role = ROLE_DECODE,
+                                           .blocks_count = 16,
+                                           .steps_in_flight = depth,
+                                           .chunk_tokens = 40});
         struct job job[4];
         for (uint32_t i = 0; i < 4; i++) {
             job[i] = rig_job(i, &(struct rig_prompt){i, 0, 0, 40, 120});
@@ -337,7 +321,7 @@ static void a_short_pool_preempts_the_youngest_and_no_stream_breaks(void **state
 static void log_probabilities_are_kept_for_a_resend(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     job.sampling.logprobs = true;
     job.sampling.tops_count = 2;
@@ -349,7 +333,7 @@ static void log_probabilities_are_kept_for_a_resend(void **state)
     e.first.top[1].token = 8, e.first.top[1].logprob = -2.5f;
     rig_end_ticket(&d, &e);
     rig_event(&d);
-    tell(&d, (struct msg){.kind = MSG_RESEND, .resend = {job.key, 0}});
+    rig_say(&d, (struct msg){.kind = MSG_RESEND, .resend = {job.key, 0}});
     const struct token_info *t = &rig_said(&d, MSG_TOKENS)->tokens.runs[0].tokens[0];
     assert_true(t->logprob == -1.5f);
     assert_int_equal(t->tops_count, 2);

@@ -10,37 +10,16 @@
 /* Most tests have one node; `p` pushes to `d` where there are two. */
 static struct rig p, d;
 
-static void tell(struct rig *r, struct msg m)
-{
-    rig_tell(r, 0, &m);
-}
-static void one(struct rig *r, const struct rig_options *o)
-{
-    rig_new(r, o);
-    rig_join(r, 0);
-}
-static void pair(const struct rig_options *prefill_node, const struct rig_options *decode_node)
-{
-    one(&p, prefill_node);
-    one(&d, decode_node);
-    p.other = &d;
-}
-static void free_pair(void)
-{
-    rig_free(&p);
-    rig_free(&d);
-}
-
 static void an_unacknowledged_end_is_told_again_and_given_up(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 20, 1});
     rig_prefill(&p, &job, ID128_NONE, 0);
     rig_run(&p);
     for (uint32_t s = 0; s < 70; s++) { /* the router lives, and says so */
         rig_advance(&p, NS_PER_S);
-        tell(&p, (struct msg){.kind = MSG_HEARTBEAT});
+        rig_say(&p, (struct msg){.kind = MSG_HEARTBEAT});
     }
     assert_in_range(rig_said_count(&p, MSG_FINISHED), 50, 61);
     assert_int_equal(rig_counts(&p).jobs_live, 0);
@@ -50,7 +29,7 @@ static void an_unacknowledged_end_is_told_again_and_given_up(void **state)
 static void a_commit_with_a_foreign_token_fails_the_attempt(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &job, false);
     rig_link(&d);
@@ -63,7 +42,7 @@ static void a_commit_with_a_foreign_token_fails_the_attempt(void **state)
 static void a_full_pool_refuses_and_an_impossible_request_is_told_why(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 8});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 8});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 64, 20});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 64, 20});
     struct job c = rig_job(3, &(struct rig_prompt){3, 0, 0, 64, 300});
@@ -87,7 +66,7 @@ static void a_full_pool_refuses_and_an_impossible_request_is_told_why(void **sta
 static void wrong_jobs_are_refused_by_name(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .context_max = 100});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .context_max = 100});
     uint32_t foreign[] = {1, RIG_VOCAB};
     struct job good = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct {
@@ -110,17 +89,17 @@ static void wrong_jobs_are_refused_by_name(void **state)
     }
     static const char *const none[] = {""};
     struct msg m = rig_prefill_msg(&good, (struct id128){7, 7}, 8); /* not a multiple of 16 */
-    tell(&d, m);
+    rig_say(&d, m);
     rig_assert_failed(&d, ERR_INVALID, false);
     m.prefill.held_tokens = 64; /* more than there is */
     rig_forget(&d);
-    tell(&d, m);
+    rig_say(&d, m);
     rig_assert_failed(&d, ERR_INVALID, false);
     m.prefill.held_tokens = 0;
     m.prefill.addresses = none;
     m.prefill.addresses_count = 0;
     rig_forget(&d);
-    tell(&d, m);
+    rig_say(&d, m);
     rig_assert_failed(&d, ERR_INVALID, false);
     assert_int_equal(rig_counts(&d).jobs_live, 0);
     rig_free(&d);
@@ -129,7 +108,7 @@ static void wrong_jobs_are_refused_by_name(void **state)
 static void a_repeated_reserve_gets_the_same_answer(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &job, false);
     struct id128 ticket = rig_said(&d, MSG_RESERVED)->reserved.ticket;
@@ -143,7 +122,7 @@ static void a_repeated_reserve_gets_the_same_answer(void **state)
 static void a_later_attempt_ends_an_older_one_and_not_the_reverse(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30}), older = job;
     older.key.attempt = 4;
     rig_reserve(&d, &older, false);
@@ -163,7 +142,7 @@ static void a_later_attempt_ends_an_older_one_and_not_the_reverse(void **state)
 static void a_cancelled_request_cannot_begin_late(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job_key all = {job.key.request, CHOICE_ALL, 3};
     rig_cancel(&d, all);
@@ -190,8 +169,8 @@ static void a_cancel_at_any_moment_frees_everything(void **state)
 {
     (void)state;
     for (uint32_t moves = 0; moves < 60; moves++) {
-        pair(&(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 16},
-             &(struct rig_options){.role = ROLE_DECODE});
+        rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 16},
+                      &(struct rig_options){.role = ROLE_DECODE});
         struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
         rig_reserve(&d, &job, false);
         const struct msg *m = rig_said(&d, MSG_RESERVED);
@@ -208,7 +187,7 @@ static void a_cancel_at_any_moment_frees_everything(void **state)
         assert_int_equal(n.blocks.free + n.blocks.cached, n.blocks.total);
         n = rig_counts(&p);
         assert_int_equal(n.blocks.free + n.blocks.cached, n.blocks.total);
-        free_pair();
+        rig_free_pair(&p, &d);
     }
 }
 
@@ -217,7 +196,7 @@ static void a_cancelled_step_hurts_nobody_else(void **state)
     (void)state;
     uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
     enum finish finish;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .chunk_tokens = 200});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .chunk_tokens = 200});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_reserve(&d, &a, true); /* its step begins at once, alone */
@@ -241,7 +220,7 @@ static void a_cancelled_step_hurts_nobody_else(void **state)
 static void a_lost_router_takes_its_jobs_with_it(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .routers_count = 2});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .routers_count = 2});
     rig_join(&d, 1);
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
@@ -260,7 +239,7 @@ static void a_lost_router_takes_its_jobs_with_it(void **state)
 static void a_silent_router_takes_its_jobs_with_it(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &a, false);
     rig_advance(&d, 4 * NS_PER_S);
@@ -272,14 +251,14 @@ static void live_router(struct rig *r, uint32_t seconds)
 {
     for (uint32_t s = 0; s < seconds; s++) {
         rig_advance(r, NS_PER_S);
-        tell(r, (struct msg){.kind = MSG_HEARTBEAT});
+        rig_say(r, (struct msg){.kind = MSG_HEARTBEAT});
     }
 }
 
 static void a_reservation_whose_kv_does_not_come_fails_in_time(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE, .reserve_timeout_ns = 5 * NS_PER_S});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .reserve_timeout_ns = 5 * NS_PER_S});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &a, false);
     live_router(&d, 4);
@@ -292,13 +271,13 @@ static void a_reservation_whose_kv_does_not_come_fails_in_time(void **state)
 static void a_request_past_its_deadline_ends(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 6});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 6});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 90, 1});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 90, 1});
     rig_prefill(&p, &a, ID128_NONE, 0);
     struct msg m = rig_prefill_msg(&b, ID128_NONE, 0); /* waits: all blocks are a's */
     m.envelope.remaining_ms = 1500;
-    tell(&p, m);
+    rig_say(&p, m);
     assert_int_equal(rig_counts(&p).waiting, 2);
     live_router(&p, 1);
     assert_null(rig_said(&p, MSG_FAILED));
@@ -310,7 +289,7 @@ static void a_request_past_its_deadline_ends(void **state)
 static void live_sets_that_differ_for_long_are_compared(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_reserve(&d, &a, false);
@@ -319,18 +298,18 @@ static void live_sets_that_differ_for_long_are_compared(void **state)
         .kind = MSG_HEARTBEAT,
         .heartbeat = {.live_count = 2, .live_hash = job_key_hash(a.key) + job_key_hash(b.key)}};
     for (uint32_t i = 0; i < 5; i++)
-        tell(&d, beat);
+        rig_say(&d, beat);
     assert_null(rig_said(&d, MSG_LIVE));
     beat.heartbeat.live_hash++;
-    tell(&d, beat);
-    tell(&d, beat);
+    rig_say(&d, beat);
+    rig_say(&d, beat);
     assert_null(rig_said(&d, MSG_LIVE));
-    tell(&d, beat);
+    rig_say(&d, beat);
     assert_int_equal(rig_said(&d, MSG_LIVE)->live.keys_count, 2);
     assert_true(rig_said(&d, MSG_LIVE)->live.answer);
     struct job_key keys[] = {b.key, {{9, 9}, 0, 0}};
     rig_forget(&d);
-    tell(&d, (struct msg){.kind = MSG_LIVE, .live = {true, keys, 2}});
+    rig_say(&d, (struct msg){.kind = MSG_LIVE, .live = {true, keys, 2}});
     assert_int_equal(rig_counts(&d).jobs_live, 1); /* a is unknown to the router: over */
     rig_assert_failed(&d, ERR_NOT_FOUND, true);    /* the other one is unknown here */
     assert_true(job_key_equal(rig_said(&d, MSG_FAILED)->failed.key, keys[1]));
@@ -342,11 +321,11 @@ static void live_sets_that_differ_for_long_are_compared(void **state)
 static void a_draining_node_finishes_what_it_has_and_leaves(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_reserve(&d, &a, true);
-    tell(&d, (struct msg){.kind = MSG_DRAIN});
+    rig_say(&d, (struct msg){.kind = MSG_DRAIN});
     assert_true(rig_said(&d, MSG_HEARTBEAT)->heartbeat.draining);
     rig_reserve(&d, &b, true);
     rig_assert_failed(&d, ERR_FULL, true);
@@ -368,7 +347,7 @@ static void a_draining_node_finishes_what_it_has_and_leaves(void **state)
 static void a_sick_device_fails_everything_and_the_node_leaves(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_reserve(&d, &a, true);
@@ -384,7 +363,7 @@ static void a_sick_device_fails_everything_and_the_node_leaves(void **state)
 static void a_process_that_slept_too_long_begins_a_new_life(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &a, true);
     rig_forget(&d);
@@ -401,7 +380,8 @@ static void a_process_that_slept_too_long_begins_a_new_life(void **state)
 static void a_transfer_that_fails_fails_the_job_on_both_sides(void **state)
 {
     (void)state;
-    pair(&(struct rig_options){.role = ROLE_PREFILL}, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL},
+                  &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &job, false);
     rig_prefill(&p, &job, rig_said(&d, MSG_RESERVED)->reserved.ticket, 0);
@@ -415,13 +395,13 @@ static void a_transfer_that_fails_fails_the_job_on_both_sides(void **state)
         rig_assert_failed(r, ERR_PEER, true);
         assert_string_equal(rig_said(r, MSG_FAILED)->failed.reason, "the other side is gone");
     }
-    free_pair();
+    rig_free_pair(&p, &d);
 }
 
 static void a_job_that_has_ended_does_not_begin_again(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &job, true);
     rig_run(&d);
@@ -439,7 +419,7 @@ static void a_job_that_has_ended_does_not_begin_again(void **state)
 static void a_transfer_that_ends_out_of_turn_fails_the_job(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL});
     struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_prefill(&p, &job, (struct id128){3, 3}, 0);
     rig_link(&p);
@@ -452,7 +432,7 @@ static void a_transfer_that_ends_out_of_turn_fails_the_job(void **state)
 static void a_draining_node_waits_for_steps_and_links(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_reserve(&d, &a, true);
@@ -472,7 +452,7 @@ static void a_draining_node_waits_for_steps_and_links(void **state)
 static void a_busy_ticket_is_refused(void **state)
 {
     (void)state;
-    one(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL});
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     struct job b = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 30});
     rig_prefill(&p, &a, (struct id128){3, 3}, 0);
@@ -484,7 +464,7 @@ static void a_busy_ticket_is_refused(void **state)
 static void every_failing_allocation_is_an_error_and_leaks_nothing(void **state)
 {
     (void)state;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct node_out out = {0};
     struct node_core *core;
     enum err e = ERR_MEMORY;
@@ -510,7 +490,7 @@ static void a_node_without_room_for_prompts_does_not_start(void **state)
     (void)state;
     struct node_out out = {0};
     struct node_core *core;
-    one(&d, &(struct rig_options){.role = ROLE_DECODE});
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE});
     struct node_config wrong = d.config;
     wrong.limits.sequences_max = wrong.sequences_max;
     assert_int_equal(node_core_new(&core, &wrong, &out), ERR_INVALID);

@@ -10,8 +10,7 @@ static struct rig d;
 static void a_token_costs_no_allocation(void **state)
 {
     (void)state;
-    rig_new(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 64});
-    rig_join(&d, 0);
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 64});
     for (uint32_t id = 1; id <= 3; id++) {
         struct job job =
             rig_job(id, &(struct rig_prompt){.seed = id, .count = 20, .tokens_max = 120});

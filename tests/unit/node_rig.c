@@ -345,6 +345,31 @@ void rig_free(struct rig *r)
     arena_fini(&r->arena);
 }
 
+void rig_open(struct rig *r, const struct rig_options *o)
+{
+    rig_new(r, o);
+    rig_join(r, 0);
+}
+
+void rig_open_pair(struct rig *p, struct rig *d, const struct rig_options *prefill_node,
+                   const struct rig_options *decode_node)
+{
+    rig_open(p, prefill_node);
+    rig_open(d, decode_node);
+    p->other = d;
+}
+
+void rig_free_pair(struct rig *p, struct rig *d)
+{
+    rig_free(p);
+    rig_free(d);
+}
+
+void rig_say(struct rig *r, struct msg m)
+{
+    rig_tell(r, 0, &m);
+}
+
 void rig_tell(struct rig *r, uint32_t router, const struct msg *m)
 {
     struct msg copy = *m;

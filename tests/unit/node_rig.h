@@ -2,9 +2,8 @@
  * them, links that copy those cells, and everything the core said, kept for the test to read.
  *
  *     struct rig d;
- *     rig_new(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 32});
- *     rig_join(&d, 0);                               // router 0 says WELCOME
- *     rig_tell(&d, 0, &(struct msg){.kind = MSG_RESERVE, .reserve = {job, true}});
+ *     rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 32});
+ *     rig_say(&d, (struct msg){.kind = MSG_RESERVE, .reserve = {job, true}});
  *     rig_run(&d);                                   // steps and links until nothing moves
  *     const struct msg *m = rig_said(&d, MSG_FINISHED);
  *     rig_free(&d);                                  // asserts that every block came back
@@ -84,8 +83,13 @@ struct rig {
 };
 
 void rig_new(struct rig *r, const struct rig_options *o);
-void rig_free(struct rig *r); /* ends what runs, asserts that nothing is held */
-void rig_join(struct rig *r, uint32_t router);
+void rig_free(struct rig *r);                  /* ends what runs, asserts that nothing is held */
+void rig_join(struct rig *r, uint32_t router); /* that router says WELCOME */
+/* A node that has joined router 0, and two of them of which `p` pushes to `d`. */
+void rig_open(struct rig *r, const struct rig_options *o);
+void rig_open_pair(struct rig *p, struct rig *d, const struct rig_options *prefill_node,
+                   const struct rig_options *decode_node);
+void rig_free_pair(struct rig *p, struct rig *d);
 /* A message of that router in its session. */
 void rig_tell(struct rig *r, uint32_t router, const struct msg *m);
 void rig_lose(struct rig *r, uint32_t router); /* its lifeline ends */
@@ -105,6 +109,7 @@ void rig_advance(struct rig *r, uint64_t ns); /* time passes, timers fire on the
 
 struct node_counts rig_counts(const struct rig *r);
 /* Messages of router 0. */
+void rig_say(struct rig *r, struct msg m);
 void rig_reserve(struct rig *r, const struct job *job, bool local);
 struct msg rig_prefill_msg(const struct job *job, struct id128 ticket, uint32_t held_tokens);
 void rig_prefill(struct rig *r, const struct job *job, struct id128 ticket, uint32_t held_tokens);

@@ -5,10 +5,7 @@ static void a_request_goes_through_its_pair(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 4);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 4);
     size_t mark = w.read;
     tell_first(&w, P0, key, 0);
     tell_tokens(&w, D0, key, 0, 2);
@@ -34,8 +31,7 @@ static void end_of_sequence_ids_travel_with_the_job(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 4);
     const struct job *job = &expect(&w, D0, MSG_RESERVE)->reserve.job;
     assert_int_equal(job->stop_ids_count, 1);
@@ -51,8 +47,7 @@ static void one_token_needs_no_decode_node(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 1);
     const struct msg *m = expect(&w, P0, MSG_PREFILL);
     assert_true(id128_is_none(m->prefill.ticket));
@@ -71,10 +66,7 @@ static void a_dead_decode_node_is_replaced_and_the_stream_goes_on(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 6);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 6);
     size_t mark = w.read;
     tell_first(&w, P0, key, 0);
     tell_tokens(&w, D0, key, 0, 3);
@@ -102,10 +94,7 @@ static void a_node_that_dies_before_it_says_finished_has_finished(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 9);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 9);
     tell_tokens(&w, D0, key, 0, 2);
     struct token_info eos = token(99);
     struct token_run run = {key, 2, &eos, 1};
@@ -144,10 +133,7 @@ static void a_dead_prefill_node_is_replaced(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 3);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 3);
     lose(&w, P0);
     expect(&w, D0, MSG_CANCEL);
     /* without a prefill node a decode node does it all */
@@ -168,8 +154,7 @@ static void three_deaths_end_it(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 9);
     submit(&w, 9); /* so that neither is alone on its node */
     hello(&w, 6, ROLE_DECODE, "d2");
@@ -232,10 +217,7 @@ static void a_gap_is_asked_for_and_nothing_is_forwarded_twice(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 6);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 6);
     size_t mark = w.read;
     tell_tokens(&w, D0, key, 0, 2);
     tell_tokens(&w, D0, key, 4, 5);
@@ -254,8 +236,7 @@ static void cancel_reaches_every_node(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     struct id128 id = submit(&w, 6);
     struct job_key key = reserve(&w, D0);
     tell_first(&w, P0, key, 0);
@@ -271,8 +252,7 @@ static void a_cancel_spares_the_choice_that_has_ended(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     struct msg m = submit_of(4);
     m.submit.choices = 2;
     say(&w, CLIENT, m);
@@ -293,8 +273,7 @@ static void tokens_before_the_reservation_are_dropped(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 4);
     struct job_key key = {.request = expect(&w, D0, MSG_RESERVE)->reserve.job.key.request};
     tell_tokens(&w, D0, key, 0, 2);
@@ -309,8 +288,7 @@ static void a_lost_client_cancels_its_requests(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 6);
     reserve(&w, D0);
     lose(&w, CLIENT);
@@ -343,8 +321,7 @@ static void bad_requests_are_refused_with_the_field(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     uint32_t wide[2] = {1, 1024};
     struct msg bad[6];
     static const char *const word[6] = {"prompt", "temperature", "empty",
@@ -388,8 +365,7 @@ static void nodes_of_another_model_are_refused(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     w.envelope[P1] = (struct envelope){.from = 500};
     struct msg m = {.kind = MSG_HELLO,
                     .hello = {.role = ROLE_PREFILL,
@@ -416,8 +392,7 @@ static void a_request_larger_than_every_pool_is_told_so_at_once(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 900); /* in pools of 50 blocks of 16 tokens */
     const struct msg *m = expect(&w, CLIENT, MSG_DONE);
     assert_int_equal(m->done.error, ERR_INVALID);
@@ -429,8 +404,7 @@ static void what_a_node_has_and_nobody_wants_is_cancelled(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     struct msg beat = {.kind = MSG_HEARTBEAT,
                        .heartbeat = {.live_count = 1,
                                      .live_hash = 12345,
@@ -450,10 +424,7 @@ static void what_a_node_has_lost_is_tried_again(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 6);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 6);
     struct msg beat = {.kind = MSG_HEARTBEAT,
                        .heartbeat = {.load = {.blocks_total = 50, .blocks_free = 50}}};
     for (int i = 0; i < 30 && !was_sent(&w, D0, MSG_LIVE); i++) {
@@ -476,10 +447,7 @@ static void draining_finishes_then_sends_everybody_home(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 2);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 2);
     say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {7, QUERY_DRAIN, ""}});
     say(&w, CLIENT, submit_of(2));
     assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, ERR_FULL);
@@ -523,8 +491,7 @@ static void status_and_explain_are_json(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     struct id128 id = submit(&w, 2);
     char text[ID128_TEXT];
     id128_print(id, text);
@@ -581,8 +548,7 @@ static void a_resumed_request_goes_on_at_the_next_index(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     static const uint32_t received[2] = {10, 11};
     struct msg m = submit_of(4);
     m.submit.id = (struct id128){5, 6};
@@ -605,8 +571,7 @@ static void each_choice_of_a_resumed_request_goes_on_at_its_next_index(void **st
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     static const uint32_t received[6] = {10, 11, 10, 11, 12, 13}, counts[3] = {0, 2, 4};
     struct msg m = submit_of(4);
     m.submit.id = (struct id128){5, 6};
@@ -639,10 +604,7 @@ static void the_last_token_tells_what_it_ends_by(void **state)
     (void)state;
     for (int stops = 0; stops < 2; stops++) {
         struct world w;
-        world_open(&w, NULL);
-        world_join(&w);
-        submit(&w, 4);
-        struct job_key key = reserve(&w, D0);
+        struct job_key key = world_open_prefilling(&w, 4);
         size_t mark = w.read;
         struct token_info tokens[2] = {token(12), token(stops ? 99 : 13)}; /* 99: hello's eos */
         struct token_run run = {key, 2, tokens, 2};

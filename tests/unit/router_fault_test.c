@@ -49,8 +49,7 @@ static void an_idle_node_and_one_that_makes_progress_do_not_hang(void **state)
     struct world w;
     struct router_config config = ROUTER_CONFIG_DEFAULT;
     config.session.dead_ns = 1000 * NS_PER_S;
-    world_open(&w, &config);
-    world_join(&w);
+    world_open_joined(&w, &config);
     for (uint32_t i = 0; i < 60; i++) {
         w.now += NS_PER_S;
         beat(&w, D0, false, 7, 10);
@@ -67,8 +66,7 @@ static void whoever_was_alone_on_two_dying_nodes_is_quarantined(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 9);
     reserve(&w, D0);
     lose(&w, D0);
@@ -165,8 +163,7 @@ static void a_malformed_request_is_answered(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     struct msg m = {.kind = MSG_SUBMIT, .submit = {.ref = 9}};
     router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "top_k is odd");
     const struct msg *said = expect(&w, CLIENT, MSG_REJECTED);
@@ -207,8 +204,7 @@ static void drains_that_wait_are_bounded(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
+    world_open_joined(&w, NULL);
     submit(&w, 4); /* so that the router cannot leave at once */
     uint32_t asked = 0;
     while (!was_sent(&w, CLIENT, MSG_ANSWER) && asked < 1000)
@@ -295,8 +291,7 @@ static void a_node_that_does_not_answer_a_reservation_is_not_waited_for(void **s
     struct world w;
     struct router_config config = ROUTER_CONFIG_DEFAULT;
     config.session.dead_ns = 1000 * NS_PER_S;
-    world_open(&w, &config);
-    world_join(&w);
+    world_open_joined(&w, &config);
     submit(&w, 4);
     struct job_key key = expect(&w, D0, MSG_RESERVE)->reserve.job.key;
     w.now += config.reserve_timeout_ns;
@@ -406,10 +401,7 @@ static void a_token_allocates_nothing(void **state)
 {
     (void)state;
     struct world w;
-    world_open(&w, NULL);
-    world_join(&w);
-    submit(&w, 400);
-    struct job_key key = reserve(&w, D0);
+    struct job_key key = world_open_prefilling(&w, 400);
     tell_tokens(&w, D0, key, 0, 1);
     uint64_t before = mem_count();
     for (uint32_t i = 1; i < 300; i++)

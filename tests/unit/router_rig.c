@@ -117,6 +117,11 @@ void world_join(struct world *w)
     expect(w, D0, MSG_WELCOME);
     expect(w, D1, MSG_WELCOME);
 }
+void world_open_joined(struct world *w, const struct router_config *changes)
+{
+    world_open(w, changes);
+    world_join(w);
+}
 void world_close(struct world *w)
 {
     router_core_free(w->core);
@@ -188,6 +193,12 @@ struct job_key reserve_held(struct world *w, uint32_t d, uint32_t held_tokens)
 struct job_key reserve(struct world *w, uint32_t d)
 {
     return reserve_held(w, d, 16);
+}
+struct job_key world_open_prefilling(struct world *w, uint32_t tokens_max)
+{
+    world_open_joined(w, NULL);
+    submit(w, tokens_max);
+    return reserve(w, D0);
 }
 /* Collects OUTPUTs and DONE: the client must have got tokens 10, 11, … exactly once and in order. */
 const struct msg *expect_stream(struct world *w, uint32_t first, uint32_t count)

@@ -1,7 +1,7 @@
 /* router_rig: the router core against nodes and clients that a test plays itself.
  *
  *     struct world w;
- *     world_open(&w, NULL); world_join(&w);
+ *     world_open_joined(&w, NULL);                       // p0, d0 and d1
  *     submit(&w, 4);
  *     struct job_key key = reserve(&w, D0);              // D0 says yes, P0 is told to prefill
  *     tell_tokens(&w, D0, key, 0, 4); tell_finished(&w, D0, key, 4);
@@ -60,6 +60,9 @@ void hello(struct world *w, uint32_t peer, enum role role, const char *name);
 void world_open(struct world *w, const struct router_config *changes);
 /* p0, d0 and d1 join. */
 void world_join(struct world *w);
+void world_open_joined(struct world *w, const struct router_config *changes);
+/* The same with a request of so many tokens that d0 has reserved and p0 prefills: its first attempt. */
+struct job_key world_open_prefilling(struct world *w, uint32_t tokens_max);
 void world_close(struct world *w);
 struct msg submit_of(uint32_t tokens_max);
 /* A request of `prompt`, accepted. */
