@@ -424,7 +424,7 @@ enum { PATHS_COUNT = sizeof paths / sizeof paths[0] };
 
 enum err backend_find(const char *name, const struct backend_ops **ops)
 {
-    if (strncmp(name, "cuda", 4) == 0) return plugin_find(name, ops);
+    if (strcmp(name, "cuda") == 0) return plugin_find(name, ops);
     for (int i = 0; i < PATHS_COUNT; i++) {
         const char *missing = paths[i].missing();
         if (strcmp(name, "cpu") == 0 && missing) continue;
@@ -433,8 +433,8 @@ enum err backend_find(const char *name, const struct backend_ops **ops)
         *ops = &paths[i].ops;
         return OK;
     }
-    return err_set(ERR_NOT_FOUND, "no backend \"%s\": there are cpu, cpu-c, cpu-avx2, cpu-avx512, cuda[:N]",
-                   name);
+    return err_set(ERR_NOT_FOUND,
+                   "no backend \"%s\": there are cpu, cpu-c, cpu-avx2, cpu-avx512, cuda", name);
 }
 
 /* Each path's instructions include those of the paths behind it. */

@@ -15,8 +15,6 @@
 #define PLUGIN_FILE "libtandem_cuda.so"
 #define PLUGIN_ENTRY "tandem_cuda_backend"
 
-enum { DEVICE_INDEX_MAX = 1023 };
-
 /* log_line takes an enum; the plugin, which has no log.h of its own to agree with, an int. */
 static void host_log_line(int level, const char *event, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -38,19 +36,6 @@ static const struct plugin_host host = {.abi = BACKEND_ABI,
                                         .mem_array = mem_array,
                                         .mem_free = mem_free,
                                         .log_line = host_log_line};
-
-/* The index behind the colon; false: it is none. */
-static bool parse_index(const char *name, uint32_t *index)
-{
-    const char *colon = strchr(name, ':');
-    *index = 0;
-    if (!colon) return true;
-    const char *digits = colon + 1;
-    size_t length = strlen(digits);
-    if (length < 1 || length > 4 || strspn(digits, "0123456789") != length) return false;
-    *index = (uint32_t)strtoul(digits, NULL, 10);
-    return *index <= DEVICE_INDEX_MAX;
-}
 
 /* ../lib/tandem/FILE, seen from the program; "" if that is not to be known. */
 static void beside_program(char *path, size_t size)
@@ -106,13 +91,8 @@ static enum err cannot_load(const char *path)
 enum err plugin_find(const char *name, const struct backend_ops **ops)
 {
     char path[PATH_MAX + sizeof PLUGIN_FILE];
-    uint32_t index;
     enum err e;
-    if (strcmp(name, "cuda") != 0 && strncmp(name, "cuda:", 5) != 0)
-        return err_set(ERR_NOT_FOUND, "no plugin for \"%s\"", name);
-    if (!parse_index(name, &index))
-        return err_set(ERR_NOT_FOUND, "no backend \"%s\": a device's number follows \"cuda:\"",
-                       name);
+    if (strcmp(name, "cuda") != 0) return err_set(ERR_NOT_FOUND, "no plugin for \"%s\"", name);
     if ((e = place(path, sizeof path)) != OK) return e;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) return cannot_load(path);
@@ -128,10 +108,4 @@ enum err plugin_find(const char *name, const struct backend_ops **ops)
                        path, found->abi, BACKEND_ABI);
     *ops = found;
     return OK;
-}
-
-uint32_t plugin_device_index(const char *name)
-{
-    uint32_t index;
-    return parse_index(name, &index) ? index : 0;
 }

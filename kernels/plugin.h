@@ -1,8 +1,7 @@
 /* plugin: backends that live in a shared library of their own, so that the programs start on machines
  * without the device's libraries.
  *
- *     if ((e = plugin_find("cuda:1", &ops)) != OK) return e;      // said: what is missing, and where
- *     options.device_index = plugin_device_index("cuda:1");
+ *     if ((e = plugin_find("cuda", &ops)) != OK) return e;      // said: what is missing, and where
  *
  * libtandem_cuda.so is looked for in TANDEM_PLUGIN_DIR and nowhere else if that is set; else in
  * ../lib/tandem beside the running program; else where the loader looks.
@@ -33,11 +32,8 @@ struct plugin_host {
  * of the plugin's own. */
 typedef const struct backend_ops *plugin_entry_fn(const struct plugin_host *host);
 
-/* `name` is DEVICE or DEVICE:INDEX, DEVICE being "cuda". ERR_NOT_FOUND: there is no such device name.
- * ERR_UNSUPPORTED: no plugin, one that cannot be loaded, or one of another version. Whether there is
- * a device is found out by open. */
+/* `name` is "cuda", else ERR_NOT_FOUND. ERR_UNSUPPORTED: no plugin, one that cannot be loaded, or one of
+ * another version. Whether there is a device is found out by open. */
 enum err plugin_find(const char *name, const struct backend_ops **ops);
-/* INDEX, 0 if there is none. */
-uint32_t plugin_device_index(const char *name);
 
 #endif

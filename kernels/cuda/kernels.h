@@ -130,6 +130,11 @@ cudaError_t cuda_product_skinny(cudaStream_t stream, const struct cuda_product *
 /* Any rows, the same bits as cuda_product_skinny: for `deterministic`, and for fp32. */
 cudaError_t cuda_product_fixed(cudaStream_t stream, const struct cuda_product *p);
 
+/* --- bias.cu --- */
+
+/* out[i] = bias[i] rounded to bf16: what cublasLt takes with bf16 rows. */
+cudaError_t cuda_bias_round(cudaStream_t stream, uint16_t *out, const float *bias, uint32_t n);
+
 /* --- attend_decode.cu, attend_prefill.cu --- */
 
 /* Scratch for the partial results of `splits` splits. */

@@ -20,9 +20,9 @@ static void a_plugin_uses_the_programs_errors_and_memory(void **state)
     const struct backend_ops *ops = NULL;
     struct backend *b;
     setenv("TANDEM_PLUGIN_DIR", PLUGINS "/good", 1);
-    assert_int_equal(backend_find("cuda:3", &ops), OK);
+    assert_int_equal(backend_find("cuda", &ops), OK);
     assert_string_equal(ops->name, "cuda");
-    const struct backend_options o = {.device_index = plugin_device_index("cuda:3")};
+    const struct backend_options o = {.device_index = 3};
     assert_int_equal(ops->open(&b, &o), ERR_DEVICE);
     assert_string_equal(err_text(), "no device 3");
     mem_fail_at(1);
@@ -66,29 +66,12 @@ static void a_file_that_is_no_library_is_refused(void **state)
     rmdir(dir);
 }
 
-static void names_have_an_index_or_none(void **state)
-{
-    (void)state;
-    static const char *const bad[] = {"cuda:",      "cuda:x",    "cuda:-1", "cuda:1024",
-                                      "cuda:00000", "cuda:1 ",   "cuda0",   "cudax:1",
-                                      "cuda:1:2",   "cuda:0x10", "rocm:0"};
-    const struct backend_ops *ops;
-    setenv("TANDEM_PLUGIN_DIR", PLUGINS "/good", 1);
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        assert_int_equal(plugin_find(bad[i], &ops), ERR_NOT_FOUND);
-    assert_int_equal(plugin_find("cuda", &ops), OK);
-    assert_int_equal(plugin_find("cuda:1023", &ops), OK);
-    assert_int_equal(plugin_device_index("cuda"), 0);
-    assert_int_equal(plugin_device_index("cuda:17"), 17);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plugin_uses_the_programs_errors_and_memory),
         cmocka_unit_test(a_plugin_that_is_no_use_is_refused_with_what_is_wrong),
         cmocka_unit_test(a_file_that_is_no_library_is_refused),
-        cmocka_unit_test(names_have_an_index_or_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,93 @@
+#include "kernels/cuda/check.h"
+
+#include <stdio.h>
+
+#define GIB (1024.0 * 1024.0 * 1024.0)
+
+enum err cuda_check(cudaError_t c, const char *what)
+{
+    if (c == cudaSuccess) return OK;
+    cudaGetLastError(); /* a launch must not be blamed for it */
+    return err_set(c == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, "cuda: %s: %s: %s",
+                   what, cudaGetErrorName(c), cudaGetErrorString(c));
+}
+
+bool cuda_is_sticky(cudaError_t c)
+{
+    switch (c) {
+    case cudaSuccess:
+    case cudaErrorNotReady:
+    case cudaErrorInvalidValue:
+    case cudaErrorMemoryAllocation:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorNotSupported: return false;
+    default: return true;
+    }
+}
+
+/* Devices there are, with the reason if there are none. The count is left alone by a call that fails. */
+static enum err count_devices(int *count)
+{
+    *count = 0;
+    cudaError_t c = cudaGetDeviceCount(count);
+    if (c == cudaSuccess && *count > 0) return OK;
+    cudaGetLastError();
+    if (c == cudaErrorInsufficientDriver)
+        return err_set(ERR_UNSUPPORTED,
+                       "cuda: the NVIDIA driver is missing, or older than this CUDA needs (%s)",
+                       cudaGetErrorString(c));
+    if (c == cudaErrorNoDevice || c == cudaSuccess)
+        return err_set(ERR_UNSUPPORTED, "cuda: this machine shows no GPU to this process (is "
+                                        "CUDA_VISIBLE_DEVICES set, is /dev/nvidia0 there?)");
+    return err_set(ERR_UNSUPPORTED, "cuda: no GPU can be used: %s: %s", cudaGetErrorName(c),
+                   cudaGetErrorString(c));
+}
+
+enum err cuda_device_open(uint32_t index, struct cuda_device_facts *facts)
+{
+    struct cudaDeviceProp p;
+    int count;
+    enum err e;
+    if ((e = count_devices(&count)) != OK) return e;
+    if (index >= (uint32_t)count)
+        return err_set(ERR_UNSUPPORTED,
+                       "cuda: there is no device %u: this process sees %d, from 0 on", index,
+                       count);
+    if ((e = cuda_check(cudaGetDeviceProperties(&p, (int)index), "the device's facts")) != OK)
+        return e;
+    if (p.major < 8)
+        return err_set(ERR_UNSUPPORTED,
+                       "cuda: device %u, %s, has compute capability %d.%d; 8.0 is needed", index,
+                       p.name, p.major, p.minor);
+    if ((e = cuda_check(cudaSetDevice((int)index), "the device")) != OK) return e;
+    *facts = (struct cuda_device_facts){.memory_bytes = p.totalGlobalMem,
+                                        .index = index,
+                                        .multiprocessors = (uint32_t)p.multiProcessorCount,
+                                        .major = (uint32_t)p.major,
+                                        .minor = (uint32_t)p.minor};
+    snprintf(facts->name, sizeof facts->name, "%s", p.name);
+    return OK;
+}
+
+enum err cuda_take(void **memory, uint64_t bytes, const char *what)
+{
+    size_t free_bytes = 0, total = 0;
+    enum err e;
+    *memory = NULL;
+    cudaError_t c = cudaMalloc(memory, bytes ? bytes : 1);
+    if (c == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) cudaGetLastError();
+        return err_set(ERR_MEMORY,
+                       "cuda: %s needs %.2f GiB of device memory; %.2f GiB are free of %.2f GiB",
+                       what, (double)bytes / GIB, (double)free_bytes / GIB, (double)total / GIB);
+    }
+    if ((e = cuda_check(c, what)) != OK) return e;
+    /* Streams of the backend do not wait for the one that clears. */
+    e = cuda_check(cudaMemset(*memory, 0, bytes ? bytes : 1), what);
+    if (e == OK) e = cuda_check(cudaDeviceSynchronize(), what);
+    if (e == OK) return OK;
+    cudaFree(*memory);
+    *memory = NULL;
+    return e;
+}
