@@ -99,7 +99,7 @@ static void report(struct machine *m, const char *format, va_list args)
     snprintf(m->fault, sizeof m->fault,
              "%s: block (%u, %u, %u) of (%u, %u, %u), thread %u of %u, seed %" PRIu64 ": %s",
              l->name, m->block[0], m->block[1], m->block[2], l->grid[0], l->grid[1], l->grid[2],
-             m->current, m->threads_count, fake_knobs()->seed, what);
+             m->current, m->threads_count, m->seed, what);
     m->faulted = true;
 }
 
@@ -133,7 +133,7 @@ static fiber_landing_fn *on_fault(const void *at, bool write)
     if (m->faulted || m->running == &m->main) return NULL;
     if (fiber_overflow(m->running, at))
         snprintf(where, sizeof where, "the end of its stack (%d bytes)", FIBER_STACK_BYTES);
-    else if (!shared_say(m, at, where, sizeof where))
+    else if (!shared_say(m, at, where, sizeof where) && !fake_say_address(at, where, sizeof where))
         snprintf(where, sizeof where, "%p, which is nobody's memory or not aligned", at);
     report_now("%s %s", write ? "writes" : "reads", where);
     return land;
@@ -364,12 +364,12 @@ static void grid_run(struct machine *m)
     }
 }
 
-static uint64_t launch_seed(const struct emulator_launch *l)
+static uint64_t launch_seed(const struct emulator_launch *l, uint64_t seed)
 {
     uint64_t hash = 0xcbf29ce484222325;
     for (const char *c = l->name; *c; c++)
         hash = (hash ^ (unsigned char)*c) * 0x100000001b3;
-    return mixed(hash + mixed(fake_knobs()->seed + 0x9e3779b97f4a7c15)) | 1;
+    return mixed(hash + mixed(seed + 0x9e3779b97f4a7c15)) | 1;
 }
 
 /* What the launch asks for is more than a device has: said in `text`. */
@@ -409,7 +409,8 @@ void emulator_run(const struct emulator_launch *launch)
     m->launch = launch;
     m->running = &m->main;
     m->threads_count = launch->block[0];
-    m->random = launch_seed(launch);
+    m->seed = fake_knobs()->seed;
+    m->random = launch_seed(launch, m->seed);
     emulator_place.block_size = (struct uint3){launch->block[0], 1, 1};
     emulator_place.grid_size = (struct uint3){launch->grid[0], launch->grid[1], launch->grid[2]};
     machine = m;

@@ -2,6 +2,12 @@
 
 #include "kernels/cuda/device.cuh"
 
+static cudaStream_t stream;
+void run_on(cudaStream_t s)
+{
+    stream = s;
+}
+
 /* --- launches --- */
 
 static __global__ void places_kernel(uint4 *out)
@@ -16,11 +22,11 @@ static __global__ void places_deep_kernel(uint4 *out)
 }
 void run_places(uint4 *out, uint32_t blocks, uint32_t threads)
 {
-    LAUNCH(places_kernel, blocks, threads, 0, NULL, out);
+    LAUNCH(places_kernel, blocks, threads, 0, stream, out);
 }
 void run_places_deep(uint4 *out, struct dim3 grid, uint32_t threads)
 {
-    LAUNCH(places_deep_kernel, grid, threads, 0, NULL, out);
+    LAUNCH(places_deep_kernel, grid, threads, 0, stream, out);
 }
 
 template <bool add, int by>
@@ -34,9 +40,9 @@ void run_scale(float *out, const float *in, double count, int add)
 {
     uint32_t blocks = divide_up((uint32_t)count, 128);
     if (add)
-        LAUNCH((scale_kernel<true, 3>), blocks, 128, 0, NULL, out, in, count);
+        LAUNCH((scale_kernel<true, 3>), blocks, 128, 0, stream, out, in, count);
     else
-        LAUNCH((scale_kernel<false, 3>), blocks, 128, 0, NULL, out, in, count);
+        LAUNCH((scale_kernel<false, 3>), blocks, 128, 0, stream, out, in, count);
 }
 
 static __global__ void empty_kernel()
@@ -44,7 +50,7 @@ static __global__ void empty_kernel()
 }
 void run_empty(struct dim3 grid, struct dim3 block, size_t shared_bytes)
 {
-    LAUNCH(empty_kernel, grid, block, shared_bytes, NULL);
+    LAUNCH(empty_kernel, grid, block, shared_bytes, stream);
 }
 
 static __global__ void much_shared_kernel(uint32_t bytes)
@@ -57,7 +63,7 @@ void run_much_shared(uint32_t bytes)
 {
     cudaFuncSetAttribute(much_shared_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                          (int)bytes);
-    LAUNCH(much_shared_kernel, 1, 32, shared_bytes<unsigned char>(bytes), NULL, bytes);
+    LAUNCH(much_shared_kernel, 1, 32, shared_bytes<unsigned char>(bytes), stream, bytes);
 }
 
 /* --- primitives --- */
@@ -73,7 +79,7 @@ static __global__ void warp_kernel(struct warp_out *out, const float *in)
 }
 void run_warp(struct warp_out *out, const float *in)
 {
-    LAUNCH(warp_kernel, 1, 32, 0, NULL, out, in);
+    LAUNCH(warp_kernel, 1, 32, 0, stream, out, in);
 }
 
 static __global__ void atomics_kernel(uint32_t *sum, uint64_t *wide_sum, uint64_t *max)
@@ -86,7 +92,7 @@ static __global__ void atomics_kernel(uint32_t *sum, uint64_t *wide_sum, uint64_
 }
 void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint64_t *max, uint32_t blocks)
 {
-    LAUNCH(atomics_kernel, blocks, 64, 0, NULL, sum, wide_sum, max);
+    LAUNCH(atomics_kernel, blocks, 64, 0, stream, sum, wide_sum, max);
 }
 
 static __global__ void order_kernel(uint32_t *out, uint32_t *count)
@@ -101,7 +107,7 @@ static __global__ void order_kernel(uint32_t *out, uint32_t *count)
 void run_order(uint32_t *out, uint32_t blocks, uint32_t threads)
 {
     uint32_t count = 0; /* the launch runs at once */
-    LAUNCH(order_kernel, blocks, threads, 0, NULL, out, &count);
+    LAUNCH(order_kernel, blocks, threads, 0, stream, out, &count);
 }
 
 static __global__ void mma_kernel(float *d, const uint16_t *a, const uint16_t *b, bool b_across)
@@ -130,8 +136,8 @@ static __global__ void mma_kernel(float *d, const uint16_t *a, const uint16_t *b
 }
 void run_mma(float *d, const uint16_t *a, const uint16_t *b, int b_across)
 {
-    LAUNCH(mma_kernel, 1, 32, shared_bytes<uint16_t>(256) + shared_bytes<uint16_t>(128), NULL, d, a,
-           b, b_across);
+    LAUNCH(mma_kernel, 1, 32, shared_bytes<uint16_t>(256) + shared_bytes<uint16_t>(128), stream, d,
+           a, b, b_across);
 }
 
 static __global__ void numbers_kernel(uint32_t *pairs, float *exp2, float *rsqrt, const float *in,
@@ -145,7 +151,7 @@ static __global__ void numbers_kernel(uint32_t *pairs, float *exp2, float *rsqrt
 }
 void run_numbers(uint32_t *pairs, float *exp2, float *rsqrt, const float *in, uint32_t count)
 {
-    LAUNCH(numbers_kernel, 1, 128, 0, NULL, pairs, exp2, rsqrt, in, count);
+    LAUNCH(numbers_kernel, 1, 128, 0, stream, pairs, exp2, rsqrt, in, count);
 }
 
 static __global__ void load_once_kernel(uint32_t *out, const uint32_t *in)
@@ -155,7 +161,7 @@ static __global__ void load_once_kernel(uint32_t *out, const uint32_t *in)
 }
 void run_load_once(uint32_t *out, const uint32_t *in)
 {
-    LAUNCH(load_once_kernel, 1, 32, 0, NULL, out, in);
+    LAUNCH(load_once_kernel, 1, 32, 0, stream, out, in);
 }
 
 /* --- kernels with something missing --- */
@@ -190,7 +196,7 @@ void run_block_sum(float *out, const float *in, uint32_t blocks, uint32_t thread
                    enum planted planted)
 {
     LAUNCH(block_sum_kernel, blocks, threads, shared_bytes<float>(threads) + shared_bytes<float>(3),
-           NULL, out, in, planted);
+           stream, out, in, planted);
 }
 
 static __global__ void warp_turn_kernel(uint32_t *out, const uint32_t *in, enum planted planted)
@@ -204,7 +210,7 @@ static __global__ void warp_turn_kernel(uint32_t *out, const uint32_t *in, enum 
 }
 void run_warp_turn(uint32_t *out, const uint32_t *in, uint32_t threads, enum planted planted)
 {
-    LAUNCH(warp_turn_kernel, 1, threads, shared_bytes<uint32_t>(threads), NULL, out, in, planted);
+    LAUNCH(warp_turn_kernel, 1, threads, shared_bytes<uint32_t>(threads), stream, out, in, planted);
 }
 
 /* Stage s is 4 floats a thread; a thread reads what its neighbour copied. */
@@ -235,8 +241,8 @@ static __global__ void copied_kernel(float *out, const float *in, uint32_t count
 void run_copied(float *out, const float *in, uint32_t count, uint32_t valid, uint32_t threads,
                 enum planted planted)
 {
-    LAUNCH(copied_kernel, 1, threads, shared_bytes<float>(8 * threads), NULL, out, in, count, valid,
-           planted);
+    LAUNCH(copied_kernel, 1, threads, shared_bytes<float>(8 * threads), stream, out, in, count,
+           valid, planted);
 }
 
 /* --- kernels that fault --- */
@@ -297,7 +303,7 @@ static __global__ void bad_kernel(enum bad bad, uint32_t *out, const uint32_t *i
 }
 void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads)
 {
-    LAUNCH(bad_kernel, 2, threads, 4096, NULL, bad, out, in);
+    LAUNCH(bad_kernel, 2, threads, 4096, stream, bad, out, in);
 }
 
 static __global__ void switches_kernel(float *out, uint32_t rounds)
@@ -311,5 +317,5 @@ static __global__ void switches_kernel(float *out, uint32_t rounds)
 }
 void run_switches(float *out, uint32_t blocks, uint32_t threads, uint32_t rounds)
 {
-    LAUNCH(switches_kernel, blocks, threads, 0, NULL, out, rounds);
+    LAUNCH(switches_kernel, blocks, threads, 0, stream, out, rounds);
 }

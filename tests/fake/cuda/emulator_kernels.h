@@ -1,5 +1,5 @@
-/* emulator_kernels: small kernels, good and bad, that the emulator's own test runs. Each function
- * launches one on the NULL stream. */
+/* emulator_kernels: small kernels, good and bad, that the emulator's own tests run. Each function
+ * launches one on the stream that run_on named last; NULL at first. */
 #ifndef TANDEM_FAKE_CUDA_EMULATOR_KERNELS_H
 #define TANDEM_FAKE_CUDA_EMULATOR_KERNELS_H
 
@@ -9,6 +9,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+void run_on(cudaStream_t stream);
 
 /* out[thread of the grid] = {thread, block, threads of a block, blocks}. */
 void run_places(uint4 *out, uint32_t blocks, uint32_t threads);

@@ -30,6 +30,9 @@ void fake_enqueue(cudaStream_t stream, const char *name, fake_work_fn *run, fake
 /* Called by work that found a fault (an emulated kernel out of bounds, say): the device is sick from
  * then on, every call returns cudaErrorIllegalAddress (sticky), `text` is printed to stderr. */
 void fake_fault(const char *text);
+/* Where an address lies that a kernel must not touch, in words; false: nowhere near this runtime's
+ * memory. Work may call it in a signal handler. */
+bool fake_say_address(const void *at, char *text, size_t size);
 
 struct fake_knobs {
     const char *fail_call; /* this function fails at its fail_at-th call (from 1), once */

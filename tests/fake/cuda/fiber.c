@@ -286,9 +286,15 @@ static void on_fault(int number, siginfo_t *info, void *context)
 {
     fiber_landing_fn *landing =
         fault_of_thread ? fault_of_thread(info->si_addr, was_write(context)) : NULL;
+    static __thread const void *passed_on;
     if (landing && divert(context, landing)) return;
-    /* Not ours: the instruction faults again and meets who was here before. */
-    sigaction(number, &before[number == SIGBUS], NULL);
+    /* Not ours: the instruction faults again and meets who was here before. Had that one been here
+     * before us and after us, it would send it back. */
+    if (passed_on == info->si_addr)
+        signal(number, SIG_DFL);
+    else
+        sigaction(number, &before[number == SIGBUS], NULL);
+    passed_on = info->si_addr;
 }
 
 /* Who set a handler of its own since the last time is asked after us again. */

@@ -15,6 +15,9 @@ enum {
     POISON_FILE_BYTES =
         4 << 20, /* larger pieces map poisoned pages, which cost nothing until written */
     SIGNAL_STACK_BYTES = 64 << 10,
+    /* Before and behind a piece: wide, since an emulated grid's blocks come in any order, and the
+     * first to go too far may go much too far. */
+    GUARD_BYTES = 1 << 20,
 };
 
 /* Sorted by address; live and freed pieces. */
@@ -92,23 +95,38 @@ static const struct fake_memory *piece_near(uintptr_t p)
     return NULL;
 }
 
-static void tell_fault(uintptr_t p)
+/* Lock held. */
+static bool say_address(uintptr_t p, char *text, size_t size)
 {
     const struct fake_memory *m = piece_near(p);
-    const char *work = fake_thread()->work, *kind;
-    if (!m) return;
-    kind = m->kind == FAKE_DEVICE ? "device" : "pinned";
-    if (!work) work = "the host";
+    if (!m) return false;
+    const char *kind = m->kind == FAKE_DEVICE ? "device" : "pinned";
     if (!m->live)
-        fake_say("fault: %s touched %#zx in %s memory that was freed (%zu bytes at %#zx)", work,
-                 (size_t)p, kind, m->size, (size_t)m->at);
+        snprintf(text, size, "%#zx in %s memory that was freed (%zu bytes at %#zx)", (size_t)p,
+                 kind, m->size, (size_t)m->at);
     else if (p < m->at)
-        fake_say("fault: %s touched %#zx, %zu bytes before %s memory (%zu bytes at %#zx)", work,
-                 (size_t)p, (size_t)(m->at - p), kind, m->size, (size_t)m->at);
+        snprintf(text, size, "%#zx, %zu bytes before %s memory (%zu bytes at %#zx)", (size_t)p,
+                 (size_t)(m->at - p), kind, m->size, (size_t)m->at);
     else
-        fake_say(
-            "fault: %s touched %#zx, %zu bytes behind the end of %s memory (%zu bytes at %#zx)",
-            work, (size_t)p, (size_t)(p - m->at - m->size), kind, m->size, (size_t)m->at);
+        snprintf(text, size, "%#zx, %zu bytes behind the end of %s memory (%zu bytes at %#zx)",
+                 (size_t)p, (size_t)(p - m->at - m->size), kind, m->size, (size_t)m->at);
+    return true;
+}
+
+bool fake_say_address(const void *at, char *text, size_t size)
+{
+    pthread_mutex_lock(&fake.lock);
+    bool known = say_address((uintptr_t)at, text, size);
+    pthread_mutex_unlock(&fake.lock);
+    return known;
+}
+
+static void tell_fault(uintptr_t p)
+{
+    const char *work = fake_thread()->work;
+    char where[200];
+    if (say_address(p, where, sizeof where))
+        fake_say("fault: %s touched %s", work ? work : "the host", where);
 }
 
 /* Says what was touched; then the older handler's (or the system's) turn, on the same instruction. */
@@ -181,14 +199,14 @@ static cudaError_t allocate(void **memory, size_t size, enum fake_memory_kind ki
     size_t used = round_up(size, FAKE_ALIGN), inner = round_up(used, FAKE_PAGE);
     struct fake_memory m = {.size = size, .kind = kind, .live = true, .id = ++pieces.ids};
     m.device = fake_thread()->device;
-    m.map_size = inner + 2 * FAKE_PAGE;
+    m.map_size = inner + 2 * GUARD_BYTES;
     m.map = mmap(NULL, m.map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (m.map == MAP_FAILED) return cudaErrorMemoryAllocation;
-    if (!map_poison(m.map + FAKE_PAGE, inner)) {
+    if (!map_poison(m.map + GUARD_BYTES, inner)) {
         munmap(m.map, m.map_size);
         return cudaErrorMemoryAllocation;
     }
-    m.at = (uintptr_t)m.map + FAKE_PAGE + inner - used;
+    m.at = (uintptr_t)m.map + GUARD_BYTES + inner - used;
     watch_faults();
     add_piece(&m);
     *memory = (void *)m.at;
@@ -205,7 +223,7 @@ static bool is_poison(uintptr_t from, uintptr_t to)
 /* The bytes around the piece that share its pages. */
 static bool rim_is_whole(const struct fake_memory *m)
 {
-    uintptr_t first = (uintptr_t)m->map + FAKE_PAGE;
+    uintptr_t first = (uintptr_t)m->map + GUARD_BYTES;
     return is_poison(first, m->at) &&
            is_poison(m->at + m->size, m->at + round_up(m->size, FAKE_ALIGN));
 }
