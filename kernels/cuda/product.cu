@@ -58,19 +58,19 @@ __device__ __forceinline__ void step_mma(float (&d)[TILES][4], uint4 w0, uint4 w
         mma_bf16(d[r], second, x[r].z, x[r].w);
 }
 
-/* Elements i to i + 7 of a row of k elements; zeros beyond its end, and if not `valid`. WIDE: rows
- * start at multiples of 16 bytes. ONCE: nobody reads them again. */
+/* Eight elements from `at` on, zeros from `left` on; all zeros if not `valid`. WIDE: `at` is a multiple
+ * of 16 bytes, so is what is left. ONCE: nobody reads them again. */
 template <bool WIDE, bool ONCE>
-__device__ __forceinline__ uint4 load_eight(const uint16_t *row, uint32_t i, uint32_t k, bool valid)
+__device__ __forceinline__ uint4 load_eight(const uint16_t *at, uint32_t left, bool valid)
 {
+    if (!valid) return make_uint4(0, 0, 0, 0);
     if constexpr (WIDE) {
-        if (!valid || i >= k) return make_uint4(0, 0, 0, 0);
-        return ONCE ? load_once(row + i) : *(const uint4 *)(row + i);
+        return ONCE ? load_once(at) : *(const uint4 *)at;
     } else {
         uint32_t e[8];
 #pragma unroll
         for (uint32_t j = 0; j < 8; j++)
-            e[j] = valid && i + j < k ? row[i + j] : 0;
+            e[j] = j < left ? at[j] : 0;
         return make_uint4(e[0] | e[1] << 16, e[2] | e[3] << 16, e[4] | e[5] << 16,
                           e[6] | e[7] << 16);
     }
@@ -85,26 +85,39 @@ __device__ __forceinline__ void part_put(float *part, const float (&d)[4])
     part[2 * t * PART_STRIDE + g + 8] = d[2];
     part[(2 * t + 1) * PART_STRIDE + g + 8] = d[3];
 }
-__device__ __forceinline__ float parts_sum(const float *part, uint32_t parts, uint32_t splits)
+__device__ __forceinline__ float parts_sum(const float *part, uint32_t parts, uint32_t k)
 {
     float sum = 0.0f;
-    for (uint32_t s = 0; s < splits; s++)
+    for (uint32_t s = 0; s < splits_of(k); s++)
         sum += part[s * parts * PART_FLOATS];
     return sum;
 }
 
-/* Up to 32 rows. A block has 16 OUT_TILES outputs of all rows, a warp one split of k; a thread has
- * eight independent 16-byte loads of weights under way. Reads n x k x 2 bytes of weights once, x once
+/* Steps whose loads a thread has under way: eight of 16 bytes of weights where registers allow. */
+constexpr __host__ __device__ uint32_t skinny_steps(uint32_t out_tiles, uint32_t row_tiles,
+                                                    bool wide)
+{
+    return !wide ? 1 : SKINNY_STEPS / out_tiles / (out_tiles == 1 && row_tiles == 4 ? 2 : 1);
+}
+/* Where a split's step is, counted from its first one. */
+__device__ __forceinline__ uint32_t step_offset(uint32_t step)
+{
+    return step / (CHUNK / STEP) * (SPLITS * CHUNK) + step % (CHUNK / STEP) * STEP;
+}
+
+/* Up to 32 rows. A block has 16 OUT_TILES outputs of all rows, a warp one split of k; a thread has up
+ * to eight independent 16-byte loads of weights under way. Reads n x k x 2 bytes of weights once, x once
  * per block (from the L1 and L2 caches); 2 n k rows flops. 10 KiB shared per tile, at most 40; 64
- * registers for up to eight rows, so that two blocks share a multiprocessor, else up to 127. */
+ * registers for up to eight rows, so that two blocks share a multiprocessor, else up to 118. */
 template <uint32_t OUT_TILES, uint32_t ROW_TILES, bool WIDE>
 __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
     skinny_kernel(struct cuda_product p)
 {
-    const uint32_t at_once = WIDE ? SKINNY_STEPS / OUT_TILES : 1, tiles = OUT_TILES * ROW_TILES;
+    const uint32_t at_once = skinny_steps(OUT_TILES, ROW_TILES, WIDE);
+    const uint32_t group = divide_up(at_once, CHUNK / STEP); /* chunks of a turn of the loop */
+    const uint32_t tiles = OUT_TILES * ROW_TILES;
     const uint32_t parts = tiles < PARTS_AT_ONCE ? tiles : (uint32_t)PARTS_AT_ONCE;
-    const uint32_t k = p.k, chunks = divide_up(k, CHUNK), splits = splits_of(k);
-    const uint32_t split = threadIdx.x / WARP_LANES;
+    const uint32_t k = p.k, chunks = divide_up(k, CHUNK), split = threadIdx.x / WARP_LANES;
     const uint32_t g = threadIdx.x % WARP_LANES / 4, t = threadIdx.x % 4;
     const uint32_t out_first = blockIdx.x * OUTS * OUT_TILES;
     const uint16_t *w = (const uint16_t *)p.w + (size_t)(out_first + g) * k;
@@ -113,30 +126,31 @@ __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
     float *part = shared_take<float>(&shared, SPLITS * parts * PART_FLOATS);
 
     float sum[OUT_TILES][ROW_TILES][4] = {};
-    uint32_t steps = split < chunks ? ((chunks - 1 - split) / SPLITS + 1) * (CHUNK / STEP) : 0;
-    for (uint32_t first = 0; first < steps; first += at_once) {
-        uint4 weights[at_once][OUT_TILES][2];
-        uint32_t from[at_once]; /* of k */
+    for (uint32_t chunk = split; chunk < chunks; chunk += group * SPLITS) {
+        const uint32_t here = chunk * CHUNK + 8 * t; /* of k, this thread's first */
+#pragma unroll 1 /* the addresses of a second pass would cost registers */
+        for (uint32_t first = 0; first < group * (CHUNK / STEP); first += at_once) {
+            uint4 weights[at_once][2 * OUT_TILES], rows[at_once][ROW_TILES];
 #pragma unroll
-        for (uint32_t i = 0; i < at_once; i++) {
-            uint32_t step = first + i, chunk = step / (CHUNK / STEP) * SPLITS + split;
-            from[i] = chunk * CHUNK + step % (CHUNK / STEP) * STEP + 8 * t;
+            for (uint32_t i = 0; i < at_once; i++) {
+                const uint32_t at = here + step_offset(first + i);
+                const uint16_t *x_at = x + at, *w_at = w + at;
 #pragma unroll
-            for (uint32_t o = 0; o < 2 * OUT_TILES; o++)
-                weights[i][o / 2][o % 2] = load_eight<WIDE, true>(w + (size_t)o * 8 * k, from[i], k,
-                                                                  out_first + o * 8 + g < p.n);
-        }
+                for (uint32_t r = 0; r < ROW_TILES; r++, x_at += (size_t)ROWS * k)
+                    rows[i][r] =
+                        load_eight<WIDE, false>(x_at, k - at, at < k && r * ROWS + g < p.rows);
 #pragma unroll
-        for (uint32_t i = 0; i < at_once; i++) {
-            if (first + i >= steps) break;
-            uint4 rows[ROW_TILES];
+                for (uint32_t o = 0; o < 2 * OUT_TILES; o++, w_at += (size_t)8 * k)
+                    weights[i][o] =
+                        load_eight<WIDE, true>(w_at, k - at, at < k && out_first + o * 8 + g < p.n);
+            }
 #pragma unroll
-            for (uint32_t r = 0; r < ROW_TILES; r++)
-                rows[r] = load_eight<WIDE, false>(x + (size_t)r * ROWS * k, from[i], k,
-                                                  r * ROWS + g < p.rows);
+            for (uint32_t i = 0; i < at_once; i++) {
+                if (chunk + (first + i) / (CHUNK / STEP) * SPLITS >= chunks) break;
 #pragma unroll
-            for (uint32_t o = 0; o < OUT_TILES; o++)
-                step_mma<ROW_TILES>(sum[o], weights[i][o][0], weights[i][o][1], rows);
+                for (uint32_t o = 0; o < OUT_TILES; o++)
+                    step_mma<ROW_TILES>(sum[o], weights[i][2 * o], weights[i][2 * o + 1], rows[i]);
+            }
         }
     }
 
@@ -150,8 +164,7 @@ __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
         block_sync();
         for (uint32_t e = threadIdx.x; e < parts * OUTS * ROWS; e += SKINNY_THREADS) {
             uint32_t i = e / (OUTS * ROWS), row = e / OUTS % ROWS, out = e % OUTS;
-            float total =
-                parts_sum(part + i * PART_FLOATS + row * PART_STRIDE + out, parts, splits);
+            float total = parts_sum(part + i * PART_FLOATS + row * PART_STRIDE + out, parts, k);
             row += (first + i) % ROW_TILES * ROWS;
             out += out_first + (first + i) / ROW_TILES * OUTS;
             if (row < p.rows && out < p.n) product_finish(p, row, out, total);
@@ -301,7 +314,7 @@ cudaError_t skinny_by_shape(cudaStream_t stream, const struct cuda_product *p)
     if (p->rows <= 2 * ROWS)
         return p->n < 4096 ? skinny<1, 2, true>(stream, p) : skinny<2, 2, true>(stream, p);
     if (p->n < 4096) return skinny<1, 4, true>(stream, p);
-    return p->n < 16384 ? skinny<2, 4, true>(stream, p) : skinny<4, 4, true>(stream, p);
+    return p->n < 16384 ? skinny<2, 4, true>(stream, p) : skinny<3, 4, true>(stream, p);
 }
 
 /* Rows `first` to first + rows - 1 of a product. */
