@@ -6,7 +6,7 @@
  * Rules: each function checks its launch (cudaPeekAtLastError) and returns that; none allocates,
  * waits or touches another stream, so all of them can be recorded into a graph. Pointers are device
  * memory aligned to 16 unless said otherwise; strides count elements and are multiples of 8 (4 for
- * fp32). Three kinds of rows:
+ * fp32); that of qkv rows is even where head_dim is no such multiple. Three kinds of rows:
  *
  *     stream     fp32 always: the residual stream, and logits
  *     operand    inputs of a product: bf16, or fp32 with an fp32 model
@@ -68,7 +68,7 @@ struct cuda_batch {
 };
 
 struct cuda_attention {
-    uint32_t heads, kv_heads, head_dim; /* head_dim a multiple of 16, at most CUDA_HEAD_DIM_MAX */
+    uint32_t heads, kv_heads, head_dim; /* head_dim even, at most CUDA_HEAD_DIM_MAX */
     float scale;
     enum dtype dtype; /* of q, out and the pool */
 };
