@@ -147,6 +147,7 @@ static enum err entry_init(struct lt *lt, struct entry *x, const struct lt_shape
 static enum err find_entry(struct lt *lt, const struct lt_shape *s, struct entry **found)
 {
     enum err e;
+    *found = NULL;
     for (uint32_t i = 0; i < lt->entries_count; i++) {
         *found = &lt->entry[i];
         if (shape_equal(&lt->entry[i].shape, s)) return OK;

@@ -1,105 +1,13 @@
 /* The stand-in CUDA runtime: what it promises to the tests of the CUDA backend, and that it finds the
  * mistakes it is there to find. */
-#include <pthread.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "tests/fake/cuda/fake.h"
-#include "tests/unit/testing.h"
-
-#define assert_cuda(expression) assert_int_equal((expression), cudaSuccess)
-
-static int reset(void **state)
-{
-    (void)state;
-    fake_reset();
-    return 0;
-}
-
-/* Each test destroys what it made. */
-static int check_nothing_is_left(void **state)
-{
-    (void)state;
-    return fake_reset() == 0 ? 0 : -1;
-}
-
-static cudaStream_t new_stream(void)
-{
-    cudaStream_t s = NULL;
-    assert_cuda(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-    return s;
-}
-
-static cudaEvent_t new_event(void)
-{
-    cudaEvent_t v = NULL;
-    assert_cuda(cudaEventCreateWithFlags(&v, cudaEventDisableTiming));
-    return v;
-}
-
-static void *new_memory(size_t size)
-{
-    void *p = NULL;
-    assert_cuda(cudaMalloc(&p, size));
-    assert_non_null(p);
-    return p;
-}
-
-/* A door in a stream: what is behind it waits until the test opens it. */
-struct door {
-    pthread_mutex_t lock;
-    pthread_cond_t opened;
-    bool open;
-};
-
-static void wait_at_door(void *arg)
-{
-    struct door *d = arg;
-    pthread_mutex_lock(&d->lock);
-    while (!d->open)
-        pthread_cond_wait(&d->opened, &d->lock);
-    pthread_mutex_unlock(&d->lock);
-}
-
-static void open_door(struct door *d)
-{
-    pthread_mutex_lock(&d->lock);
-    d->open = true;
-    pthread_cond_broadcast(&d->opened);
-    pthread_mutex_unlock(&d->lock);
-}
-
-#define DOOR                                                                                       \
-    {                                                                                              \
-        .lock = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER                      \
-    }
-
-static void put_door(cudaStream_t stream, struct door *d)
-{
-    assert_cuda(cudaLaunchHostFunc(stream, wait_at_door, d));
-}
-
-/* A kernel: appends its digit to a number. */
-struct step {
-    uint64_t *number;
-    uint64_t digit;
-};
-
-static void run_step(void *arg)
-{
-    struct step *s = arg;
-    *s->number = *s->number * 10 + s->digit;
-}
-
-static void launch_step(cudaStream_t stream, uint64_t *number, uint64_t digit)
-{
-    struct step *s = malloc(sizeof *s);
-    *s = (struct step){.number = number, .digit = digit};
-    fake_enqueue(stream, "step_kernel", run_step, free, s);
-}
+#include "tests/unit/cuda_rig.h"
 
 /* --- devices --- */
 
@@ -585,9 +493,24 @@ static void a_touch_beyond_memory_is_told(void **state)
     }
 }
 
+/* --- in a plugin --- */
+
+static void a_plugin_can_hold_it_and_be_closed(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        int (*probe)(void);
+        void *plugin = dlopen(TANDEM_PROBE, RTLD_NOW | RTLD_LOCAL);
+        if (!plugin) fail_msg("%s", dlerror());
+        *(void **)&probe = dlsym(plugin, "cuda_runtime_probe");
+        assert_non_null(probe);
+        assert_int_equal(probe(), 7);
+        assert_int_equal(dlclose(plugin), 0); /* with a stream that nobody destroyed */
+    }
+}
+
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, reset, check_nothing_is_left)
     const struct CMUnitTest tests[] = {
         TEST(a_device_says_what_it_is),
         TEST(devices_have_memory_of_their_own),
@@ -609,6 +532,7 @@ int main(void)
         TEST(a_fault_makes_the_device_sick_and_ends_no_wait),
         TEST(misuse_is_a_fault),
         TEST(a_touch_beyond_memory_is_told),
+        TEST(a_plugin_can_hold_it_and_be_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,12 +37,11 @@ bool fake_say_address(const void *at, char *text, size_t size);
 struct fake_knobs {
     const char *fail_call; /* this function fails at its fail_at-th call (from 1), once */
     uint32_t fail_at;
-    int fail_with; /* cudaError_t; 0: cudaErrorUnknown, sticky */
-    uint32_t
-        stream_delay_us; /* every piece of work starts so much later: shows missing dependencies */
-    uint64_t device_bytes; /* what cudaMemGetInfo calls total; 0: 1 GiB */
-    uint64_t seed; /* of fiber and stream order; 0: streams run as they can, graphs as recorded */
-    uint32_t devices; /* 0: one */
+    int fail_with;            /* cudaError_t; 0: cudaErrorUnknown, sticky */
+    uint32_t stream_delay_us; /* every piece of work starts so much later; with a seed, 0 … twice */
+    uint64_t device_bytes;    /* what cudaMemGetInfo calls total; 0: 1 GiB */
+    uint64_t seed;            /* of fiber and stream order; 0: graphs run as they were recorded */
+    uint32_t devices;         /* 0: one */
 };
 /* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a
  * cluster can be told; tests in one process write to it, while no other thread calls. A launch counts

@@ -222,7 +222,12 @@ void *fake_handle_new(enum fake_kind kind, size_t size)
 
 cudaError_t fake_handle_check(const void *handle, enum fake_kind kind, const char *call)
 {
-    static const char *const name[] = {"stream", "event", "graph", "executable graph"};
+    static const char *const name[] = {
+        "stream",        "event",
+        "graph",         "executable graph",
+        "blas handle",   "matmul descriptor",
+        "matrix layout", "matmul preference",
+    };
     const struct fake_handle *h = handle;
     if ((uintptr_t)handle < FAKE_PAGE || h->kind != kind) {
         fake_say("%s: no %s", call, name[kind - FAKE_STREAM]);

@@ -80,7 +80,16 @@ uint64_t fake_device_bytes(void);
 
 /* --- handles --- */
 
-enum fake_kind { FAKE_STREAM = 0x7a51, FAKE_EVENT, FAKE_GRAPH, FAKE_EXEC };
+enum fake_kind {
+    FAKE_STREAM = 0x7a51,
+    FAKE_EVENT,
+    FAKE_GRAPH,
+    FAKE_EXEC,
+    FAKE_BLAS, /* cublaslt.c */
+    FAKE_BLAS_DESC,
+    FAKE_BLAS_LAYOUT,
+    FAKE_BLAS_PREFERENCE,
+};
 struct fake_handle {
     enum fake_kind kind;
     bool live;
@@ -187,7 +196,8 @@ cudaError_t fake_memory_check(const char *call, const void *p, size_t bytes, boo
 bool fake_memory_alive(const char *work, const void *p, size_t bytes);
 /* Frees all of it; returns how many pieces were live. */
 uint32_t fake_memory_reset(void);
-/* A stream's thread: a stack on which a fault can still be told. */
-void fake_memory_watch_thread(void);
+/* A stream's thread has a stack of its own on which a fault can be told. */
+void *fake_memory_watch_thread(void);
+void fake_memory_unwatch_thread(void *stack);
 
 #endif

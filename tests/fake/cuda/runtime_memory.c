@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 enum {
@@ -125,41 +126,68 @@ static void tell_fault(uintptr_t p)
 {
     const char *work = fake_thread()->work;
     char where[200];
+    if (pthread_mutex_trylock(&fake.lock) != 0) return; /* this thread may have it */
     if (say_address(p, where, sizeof where))
         fake_say("fault: %s touched %s", work ? work : "the host", where);
-}
-
-/* Says what was touched; then the older handler's (or the system's) turn, on the same instruction. */
-static void on_fault(int number, siginfo_t *info, void *context)
-{
-    (void)context;
-    sigaction(number, number == SIGSEGV ? &older_segv : &older_bus, NULL);
-    if (pthread_mutex_trylock(&fake.lock) != 0) return;
-    tell_fault((uintptr_t)info->si_addr);
     pthread_mutex_unlock(&fake.lock);
 }
 
-static void watch_signal(int number, struct sigaction *older)
+/* Says what was touched; then it is the turn of who was here before. The emulator's handler moves the
+ * thread elsewhere; it may have this one as its own older one, so it is called and not put back. */
+static void on_fault(int number, siginfo_t *info, void *context)
 {
-    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK}, now;
-    sigemptyset(&action.sa_mask);
-    if (sigaction(number, NULL, &now) != 0 || now.sa_sigaction == on_fault) return;
-    *older = now; /* somebody else's, who came later than our last time, or first */
-    sigaction(number, &action, NULL);
+    const struct sigaction *older = number == SIGSEGV ? &older_segv : &older_bus;
+    ucontext_t *now = context, then = *now;
+    tell_fault((uintptr_t)info->si_addr);
+    if (!(older->sa_flags & SA_SIGINFO)) {
+        sigaction(number, older, NULL);
+        return;
+    }
+    older->sa_sigaction(number, info, context);
+    if (memcmp(&then.uc_mcontext, &now->uc_mcontext, sizeof then.uc_mcontext) == 0)
+        signal(number, SIG_DFL); /* the instruction faults again, for the last time */
 }
 
+/* Once in each process: a test's framework may put its own handler over it. */
 static void watch_faults(void)
 {
-    watch_signal(SIGSEGV, &older_segv);
-    watch_signal(SIGBUS, &older_bus);
+    static pid_t watched;
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    if (watched == getpid()) return;
+    watched = getpid();
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, &older_segv);
+    sigaction(SIGBUS, &action, &older_bus);
 }
 
-void fake_memory_watch_thread(void)
+static void unwatch_signal(int number, const struct sigaction *older)
 {
-    static _Thread_local char stack[SIGNAL_STACK_BYTES];
+    struct sigaction now;
+    sigaction(number, NULL, &now);
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_fault) sigaction(number, older, NULL);
+}
+
+/* A plugin may be unloaded. */
+__attribute__((destructor)) static void unwatch_faults(void)
+{
+    unwatch_signal(SIGSEGV, &older_segv);
+    unwatch_signal(SIGBUS, &older_bus);
+}
+
+void *fake_memory_watch_thread(void)
+{
     stack_t now;
-    if (sigaltstack(NULL, &now) == 0 && (now.ss_flags & SS_DISABLE)) /* else a sanitizer's own */
-        sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = sizeof stack}, NULL);
+    if (sigaltstack(NULL, &now) != 0 || !(now.ss_flags & SS_DISABLE))
+        return NULL; /* a sanitizer has given it one */
+    void *stack = fake_zeroed(SIGNAL_STACK_BYTES);
+    sigaltstack(&(stack_t){.ss_sp = stack, .ss_size = SIGNAL_STACK_BYTES}, NULL);
+    return stack;
+}
+
+void fake_memory_unwatch_thread(void *stack)
+{
+    if (stack) sigaltstack(&(stack_t){.ss_flags = SS_DISABLE}, NULL);
+    free(stack);
 }
 
 /* --- mappings --- */

@@ -91,7 +91,7 @@ static void do_work(const struct fake_work *w)
 static void *stream_main(void *arg)
 {
     cudaStream_t s = arg;
-    fake_memory_watch_thread();
+    void *fault_stack = fake_memory_watch_thread();
     pthread_mutex_lock(&fake.lock);
     for (;;) {
         while (!s->first && !s->closing)
@@ -107,6 +107,7 @@ static void *stream_main(void *arg)
         if (fake.waiting_count > 0) pthread_cond_broadcast(&fake.finished);
     }
     pthread_mutex_unlock(&fake.lock);
+    fake_memory_unwatch_thread(fault_stack);
     return NULL;
 }
 
