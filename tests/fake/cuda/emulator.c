@@ -14,8 +14,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* The sanitizers make frames several times larger. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+/* The sanitizer makes frames several times larger. */
+#if defined(__SANITIZE_ADDRESS__)
 enum { FIBER_STACK_BYTES = 256 << 10 };
 #else
 enum { FIBER_STACK_BYTES = 64 << 10 };
@@ -99,7 +99,7 @@ static void report(struct machine *m, const char *format, va_list args)
     snprintf(m->fault, sizeof m->fault,
              "%s: block (%u, %u, %u) of (%u, %u, %u), thread %u of %u, seed %" PRIu64 ": %s",
              l->name, m->block[0], m->block[1], m->block[2], l->grid[0], l->grid[1], l->grid[2],
-             m->current, m->threads_count, m->seed, what);
+             m->current, m->threads_count, l->seed, what);
     m->faulted = true;
 }
 
@@ -364,12 +364,12 @@ static void grid_run(struct machine *m)
     }
 }
 
-static uint64_t launch_seed(const struct emulator_launch *l, uint64_t seed)
+static uint64_t launch_seed(const struct emulator_launch *l)
 {
     uint64_t hash = 0xcbf29ce484222325;
     for (const char *c = l->name; *c; c++)
         hash = (hash ^ (unsigned char)*c) * 0x100000001b3;
-    return mixed(hash + mixed(seed + 0x9e3779b97f4a7c15)) | 1;
+    return mixed(hash + mixed(l->seed + 0x9e3779b97f4a7c15)) | 1;
 }
 
 /* What the launch asks for is more than a device has: said in `text`. */
@@ -409,8 +409,7 @@ void emulator_run(const struct emulator_launch *launch)
     m->launch = launch;
     m->running = &m->main;
     m->threads_count = launch->block[0];
-    m->seed = fake_knobs()->seed;
-    m->random = launch_seed(launch, m->seed);
+    m->random = launch_seed(launch);
     emulator_place.block_size = (struct uint3){launch->block[0], 1, 1};
     emulator_place.grid_size = (struct uint3){launch->grid[0], launch->grid[1], launch->grid[2]};
     machine = m;

@@ -80,6 +80,7 @@ template <typename... Params> struct emulator_call {
     struct emulator_launch launch;
     void (*kernel)(Params...);
     std::tuple<Params...> args;
+    uint64_t runs; /* a graph's: each has an order of its own */
 
     static void thread(void *arg)
     {
@@ -88,7 +89,10 @@ template <typename... Params> struct emulator_call {
     }
     static void run(void *arg)
     {
-        emulator_run(&((struct emulator_call *)arg)->launch);
+        struct emulator_call *call = (struct emulator_call *)arg;
+        struct emulator_launch launch = call->launch;
+        launch.seed += __atomic_fetch_add(&call->runs, 1, __ATOMIC_RELAXED);
+        emulator_run(&launch);
     }
 };
 
@@ -107,6 +111,8 @@ template <typename... Params> struct emulator_launcher {
         call->launch = launch;
         call->launch.thread = call_t::thread;
         call->launch.arg = call;
+        call->launch.seed = fake_knobs()->seed;
+        call->runs = 0;
         call->kernel = kernel;
         call->args = std::tuple<Params...>(args...);
         emulator_enqueue(&call->launch, (const void *)kernel, stream, call_t::run, call);

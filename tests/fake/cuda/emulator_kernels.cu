@@ -99,7 +99,7 @@ static __global__ void order_kernel(uint32_t *out, uint32_t *count)
 {
     uint32_t sum = 0;
     for (uint32_t round = 0; round < 3; round++) {
-        sum = sum * 1000 + atomic_add(count, 1u);
+        sum = sum * 1000 + atomic_add(count, 1u) % (gridDim.x * blockDim.x);
         block_sync();
     }
     out[blockIdx.x * blockDim.x + threadIdx.x] = sum;

@@ -26,7 +26,7 @@ struct warp_out {
 };
 void run_warp(struct warp_out *out, const float *in);
 void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint64_t *max, uint32_t blocks);
-/* out[thread of the grid] = how many others came before, in three rounds with barriers between. */
+/* out[thread of the grid]: which place it came in, in three rounds with barriers between. */
 void run_order(uint32_t *out, uint32_t blocks, uint32_t threads);
 /* d [16][8] += a [16][16] b [16][8]; a and b of bf16, b as [16][8] or, if `b_across`, as [8][16]. */
 void run_mma(float *d, const uint16_t *a, const uint16_t *b, int b_across);

@@ -60,6 +60,7 @@ struct emulator_launch {
     const char *name;
     uint32_t grid[3], block[3];
     uint32_t shared_bytes;
+    uint64_t seed;        /* the knob's when it was launched; from there on as a graph repeats it */
     fake_work_fn *thread; /* the kernel's body for one thread */
     void *arg;
 };

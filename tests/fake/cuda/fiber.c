@@ -13,12 +13,9 @@
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
 #define __SANITIZE_ADDRESS__ 1
 #endif
-#if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__)
-#define __SANITIZE_THREAD__ 1
-#endif
 #endif
 
-/* --- the sanitizers --- */
+/* --- the address sanitizer must know which stack is in use --- */
 
 #ifdef __SANITIZE_ADDRESS__
 void __sanitizer_start_switch_fiber(void **fake_stack, const void *bottom, size_t bytes);
@@ -42,33 +39,6 @@ static void forget(struct fiber *f)
 {
     __asan_unpoison_memory_region(f->stack, f->stack_bytes);
 }
-static void meet(struct fiber *f)
-{
-    (void)f;
-}
-#elif defined(__SANITIZE_THREAD__)
-void *__tsan_get_current_fiber(void);
-void *__tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void *context);
-void __tsan_switch_to_fiber(void *context, unsigned flags);
-
-static inline __attribute__((always_inline)) void leaving(struct fiber *from, struct fiber *to)
-{
-    (void)from;
-    __tsan_switch_to_fiber(to->context, 0);
-}
-static inline __attribute__((always_inline)) void arrived(struct fiber *at)
-{
-    (void)at;
-}
-static void forget(struct fiber *f)
-{
-    __tsan_destroy_fiber(f->context);
-}
-static void meet(struct fiber *f)
-{
-    f->context = f->stack ? __tsan_create_fiber(0) : __tsan_get_current_fiber();
-}
 #else
 static inline void leaving(struct fiber *from, struct fiber *to)
 {
@@ -80,10 +50,6 @@ static inline void arrived(struct fiber *at)
     (void)at;
 }
 static void forget(struct fiber *f)
-{
-    (void)f;
-}
-static void meet(struct fiber *f)
 {
     (void)f;
 }
@@ -212,7 +178,6 @@ struct fiber *fiber_new(size_t stack_bytes, fiber_run_fn *run, void *arg)
     f->stack_bytes = stack_bytes;
     f->bottom = f->stack;
     f->bottom_bytes = stack_bytes;
-    meet(f);
     /* The same frames of all fibers would fall on the same lines of the cache. */
     size_t skip = (__atomic_fetch_add(&colour, 1, __ATOMIC_RELAXED) % 13) * 320;
     if (prepare(f, at + page + stack_bytes - skip)) return f;
@@ -236,7 +201,6 @@ void fiber_free(struct fiber *f)
 void fiber_adopt(struct fiber *f)
 {
     *f = (struct fiber){0};
-    meet(f);
 }
 
 bool fiber_overflow(const struct fiber *f, const void *at)

@@ -6,7 +6,8 @@
  *     fiber_free(other);                // in whatever state it is
  *
  * Rules: a body never returns, it switches away for good. A fiber that nobody runs may be continued by
- * another thread. A stack ends at a guard page. The sanitizers are told of every switch.
+ * another thread. A stack ends at a guard page. The address sanitizer is told of every switch; under the
+ * thread sanitizer, to which a switch is microseconds, what runs on fibers is not instrumented.
  * A fault is an access that the hardware refuses: while a thread has its fault stack set, the handler
  * of SIGSEGV and SIGBUS asks `fiber_fault_fn`; it may have the thread go on in `landing` instead. */
 #ifndef TANDEM_FAKE_CUDA_FIBER_H
@@ -24,8 +25,8 @@ struct fiber {
     void *arg;
     void *stack; /* lowest byte; NULL: a thread's own */
     size_t stack_bytes;
-    /* for the sanitizers */
-    void *fake_stack, *context;
+    /* for the address sanitizer */
+    void *fake_stack;
     const void *bottom;
     size_t bottom_bytes;
 };

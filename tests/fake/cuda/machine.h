@@ -72,7 +72,7 @@ struct machine {
     struct fiber *fiber[THREADS_MAX], *idle[THREADS_MAX]; /* all, and those that nobody needs */
     uint32_t fibers_count, idle_count;
 
-    uint64_t seed, random;
+    uint64_t random;
     enum order order; /* how warps take turns */
     uint32_t current; /* the thread that runs */
     uint32_t threads_count, warps_count, returned_count;
