@@ -95,38 +95,60 @@ __global__ void __launch_bounds__(ROW_THREADS)
     row_store<WIDE>(x + (size_t)row * dim + i, e, dim - i);
 }
 
+__device__ __forceinline__ float add_squares(float sum, const struct eight &e)
+{
+    for (uint32_t j = 0; j < EIGHT; j++)
+        sum = fmaf(e.v[j], e.v[j], sum);
+    return sum;
+}
+/* x scale weight, in this order. */
+template <bool WIDE, typename T>
+__device__ __forceinline__ void norm_store(T *out, struct eight x, float scale,
+                                           const struct eight &weight, uint32_t left)
+{
+    for (uint32_t j = 0; j < EIGHT; j++)
+        x.v[j] = x.v[j] * scale * weight.v[j];
+    row_store<WIDE>(out, x, left);
+}
+/* Over the block, the same bits in all threads: the warps' trees, then warp 0 to the last. */
+__device__ __forceinline__ float block_sum(float v, float *of_warp)
+{
+    v = warp_sum(v);
+    if (threadIdx.x % WARP_LANES == 0) of_warp[threadIdx.x / WARP_LANES] = v;
+    block_sync();
+    v = of_warp[0];
+    for (uint32_t w = 1; w < NORM_THREADS / WARP_LANES; w++)
+        v += of_warp[w];
+    return v;
+}
+
 /* Equals rms_norm in kernels/body_rows.h; a row's squares are summed in another order: thread t takes
- * eights t, t + 512, …, the warp's tree, then warps 0 to 15. Reads dim x 4 bytes of a row (the second
- * time from the L1 cache) and writes dim operands; 4 dim flops. 128 bytes shared, 32 registers. */
+ * eights t, t + 512, …, then block_sum. Reads dim x 4 bytes of a row and of weights, writes dim
+ * operands; 4 dim flops. What a thread takes first stays in registers, and its weights are asked for
+ * before the sum is known; what is behind 4096 is read again from the L1 cache. 128 bytes shared, 46
+ * registers. */
 template <bool WIDE, typename T>
 __global__ void __launch_bounds__(NORM_THREADS)
     rms_norm_kernel(T *out, const float *x, const float *weight, uint32_t dim, float eps)
 {
-    const uint32_t warps = NORM_THREADS / WARP_LANES, step = NORM_THREADS * EIGHT;
+    const uint32_t own = threadIdx.x * EIGHT, step = NORM_THREADS * EIGHT;
     struct shared_memory shared;
-    float *warp_squares = shared_take<float>(&shared, warps);
+    float *of_warp = shared_take<float>(&shared, NORM_THREADS / WARP_LANES);
     x += (size_t)blockIdx.x * dim;
     out += (size_t)blockIdx.x * dim;
-    float squares = 0.0f;
-    for (uint32_t i = threadIdx.x * EIGHT; i < dim; i += step) {
-        struct eight e = row_load<WIDE>(x + i, dim - i);
-        for (uint32_t j = 0; j < EIGHT; j++)
-            squares = fmaf(e.v[j], e.v[j], squares);
+    struct eight e = {}, by = {};
+    if (own < dim) {
+        e = row_load<WIDE>(x + own, dim - own);
+        by = row_load<WIDE>(weight + own, dim - own);
     }
-    squares = warp_sum(squares);
-    if (threadIdx.x % WARP_LANES == 0) warp_squares[threadIdx.x / WARP_LANES] = squares;
-    block_sync();
-    squares = warp_squares[0];
-    for (uint32_t w = 1; w < warps; w++)
-        squares += warp_squares[w];
-    float scale = 1.0f / sqrtf(squares / (float)dim + eps);
-    for (uint32_t i = threadIdx.x * EIGHT; i < dim; i += step) {
-        struct eight e = row_load<WIDE>(x + i, dim - i);
-        struct eight by = row_load<WIDE>(weight + i, dim - i);
-        for (uint32_t j = 0; j < EIGHT; j++)
-            e.v[j] = e.v[j] * scale * by.v[j];
-        row_store<WIDE>(out + i, e, dim - i);
-    }
+    float squares = add_squares(0.0f, e);
+    for (uint32_t i = own + step; i < dim; i += step)
+        squares = add_squares(squares, row_load<WIDE>(x + i, dim - i));
+    float scale = 1.0f / sqrtf(block_sum(squares, of_warp) / (float)dim + eps);
+    if (own < dim) norm_store<WIDE>(out + own, e, scale, by, dim - own);
+    for (uint32_t i = own + step; i < dim; i += step)
+        norm_store<WIDE>(out + i, row_load<WIDE>(x + i, dim - i), scale,
+                         row_load<WIDE>(weight + i, dim - i), dim - i);
 }
 
 /* Equals silu_mul in kernels/body_rows.h, with the device's 2^x. Reads rows x 2 dim and writes rows x
