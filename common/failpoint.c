@@ -46,7 +46,7 @@ void failpoint_hit(const char *prefix, const char *name)
     if (atomic_fetch_add(&hits, 1) + 1 != wanted.at) return;
     log_warn("failpoint", "point=%s action=%s", wanted.point, wanted.action);
     if (strcmp(wanted.action, "crash") == 0) kill(getpid(), SIGKILL);
-    if (strcmp(wanted.action, "stop") == 0) kill(getpid(), SIGSTOP);
+    if (strcmp(wanted.action, "stop") == 0) raise(SIGSTOP); /* this thread goes no step further */
     if (strncmp(wanted.action, "delay:", 6) == 0) {
         long ms = strtol(wanted.action + 6, NULL, 10);
         nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
