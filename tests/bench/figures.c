@@ -1,6 +1,7 @@
 #include "tests/bench/figures.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -42,6 +43,16 @@ void figure(const char *name, double value)
 {
     fprintf(stderr, "%-52s %10.4g\n", name, value);
     printf("%s\"%s\": %.4g", figures_count++ ? ", " : "{", name, value);
+}
+
+void figure_print(double value, const char *format, ...)
+{
+    char name[128];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(name, sizeof name, format, arguments);
+    va_end(arguments);
+    figure(name, value);
 }
 
 void figures_end(void)

@@ -23,6 +23,8 @@ double samples_at(struct samples *s, double share);
 void samples_free(struct samples *s);
 
 void figure(const char *name, double value);
+/* With the name as by printf. */
+void figure_print(double value, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void figures_end(void);
 
 #endif

@@ -21,7 +21,7 @@
 
 #include "common/geometry.h"
 
-enum { TINY_DIR_BYTES = 256, TINY_TENSORS_MAX = 256, TINY_NAME_BYTES = 96 };
+enum { TINY_DIR_BYTES = 256, TINY_TENSORS_MAX = 384, TINY_NAME_BYTES = 96 };
 
 struct tiny_shape {
     uint32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab, context;
