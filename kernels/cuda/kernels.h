@@ -166,7 +166,7 @@ struct cuda_slots {
     struct cuda_sampling *sampling; /* [slots] */
     uint32_t *index;                /* [slots] of the token that is drawn next */
     uint32_t *last;                 /* [slots] the token drawn last */
-    uint32_t *counts;               /* [slots][vocab] as engine/sampler.h has them */
+    uint32_t *counts;               /* [slots][vocab] as DRAW_IN_PROMPT has it (common/draw.h) */
     struct logit_bias *bias;        /* [slots][JOB_BIAS_MAX] */
     uint32_t slots_count, vocab_count;
 };
