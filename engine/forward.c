@@ -207,7 +207,7 @@ enum err forward_init(struct forward *f, const struct forward_parts *parts, uint
 enum err forward_record(struct forward *f)
 {
     const struct backend_ops *ops = f->parts.ops;
-    const struct batch any = {.watched = false};
+    const struct batch any = {.window = f->parts.config->window};
     const struct forward_watch watch = {.layer = watch_nothing};
     struct forward_step s = {.f = f, .batch = &any, .watch = &watch, .end = FORWARD_DRAW};
     if (!ops->record) return OK;

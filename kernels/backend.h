@@ -190,7 +190,7 @@ struct backend_ops {
                      uint32_t rows, uint32_t dim, float eps);
     /* out[r][j] = sum over i ascending of x[r][i] * w[j][i], then + bias[j], then + residual[r][j]
      * (each if not NULL). x is operand rows; out is product or stream rows; residual, with stream
-     * rows only, is stream rows and may be out. bias is fp32 [n]. */
+     * rows only, is stream rows and may be out. bias is fp32 [n], each number one of w's dtype. */
     void (*matmul)(struct backend *b, void *out, enum row_kind out_kind, const void *x,
                    const struct matrix *w, const float *bias, const float *residual, uint32_t rows);
     /* Rotates q in place and appends the rotated k and v, rounded to the pool's dtype, at each

@@ -33,7 +33,7 @@ static const struct plugin_host host = {.abi = BACKEND_ABI,
                                         .err_text = err_text,
                                         .check_failed = check_failed,
                                         .mem_new = mem_new,
-                                        .mem_array = mem_array,
+                                        .mem_aligned = mem_aligned,
                                         .mem_free = mem_free,
                                         .log_line = host_log_line};
 

@@ -23,7 +23,7 @@ struct plugin_host {
     const char *(*err_text)(void);
     void (*check_failed)(const char *cond, const char *file, int line);
     void *(*mem_new)(size_t size);
-    void *(*mem_array)(size_t count, size_t size);
+    void *(*mem_aligned)(size_t size, size_t align);
     void (*mem_free)(void *p);
     void (*log_line)(int level, const char *event, const char *format, ...);
 };

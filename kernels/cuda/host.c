@@ -67,9 +67,9 @@ void *mem_new(size_t size)
     return host->mem_new(size);
 }
 
-void *mem_array(size_t count, size_t size)
+void *mem_aligned(size_t size, size_t align)
 {
-    return host->mem_array(count, size);
+    return host->mem_aligned(size, align);
 }
 
 void mem_free(void *p)

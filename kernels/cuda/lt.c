@@ -27,8 +27,8 @@ struct lt {
     cublasLtMatmulPreference_t preference;
     cudaStream_t stream;
     void *workspace;
-    uint16_t *bias; /* [n_max] rounded */
-    uint32_t n_max, entries_count;
+    uint16_t *bias; /* [bias_room] rounded */
+    uint32_t bias_room, entries_count;
     struct entry entry[LT_SHAPES_MAX];
 };
 
@@ -36,15 +36,16 @@ struct lt {
 static enum err fail(cublasStatus_t c, const char *what, const struct lt_shape *s, uint32_t rows)
 {
     if (c == CUBLAS_STATUS_SUCCESS) return OK;
-    return err_set(c == CUBLAS_STATUS_NOT_SUPPORTED  ? ERR_UNSUPPORTED
+    bool refused = c == CUBLAS_STATUS_NOT_SUPPORTED || c == CUBLAS_STATUS_INVALID_VALUE;
+    return err_set(refused                           ? ERR_UNSUPPORTED
                    : c == CUBLAS_STATUS_ALLOC_FAILED ? ERR_MEMORY
                                                      : ERR_DEVICE,
-                   "cublasLt: %s of a product of %u x %u by %u (%s rows%s%s): %s", what, rows, s->k,
+                   "cublasLt: %s of a product of %u x %u by %u (%s rows%s): %s", what, rows, s->k,
                    s->n, s->out_wide ? "fp32" : "bf16", s->bias ? ", bias" : "",
-                   s->residual ? ", residual" : "", cublasLtGetStatusName(c));
+                   cublasLtGetStatusName(c));
 }
 
-enum err lt_new(struct lt **out, cudaStream_t stream, uint32_t n_max)
+enum err lt_new(struct lt **out, cudaStream_t stream)
 {
     static const struct lt_shape none = {0};
     const uint32_t align = POINTER_ALIGN;
@@ -54,7 +55,6 @@ enum err lt_new(struct lt **out, cudaStream_t stream, uint32_t n_max)
     struct lt *lt = mem_new(sizeof *lt);
     if (!lt) return ERR_MEMORY;
     lt->stream = stream;
-    lt->n_max = n_max;
     if ((e = fail(cublasLtCreate(&lt->handle), "the start", &none, 0)) != OK) goto fail;
     e = fail(cublasLtMatmulPreferenceCreate(&lt->preference), "the preference", &none, 0);
     if (e != OK) goto fail;
@@ -74,8 +74,6 @@ enum err lt_new(struct lt **out, cudaStream_t stream, uint32_t n_max)
         if (e != OK) goto fail;
     }
     if ((e = cuda_take(&lt->workspace, workspace, "cublasLt's workspace")) != OK) goto fail;
-    if ((e = cuda_take((void **)&lt->bias, n_max * sizeof *lt->bias, "a rounded bias")) != OK)
-        goto fail;
     *out = lt;
     return OK;
 fail:
@@ -106,8 +104,7 @@ void lt_free(struct lt *lt)
 
 static bool shape_equal(const struct lt_shape *a, const struct lt_shape *b)
 {
-    return a->n == b->n && a->k == b->k && a->out_wide == b->out_wide && a->bias == b->bias &&
-           a->residual == b->residual;
+    return a->n == b->n && a->k == b->k && a->out_wide == b->out_wide && a->bias == b->bias;
 }
 
 static cublasStatus_t set_operation(struct lt *lt, const struct entry *x)
@@ -122,7 +119,7 @@ static cublasStatus_t set_operation(struct lt *lt, const struct entry *x)
     if (c != CUBLAS_STATUS_SUCCESS) return c;
     /* Heuristics want to see a pointer; each product sets its own. */
     return cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                          &lt->bias, sizeof lt->bias);
+                                          &lt->workspace, sizeof lt->workspace);
 }
 
 static enum err entry_init(struct lt *lt, struct entry *x, const struct lt_shape *s)
@@ -152,12 +149,10 @@ static enum err find_entry(struct lt *lt, const struct lt_shape *s, struct entry
         *found = &lt->entry[i];
         if (shape_equal(&lt->entry[i].shape, s)) return OK;
     }
-    if (s->n == 0 || s->k == 0 || s->k % 8 != 0 || (s->residual && !s->out_wide))
+    if (s->n == 0 || s->k == 0 || s->k % 8 != 0)
         return fail(CUBLAS_STATUS_NOT_SUPPORTED, "the shape", s, 0);
-    if (s->bias && s->n > lt->n_max)
-        return err_set(ERR_INVALID, "cublasLt: a bias of %u numbers, room for %u", s->n, lt->n_max);
     if (lt->entries_count == LT_SHAPES_MAX)
-        return err_set(ERR_FULL, "cublasLt: more than %d shapes of products", LT_SHAPES_MAX);
+        return err_set(ERR_UNSUPPORTED, "cublasLt: more than %d shapes of products", LT_SHAPES_MAX);
     *found = &lt->entry[lt->entries_count];
     if ((e = entry_init(lt, *found, s)) != OK) return e;
     lt->entries_count++;
@@ -249,6 +244,18 @@ static enum err choose(struct lt *lt, struct entry *x, uint32_t bucket, struct c
     return OK;
 }
 
+static enum err make_bias_room(struct lt *lt, uint32_t n)
+{
+    enum err e;
+    if (n <= lt->bias_room) return OK;
+    if (lt->bias) cudaFree(lt->bias); /* waits for products that read it */
+    lt->bias = NULL;
+    lt->bias_room = 0;
+    if ((e = cuda_take((void **)&lt->bias, n * sizeof *lt->bias, "a rounded bias")) != OK) return e;
+    lt->bias_room = n;
+    return OK;
+}
+
 enum err lt_prepare(struct lt *lt, const struct lt_shape *s, const void *w, uint32_t rows_max)
 {
     struct entry *x;
@@ -257,6 +264,7 @@ enum err lt_prepare(struct lt *lt, const struct lt_shape *s, const void *w, uint
     enum err e;
     CHECK(rows_max <= LT_ROWS_MAX);
     if (rows_max <= CUDA_SKINNY_ROWS) return OK;
+    if ((e = make_bias_room(lt, s->n)) != OK) return e;
     uint32_t last = bucket_of(rows_max);
     if ((e = find_entry(lt, s, &x)) != OK) return e;
     if (x->bucket[last].known) return OK; /* of another layer */
@@ -267,7 +275,7 @@ enum err lt_prepare(struct lt *lt, const struct lt_shape *s, const void *w, uint
     for (int i = 0; i < 2; i++)
         if ((e = cuda_check(cudaEventCreate(&event[i]), "an event")) != OK) goto out;
     struct cuda_product p = {.out = out, .x = rows, .w = w, .n = s->n, .k = s->k};
-    if (s->residual) p.residual = out;
+    if (s->out_wide) p.residual = out; /* as most of them have */
     for (uint32_t bucket = 0; bucket <= last; bucket++)
         if (!x->bucket[bucket].known && (e = choose(lt, x, bucket, &p, event)) != OK) goto out;
 out:
@@ -282,8 +290,10 @@ out:
 static enum err set_bias(struct lt *lt, struct entry *x, const struct cuda_product *p)
 {
     const void *bias = p->bias;
+    enum err e;
     if (!p->out_wide) {
-        enum err e = cuda_check(cuda_bias_round(lt->stream, lt->bias, p->bias, p->n), "a bias");
+        if ((e = make_bias_room(lt, p->n)) != OK) return e;
+        e = cuda_check(cuda_bias_round(lt->stream, lt->bias, p->bias, p->n), "a bias");
         if (e != OK) return e;
         bias = lt->bias;
     }
@@ -294,11 +304,8 @@ static enum err set_bias(struct lt *lt, struct entry *x, const struct cuda_produ
 
 enum err lt_product(struct lt *lt, const struct cuda_product *p)
 {
-    const struct lt_shape s = {.n = p->n,
-                               .k = p->k,
-                               .out_wide = p->out_wide,
-                               .bias = p->bias != NULL,
-                               .residual = p->residual != NULL};
+    const struct lt_shape s = {
+        .n = p->n, .k = p->k, .out_wide = p->out_wide, .bias = p->bias != NULL};
     struct entry *x;
     enum err e;
     CHECK(p->dtype == DTYPE_BF16 && p->rows > 0 && p->rows <= LT_ROWS_MAX);

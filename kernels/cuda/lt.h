@@ -1,7 +1,7 @@
 /* lt: matrix products of many rows, by cublasLt.
  *
- *     if ((e = lt_new(&lt, stream, n_max)) != OK) return e;
- *     e = lt_prepare(lt, &(struct lt_shape){.n = n, .k = k, .out_wide = true, .residual = true}, w, 8192);
+ *     if ((e = lt_new(&lt, stream)) != OK) return e;
+ *     e = lt_prepare(lt, &(struct lt_shape){.n = n, .k = k, .out_wide = true}, w, 8192);
  *     e = lt_product(lt, &product);       // enqueued; the result is on the stream
  *     lt_free(lt);
  *
@@ -16,8 +16,8 @@
  * that was not prepared takes cublasLt's first candidate, found at its first product.
  *
  * Rules: the bits of a row depend on the rows of the product: `deterministic` uses product.cu. After
- * lt_prepare a product allocates nothing, so that it can be recorded into a graph. One workspace, one
- * stream.
+ * lt_prepare (of the same n, with or without a bias) a product allocates no device memory, so that it
+ * can be recorded into a graph. One workspace, one stream.
  * Owner: the engine thread. */
 #ifndef TANDEM_KERNELS_CUDA_LT_H
 #define TANDEM_KERNELS_CUDA_LT_H
@@ -28,13 +28,12 @@
 enum { LT_SHAPES_MAX = 64, LT_CANDIDATES = 4, LT_ROWS_MAX = 1 << 20 };
 
 struct lt_shape {
-    uint32_t n, k;                 /* multiples of 8 */
-    bool out_wide, bias, residual; /* a residual needs out_wide */
+    uint32_t n, k; /* k is a multiple of 8 */
+    bool out_wide, bias;
 };
 
 struct lt;
-/* `n_max`: of the products with a bias. */
-enum err lt_new(struct lt **lt, cudaStream_t stream, uint32_t n_max);
+enum err lt_new(struct lt **lt, cudaStream_t stream);
 void lt_free(struct lt *lt); /* NULL is allowed */
 /* Times candidates for up to rows_max rows; `w` is a matrix of the shape. Waits for the device. */
 enum err lt_prepare(struct lt *lt, const struct lt_shape *shape, const void *w, uint32_t rows_max);

@@ -17,29 +17,60 @@ __device__ __forceinline__ T *block_of_pool(const struct cuda_kv &kv, uint32_t b
     return (T *)kv.base + ((size_t)block * g.layers_count + kv.layer) * layer_elements;
 }
 
-/* Equals rope_append in kernels/body_rows.h. Block x is a row, a thread takes eight pairs (i, i +
+/* N neighbours: eight, or one where eight would not be aligned. */
+template <uint32_t N> __device__ __forceinline__ void load_some(struct eight *e, const float *at)
+{
+    if (N == EIGHT)
+        eight_load(e, at);
+    else
+        e->v[0] = *at;
+}
+template <uint32_t N> __device__ __forceinline__ void load_some(struct eight *e, const uint16_t *at)
+{
+    if (N == EIGHT)
+        eight_load(e, at);
+    else
+        e->v[0] = float_from_bf16(*at);
+}
+template <uint32_t N> __device__ __forceinline__ void store_some(float *at, const struct eight &e)
+{
+    if (N == EIGHT)
+        eight_store(at, e);
+    else
+        *at = e.v[0];
+}
+template <uint32_t N>
+__device__ __forceinline__ void store_some(uint16_t *at, const struct eight &e)
+{
+    if (N == EIGHT)
+        eight_store(at, e);
+    else
+        *at = bf16_from_float(e.v[0]);
+}
+
+/* Equals rope_append in kernels/body_rows.h. Block x is a row, a thread takes N pairs (i, i +
  * head_dim / 2) of one head of q, k or v; v is only copied. Reads and writes the qkv row once but for
  * v and k, which go to the pool. 3 flops an element of q and k. No shared memory, 48 registers. */
-template <typename T>
+template <typename T, uint32_t N>
 __global__ void __launch_bounds__(ROPE_THREADS)
     rope_append_kernel(T *qkv, struct cuda_batch batch, const float *cos, const float *sin,
                        struct cuda_attention a, struct cuda_kv kv)
 {
-    uint32_t row = blockIdx.x, half = a.head_dim / 2, pieces = half / EIGHT;
+    uint32_t row = blockIdx.x, half = a.head_dim / 2, pieces = half / N;
     uint32_t item = blockIdx.y * ROPE_THREADS + threadIdx.x;
-    uint32_t head = item / pieces, i = item % pieces * EIGHT;
+    uint32_t head = item / pieces, i = item % pieces * N;
     uint32_t heads = a.heads + 2 * a.kv_heads;
     if (row >= *batch.live || head >= heads) return;
 
     uint32_t position = batch.position[row];
     T *from = qkv + ((size_t)row * heads + head) * a.head_dim + i;
     struct eight low, high, c, s;
-    eight_load(&low, from);
-    eight_load(&high, from + half);
+    load_some<N>(&low, from);
+    load_some<N>(&high, from + half);
     if (head < a.heads + a.kv_heads) {
-        eight_load(&c, cos + (size_t)position * half + i);
-        eight_load(&s, sin + (size_t)position * half + i);
-        for (uint32_t j = 0; j < EIGHT; j++) {
+        load_some<N>(&c, cos + (size_t)position * half + i);
+        load_some<N>(&s, sin + (size_t)position * half + i);
+        for (uint32_t j = 0; j < N; j++) {
             float turned = fmaf(-high.v[j], s.v[j], low.v[j] * c.v[j]);
             high.v[j] = fmaf(low.v[j], s.v[j], high.v[j] * c.v[j]);
             low.v[j] = turned;
@@ -51,8 +82,8 @@ __global__ void __launch_bounds__(ROPE_THREADS)
         uint32_t token = (head - a.heads) * BLOCK_TOKENS + position % BLOCK_TOKENS;
         to = block_of_pool<T>(kv, block) + (size_t)token * a.head_dim + i;
     }
-    eight_store(to, low);
-    eight_store(to + half, high);
+    store_some<N>(to, low);
+    store_some<N>(to + half, high);
 }
 
 /* Which token and dimension element `at` of one head's K or V is in each layout of
@@ -134,15 +165,15 @@ cudaError_t kv_move(cudaStream_t stream, void *staged, const struct cuda_kv *kv,
     return cudaPeekAtLastError();
 }
 
-template <typename T>
+template <typename T, uint32_t N>
 cudaError_t rope_append(cudaStream_t stream, void *qkv, const struct cuda_batch *batch,
                         const float *cos, const float *sin, const struct cuda_attention *a,
                         const struct cuda_kv *kv, uint32_t rows)
 {
-    uint32_t items = (a->heads + 2 * a->kv_heads) * (a->head_dim / 2 / EIGHT);
+    uint32_t items = (a->heads + 2 * a->kv_heads) * (a->head_dim / 2 / N);
     dim3 grid(rows, divide_up(items, ROPE_THREADS));
-    LAUNCH((rope_append_kernel<T>), grid, ROPE_THREADS, 0, stream, (T *)qkv, *batch, cos, sin, *a,
-           *kv);
+    LAUNCH((rope_append_kernel<T, N>), grid, ROPE_THREADS, 0, stream, (T *)qkv, *batch, cos, sin,
+           *a, *kv);
     return cudaPeekAtLastError();
 }
 
@@ -152,9 +183,13 @@ cudaError_t cuda_rope_append(cudaStream_t stream, void *qkv, const struct cuda_b
                              const float *cos, const float *sin, const struct cuda_attention *a,
                              const struct cuda_kv *kv, uint32_t rows)
 {
+    bool wide = a->head_dim / 2 % EIGHT == 0;
     if (rows == 0) return cudaSuccess;
-    if (a->dtype == DTYPE_F32) return rope_append<float>(stream, qkv, batch, cos, sin, a, kv, rows);
-    return rope_append<uint16_t>(stream, qkv, batch, cos, sin, a, kv, rows);
+    if (a->dtype == DTYPE_F32)
+        return (wide ? rope_append<float, EIGHT> : rope_append<float, 1>)(stream, qkv, batch, cos,
+                                                                          sin, a, kv, rows);
+    return (wide ? rope_append<uint16_t, EIGHT> : rope_append<uint16_t, 1>)(stream, qkv, batch, cos,
+                                                                            sin, a, kv, rows);
 }
 
 cudaError_t cuda_kv_gather(cudaStream_t stream, void *out, const struct cuda_kv *kv,

@@ -166,7 +166,7 @@ static void a_product_is_that_of_the_oracle(void **state)
             size_t count = (size_t)c->rows * c->n;
             float *x = random_rounded(&r, (size_t)c->rows * c->k, dtypes[d]);
             float *w = random_rounded(&r, (size_t)c->n * c->k, dtypes[d]);
-            float *bias = random_floats(&r, c->n), *residual = random_floats(&r, count);
+            float *bias = random_rounded(&r, c->n, dtypes[d]), *residual = random_floats(&r, count);
             float *want = run_product(&oracle, c, dtypes[d], x, w, bias, residual);
             float *got = run_product(&s, c, dtypes[d], x, w, bias, residual);
             assert_near(got, want, count, !c->residual && is_narrow(&s, ROWS_PRODUCT),
