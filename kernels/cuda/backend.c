@@ -253,7 +253,10 @@ static uint64_t cuda_mark(struct backend *b)
 static bool is_done(struct backend *b, cudaEvent_t event)
 {
     cudaError_t c = cudaEventQuery(event);
-    if (c == cudaErrorNotReady) return false;
+    if (c == cudaErrorNotReady) {
+        cudaGetLastError(); /* the next launch must not be blamed for it */
+        return false;
+    }
     backend_check(b, c, "a step");
     return true;
 }
