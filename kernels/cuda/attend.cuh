@@ -142,14 +142,14 @@ __device__ __forceinline__ void attend_load(uint16_t *shared, const struct atten
     }
 #pragma unroll
     for (uint32_t i = threadIdx.x; i < BLOCK_TOKENS * PIECES; i += ATTEND_THREADS) {
-        uint32_t row = i / PIECES, d = i % PIECES * 8, at = row * v.head_dim + d;
+        uint32_t row = i / PIECES, d = i % PIECES * 8;
+        uint32_t at = d < v.head_dim ? row * v.head_dim + d : 0;
+        uint32_t tokens = d < v.head_dim ? from.end - from.first : 0;
+        uint32_t token = tile + row - from.first; /* before the first: wraps, beyond `tokens` */
 #pragma unroll
-        for (uint32_t n = 0; n < BLOCKS; n++) {
-            uint32_t token = tile + n * BLOCK_TOKENS + row;
-            bool valid = token >= from.first && token < from.end && d < v.head_dim;
+        for (uint32_t n = 0; n < BLOCKS; n++)
             copy_async(shared + (n * BLOCK_TOKENS + row) * attend_stride(DIM) + d,
-                       (const uint16_t *)block[n] + (valid ? at : 0), valid);
-        }
+                       (const uint16_t *)block[n] + at, token + n * BLOCK_TOKENS < tokens);
     }
 }
 
@@ -233,34 +233,38 @@ __device__ __forceinline__ float attend_quotient(float o, float inverse)
 
 /* --- o += p v --- */
 
+/* A tile's probabilities, rounded to bf16, as the left operands of its mma: [16 tokens of the tile]. */
+template <int TILE>
+__device__ __forceinline__ void attend_round(uint32_t (&rounded)[TILE / 16][4],
+                                             const float (&p)[TILE / 8][4])
+{
+#pragma unroll
+    for (uint32_t i = 0; i < TILE / 4; i++) {
+        const float *pair = &p[i / 2][i % 2 * 2];
+        rounded[i / 4][i % 4] = bf16_pair(pair[0], pair[1]);
+    }
+}
+
 /* o[m] += p[m] v for M times 16 queries and N x 8 dimensions; `v` is the tile's first of them in
  * shared memory. */
 template <int DIM, int M, int N>
-__device__ __forceinline__ void
-attend_weigh(float (&o)[M][N][4], const float (&p)[M][attend_tile(DIM) / 8][4], const uint16_t *v)
+__device__ __forceinline__ void attend_weigh(float (&o)[M][N][4],
+                                             const uint32_t (&p)[M][attend_tile(DIM) / 16][4],
+                                             const uint16_t *v)
 {
-    uint32_t lane = threadIdx.x % WARP_LANES;
+    v += threadIdx.x % WARP_LANES * attend_stride(DIM);
 #pragma unroll
-    for (uint32_t g = 0; g < attend_tile(DIM) / 32; g++) {
-        uint32_t a[M][2][4];
-#pragma unroll
-        for (uint32_t m = 0; m < M; m++)
-#pragma unroll
-            for (uint32_t i = 0; i < 8; i++) {
-                const float *pair = &p[m][g * 4 + i / 2][i % 2 * 2];
-                a[m][i / 4][i % 4] = bf16_pair(pair[0], pair[1]);
-            }
+    for (uint32_t g = 0; g < attend_tile(DIM) / 32; g++)
 #pragma unroll
         for (uint32_t n = 0; n < N; n++) {
             uint32_t b[4];
-            load_matrices_transposed(b, v + (g * 32 + lane) * attend_stride(DIM) + n * 8);
+            load_matrices_transposed(b, v + g * 32 * attend_stride(DIM) + n * 8);
 #pragma unroll
             for (uint32_t m = 0; m < M; m++) {
-                mma_bf16(o[m][n], a[m][0], b[0], b[1]);
-                mma_bf16(o[m][n], a[m][1], b[2], b[3]);
+                mma_bf16(o[m][n], p[m][2 * g], b[0], b[1]);
+                mma_bf16(o[m][n], p[m][2 * g + 1], b[2], b[3]);
             }
         }
-    }
 }
 
 /* Over 48 KiB of shared memory are granted only if asked for. */

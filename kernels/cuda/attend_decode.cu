@@ -203,11 +203,12 @@ __device__ __forceinline__ void decode_fold(struct decode_state<DIM> *s, const f
                                             float scale)
 {
     constexpr uint32_t TILE = attend_tile(DIM);
-    float p[1][TILE / 8][4] = {};
-    uint32_t warp = threadIdx.x / WARP_LANES;
-    decode_softmax<DIM, 0>(s, p[0], scores, w, scale);
-    if (w.heads_count > 8) decode_softmax<DIM, 1>(s, p[0], scores, w, scale);
-    attend_weigh<DIM, 1, DIM / 32>(s->o, p, value + warp * (DIM / ATTEND_WARPS));
+    float p[TILE / 8][4] = {};
+    uint32_t rounded[1][TILE / 16][4], warp = threadIdx.x / WARP_LANES;
+    decode_softmax<DIM, 0>(s, p, scores, w, scale);
+    if (w.heads_count > 8) decode_softmax<DIM, 1>(s, p, scores, w, scale);
+    attend_round<TILE>(rounded[0], p);
+    attend_weigh<DIM, 1, DIM / 32>(s->o, rounded, value + warp * (DIM / ATTEND_WARPS));
 }
 
 /* The end of an item: to out, or to scratch if the row has more splits. */
@@ -255,7 +256,7 @@ template <int DIM> constexpr uint32_t decode_shared_bytes()
  * tokens, then all of them for a quarter of the dimensions. Tiles come through a ring of stages
  * that runs on over the ends of items: with two blocks a processor, 96 KiB at 64 wide and 128 KiB at
  * 128 are under way there at any time, several times what the latency of memory asks for.
- * Shared bytes at 64, 96, 128, 256 wide: 78336, 111104, 109056, 103936. */
+ * At 64, 96, 128, 256 wide: 78336, 111104, 109056, 103936 bytes shared; 105, 128, 142, 180 registers. */
 template <int DIM>
 __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
     decode_kernel(struct attend_view v, float *scratch)
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
 }
 
 /* One warp per (decode row, head, 64 dimensions): folds the row's splits, ascending. The loads of
- * several splits are under way at a time. */
+ * several splits are under way at a time. 32 registers. */
 __global__ void __launch_bounds__(ATTEND_THREADS)
     merge_kernel(struct attend_view v, const float *scratch)
 {

@@ -7,7 +7,7 @@
  * that decode and prefill agree in every bit, `deterministic` or not.
  *
  * Cost of a query over T tokens: 4 T head_dim flops of fp32; reads 8 T head_dim bytes of KV, shared
- * with the other heads of its kv head through the caches only. Shared bytes: 4608; 48 registers. */
+ * with the other heads of its kv head through the caches only. 4608 bytes shared; 56 registers. */
 #include "kernels/cuda/attend.cuh"
 
 enum { F32_PAIRS = CUDA_HEAD_DIM_MAX / (2 * WARP_LANES) }; /* of dimensions that a lane has */

@@ -21,36 +21,67 @@ constexpr __host__ __device__ int prefill_pairs(int m)
     return ATTEND_WARPS * 16 * m;
 }
 
-/* What one block works on. Pair i is row i / group, head i % group of the kv head. */
+/* Tokens that any of some rows attends to, and those that all of them attend to, if there are any. */
+struct prefill_limits {
+    uint32_t first, end, all_first, all_end;
+};
+
+/* What one block works on, in shared memory: accumulators need the registers. Pair i of a tile is row
+ * i / group, head i % group of the kv head. */
 struct prefill_block {
     struct cuda_tile tile;
     uint32_t kv_head, pair_first, pair_end; /* of the tile's pairs */
-    uint32_t first, end;                    /* tokens that any of its rows attends to */
-    uint32_t all_first, all_end;            /* tokens that all of its rows attend to, if any */
+    struct prefill_limits rows, warp[ATTEND_WARPS];
 };
 
 __device__ __forceinline__ uint32_t prefill_position(const struct attend_view &v,
                                                      const struct prefill_block &b, uint32_t pair)
 {
-    return b.tile.position + pair / v.group;
+    return b.tile.position + attend_lower(pair, b.pair_end - 1) / v.group;
 }
 
-/* Later tiles, which are longer, come first. False: this tile has no pairs left for the block. */
-__device__ __forceinline__ bool prefill_open(struct prefill_block *b, const struct attend_view &v,
-                                             uint32_t tiles, uint32_t pairs_max)
+/* Of `pairs` pairs from `pair` on, as far as there are so many. */
+__device__ __forceinline__ struct prefill_limits prefill_limits_of(const struct attend_view &v,
+                                                                   const struct prefill_block &b,
+                                                                   uint32_t pair, uint32_t pairs)
 {
-    uint32_t parts = divide_up(CUDA_TILE_ROWS * v.group, pairs_max), unit = blockIdx.x / parts;
-    b->tile = v.batch.tile[tiles - 1 - unit / v.kv_heads];
-    b->kv_head = unit % v.kv_heads;
-    uint32_t pairs = b->tile.rows_count * v.group;
-    b->pair_first = blockIdx.x % parts * pairs_max;
-    if (b->pair_first >= pairs) return false;
-    b->pair_end = attend_lower(b->pair_first + pairs_max, pairs);
-    b->first = attend_first(v, prefill_position(v, *b, b->pair_first));
-    b->all_end = prefill_position(v, *b, b->pair_first) + 1;
-    b->end = prefill_position(v, *b, b->pair_end - 1) + 1;
-    b->all_first = attend_first(v, b->end - 1);
+    uint32_t low = prefill_position(v, b, pair), high = prefill_position(v, b, pair + pairs - 1);
+    if (pair >= b.pair_end) return {0, 0, 0, 0};
+    return {attend_first(v, low), high + 1, attend_first(v, high), low + 1};
+}
+
+/* Fills *shared, for all behind the next block_sync; later tiles, which are longer, come first.
+ * False: this tile has no pairs left for the block. */
+template <int M>
+__device__ __forceinline__ bool prefill_open(struct prefill_block *shared,
+                                             const struct attend_view &v, uint32_t tiles)
+{
+    constexpr uint32_t PAIRS = prefill_pairs(M), WARP_PAIRS = PAIRS / ATTEND_WARPS;
+    uint32_t parts = divide_up(CUDA_TILE_ROWS * v.group, PAIRS), unit = blockIdx.x / parts;
+    uint32_t warp = threadIdx.x / WARP_LANES;
+    struct prefill_block b;
+    b.tile = v.batch.tile[tiles - 1 - unit / v.kv_heads];
+    b.kv_head = unit % v.kv_heads;
+    b.pair_first = blockIdx.x % parts * PAIRS;
+    b.pair_end = attend_lower(b.pair_first + PAIRS, b.tile.rows_count * v.group);
+    if (b.pair_first >= b.pair_end) return false;
+    if (threadIdx.x % WARP_LANES == 0)
+        shared->warp[warp] = prefill_limits_of(v, b, b.pair_first + warp * WARP_PAIRS, WARP_PAIRS);
+    if (threadIdx.x != 0) return true;
+    shared->tile = b.tile;
+    shared->kv_head = b.kv_head;
+    shared->pair_first = b.pair_first;
+    shared->pair_end = b.pair_end;
+    shared->rows = prefill_limits_of(v, b, b.pair_first, PAIRS);
     return true;
+}
+
+/* This lane's row `row` of its warp's 16 M pairs. */
+template <int M>
+__device__ __forceinline__ uint32_t prefill_pair(const struct prefill_block &b, uint32_t row)
+{
+    uint32_t warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
+    return b.pair_first + warp * (16 * M) + lane / 4 + row;
 }
 
 /* Where a pair's query or result begins; `stride` is that of rows. */
@@ -83,12 +114,19 @@ __device__ __forceinline__ void prefill_load_queries(uint16_t *shared, const str
     }
 }
 
-/* What one warp works on: M times 16 pairs. This lane's rows are pair + 16 m + 8 half. */
+/* Puts a tile of K (offset 0) or V (offset v_bytes) under way. */
+template <int DIM>
+__device__ __forceinline__ void prefill_load(uint16_t *shared, const struct attend_view &v,
+                                             const struct prefill_block &b, size_t offset,
+                                             uint32_t tile)
+{
+    struct attend_source from = {offset, b.tile.table_first, b.kv_head, b.rows.first, b.rows.end};
+    attend_load<DIM>(shared, v, from, tile);
+    copy_commit();
+}
+
+/* What one warp works on: M times 16 pairs, of which this lane has rows 16 m + 8 half. */
 template <int DIM, int M> struct prefill_state {
-    uint32_t pair;           /* lane / 4 behind the warp's first */
-    uint32_t low, high;      /* positions of the warp's first and last row */
-    bool idle;               /* the warp has no pairs */
-    uint32_t position[M][2]; /* behind the last pair: the last one's */
     struct attend_row row[M][2];
     float o[M][DIM / 8][4];
 };
@@ -105,22 +143,6 @@ __device__ __forceinline__ void prefill_clear(struct prefill_state<DIM, M> *s)
     }
 }
 
-template <int DIM, int M>
-__device__ __forceinline__ void prefill_start(struct prefill_state<DIM, M> *s,
-                                              const struct attend_view &v,
-                                              const struct prefill_block &b)
-{
-    uint32_t warp = b.pair_first + threadIdx.x / WARP_LANES * (16 * M), last = b.pair_end - 1;
-    s->pair = warp + threadIdx.x % WARP_LANES / 4;
-    s->idle = warp > last;
-    s->low = prefill_position(v, b, attend_lower(warp, last));
-    s->high = prefill_position(v, b, attend_lower(warp + 16 * M - 1, last));
-#pragma unroll
-    for (uint32_t i = 0; i < 2 * M; i++)
-        s->position[i / 2][i % 2] = prefill_position(v, b, attend_lower(s->pair + 8 * i, last));
-    prefill_clear(s);
-}
-
 /* The warp's scores of a tile; `q` is its first query in shared memory. */
 template <int DIM, int M>
 __device__ __forceinline__ void prefill_scores(float (&score)[M][attend_tile(DIM) / 8][4],
@@ -129,51 +151,72 @@ __device__ __forceinline__ void prefill_scores(float (&score)[M][attend_tile(DIM
     constexpr uint32_t STRIDE = attend_stride(DIM);
     uint32_t lane = threadIdx.x % WARP_LANES;
     q += lane % 16 * STRIDE + lane / 16 * 8;
-    k += lane % 8 * STRIDE + lane / 8 * 8;
+    k += (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
 #pragma unroll
     for (uint32_t m = 0; m < M; m++)
 #pragma unroll
         for (uint32_t n = 0; n < attend_tile(DIM) / 8; n++)
             score[m][n][0] = score[m][n][1] = score[m][n][2] = score[m][n][3] = 0;
 #pragma unroll
-    for (uint32_t d = 0; d < DIM; d += 32) {
-        uint32_t a[M][2][4];
+    for (uint32_t d = 0; d < DIM; d += 16) {
+        uint32_t a[M][4];
 #pragma unroll
-        for (uint32_t m = 0; m < M; m++) {
-            load_matrices(a[m][0], q + m * 16 * STRIDE + d);
-            load_matrices(a[m][1], q + m * 16 * STRIDE + d + 16);
-        }
+        for (uint32_t m = 0; m < M; m++)
+            load_matrices(a[m], q + m * 16 * STRIDE + d);
 #pragma unroll
-        for (uint32_t n = 0; n < attend_tile(DIM) / 8; n++) {
+        for (uint32_t n = 0; n < attend_tile(DIM) / 8; n += 2) {
             uint32_t b[4];
             load_matrices(b, k + n * 8 * STRIDE + d);
 #pragma unroll
             for (uint32_t m = 0; m < M; m++) {
-                mma_bf16(score[m][n], a[m][0], b[0], b[1]);
-                mma_bf16(score[m][n], a[m][1], b[2], b[3]);
+                mma_bf16(score[m][n], a[m], b[0], b[1]);
+                mma_bf16(score[m][n + 1], a[m], b[2], b[3]);
             }
         }
     }
 }
 
-/* Rows 8 HALF of each 16: scores become probabilities, o shrinks. */
+/* Rows 8 HALF of each 16: scores become probabilities; o shrinks, which later tiles seldom ask for. */
 template <int DIM, int M, int HALF>
 __device__ __forceinline__ void
 prefill_softmax(struct prefill_state<DIM, M> *s, float (&p)[M][attend_tile(DIM) / 8][4],
-                const struct attend_view &v, uint32_t tile, bool whole)
+                const struct attend_view &v, const struct prefill_block &b, uint32_t tile,
+                bool whole)
 {
     constexpr uint32_t N = attend_tile(DIM) / 8;
 #pragma unroll
     for (uint32_t m = 0; m < M; m++) {
-        uint32_t position = s->position[m][HALF];
-        if (!whole) attend_mask<N, HALF>(p[m], tile, attend_first(v, position), position + 1);
+        if (!whole) {
+            uint32_t position = prefill_position(v, b, prefill_pair<M>(b, 16 * m + 8 * HALF));
+            attend_mask<N, HALF>(p[m], tile, attend_first(v, position), position + 1);
+        }
         float rescale = attend_softmax<N, HALF>(p[m], &s->row[m][HALF], v.scale);
+        if (warp_ballot(rescale != 1.0f) == 0) continue;
 #pragma unroll
         for (uint32_t n = 0; n < DIM / 8; n++) {
             s->o[m][n][2 * HALF] *= rescale;
             s->o[m][n][2 * HALF + 1] *= rescale;
         }
     }
+}
+
+/* The warp's probabilities of a tile; sums and o are relative to the new maxima. */
+template <int DIM, int M>
+__device__ __forceinline__ void
+prefill_fold(struct prefill_state<DIM, M> *s, uint32_t (&p)[M][attend_tile(DIM) / 16][4],
+             const uint16_t *q, const uint16_t *k, const struct attend_view &v,
+             const struct prefill_block &b, uint32_t tile)
+{
+    constexpr uint32_t TILE = attend_tile(DIM);
+    const struct prefill_limits &l = b.warp[threadIdx.x / WARP_LANES];
+    bool whole = tile >= l.all_first && tile + TILE <= l.all_end;
+    float score[M][TILE / 8][4];
+    prefill_scores<DIM, M>(score, q, k);
+    prefill_softmax<DIM, M, 0>(s, score, v, b, tile, whole);
+    prefill_softmax<DIM, M, 1>(s, score, v, b, tile, whole);
+#pragma unroll
+    for (uint32_t m = 0; m < M; m++)
+        attend_round<TILE>(p[m], score[m]);
 }
 
 /* A word's halves as bf16: those that are not finite become zeros. */
@@ -191,8 +234,10 @@ template <int DIM> __device__ __forceinline__ void prefill_clean(uint16_t *value
 {
     constexpr uint32_t GROUPS = attend_tile(DIM) / 32;
     uint32_t lane = threadIdx.x % WARP_LANES, warp = threadIdx.x / WARP_LANES;
+#pragma unroll 1
     for (uint32_t g = 0; g < GROUPS; g++) {
         bool found = false;
+#pragma unroll 1
         for (uint32_t d = warp * 8; d < DIM; d += ATTEND_WARPS * 8) {
             uint4 *at = (uint4 *)(value + (g * 32 + lane) * attend_stride(DIM) + d), now = *at;
             uint4 clean = make_uint4(prefill_finite(now.x), prefill_finite(now.y),
@@ -217,7 +262,8 @@ __device__ __forceinline__ uint32_t prefill_bits(uint32_t first, uint32_t end)
 /* Rows that attend to a sick token get NaN. */
 template <int DIM, int M>
 __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, const uint32_t *sick,
-                                              const struct attend_view &v, uint32_t tile)
+                                              const struct attend_view &v,
+                                              const struct prefill_block &b, uint32_t tile)
 {
     constexpr uint32_t GROUPS = attend_tile(DIM) / 32;
     for (uint32_t g = 0; g < GROUPS; g++) {
@@ -227,7 +273,8 @@ __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, c
         if (tokens == 0) continue;
 #pragma unroll
         for (uint32_t i = 0; i < 2 * M; i++) {
-            uint32_t position = s->position[i / 2][i % 2], first = attend_first(v, position);
+            uint32_t position = prefill_position(v, b, prefill_pair<M>(b, 8 * i));
+            uint32_t first = attend_first(v, position);
             uint32_t end = position + 1 > token ? position + 1 - token : 0;
             first = first > token ? first - token : 0;
             if (tokens & prefill_bits(first, end)) s->row[i / 2][i % 2].sum = NAN;
@@ -238,14 +285,14 @@ __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, c
 /* The end of the split that `tile` is in: o moves over to `folded`, this lane's [DIM / 8][4] floats
  * in shared memory, ATTEND_THREADS apart. Rows without tokens in the split stay as they are. */
 template <int DIM>
-__device__ __forceinline__ void prefill_fold(struct prefill_state<DIM, 1> *s,
-                                             struct attend_row (&total)[2], float *folded,
-                                             const struct attend_view &v, uint32_t tile)
+__device__ __forceinline__ void
+prefill_merge(struct prefill_state<DIM, 1> *s, struct attend_row (&total)[2], float *folded,
+              const struct attend_view &v, const struct prefill_block &b, uint32_t tile)
 {
     uint32_t begin = tile / CUDA_SPLIT_TOKENS * CUDA_SPLIT_TOKENS;
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
-        uint32_t position = s->position[0][half];
+        uint32_t position = prefill_position(v, b, prefill_pair<1>(b, 8 * half));
         float sum = attend_quad_sum(s->row[0][half].sum);
         if (position < begin || attend_first(v, position) >= begin + CUDA_SPLIT_TOKENS) continue;
         float2 factor = attend_fold(&total[half], {s->row[0][half].largest, sum}, v.scale);
@@ -269,7 +316,7 @@ __device__ __forceinline__ void prefill_store(const struct prefill_state<DIM, M>
 #pragma unroll
     for (uint32_t i = 0; i < 2 * M; i++) {
         float inverse = 1.0f / s.row[i / 2][i % 2].sum;
-        uint32_t pair = s.pair + 8 * i;
+        uint32_t pair = prefill_pair<M>(b, 8 * i);
         if (pair >= b.pair_end) continue;
         uint16_t *out = (uint16_t *)v.out + prefill_at(v, b, pair, v.heads * v.head_dim);
 #pragma unroll
@@ -301,13 +348,15 @@ template <int DIM, int M, bool FOLD> constexpr uint32_t prefill_shared_bytes()
     return shared_bytes<uint16_t>(prefill_pairs(M) * attend_stride(DIM)) +
            2 * shared_bytes<uint16_t>(attend_tile(DIM) * attend_stride(DIM)) +
            shared_bytes<uint32_t>(ATTEND_WARPS * attend_tile(DIM) / 32) +
+           shared_bytes<struct prefill_block>(1) +
            (FOLD ? shared_bytes<float>(DIM / 2 * ATTEND_THREADS) : 0);
 }
 
 /* V comes while the scores are computed, the next K while they weigh V: one tile of each in shared
  * memory, one copy always under way.
- * Shared bytes with M = 1: 27648 at 64 wide, 39936 at 96, 52224 at 128, 67584 at 256; FOLD adds 256
- * DIM; M = 2 adds 128 (DIM + 8). */
+ * Shared bytes with M = 1: 27904 at 64 wide, 40192 at 96, 52480 at 128, 67840 at 256; FOLD adds 256
+ * DIM; M = 2 adds 128 (DIM + 8). Registers: M = 2 195, 236, 255; M = 1 122, 172, 198, 255; FOLD a few
+ * more. 256 wide spills some 20 of them. */
 template <int DIM, int M, bool FOLD>
 __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     prefill_kernel(struct attend_view v, uint32_t tiles)
@@ -318,50 +367,40 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     uint16_t *k = shared_take<uint16_t>(&shared, TILE * STRIDE);
     uint16_t *value = shared_take<uint16_t>(&shared, TILE * STRIDE);
     uint32_t *sick = shared_take<uint32_t>(&shared, ATTEND_WARPS * TILE / 32);
-    float *folded = FOLD ? shared_take<float>(&shared, DIM / 2 * ATTEND_THREADS) : nullptr;
-    struct prefill_block b;
-    if (!prefill_open(&b, v, tiles, prefill_pairs(M))) return;
-    struct prefill_state<DIM, M> s;
+    struct prefill_block &b = *shared_take<struct prefill_block>(&shared, 1);
+    float *folded = nullptr; /* this lane's */
+    if (FOLD) folded = shared_take<float>(&shared, DIM / 2 * ATTEND_THREADS) + threadIdx.x;
+    if (!prefill_open<M>(&b, v, tiles)) return;
     struct attend_row total[2] = {{-INFINITY, 0}, {-INFINITY, 0}};
-    prefill_start(&s, v, b);
-    folded += threadIdx.x;
     for (uint32_t i = 0; FOLD && i < DIM / 2; i++)
         folded[i * ATTEND_THREADS] = 0;
-    uint32_t tile = b.first / TILE * TILE;
-    struct attend_source from = {0, b.tile.table_first, b.kv_head, b.first, b.end};
+    block_sync();
+    struct prefill_state<DIM, M> s;
+    const uint32_t warp = threadIdx.x / WARP_LANES;
+    prefill_clear(&s);
+    uint32_t tile = b.rows.first / TILE * TILE;
     prefill_load_queries<DIM, M>(q, v, b);
-    attend_load<DIM>(k, v, from, tile);
-    copy_commit();
-    for (; tile < b.end; tile += TILE) {
-        bool takes = !s.idle && tile <= s.high && tile + TILE > attend_first(v, s.low);
-        bool whole = tile + TILE <= s.low + 1 && tile >= attend_first(v, s.high);
-        float p[M][TILE / 8][4];
+    prefill_load<DIM>(k, v, b, 0, tile);
+    for (; tile < b.rows.end; tile += TILE) {
+        bool takes = tile < b.warp[warp].end && tile + TILE > b.warp[warp].first;
+        uint32_t p[M][TILE / 16][4];
         copy_wait<0>();
         block_sync(); /* K is there, and everyone is done with V */
-        from.offset = v.v_bytes;
-        attend_load<DIM>(value, v, from, tile);
-        copy_commit();
-        if (takes) {
-            prefill_scores<DIM, M>(p, q + threadIdx.x / WARP_LANES * (16 * M * STRIDE), k);
-            prefill_softmax<DIM, M, 0>(&s, p, v, tile, whole);
-            prefill_softmax<DIM, M, 1>(&s, p, v, tile, whole);
-        }
+        prefill_load<DIM>(value, v, b, v.v_bytes, tile);
+        if (takes) prefill_fold(&s, p, q + warp * (16 * M * STRIDE), k, v, b, tile);
         copy_wait<0>();
         block_sync(); /* V is there, and everyone is done with K */
-        if (tile + TILE < b.end) from.offset = 0;
-        attend_load<DIM>(k, v, from, tile + TILE);
-        copy_commit();
-        if (tile < b.all_first || tile + TILE > b.all_end) {
+        if (tile + TILE < b.rows.end) prefill_load<DIM>(k, v, b, 0, tile + TILE);
+        if (tile < b.rows.all_first || tile + TILE > b.rows.all_end) {
             prefill_clean<DIM>(value, sick);
             block_sync();
-            prefill_spoil(&s, sick, v, tile);
+            prefill_spoil(&s, sick, v, b, tile);
         }
         if (takes) attend_weigh<DIM, M, DIM / 8>(s.o, p, value);
         if constexpr (FOLD)
-            if ((tile + TILE) % CUDA_SPLIT_TOKENS == 0 || tile + TILE >= b.end)
-                prefill_fold(&s, total, folded, v, tile);
+            if ((tile + TILE) % CUDA_SPLIT_TOKENS == 0 || tile + TILE >= b.rows.end)
+                prefill_merge(&s, total, folded, v, b, tile);
     }
-    copy_wait<0>();
     prefill_finish<DIM, M, FOLD>(&s, total, folded);
     prefill_store(s, v, b);
 }

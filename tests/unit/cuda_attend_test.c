@@ -364,11 +364,12 @@ static void check_long(const struct shape *shape, uint64_t seed)
     struct world w;
     world_init(&w, shape, tokens, 200 + seed);
     uint32_t at = random_below(&w.random, 1000);
-    struct run run = {.decode = {{0, 255, 1}, {1, 256, 1}, {3, 1289, 1}, {2, 511, 1}, {3, at, 1}},
-                      .tiles = {{2, 500, 20}, {3, at, 33}},
-                      .decode_count = 5,
-                      .tiles_count = 2,
-                      .deterministic = seed % 2};
+    struct run run = {
+        .decode = {{0, 255, 1}, {1, 256, 1}, {3, 1289, 1}, {2, 511, 1}, {3, 1100 - at, 1}},
+        .tiles = {{2, 500, 20}, {3, at, 9}},
+        .decode_count = 5,
+        .tiles_count = 2,
+        .deterministic = seed % 2};
     run_do(&run, &w);
     assert_right(&w, &run);
     run_fini(&run);
@@ -410,13 +411,13 @@ static void check_folded(const struct shape *shape, uint64_t seed)
     static const uint32_t tokens[SEQUENCES] = {80, 290, 600, 1};
     struct world w;
     world_init(&w, shape, tokens, 400 + seed);
-    struct run chunks = {.tiles = {{0, 0, 80}, {1, 240, 50}, {2, 505, 20}, {2, 560, 40}},
+    struct run chunks = {.tiles = {{0, 20, 60}, {1, 250, 10}, {2, 508, 8}, {2, 590, 9}},
                          .tiles_count = 4,
                          .deterministic = true};
     run_do(&chunks, &w);
     for (uint32_t i = 0; i < chunks.tiles_count; i++) {
         const struct rows *rows = &chunks.tiles[i];
-        for (uint32_t n = random_below(&w.random, 4); n < rows->count; n += 11) {
+        for (uint32_t n = random_below(&w.random, 4); n < rows->count; n += 13) {
             struct run one = {.decode = {{rows->sequence, rows->position + n, 1}},
                               .decode_count = 1};
             run_do(&one, &w);
