@@ -19,7 +19,6 @@
 
 enum {
     THREAD_WORTH_NS = 3000,      /* a run costs 0.5 us when both sides still spin */
-    CHUNKS_PER_THREAD = 4,       /* pieces an op is cut into: a late thread costs at most one */
     ROW_BLOCK_BYTES = 384 << 10, /* of activations, beside the weights in the L2 cache */
     /* Guesses of what one thread does: they decide on threads, never on results. */
     ELEMENTS_PER_NS = 8,
@@ -42,7 +41,7 @@ struct backend {
 struct op {
     cpu_kernel *kernel;
     const void *args;
-    uint32_t items, grain;
+    uint32_t items, threads;
     _Atomic uint32_t next;
 };
 
@@ -66,17 +65,26 @@ static void flush_end(uint32_t before)
 #endif
 }
 
+/* The next items for one thread: half of its fair share of what is left. So pieces are long, which
+ * memory likes, until the end, where no thread should wait long for another. False: none is left. */
+static bool op_take(struct op *op, uint32_t *first, uint32_t *last)
+{
+    *first = atomic_load_explicit(&op->next, memory_order_relaxed);
+    do {
+        if (*first == op->items) return false;
+        *last = *first + (op->items - *first + 2 * op->threads - 1) / (2 * op->threads);
+    } while (!atomic_compare_exchange_weak_explicit(&op->next, first, *last, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
 static void op_work(void *ctx, uint32_t index)
 {
     struct op *op = ctx;
-    uint32_t before = flush_begin();
+    uint32_t before = flush_begin(), first, last;
     (void)index;
-    for (;;) {
-        uint32_t first = atomic_fetch_add_explicit(&op->next, op->grain, memory_order_relaxed);
-        if (first >= op->items) break;
-        uint32_t left = op->items - first;
-        op->kernel(op->args, first, first + (left < op->grain ? left : op->grain));
-    }
+    while (op_take(op, &first, &last))
+        op->kernel(op->args, first, last);
     flush_end(before);
 }
 
@@ -88,9 +96,7 @@ static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_
     if (threads > b->facts.threads) threads = b->facts.threads;
     if (threads > items) threads = items;
     if (threads < 1) threads = 1;
-    struct op op = {.kernel = kernel, .args = args, .items = items};
-    op.grain = threads == 1 ? items : items / (uint32_t)(threads * CHUNKS_PER_THREAD);
-    if (op.grain < 1) op.grain = 1;
+    struct op op = {kernel, args, .items = items, .threads = (uint32_t)threads};
     workers_run(b->workers, (uint32_t)threads, op_work, &op);
 }
 
