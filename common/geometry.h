@@ -4,7 +4,9 @@
  * One block holds BLOCK_TOKENS consecutive tokens of one sequence for all layers of the node.
  * Within a block the layers follow each other; within a layer first K of all kv heads, then V:
  *
- *     K  [kv_heads][head_dim / 2][16 tokens][2]     V  [kv_heads][16 tokens][head_dim]
+ *     K        [kv_heads][head_dim / 2][16 tokens][2]
+ *     V, bf16  [kv_heads][16 tokens / 2][head_dim][2]
+ *     V, fp32  [kv_heads][16 tokens][head_dim]
  *
  * so that attention needs no horizontal sums (docs/numerics.md, A7). That order is KV_LAYOUT_CPU; in
  * KV_LAYOUT_CUDA both K and V are [kv_heads][16 tokens][head_dim], as tensor cores take them. */
@@ -15,7 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BLOCK_TOKENS = 16, KV_LAYOUT_CPU = 1, KV_LAYOUT_CUDA = 2 };
+/* 1 was an order of CPU pools in which V's tokens did not lie in pairs. */
+enum { BLOCK_TOKENS = 16, KV_LAYOUT_CUDA = 2, KV_LAYOUT_CPU = 3 };
 
 enum dtype { DTYPE_NONE, DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 

@@ -1,19 +1,23 @@
 /* body_attend: softmax(q k) v over the paged KV, over the vector of the file that includes this.
  *
  * An item is up to ATTEND_QUERIES queries, (row, head) pairs that share a kv head and with it every
- * load of K and V. It walks the tiles (blocks of 16 tokens) upward; each query folds exactly its
- * own tiles and, at both ends of its range, exactly its own tokens: what other queries or stale
- * memory are in the same tile never enters its chain (A2, A3).
+ * load of K and V. It walks the tiles (TILE_TOKENS tokens, four blocks) upward; each query folds
+ * exactly its own tiles and, at both ends of its range, exactly its own tokens: what other queries
+ * or stale memory are in the same tile never enters its chain (A2, A3).
  *
- * Scores are computed along: lanes are the tile's tokens, one query after the other, so that K
- * needs no horizontal sums; or, where 16 queries take a whole tile, across: lanes are the queries,
- * so that maxima and sums need none either. The chain of a score and the tree of a sum are the
- * same, so which one ran never shows. */
+ * Scores are computed along: lanes are tokens, one query after the other, so that K needs no
+ * horizontal sums; or, where enough queries come together, across: lanes are the queries, so that
+ * maxima and sums need none either. The chain of a score and the tree of a sum are the same, so
+ * which one ran never shows.
+ *
+ * A bf16 pool is multiplied in pairs: K in pairs of dimensions, V in pairs of tokens, with the
+ * probabilities rounded to bf16. An fp32 pool is multiplied in fp32, and always along. */
 
 enum {
     DIM_MAX = BACKEND_HEAD_DIM_MAX,
-    TILES_AHEAD = 4, /* scored together where a few queries alone would wait for their chains */
-    QUERIES_FEW = 4, /* for so few V is widened as it is used, not once for all */
+    TILE_BLOCKS = 4,
+    TILE_TOKENS = TILE_BLOCKS * BLOCK_TOKENS,
+    ACROSS_MIN = 9, /* queries: below, lanes would be left empty */
 };
 
 struct attend_item {
@@ -21,69 +25,83 @@ struct attend_item {
     const struct batch_sequence *sequence;
     uint32_t kv_head;
     uint32_t query_first, queries_count; /* query i is head i % group of row i / group */
-    uint32_t first[ATTEND_QUERIES];      /* its first token */
-    uint32_t end[ATTEND_QUERIES];        /* behind its last token */
-    size_t stride;                       /* of the rows of v and out: head_dim, rounded up to 16 */
+    uint32_t first[ATTEND_QUERIES];      /* its first token; ascending */
+    uint32_t end[ATTEND_QUERIES];        /* behind its last token; ascending */
+    size_t stride;                       /* of the rows of out: head_dim, rounded up to 16 */
+    bool bf16, across;
     _Alignas(64) float largest[ATTEND_QUERIES];
     _Alignas(64) float sum[ATTEND_QUERIES];
-    _Alignas(64) float score[TILES_AHEAD][16 * 16];
     _Alignas(64) float q[ATTEND_QUERIES * DIM_MAX]; /* [dim / 2][queries][2] of the pool's dtype */
-    _Alignas(64) float v[BLOCK_TOKENS * DIM_MAX];   /* the tile's V, widened */
+    /* A tile's scores, then fp32 probabilities: along [queries][tokens], across the other way */
+    _Alignas(64) float score[ATTEND_QUERIES * TILE_TOKENS];
+    /* Probabilities in bf16. Along [queries][tokens], across [tokens / 2][queries][2] */
+    _Alignas(64) uint16_t weight[ATTEND_QUERIES * TILE_TOKENS];
     _Alignas(64) float out[ATTEND_QUERIES * DIM_MAX];
 };
 
 struct attend_tile {
-    const char *k, *v;
-    uint32_t token;      /* its first */
+    const char *k[TILE_BLOCKS], *v[TILE_BLOCKS];
+    const char *ahead[TILE_BLOCKS]; /* the next K, to be asked for meanwhile */
+    uint32_t token;                 /* its first */
+    uint32_t block_first,
+        block_end;       /* blocks that some query has tokens in: the others may not be there */
     uint32_t begin, end; /* queries with tokens in it: they are consecutive */
     bool whole;          /* all queries take all of its tokens */
-    float *score;        /* then probabilities: [queries][16 tokens], across the other way round */
 };
 
-static inline uint32_t lane_first(const struct attend_item *it, uint32_t query, uint32_t token)
+/* How much of [first, first + count) lies below `at`. */
+static inline uint32_t part_below(uint32_t at, uint32_t first, uint32_t count)
 {
-    uint32_t first = it->first[query];
-    return first >= token + BLOCK_TOKENS ? BLOCK_TOKENS : first > token ? first - token : 0;
+    return at <= first ? 0 : at - first < count ? at - first : count;
 }
-static inline uint32_t lane_end(const struct attend_item *it, uint32_t query, uint32_t token)
+/* A query's tokens in the tile, counted from the tile's first. */
+static inline uint32_t tile_from(const struct attend_item *it, const struct attend_tile *t,
+                                 uint32_t query)
 {
-    uint32_t end = it->end[query];
-    return end > token + BLOCK_TOKENS ? BLOCK_TOKENS : end > token ? end - token : 0;
+    return part_below(it->first[query], t->token, TILE_TOKENS);
+}
+static inline uint32_t tile_to(const struct attend_item *it, const struct attend_tile *t,
+                               uint32_t query)
+{
+    return part_below(it->end[query], t->token, TILE_TOKENS);
 }
 
 /* --- scores --- */
 
-/* `queries` queries against `tiles` tiles, along the tokens. */
+/* `queries` queries against `blocks` blocks, along the tokens. */
 static inline __attribute__((always_inline)) void score_bf16(struct attend_item *it,
                                                              const struct attend_tile *t,
-                                                             uint32_t tiles, uint32_t query,
-                                                             uint32_t queries)
+                                                             uint32_t block, uint32_t blocks,
+                                                             uint32_t query, uint32_t queries)
 {
-    struct vec sum[TILES_AHEAD][VEC_SCORE_ROWS];
-    for (uint32_t n = 0; n < tiles; n++)
+    struct vec sum[TILE_BLOCKS][VEC_SCORE_ROWS];
+    for (uint32_t n = 0; n < blocks; n++)
         for (uint32_t j = 0; j < queries; j++)
             sum[n][j] = vec_set1(0);
     const uint16_t *q = (const uint16_t *)it->q + 2 * query;
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES)
-        for (uint32_t n = 0; n < tiles; n++) {
-            struct pairs tokens = pairs_load(t[n].k + (size_t)i * 64);
-            vec_prefetch(t[n].v + (size_t)i * 64); /* as many bytes as K; needed next */
+        for (uint32_t n = 0; n < blocks; n++) {
+            struct pairs tokens = pairs_load(t->k[block + n] + (size_t)i * 64);
+            vec_prefetch(t->v[block + n] + (size_t)i * 64); /* as many bytes as K; needed next */
             for (uint32_t j = 0; j < queries; j++)
                 sum[n][j] = vec_dot2(sum[n][j], pairs_set1(q + 2 * j), tokens);
         }
     struct vec scale = vec_set1(it->a->shape.scale);
-    for (uint32_t n = 0; n < tiles; n++)
+    for (uint32_t n = 0; n < blocks; n++)
         for (uint32_t j = 0; j < queries; j++)
-            vec_store(t[n].score + (query + j) * 16, vec_mul(sum[n][j], scale));
+            vec_store(it->score + (query + j) * TILE_TOKENS + (block + n) * 16,
+                      vec_mul(sum[n][j], scale));
 }
 
-static inline __attribute__((always_inline)) void
-score_f32(struct attend_item *it, const struct attend_tile *t, uint32_t query, uint32_t queries)
+static inline __attribute__((always_inline)) void score_f32(struct attend_item *it,
+                                                            const struct attend_tile *t,
+                                                            uint32_t block, uint32_t query,
+                                                            uint32_t queries)
 {
     struct vec sum[VEC_SCORE_ROWS];
     for (uint32_t j = 0; j < queries; j++)
         sum[j] = vec_set1(0);
-    const float *q = it->q + 2 * query, *k = (const float *)(const void *)t->k;
+    const float *q = it->q + 2 * query, *k = (const float *)(const void *)t->k[block];
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES) {
         struct vec even, odd;
         vec_load_split(k + (size_t)i * 32, &even, &odd);
@@ -93,27 +111,25 @@ score_f32(struct attend_item *it, const struct attend_tile *t, uint32_t query, u
     }
     struct vec scale = vec_set1(it->a->shape.scale);
     for (uint32_t j = 0; j < queries; j++)
-        vec_store(t->score + (query + j) * 16, vec_mul(sum[j], scale));
+        vec_store(it->score + (query + j) * TILE_TOKENS + block * 16, vec_mul(sum[j], scale));
 }
 
-static void score_along(struct attend_item *it, const struct attend_tile *t, uint32_t tiles)
+static void score_along(struct attend_item *it, const struct attend_tile *t)
 {
-    bool bf16 = it->a->kv.geometry.dtype == DTYPE_BF16;
     uint32_t query = t->begin, end = t->end;
-    if (bf16 && tiles == TILES_AHEAD) {
+    if (it->bf16 && t->block_end - t->block_first == TILE_BLOCKS) {
         for (; end - query >= 2; query += 2)
-            score_bf16(it, t, TILES_AHEAD, query, 2);
-        if (query < end) score_bf16(it, t, TILES_AHEAD, query, 1);
+            score_bf16(it, t, 0, TILE_BLOCKS, query, 2);
+        if (query < end) score_bf16(it, t, 0, TILE_BLOCKS, query, 1);
         return;
     }
-    for (uint32_t n = 0; n < tiles; n++) {
-        query = t[n].begin;
+    for (uint32_t n = t->block_first; n < t->block_end; n++) {
+        query = t->begin;
         for (; end - query >= VEC_SCORE_ROWS; query += VEC_SCORE_ROWS)
-            bf16 ? score_bf16(it, t + n, 1, query, VEC_SCORE_ROWS)
-                 : score_f32(it, t + n, query, VEC_SCORE_ROWS);
-        for (; end - query >= 2; query += 2)
-            bf16 ? score_bf16(it, t + n, 1, query, 2) : score_f32(it, t + n, query, 2);
-        if (query < end) bf16 ? score_bf16(it, t + n, 1, query, 1) : score_f32(it, t + n, query, 1);
+            it->bf16 ? score_bf16(it, t, n, 1, query, VEC_SCORE_ROWS)
+                     : score_f32(it, t, n, query, VEC_SCORE_ROWS);
+        for (; query < end; query++)
+            it->bf16 ? score_bf16(it, t, n, 1, query, 1) : score_f32(it, t, n, query, 1);
     }
 }
 
@@ -121,219 +137,283 @@ static void score_along(struct attend_item *it, const struct attend_tile *t, uin
 static void score_across(struct attend_item *it, const struct attend_tile *t)
 {
     struct vec scale = vec_set1(it->a->shape.scale);
-    for (uint32_t token = 0; token < BLOCK_TOKENS; token += VEC_ACROSS) {
+    uint32_t end = t->block_end * BLOCK_TOKENS;
+    for (uint32_t token = t->block_first * BLOCK_TOKENS; token < end; token += VEC_ACROSS) {
         struct vec sum[VEC_ACROSS];
         for (uint32_t j = 0; j < VEC_ACROSS; j++)
             sum[j] = vec_set1(0);
-        const uint16_t *k = (const uint16_t *)(const void *)t->k + 2 * token;
+        const uint16_t *k = (const uint16_t *)(const void *)t->k[token / BLOCK_TOKENS];
         const uint16_t *q = (const uint16_t *)it->q;
+        k += 2 * (token % BLOCK_TOKENS);
         for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, k += 32, q += 32) {
             struct pairs queries = pairs_load(q);
             for (uint32_t j = 0; j < VEC_ACROSS; j++)
                 sum[j] = vec_dot2(sum[j], queries, pairs_set1(k + 2 * j));
         }
         for (uint32_t j = 0; j < VEC_ACROSS; j++)
-            vec_store(t->score + (token + j) * 16, vec_mul(sum[j], scale));
+            vec_store(it->score + (token + j) * 16, vec_mul(sum[j], scale));
     }
 }
 
 /* --- probabilities: scores become them relative to each query's largest score so far; `rescale` is
  * what the query's earlier sums shrink by (A4) --- */
 
+/* Lanes outside of the query's range become `other`. */
+static inline struct vec own_lanes(struct vec v, uint32_t from, uint32_t to, uint32_t block,
+                                   struct vec other)
+{
+    return vec_keep(v, part_below(from, block * 16, 16), part_below(to, block * 16, 16), other);
+}
+
 static void softmax_along(struct attend_item *it, const struct attend_tile *t, float *rescale)
 {
-    _Alignas(64) float sum[ATTEND_QUERIES] = {0};
+    _Alignas(64) float sums[ATTEND_QUERIES] = {0};
     const struct vec low = vec_set1(-INFINITY), zero = vec_set1(0);
     struct vec before = vec_load(it->largest);
     for (uint32_t j = t->begin; j < t->end; j++) {
-        struct vec s = vec_load(t->score + j * 16);
-        uint32_t from = lane_first(it, j, t->token), to = lane_end(it, j, t->token);
-        float largest = vec_largest(vec_keep(s, from, to, low));
+        uint32_t from = tile_from(it, t, j), to = tile_to(it, t, j);
+        struct vec most = low;
+        for (uint32_t n = t->block_first; n < t->block_end; n++) {
+            struct vec s = vec_load(it->score + j * TILE_TOKENS + n * 16);
+            most = vec_max(own_lanes(s, from, to, n, low), most);
+        }
+        float largest = vec_largest(most);
         if (largest > it->largest[j]) it->largest[j] = largest;
     }
     struct vec factor = vec_exp(vec_sub(before, vec_load(it->largest)));
     vec_store(rescale, factor);
     for (uint32_t j = t->begin; j < t->end; j++) {
-        struct vec s = vec_load(t->score + j * 16);
-        uint32_t from = lane_first(it, j, t->token), to = lane_end(it, j, t->token);
-        struct vec p = vec_exp(vec_sub(s, vec_set1(it->largest[j])));
-        p = vec_keep(p, from, to, zero);
-        vec_store(t->score + j * 16, p);
-        sum[j] = vec_sum(p);
+        uint32_t from = tile_from(it, t, j), to = tile_to(it, t, j);
+        struct vec largest = vec_set1(it->largest[j]), sum = zero;
+        for (uint32_t n = t->block_first; n < t->block_end; n++) {
+            uint32_t at = j * TILE_TOKENS + n * 16;
+            struct vec p = vec_exp(vec_sub(vec_load(it->score + at), largest));
+            p = own_lanes(p, from, to, n, zero);
+            sum = vec_add(sum, p);
+            if (it->bf16)
+                vec_store_bf16(it->weight + at, p, 16);
+            else
+                vec_store(it->score + at, p);
+        }
+        sums[j] = vec_sum(sum);
     }
-    vec_store(it->sum, vec_fma(vec_load(it->sum), factor, vec_load(sum)));
+    vec_store(it->sum, vec_fma(vec_load(it->sum), factor, vec_load(sums)));
+}
+
+/* The queries that take a token: those that began and did not end. Tokens are asked for upward. */
+struct own_queries {
+    uint32_t first, end;
+};
+static inline void own_queries_at(struct own_queries *own, const struct attend_item *it,
+                                  uint32_t token)
+{
+    while (own->first < it->queries_count && it->end[own->first] <= token)
+        own->first++;
+    while (own->end < it->queries_count && it->first[own->end] <= token)
+        own->end++;
+}
+
+static inline __attribute__((always_inline)) void
+softmax_across_form(struct attend_item *it, const struct attend_tile *t, float *rescale, bool whole)
+{
+    const struct vec low = vec_set1(-INFINITY), zero = vec_set1(0);
+    const uint32_t begin = t->block_first * BLOCK_TOKENS, end = t->block_end * BLOCK_TOKENS;
+    struct own_queries own = {0};
+    struct vec before = vec_load(it->largest), largest = before, sum[BLOCK_TOKENS];
+    for (uint32_t i = begin; i < end; i++) {
+        struct vec s = vec_load(it->score + i * 16);
+        if (!whole) own_queries_at(&own, it, t->token + i);
+        largest = vec_max(whole ? s : vec_keep(s, own.first, own.end, low), largest);
+    }
+    struct vec factor = vec_exp(vec_sub(before, largest));
+    vec_store(it->largest, largest);
+    vec_store(rescale, factor);
+    for (uint32_t i = 0; i < BLOCK_TOKENS; i++)
+        sum[i] = zero;
+    own = (struct own_queries){0};
+    for (uint32_t pair = begin; pair < end; pair += 2) {
+        struct vec p[2];
+        for (uint32_t i = 0; i < 2; i++) {
+            p[i] = vec_exp(vec_sub(vec_load(it->score + (pair + i) * 16), largest));
+            if (!whole) own_queries_at(&own, it, t->token + pair + i);
+            if (!whole) p[i] = vec_keep(p[i], own.first, own.end, zero);
+            uint32_t at = (pair + i) % BLOCK_TOKENS;
+            sum[at] = vec_add(sum[at], p[i]);
+        }
+        vec_store_pairs(it->weight + pair * 16, p[0], p[1]);
+    }
+    for (uint32_t half = BLOCK_TOKENS / 2; half > 0; half /= 2) /* the tree of vec_sum */
+        for (uint32_t i = 0; i < half; i++)
+            sum[i] = vec_add(sum[i], sum[i + half]);
+    vec_store(it->sum, vec_fma(vec_load(it->sum), factor, sum[0]));
 }
 
 static void softmax_across(struct attend_item *it, const struct attend_tile *t, float *rescale)
 {
-    struct vec before = vec_load(it->largest), largest = before, p[BLOCK_TOKENS];
-    for (uint32_t i = 0; i < BLOCK_TOKENS; i++)
-        largest = vec_max(vec_load(t->score + i * 16), largest);
-    struct vec factor = vec_exp(vec_sub(before, largest));
-    vec_store(it->largest, largest);
-    vec_store(rescale, factor);
-    for (uint32_t i = 0; i < BLOCK_TOKENS; i++) {
-        p[i] = vec_exp(vec_sub(vec_load(t->score + i * 16), largest));
-        vec_store(t->score + i * 16, p[i]);
-    }
-    for (uint32_t half = BLOCK_TOKENS / 2; half > 0; half /= 2) /* the tree of vec_sum */
-        for (uint32_t i = 0; i < half; i++)
-            p[i] = vec_add(p[i], p[i + half]);
-    vec_store(it->sum, vec_fma(vec_load(it->sum), factor, p[0]));
+    if (t->whole)
+        softmax_across_form(it, t, rescale, true);
+    else
+        softmax_across_form(it, t, rescale, false);
 }
 
 /* --- out = out * rescale + p v --- */
 
-static void attend_widen(struct attend_item *it, const struct attend_tile *t)
-{
-    uint32_t dim = it->a->shape.head_dim;
-    bool bf16 = it->a->kv.geometry.dtype == DTYPE_BF16;
-    for (uint32_t token = 0; token < BLOCK_TOKENS; token++)
-        for (uint32_t d = 0; d < dim; d += 16) {
-            size_t at = (size_t)token * dim + d;
-            const void *v = t->v + at * (bf16 ? 2 : 4);
-            vec_store(it->v + token * it->stride + d,
-                      bf16 ? vec_load_bf16(v, dim - d) : vec_load_some(v, dim - d));
-        }
-}
+enum weigh_form { WEIGH_F32, WEIGH_ALONG, WEIGH_ACROSS };
 
-/* How V is read (widened before, or bf16 from the pool) and where probabilities lie. */
-enum weigh_form { WEIGH_ALONG, WEIGH_ALONG_BF16, WEIGH_ACROSS };
-
-/* For queries that take the same tokens of the tile, and `vecs` vectors of dimensions from d on. */
+/* Some queries over tokens [from, to) of the tile, for `vecs` vectors of dimensions from d on. With
+ * `edges` from and to may be odd: the other half of a pair is selected away. */
 static inline __attribute__((always_inline)) void
 weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, uint32_t queries,
-           const float *rescale, uint32_t d, uint32_t vecs, enum weigh_form form)
+           uint32_t from, uint32_t to, const float *rescale, uint32_t d, uint32_t vecs,
+           enum weigh_form form, bool edges)
 {
-    const size_t query_step = form == WEIGH_ACROSS ? 1 : 16;
-    const size_t token_step = form == WEIGH_ACROSS ? ATTEND_QUERIES : 1;
-    const uint32_t dim = it->a->shape.head_dim;
-    const uint32_t from = lane_first(it, query, t->token), to = lane_end(it, query, t->token);
-    const float *p = t->score + from * token_step + query * query_step;
-    const float *wide = it->v + from * it->stride + d;
-    const uint16_t *narrow = (const uint16_t *)(const void *)t->v + from * dim + d;
+    const uint32_t dim = it->a->shape.head_dim, unit = form == WEIGH_F32 ? 1 : 2;
     float *out = it->out + query * it->stride + d;
     struct vec sum[VEC_WEIGH_ROWS][VEC_WEIGH_VECS];
     for (uint32_t j = 0; j < queries; j++)
         for (uint32_t c = 0; c < vecs; c++)
             sum[j][c] =
                 vec_mul(vec_load(out + j * it->stride + c * 16), vec_set1(rescale[query + j]));
-    for (uint32_t left = to - from; left > 0; left--) {
-        struct vec v[VEC_WEIGH_VECS];
-        for (uint32_t c = 0; c < vecs; c++)
-            v[c] = form == WEIGH_ALONG_BF16 ? vec_load_bf16(narrow + c * 16, dim - d - c * 16)
-                                            : vec_load(wide + c * 16);
-        for (uint32_t j = 0; j < queries; j++)
+    for (uint32_t token = from / unit * unit; token < to; token += unit) {
+        const char *block = t->v[token / BLOCK_TOKENS];
+        const uint32_t at = token % BLOCK_TOKENS * dim + unit * d;
+        if (form == WEIGH_F32) {
+            const float *p = it->score + query * TILE_TOKENS + token;
+            const float *wide = (const float *)(const void *)block + at;
+            for (uint32_t c = 0; c < vecs; c++) {
+                struct vec v = vec_load_some(wide + c * 16, dim - d - c * 16);
+                for (uint32_t j = 0; j < queries; j++)
+                    sum[j][c] = vec_fma(vec_set1(p[j * TILE_TOKENS]), v, sum[j][c]);
+            }
+            continue;
+        }
+        const uint16_t *p = form == WEIGH_ALONG ? it->weight + query * TILE_TOKENS + token
+                                                : it->weight + token * ATTEND_QUERIES + query * 2;
+        const uint16_t *narrow = (const uint16_t *)(const void *)block + at;
+        struct pairs v[VEC_WEIGH_VECS];
+        for (uint32_t c = 0; c < vecs; c++) {
+            v[c] = vecs > 1 ? pairs_load(narrow + c * 32) : pairs_load_some(narrow, dim - d);
+            if (edges) v[c] = pairs_keep(v[c], token >= from, token + 1 < to);
+            if (form == WEIGH_ALONG)
+                vec_prefetch(t->ahead[token / BLOCK_TOKENS] + (at + c * 32) * 2);
+        }
+        for (uint32_t j = 0; j < queries; j++) {
+            struct pairs weight = pairs_set1(p + j * (form == WEIGH_ALONG ? TILE_TOKENS : 2));
             for (uint32_t c = 0; c < vecs; c++)
-                sum[j][c] = vec_fma(vec_set1(p[j * query_step]), v[c], sum[j][c]);
-        p += token_step;
-        wide += it->stride;
-        narrow += dim;
+                sum[j][c] = vec_dot2(sum[j][c], weight, v[c]);
+        }
     }
     for (uint32_t j = 0; j < queries; j++)
         for (uint32_t c = 0; c < vecs; c++)
             vec_store(out + j * it->stride + c * 16, sum[j][c]);
 }
 
-static inline __attribute__((always_inline)) void weigh(struct attend_item *it,
-                                                        const struct attend_tile *t, uint32_t query,
-                                                        uint32_t queries, const float *rescale,
-                                                        enum weigh_form form)
+static inline __attribute__((always_inline)) void
+weigh(struct attend_item *it, const struct attend_tile *t, uint32_t query, uint32_t queries,
+      uint32_t from, uint32_t to, const float *rescale, enum weigh_form form, bool edges)
 {
     uint32_t d = 0;
-    for (; d + 16 * VEC_WEIGH_VECS <= it->stride; d += 16 * VEC_WEIGH_VECS)
-        weigh_part(it, t, query, queries, rescale, d, VEC_WEIGH_VECS, form);
+    for (; d + 16 * VEC_WEIGH_VECS <= it->a->shape.head_dim; d += 16 * VEC_WEIGH_VECS)
+        weigh_part(it, t, query, queries, from, to, rescale, d, VEC_WEIGH_VECS, form, edges);
     for (; d < it->stride; d += 16)
-        weigh_part(it, t, query, queries, rescale, d, 1, form);
+        weigh_part(it, t, query, queries, from, to, rescale, d, 1, form, edges);
 }
 
-/* Queries that take the same tokens share a pass. */
-static inline __attribute__((always_inline)) void weigh_along(struct attend_item *it,
+/* `queries` queries: together the whole pairs that all take, before and behind these each alone. */
+static inline __attribute__((always_inline)) void weigh_group(struct attend_item *it,
                                                               const struct attend_tile *t,
-                                                              const float *rescale,
-                                                              enum weigh_form form)
+                                                              uint32_t query, uint32_t queries,
+                                                              float *rescale, enum weigh_form form)
 {
-    for (uint32_t j = t->begin, same; j < t->end; j += same) {
-        uint32_t from = lane_first(it, j, t->token), to = lane_end(it, j, t->token);
-        for (same = 1; same < VEC_WEIGH_ROWS && j + same < t->end; same++)
-            if (lane_first(it, j + same, t->token) != from ||
-                lane_end(it, j + same, t->token) != to)
-                break;
-        same = same == VEC_WEIGH_ROWS ? same : same >= 2 ? 2 : 1;
-        if (same == VEC_WEIGH_ROWS)
-            weigh(it, t, j, VEC_WEIGH_ROWS, rescale, form);
-        else if (same == 2)
-            weigh(it, t, j, 2, rescale, form);
-        else
-            weigh(it, t, j, 1, rescale, form);
+    uint32_t first = 0, end = TILE_TOKENS;
+    for (uint32_t j = query; j < query + queries; j++) {
+        uint32_t from = (tile_from(it, t, j) + 1) / 2 * 2, to = tile_to(it, t, j) / 2 * 2;
+        first = from > first ? from : first;
+        end = to < end ? to : end;
+    }
+    end = end > first ? end : first;
+    for (uint32_t j = query; j < query + queries; j++) {
+        uint32_t from = tile_from(it, t, j), to = tile_to(it, t, j);
+        if (from >= first) continue;
+        weigh(it, t, j, 1, from, to < first ? to : first, rescale, form, true);
+        rescale[j] = 1;
+    }
+    weigh(it, t, query, queries, first, end, rescale, form, false);
+    for (uint32_t j = query; j < query + queries; j++) {
+        uint32_t to = tile_to(it, t, j);
+        rescale[j] = 1;
+        if (to > end) weigh(it, t, j, 1, end, to, rescale, form, true);
     }
 }
 
-static void attend_weigh(struct attend_item *it, const struct attend_tile *t, bool across,
-                         const float *rescale)
+static inline __attribute__((always_inline)) void weigh_form(struct attend_item *it,
+                                                             const struct attend_tile *t,
+                                                             float *rescale, enum weigh_form form)
 {
-    if (!across && it->queries_count <= QUERIES_FEW && it->a->kv.geometry.dtype == DTYPE_BF16) {
-        weigh_along(it, t, rescale, WEIGH_ALONG_BF16);
-        return;
-    }
-    attend_widen(it, t);
-    if (!across) weigh_along(it, t, rescale, WEIGH_ALONG);
-    for (uint32_t j = 0; across && j < ATTEND_QUERIES; j += VEC_WEIGH_ROWS)
-        weigh(it, t, j, VEC_WEIGH_ROWS, rescale, WEIGH_ACROSS);
+    uint32_t query = t->begin;
+    for (; t->end - query >= VEC_WEIGH_ROWS; query += VEC_WEIGH_ROWS)
+        weigh_group(it, t, query, VEC_WEIGH_ROWS, rescale, form);
+    for (; t->end - query >= 2; query += 2)
+        weigh_group(it, t, query, 2, rescale, form);
+    if (query < t->end) weigh_group(it, t, query, 1, rescale, form);
+}
+
+static void attend_weigh(struct attend_item *it, const struct attend_tile *t, float *rescale)
+{
+    if (!it->bf16)
+        weigh_form(it, t, rescale, WEIGH_F32);
+    else if (it->across)
+        weigh_form(it, t, rescale, WEIGH_ACROSS);
+    else
+        weigh_form(it, t, rescale, WEIGH_ALONG);
 }
 
 /* --- the walk --- */
 
-static struct attend_tile attend_tile(const struct attend_item *it, uint32_t tile)
+static void tile_open(struct attend_tile *t, const struct attend_item *it, uint32_t token)
 {
     const struct attend_args *a = it->a;
     const struct kv_geometry *g = &a->kv.geometry;
-    uint32_t block = a->batch->table[it->sequence->table_first + tile];
-    struct attend_tile t = {.token = tile * BLOCK_TOKENS, .end = it->queries_count};
-    t.k = (const char *)a->kv.base + block * kv_block_bytes(g) + a->layer * kv_layer_bytes(g) +
-          it->kv_head * (kv_part_bytes(g) / g->kv_heads);
-    t.v = t.k + kv_part_bytes(g);
-    while (lane_end(it, t.begin, t.token) == 0)
-        t.begin++;
-    while (lane_first(it, t.end - 1, t.token) == BLOCK_TOKENS)
-        t.end--;
-    t.whole = lane_end(it, 0, t.token) == BLOCK_TOKENS &&
-              lane_first(it, it->queries_count - 1, t.token) == 0;
-    return t;
-}
-
-static void attend_fold(struct attend_item *it, struct attend_tile *t, uint32_t tiles)
-{
-    bool across =
-        t->whole && it->queries_count == ATTEND_QUERIES && it->a->kv.geometry.dtype == DTYPE_BF16;
-    for (uint32_t n = 0; n < tiles; n++)
-        t[n].score = it->score[n];
-    if (across)
-        score_across(it, t);
-    else
-        score_along(it, t, tiles);
-    for (uint32_t n = 0; n < tiles; n++) {
-        _Alignas(64) float rescale[ATTEND_QUERIES];
-        if (across)
-            softmax_across(it, t, rescale);
-        else
-            softmax_along(it, t + n, rescale);
-        attend_weigh(it, t + n, across, rescale);
+    const uint32_t *table = a->batch->table + it->sequence->table_first + token / BLOCK_TOKENS;
+    uint32_t last = it->queries_count - 1;
+    *t = (struct attend_tile){.token = token, .end = it->queries_count};
+    t->block_first = tile_from(it, t, 0) / BLOCK_TOKENS;
+    t->block_end = blocks_for_tokens(tile_to(it, t, last));
+    t->whole = tile_to(it, t, 0) == TILE_TOKENS && tile_from(it, t, last) == 0;
+    for (uint32_t n = t->block_first; n < t->block_end; n++) {
+        t->k[n] = (const char *)a->kv.base + table[n] * kv_block_bytes(g) +
+                  a->layer * kv_layer_bytes(g) + it->kv_head * (kv_part_bytes(g) / g->kv_heads);
+        t->v[n] = t->ahead[n] = t->k[n] + kv_part_bytes(g);
     }
+    while (tile_to(it, t, t->begin) == 0)
+        t->begin++;
+    while (tile_from(it, t, t->end - 1) == TILE_TOKENS)
+        t->end--;
 }
 
 static void attend_walk(struct attend_item *it)
 {
-    uint32_t most = it->queries_count <= QUERIES_FEW ? TILES_AHEAD : 1;
-    uint32_t end = blocks_for_tokens(it->end[it->queries_count - 1]);
-    for (uint32_t tile = it->first[0] / BLOCK_TOKENS, tiles; tile < end; tile += tiles) {
-        struct attend_tile t[TILES_AHEAD];
-        t[0] = attend_tile(it, tile);
-        for (tiles = 1; tiles < most && tile + tiles < end && t[0].whole; tiles++) {
-            t[tiles] = attend_tile(it, tile + tiles);
-            if (!t[tiles].whole) break; /* goes alone */
+    uint32_t end = it->end[it->queries_count - 1];
+    struct attend_tile tile[2];
+    uint32_t token = it->first[0] / TILE_TOKENS * TILE_TOKENS;
+    tile_open(&tile[0], it, token);
+    for (uint32_t i = 0; token < end; i ^= 1) {
+        _Alignas(64) float rescale[ATTEND_QUERIES];
+        struct attend_tile *t = &tile[i], *next = &tile[i ^ 1];
+        token += TILE_TOKENS;
+        if (token < end) {
+            tile_open(next, it, token);
+            for (uint32_t n = next->block_first; n < next->block_end; n++)
+                t->ahead[n] = next->k[n];
         }
-        attend_fold(it, t, tiles);
+        if (it->across) {
+            score_across(it, t);
+            softmax_across(it, t, rescale);
+        } else {
+            score_along(it, t);
+            softmax_along(it, t, rescale);
+        }
+        attend_weigh(it, t, rescale);
     }
 }
 
@@ -351,8 +431,9 @@ static void attend_open(struct attend_item *it)
 {
     const struct attend_args *a = it->a;
     uint32_t dim = a->shape.head_dim, group = a->shape.heads / a->shape.kv_heads;
-    bool bf16 = a->kv.geometry.dtype == DTYPE_BF16;
     uint16_t rounded[DIM_MAX];
+    it->bf16 = a->kv.geometry.dtype == DTYPE_BF16;
+    it->across = it->bf16 && it->queries_count >= ACROSS_MIN;
     for (uint32_t j = 0; j < ATTEND_QUERIES; j++) {
         it->largest[j] = -FLT_MAX; /* finite, so that no difference of maxima is NaN */
         it->sum[j] = 0;
@@ -367,7 +448,7 @@ static void attend_open(struct attend_item *it)
             vec_store_bf16(rounded + d, vec_load_some(q + d, dim - d), dim - d);
         for (uint32_t d = 0; d < dim; d += 2) {
             uint32_t at = (d / 2 * ATTEND_QUERIES + j) * 2;
-            if (bf16)
+            if (it->bf16)
                 memcpy((uint16_t *)it->q + at, rounded + d, 2 * sizeof *rounded);
             else
                 memcpy(it->q + at, q + d, 2 * sizeof *q);

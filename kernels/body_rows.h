@@ -89,14 +89,16 @@ static inline void rope_rotate(float *x, const float *cos, const float *sin, uin
     }
 }
 
-/* k as [dim / 2][16 tokens][2] and v as [16 tokens][dim], at token `at` of the block (A7). */
+/* k as [dim / 2][16 tokens][2], v as [16 / 2][dim][2] in bf16 and [16][dim] in fp32, at token `at` of
+ * the block (A7). Another thread may append the other token of a pair at the same time. */
 static inline void kv_put_bf16(uint16_t *k_to, uint16_t *v_to, const float *k, const float *v,
                                uint32_t at, uint32_t dim)
 {
     uint16_t rounded[BACKEND_HEAD_DIM_MAX];
+    v_to += at / 2 * dim * 2;
     for (uint32_t i = 0; i < dim; i += 16) {
         vec_store_bf16(rounded + i, vec_load_some(k + i, dim - i), dim - i);
-        vec_store_bf16(v_to + at * dim + i, vec_load_some(v + i, dim - i), dim - i);
+        vec_store_half(v_to + i * 2, vec_load_some(v + i, dim - i), at % 2, dim - i);
     }
     for (uint32_t i = 0; i < dim; i += 2)
         memcpy(k_to + (i / 2 * BLOCK_TOKENS + at) * 2, rounded + i, 2 * sizeof *rounded);

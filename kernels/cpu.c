@@ -13,7 +13,7 @@
 #include "kernels/plugin.h"
 #include "kernels/workers.h"
 
-#define NUMERICS_CPU 0x7463707500000001u /* "tcpu", rules version 1: equal on all CPU paths */
+#define NUMERICS_CPU 0x7463707500000002u /* "tcpu", rules version 2: equal on all CPU paths */
 #define WEIGHT_LAYOUT_CPU 1
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 

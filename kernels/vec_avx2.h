@@ -3,6 +3,7 @@
 #define TANDEM_KERNELS_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -90,6 +91,22 @@ static inline void vec_store_bf16(uint16_t *p, struct vec v, uint32_t count)
     _mm256_storeu_si256((void *)some, both);
     memcpy(p, some, count * sizeof *p);
 }
+static inline __m256i vec_round_pairs_8(__m256 even, __m256 odd)
+{
+    return _mm256_or_si256(vec_round_8(even), _mm256_slli_epi32(vec_round_8(odd), 16));
+}
+static inline void vec_store_pairs(uint16_t *p, struct vec even, struct vec odd)
+{
+    _mm256_storeu_si256((void *)p, vec_round_pairs_8(even.low, odd.low));
+    _mm256_storeu_si256((void *)(p + 16), vec_round_pairs_8(even.high, odd.high));
+}
+static inline void vec_store_half(uint16_t *p, struct vec v, uint32_t half, uint32_t count)
+{
+    uint16_t rounded[16];
+    vec_store_bf16(rounded, v, 16);
+    for (uint32_t i = 0; i < 16 && i < count; i++)
+        p[2 * i + half] = rounded[i];
+}
 
 static inline struct vec vec_add(struct vec a, struct vec b)
 {
@@ -171,6 +188,16 @@ static inline struct pairs pairs_load(const void *p)
 {
     const __m256i *half = p;
     return pairs_split(_mm256_loadu_si256(half), _mm256_loadu_si256(half + 1));
+}
+static inline struct pairs pairs_load_some(const void *p, uint32_t count)
+{
+    uint16_t some[32] = {0};
+    if (count < 16) p = memcpy(some, p, count * 4);
+    return pairs_load(p);
+}
+static inline struct pairs pairs_keep(struct pairs v, bool even, bool odd)
+{
+    return (struct pairs){even ? v.even : vec_set1(0), odd ? v.odd : vec_set1(0)};
 }
 static inline struct pairs pairs_set1(const uint16_t *p)
 {

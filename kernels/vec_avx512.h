@@ -3,6 +3,7 @@
 #define TANDEM_KERNELS_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -58,6 +59,21 @@ static inline void vec_store_bf16(uint16_t *p, struct vec v, uint32_t count)
         _mm256_storeu_si256((void *)p, half);
     else
         _mm256_mask_storeu_epi16(p, vec_mask(count), half);
+}
+static inline __m512i vec_round_wide(struct vec v)
+{
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v.v));
+}
+static inline void vec_store_pairs(uint16_t *p, struct vec even, struct vec odd)
+{
+    __m512i high = _mm512_slli_epi32(vec_round_wide(odd), 16);
+    _mm512_storeu_si512(p, _mm512_or_si512(vec_round_wide(even), high));
+}
+static inline void vec_store_half(uint16_t *p, struct vec v, uint32_t half, uint32_t count)
+{
+    __mmask32 own = _bzhi_u32(half ? 0xaaaaaaaa : 0x55555555, count < 16 ? 2 * count : 32);
+    __m512i wide = vec_round_wide(v);
+    _mm512_mask_storeu_epi16(p, own, half ? _mm512_slli_epi32(wide, 16) : wide);
 }
 
 static inline struct vec vec_add(struct vec a, struct vec b)
@@ -120,6 +136,16 @@ static inline float vec_largest(struct vec v)
 static inline struct pairs pairs_load(const void *p)
 {
     return (struct pairs){(__m512bh)_mm512_loadu_si512(p)};
+}
+static inline struct pairs pairs_load_some(const void *p, uint32_t count)
+{
+    if (count >= 16) return pairs_load(p);
+    return (struct pairs){(__m512bh)_mm512_maskz_loadu_epi32(vec_mask(count), p)};
+}
+static inline struct pairs pairs_keep(struct pairs v, bool even, bool odd)
+{
+    __m512i own = _mm512_set1_epi32((int32_t)((even ? 0x0000ffffu : 0) | (odd ? 0xffff0000u : 0)));
+    return (struct pairs){(__m512bh)_mm512_and_si512((__m512i)v.v, own)};
 }
 static inline struct pairs pairs_set1(const uint16_t *p)
 {

@@ -5,6 +5,7 @@
 #define TANDEM_KERNELS_VEC_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -57,6 +58,20 @@ static inline void vec_store_bf16(uint16_t *p, struct vec v, uint32_t count)
 {
     for (uint32_t i = 0; i < 16 && i < count; i++)
         p[i] = bf16_from_f32(v.lane[i]);
+}
+/* Pairs of bf16, `even` in the low halves. */
+static inline void vec_store_pairs(uint16_t *p, struct vec even, struct vec odd)
+{
+    for (uint32_t i = 0; i < 16; i++) {
+        p[2 * i] = bf16_from_f32(even.lane[i]);
+        p[2 * i + 1] = bf16_from_f32(odd.lane[i]);
+    }
+}
+/* One half (0 or 1) of each of the first `count` pairs; the other halves are not touched. */
+static inline void vec_store_half(uint16_t *p, struct vec v, uint32_t half, uint32_t count)
+{
+    for (uint32_t i = 0; i < 16 && i < count; i++)
+        p[2 * i + half] = bf16_from_f32(v.lane[i]);
 }
 
 static inline struct vec vec_add(struct vec a, struct vec b)
@@ -131,6 +146,18 @@ static inline struct pairs pairs_load(const void *p)
         r.odd.lane[i] = f32_from_bf16(half[2 * i + 1]);
     }
     return r;
+}
+/* Pairs from `count` on are zero, and not read. */
+static inline struct pairs pairs_load_some(const void *p, uint32_t count)
+{
+    uint16_t half[32] = {0};
+    memcpy(half, p, (count < 16 ? count : 16) * 4);
+    return pairs_load(half);
+}
+/* A half that is not kept becomes zero. */
+static inline struct pairs pairs_keep(struct pairs v, bool even, bool odd)
+{
+    return (struct pairs){even ? v.even : vec_set1(0), odd ? v.odd : vec_set1(0)};
 }
 /* The pair at p in all lanes. */
 static inline struct pairs pairs_set1(const uint16_t *p)

@@ -99,15 +99,19 @@ __device__ __forceinline__ struct kv_place place_cpu_k(uint32_t at)
 {
     return {at / 2 % BLOCK_TOKENS, at / (2 * BLOCK_TOKENS) * 2 + at % 2};
 }
+/* Tokens of 16-bit elements lie in pairs. */
+template <typename T>
 __device__ __forceinline__ struct kv_place place_cpu_v(uint32_t at, uint32_t head_dim)
 {
-    return {at / head_dim, at % head_dim};
+    if (sizeof(T) != 2) return {at / head_dim, at % head_dim};
+    return {at / (2 * head_dim) * 2 + at % 2, at / 2 % head_dim};
 }
+template <typename T>
 __device__ __forceinline__ struct kv_place place_of(uint32_t at, uint32_t layout, bool is_v,
                                                     uint32_t head_dim)
 {
     if (layout == KV_LAYOUT_CUDA) return place_cuda(at, head_dim);
-    return is_v ? place_cpu_v(at, head_dim) : place_cpu_k(at);
+    return is_v ? place_cpu_v<T>(at, head_dim) : place_cpu_k(at);
 }
 
 /* One block of threads moves K or V of one head of one block of tokens between the pool and the
@@ -135,7 +139,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
         } in;
         in.words = *(const uint4 *)((TO_POOL ? staged : pool) + at);
         for (uint32_t i = 0; i < piece; i++) {
-            struct kv_place p = place_of(at + i, TO_POOL ? layout : own, is_v, dim);
+            struct kv_place p = place_of<T>(at + i, TO_POOL ? layout : own, is_v, dim);
             tile[p.token * stride + p.dim] = in.v[i];
         }
     }
@@ -146,7 +150,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
             T v[16 / sizeof(T)];
         } out;
         for (uint32_t i = 0; i < piece; i++) {
-            struct kv_place p = place_of(at + i, TO_POOL ? own : layout, is_v, dim);
+            struct kv_place p = place_of<T>(at + i, TO_POOL ? own : layout, is_v, dim);
             out.v[i] = tile[p.token * stride + p.dim];
         }
         *(uint4 *)((TO_POOL ? pool : staged) + at) = out.words;
