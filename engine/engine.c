@@ -447,7 +447,9 @@ static enum err load_model(struct engine *g)
     o.ops = g->ops;
     o.backend = g->backend;
     if ((e = model_fingerprint(&o.model, &tensors, o.cache_dir)) != OK) goto done;
+    uint64_t began_ns = clock_now_ns();
     e = weights_open(&g->weights, &o);
+    g->facts.weights_ns = clock_now_ns() - began_ns;
     g->facts.model_fingerprint = o.model;
 done:
     tensors_close(&tensors);

@@ -59,6 +59,7 @@ struct engine_facts {
     const char *device;     /* "cpu-avx512 x2" */
     uint64_t weights_bytes;
     uint64_t load_ns;       /* what engine_open took */
+    uint64_t weights_ns;    /* of that, for the weights: until they were copied, packed or mapped */
     bool cache_hit;         /* packed weights were mapped, not made */
     double flops_per_token; /* forward pass without attention; for predictions */
 };

@@ -11,7 +11,7 @@
 #include "kernels/numbers.h"
 #include "tests/bench/figures.h"
 
-enum { REPEATS = 20, RUNS = 3, RANDOM_ELEMENTS = 1 << 20 };
+enum { REPEATS = 20, RUNS = 3, PERIODS = 200, RANDOM_ELEMENTS = 1 << 20 };
 
 struct bench {
     const struct gpu_shape *shape;
@@ -186,10 +186,12 @@ static void small_ops(struct bench *x)
             set_batch(x, rows, 1, 20);
         else
             set_batch(x, 1, rows, 0);
-        for (size_t n = 0; n < sizeof row / sizeof row[0]; n++)
-            figure_print(100 * row[n].bytes * rows / seconds_of(x, row[n].op) /
-                             x->ceilings->copy_bytes_s,
+        for (size_t n = 0; n < sizeof row / sizeof row[0]; n++) {
+            double seconds = seconds_of(x, row[n].op);
+            figure_print(seconds * 1e6, "%s_%u_rows_us", row[n].name, rows);
+            figure_print(100 * row[n].bytes * rows / seconds / x->ceilings->copy_bytes_s,
                          "%s_%u_rows_of_copy_percent", row[n].name, rows);
+        }
     }
 }
 
@@ -234,6 +236,76 @@ static void drawing(struct bench *x)
             x->ops->slot_make(x->b, slot, &job);
         figure_print(seconds_of(x, op_draw) * 1e6, "%s_%u_us", row[i].name, rows);
     }
+}
+
+/* --- steps --- */
+
+/* As many operations as a decode step of the shape has; its products are all hidden x hidden. */
+static void enqueue_pass(void *ctx, uint32_t rows, uint32_t outputs)
+{
+    static void (*const layer[])(struct bench *, uint32_t) = {op_norm,    op_product, op_rope,
+                                                              op_attend,  op_product, op_norm,
+                                                              op_product, op_silu,    op_product};
+    struct bench *x = ctx;
+    (void)outputs;
+    for (uint32_t i = 0; i < x->shape->model.layers; i++)
+        for (size_t op = 0; op < sizeof layer / sizeof layer[0]; op++)
+            layer[op](x, rows);
+}
+
+static void enqueue_little(void *ctx, uint32_t rows, uint32_t outputs)
+{
+    (void)outputs;
+    op_norm(ctx, rows);
+}
+
+/* What the host takes to give the device one step, while that has nothing to do. */
+static double host_seconds(struct bench *x, backend_enqueue_fn *enqueue_step)
+{
+    double best = 1e9;
+    for (int run = 0; run < REPEATS; run++) { /* the second one records */
+        must(x->ops->sync(x->b));
+        uint64_t began_ns = clock_now_ns();
+        x->ops->step(x->b, &x->batch, enqueue_step, x);
+        double took = (double)(clock_now_ns() - began_ns) / NS_PER_S;
+        if (took < best) best = took;
+    }
+    must(x->ops->sync(x->b));
+    return best;
+}
+
+/* From step to step when the host is always ahead. */
+static double period_seconds(struct bench *x, backend_enqueue_fn *enqueue_step)
+{
+    double best = 1e9;
+    for (int run = 0; run < RUNS; run++) {
+        must(x->ops->sync(x->b));
+        uint64_t began_ns = clock_now_ns();
+        for (int i = 0; i < PERIODS; i++)
+            x->ops->step(x->b, &x->batch, enqueue_step, x);
+        must(x->ops->sync(x->b));
+        double took = (double)(clock_now_ns() - began_ns) / NS_PER_S / PERIODS;
+        if (took < best) best = took;
+    }
+    return best;
+}
+
+/* A recorded step against one whose operations are launched one by one. The period of a recorded step of
+ * one small kernel is the most that lies between the kernels of two steps: description, launch, kernel. */
+static void steps(struct bench *x)
+{
+    uint32_t hidden = x->shape->model.hidden;
+    x->matrix = (struct matrix){random_memory(x, (uint64_t)hidden * hidden * 2, false), hidden,
+                                hidden, DTYPE_BF16};
+    set_batch(x, 1, 1, 20);
+    figure("step_enqueued_host_us", host_seconds(x, enqueue_pass) * 1e6);
+    x->batch.watched = false;
+    figure("step_recorded_host_us", host_seconds(x, enqueue_pass) * 1e6);
+    set_batch(x, 2, 1, 20); /* is recorded anew */
+    x->batch.watched = false;
+    host_seconds(x, enqueue_little);
+    figure("step_between_us", period_seconds(x, enqueue_little) * 1e6);
+    x->ops->free(x->b, (void *)(uintptr_t)x->matrix.packed);
 }
 
 /* --- the whole --- */
@@ -306,5 +378,6 @@ void ops_figures(const char *backend, const struct gpu_shape *shape, const struc
     small_ops(&x);
     products(&x);
     drawing(&x);
+    steps(&x);
     close_all(&x);
 }
