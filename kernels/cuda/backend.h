@@ -122,6 +122,8 @@ void stage_done(struct backend *b, const struct stage *s);
 
 enum err step_open(struct backend *b);
 void step_close(struct backend *b);
+/* Memory that recorded steps use is about to go. */
+void step_forget_graphs(struct backend *b);
 void cuda_step(struct backend *b, const struct batch *batch, backend_enqueue_fn *enqueue,
                void *ctx);
 void cuda_record(struct backend *b, backend_enqueue_fn *enqueue, void *ctx);

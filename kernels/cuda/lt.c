@@ -248,7 +248,7 @@ static enum err make_bias_room(struct lt *lt, uint32_t n)
 {
     enum err e;
     if (n <= lt->bias_room) return OK;
-    if (lt->bias) cudaFree(lt->bias); /* waits for products that read it */
+    if (lt->bias) cudaFree(lt->bias);
     lt->bias = NULL;
     lt->bias_room = 0;
     if ((e = cuda_take((void **)&lt->bias, n * sizeof *lt->bias, "a rounded bias")) != OK) return e;
@@ -292,7 +292,9 @@ static enum err set_bias(struct lt *lt, struct entry *x, const struct cuda_produ
     const void *bias = p->bias;
     enum err e;
     if (!p->out_wide) {
-        if ((e = make_bias_room(lt, p->n)) != OK) return e;
+        if (p->n > lt->bias_room)
+            return err_set(ERR_UNSUPPORTED, "cublasLt: a bias of %u numbers was not announced",
+                           p->n);
         e = cuda_check(cuda_bias_round(lt->stream, lt->bias, p->bias, p->n), "a bias");
         if (e != OK) return e;
         bias = lt->bias;

@@ -15,9 +15,10 @@
  * …): lt_prepare times cublasLt's first few candidates for each, once per shape and bucket. A shape
  * that was not prepared takes cublasLt's first candidate, found at its first product.
  *
- * Rules: the bits of a row depend on the rows of the product: `deterministic` uses product.cu. After
- * lt_prepare (of the same n, with or without a bias) a product allocates no device memory, so that it
- * can be recorded into a graph. One workspace, one stream.
+ * Rules: the bits of a row depend on the rows of the product: `deterministic` uses product.cu. A product
+ * allocates no device memory, so that it can be recorded into a graph; bf16 rows with a bias need a
+ * lt_prepare of at least that n before (with or without a bias, before anything is recorded). One
+ * workspace, one stream.
  * Owner: the engine thread. */
 #ifndef TANDEM_KERNELS_CUDA_LT_H
 #define TANDEM_KERNELS_CUDA_LT_H
@@ -37,7 +38,8 @@ enum err lt_new(struct lt **lt, cudaStream_t stream);
 void lt_free(struct lt *lt); /* NULL is allowed */
 /* Times candidates for up to rows_max rows; `w` is a matrix of the shape. Waits for the device. */
 enum err lt_prepare(struct lt *lt, const struct lt_shape *shape, const void *w, uint32_t rows_max);
-/* dtype is DTYPE_BF16. ERR_UNSUPPORTED: not a shape that cublasLt takes. */
+/* dtype is DTYPE_BF16. ERR_UNSUPPORTED: cublasLt does not take the shape, or it was not
+ * prepared and has to be: product.cu does it. */
 enum err lt_product(struct lt *lt, const struct cuda_product *p);
 /* Algorithms known, for tests and the log. */
 uint32_t lt_known(const struct lt *lt);

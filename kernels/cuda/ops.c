@@ -1,5 +1,6 @@
 /* The ops: kernels.h with this backend's choices, which are the product for a number of rows, and which
  * rows of a step attend as decode rows. */
+#include "common/plant.h"
 #include "kernels/cuda/backend.h"
 
 /* The step's arrays; what is baked into a recorded step comes from the caller. */
@@ -92,6 +93,8 @@ static void make_attend_scratch(struct backend *b, const struct cuda_attention *
     size_t bytes = cuda_attend_scratch(a, backend_splits_max(b));
     if (bytes <= b->attend_scratch_bytes) return;
     CHECK(!b->recording);
+    backend_check(b, cudaStreamSynchronize(b->stream), "the device"); /* steps still use it */
+    if (!PLANTED("graph_stale_pointer")) step_forget_graphs(b);
     if (b->attend_scratch) cudaFree(b->attend_scratch);
     b->attend_scratch = NULL;
     b->attend_scratch_bytes = 0;

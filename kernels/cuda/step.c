@@ -90,8 +90,7 @@ enum err step_open(struct backend *b)
 
 void step_close(struct backend *b)
 {
-    for (uint32_t i = 0; i < b->graphs_count; i++)
-        if (b->graph[i].exec) cudaGraphExecDestroy(b->graph[i].exec);
+    step_forget_graphs(b);
     for (int i = 0; i < STAGES; i++)
         stage_close(&b->stage[i]);
     if (b->decode.device) cudaFree(b->decode.device);
@@ -243,6 +242,14 @@ static void replay(struct backend *b, struct recorded *g, backend_enqueue_fn *en
     }
     if (!g->exec) record(b, g, enqueue, ctx);
     if (backend_ok(b)) backend_check(b, cudaGraphLaunch(g->exec, b->stream), "a recorded step");
+}
+
+void step_forget_graphs(struct backend *b)
+{
+    for (uint32_t i = 0; i < b->graphs_count; i++) {
+        if (b->graph[i].exec) cudaGraphExecDestroy(b->graph[i].exec);
+        b->graph[i] = (struct recorded){.rows = b->graph[i].rows};
+    }
 }
 
 void cuda_step(struct backend *b, const struct batch *batch, backend_enqueue_fn *enqueue, void *ctx)

@@ -1,0 +1,368 @@
+/* The CUDA backend in the test's own process, on the stand-ins: which steps are recorded and replayed, what
+ * becomes of failures, and two mistakes planted on purpose (a build with TANDEM_PLANTS looks for them).
+ * What the ops compute is tests/contract/backend_any_test.c's. */
+#include "kernels/cuda/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "common/plant.h"
+#include "tests/unit/cuda_rig.h"
+
+enum { SEQUENCES = 20, ROWS_MAX = 40, VOCAB = 50, DIM = 16, TABLE_MAX = 64 };
+
+static const struct backend_ops *const ops = &cuda_backend_ops;
+static const struct backend_options options = {
+    .dtype = DTYPE_F32, .limits = {ROWS_MAX, SEQUENCES, TABLE_MAX, SEQUENCES, VOCAB}};
+
+/* A model that is an embedding: logits of row r are table[token of r]. */
+struct model {
+    struct backend *b;
+    struct batch batch;
+    struct batch_sequence sequence[SEQUENCES];
+    uint32_t tokens[ROWS_MAX], output_row[ROWS_MAX];
+    float *table, *x, *picked, *host;
+    uint32_t enqueued, rows, outputs; /* calls, and what the last one was for */
+};
+
+static void enqueue(void *ctx, uint32_t rows, uint32_t outputs)
+{
+    struct model *m = ctx;
+    m->enqueued++;
+    m->rows = rows;
+    m->outputs = outputs;
+    ops->embed(m->b, m->x, m->table, DTYPE_F32, &m->batch, rows, DIM);
+    ops->gather(m->b, m->picked, m->x, &m->batch, 0, outputs, DIM);
+}
+
+static struct model *model_open(void)
+{
+    struct model *m = mem_new(sizeof *m);
+    float table[VOCAB * DIM];
+    assert_ok(ops->open(&m->b, &options));
+    for (int i = 0; i < VOCAB * DIM; i++)
+        table[i] = (float)i;
+    m->table = ops->alloc(m->b, sizeof table);
+    m->x = ops->alloc(m->b, ROWS_MAX * DIM * sizeof *m->x);
+    m->picked = ops->alloc(m->b, ROWS_MAX * DIM * sizeof *m->picked);
+    m->host = ops->host_alloc(m->b, SEQUENCES * ROWS_MAX * DIM * sizeof *m->host);
+    assert_true(m->table && m->x && m->picked && m->host);
+    assert_ok(ops->write(m->b, m->table, table, sizeof table));
+    return m;
+}
+
+static void model_close(struct model *m)
+{
+    ops->free(m->b, m->table);
+    ops->free(m->b, m->x);
+    ops->free(m->b, m->picked);
+    ops->host_free(m->b, m->host);
+    ops->close(m->b);
+    mem_free(m);
+}
+
+/* A step of `rows` sequences with one row each, its tokens depending on `salt`; into host slot `at`. */
+static void decode(struct model *m, uint32_t rows, uint32_t salt, uint32_t at)
+{
+    m->batch = (struct batch){.rows_count = rows,
+                              .tokens = m->tokens,
+                              .sequence = m->sequence,
+                              .sequences_count = rows,
+                              .output_row = m->output_row,
+                              .outputs_count = rows};
+    for (uint32_t i = 0; i < rows; i++) {
+        m->sequence[i] = (struct batch_sequence){.row_first = i, .rows_count = 1, .slot = i};
+        m->tokens[i] = (salt * 7 + i) % VOCAB;
+        m->output_row[i] = i;
+    }
+    ops->step(m->b, &m->batch, enqueue, m);
+    ops->fetch(m->b, m->host + (size_t)at * ROWS_MAX * DIM, m->picked,
+               rows * DIM * sizeof *m->host);
+}
+
+static bool is_right(const struct model *m, uint32_t rows, uint32_t salt, uint32_t at)
+{
+    const float *host = m->host + (size_t)at * ROWS_MAX * DIM;
+    for (uint32_t i = 0; i < rows * DIM; i++)
+        if (host[i] != (float)((salt * 7 + i / DIM) % VOCAB * DIM + i % DIM)) return false;
+    return true;
+}
+
+static void a_decode_step_is_recorded_once_for_its_bucket(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t rows, bucket, enqueued; /* the first is tried, the second is recorded */
+    } steps[] = {{1, 1, 1}, {1, 1, 2}, {1, 0, 2}, {5, 8, 3},   {7, 8, 4},
+                 {8, 0, 4}, {6, 0, 4}, {1, 0, 4}, {17, 20, 5}, {20, 20, 6}};
+    struct model *m = model_open();
+    for (uint32_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        decode(m, steps[i].rows, i, 0);
+        assert_ok(ops->sync(m->b));
+        assert_true(is_right(m, steps[i].rows, i, 0));
+        assert_int_equal(m->enqueued, steps[i].enqueued);
+        if (steps[i].bucket) assert_int_equal(m->rows, steps[i].bucket);
+        if (steps[i].bucket) assert_int_equal(m->outputs, steps[i].bucket);
+    }
+    model_close(m);
+}
+
+static void steps_that_were_recorded_at_the_start_are_only_replayed(void **state)
+{
+    (void)state;
+    struct model *m = model_open();
+    ops->record(m->b, enqueue, m);
+    assert_ok(ops->sync(m->b));
+    uint32_t enqueued = m->enqueued;
+    for (uint32_t rows = 1; rows <= SEQUENCES; rows++) {
+        decode(m, rows, rows, 0);
+        assert_ok(ops->sync(m->b));
+        assert_true(is_right(m, rows, rows, 0));
+    }
+    assert_int_equal(m->enqueued, enqueued);
+    model_close(m);
+}
+
+static void a_watched_step_is_not_recorded(void **state)
+{
+    (void)state;
+    struct model *m = model_open();
+    for (uint32_t i = 0; i < 4; i++) {
+        decode(m, 3, i, 0);
+        m->batch.watched = true;
+        ops->step(m->b, &m->batch, enqueue, m);
+        assert_int_equal(m->rows, 3);
+    }
+    assert_ok(ops->sync(m->b));
+    assert_int_equal(m->enqueued, 2 + 4);
+    model_close(m);
+}
+
+/* Planned while those before it wait on a slow device. */
+static bool many_steps_are_right(void)
+{
+    bool right = true;
+    struct model *m = model_open();
+    ops->record(m->b, enqueue, m);
+    assert_ok(ops->sync(m->b));
+    fake_knobs()->stream_delay_us = 300;
+    for (uint32_t i = 0; i < SEQUENCES; i++)
+        decode(m, 4, i, i);
+    assert_ok(ops->wait(m->b, ops->mark(m->b), TIME_NEVER));
+    for (uint32_t i = 0; i < SEQUENCES; i++)
+        right = right && is_right(m, 4, i, i);
+    model_close(m);
+    return right;
+}
+
+/* Attention with one head, then with heads that need more scratch, then the first again. */
+struct attention {
+    struct backend *b;
+    struct attend_shape shape;
+    struct kv_view kv;
+    struct batch batch;
+    void *qkv, *out;
+};
+
+static void attend(void *ctx, uint32_t rows, uint32_t outputs)
+{
+    struct attention *a = ctx;
+    (void)outputs;
+    ops->attend(a->b, a->out, a->qkv, &a->batch, rows, &a->shape, &a->kv, 0);
+}
+
+static bool growing_scratch_is_right(void)
+{
+    static const uint32_t zero[TABLE_MAX];
+    static const struct batch_sequence one = {.rows_count = 1, .position = 300}; /* two splits */
+    struct attention a = {.shape = {1, 1, 16, 0.25f}};
+    struct backend_options narrow = options;
+    narrow.dtype = DTYPE_BF16;
+    assert_ok(ops->open(&a.b, &narrow));
+    a.kv = (struct kv_view){.geometry = {1, 4, 64, BLOCK_TOKENS, KV_LAYOUT_CUDA, DTYPE_BF16},
+                            .blocks_count = 1};
+    a.kv.base = ops->alloc(a.b, kv_block_bytes(&a.kv.geometry));
+    a.qkv = ops->alloc(a.b, ROWS_MAX * 12 * 64 * sizeof(float));
+    a.out = ops->alloc(a.b, ROWS_MAX * 4 * 64 * sizeof(float));
+    a.batch = (struct batch){1, zero, &one, 1, zero, TABLE_MAX, zero, 1, 0, false};
+    for (int i = 0; i < 6; i++) {
+        bool large = i == 3;
+        a.shape = large ? (struct attend_shape){4, 4, 64, 0.125f}
+                        : (struct attend_shape){1, 1, 16, 0.25f};
+        a.kv.geometry.kv_heads = a.shape.kv_heads;
+        a.kv.geometry.head_dim = a.shape.head_dim;
+        a.batch.watched = large;
+        ops->step(a.b, &a.batch, attend, &a);
+    }
+    bool right = ops->sync(a.b) == OK;
+    ops->free(a.b, a.kv.base), ops->free(a.b, a.qkv), ops->free(a.b, a.out);
+    ops->close(a.b);
+    return right;
+}
+
+static void nothing_is_written_before_it_was_read(void **state)
+{
+    (void)state;
+    assert_true(many_steps_are_right());
+}
+
+static void recorded_steps_never_use_memory_that_went(void **state)
+{
+    (void)state;
+    assert_true(growing_scratch_is_right());
+}
+
+#ifdef TANDEM_PLANTS
+static void planted_mistakes_are_found(void **state)
+{
+    (void)state;
+    plant_set("stage_not_waited_for");
+    assert_false(many_steps_are_right());
+    fake_reset();
+    plant_set("graph_stale_pointer");
+    assert_false(growing_scratch_is_right());
+    plant_set("none");
+}
+#endif
+
+static void a_device_that_failed_stays_failed(void **state)
+{
+    (void)state;
+    struct model *m = model_open();
+    decode(m, 2, 0, 0);
+    uint64_t before = ops->mark(m->b);
+    assert_ok(ops->wait(m->b, before, TIME_NEVER));
+    fake_knobs()->fail_call = "cudaLaunchKernel";
+    fake_knobs()->fail_at = 1;
+    fake_knobs()->fail_with = cudaErrorLaunchFailure;
+    decode(m, 3, 1, 0);
+    uint64_t mark = ops->mark(m->b);
+    assert_int_equal(ops->wait(m->b, mark, TIME_NEVER), ERR_DEVICE);
+    assert_non_null(strstr(err_text(), "embed: cudaErrorLaunchFailure"));
+    uint32_t enqueued = m->enqueued;
+    decode(m, 3, 1, 0);
+    assert_int_equal(m->enqueued, enqueued);
+    assert_int_equal(ops->sync(m->b), ERR_DEVICE);
+    assert_non_null(strstr(err_text(), "embed: cudaErrorLaunchFailure"));
+    assert_int_equal(ops->read(m->b, m->host, m->x, 4), ERR_DEVICE);
+    model_close(m);
+}
+
+static void waiting_ends_with_its_time(void **state)
+{
+    (void)state;
+    struct model *m = model_open();
+    fake_knobs()->stream_delay_us = 20000;
+    decode(m, 2, 0, 0);
+    uint64_t mark = ops->mark(m->b);
+    assert_int_equal(ops->wait(m->b, mark, 0), ERR_TIMEOUT);
+    decode(m, 2, 1, 0); /* asking left nothing behind */
+    assert_ok(ops->wait(m->b, mark, TIME_NEVER));
+    assert_ok(ops->sync(m->b));
+    assert_true(is_right(m, 2, 1, 0));
+    model_close(m);
+}
+
+/* Every call of opening, recording, stepping and reading KV that can fail does so once. */
+static enum err life_with(const char *call, uint32_t n)
+{
+    struct model *m = mem_new(sizeof *m);
+    uint32_t block = 0, kv[2 * BLOCK_TOKENS * 2];
+    fake_knobs()->fail_call = call;
+    fake_knobs()->fail_at = n;
+    fake_knobs()->fail_with = cudaErrorInvalidValue;
+    enum err e = ops->open(&m->b, &options);
+    if (e == OK) {
+        const struct kv_view view = {.base = ops->alloc(m->b, sizeof kv),
+                                     .geometry = {1, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CUDA, DTYPE_F32},
+                                     .blocks_count = 1};
+        m->table = ops->alloc(m->b, VOCAB * DIM * sizeof(float));
+        m->x = ops->alloc(m->b, ROWS_MAX * DIM * sizeof *m->x);
+        m->picked = ops->alloc(m->b, ROWS_MAX * DIM * sizeof *m->picked);
+        m->host = ops->host_alloc(m->b, ROWS_MAX * DIM * sizeof *m->host);
+        bool have = view.base && m->table && m->x && m->picked && m->host;
+        if (!have) e = ERR_DEVICE;
+        for (uint32_t i = 0; have && i < 3; i++)
+            decode(m, 2, i, 0);
+        if (have) e = ops->wait(m->b, ops->mark(m->b), TIME_NEVER);
+        if (e == OK) e = ops->kv_read(m->b, &view, 0, &block, 1, KV_LAYOUT_CPU, kv);
+        if (e == OK) e = ops->kv_write(m->b, &view, 0, &block, 1, KV_LAYOUT_CPU, kv);
+        enum err last = ops->sync(m->b);
+        if (e == OK) e = last;
+        fake_knobs()->fail_call = NULL;
+        ops->free(m->b, view.base), ops->free(m->b, m->table), ops->free(m->b, m->x);
+        ops->free(m->b, m->picked), ops->host_free(m->b, m->host);
+    }
+    fake_knobs()->fail_call = NULL;
+    ops->close(m->b);
+    mem_free(m);
+    return e;
+}
+
+static void every_call_that_fails_is_told(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *call;
+        uint32_t calls; /* at least so many */
+    } cases[] = {{"cudaSetDevice", 2},
+                 {"cudaStreamCreateWithFlags", 2},
+                 {"cudaEventCreateWithFlags", 70},
+                 {"cudaMalloc", 15},
+                 {"cudaMemset", 15},
+                 {"cudaHostAlloc", 30},
+                 {"cudaMemcpyAsync", 6},
+                 {"cudaEventRecord", 3},
+                 {"cudaEventSynchronize", 3},
+                 {"cudaLaunchKernel", 4},
+                 {"cudaStreamBeginCapture", 1},
+                 {"cudaGraphInstantiate", 1},
+                 {"cudaGraphLaunch", 2},
+                 {"cudaStreamSynchronize", 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (uint32_t n = 1; n <= cases[i].calls; n += 1 + cases[i].calls / 8) {
+            assert_int_equal(life_with(cases[i].call, n), ERR_DEVICE);
+            if (fake_reset() != 0) fail_msg("%s %u leaves something behind", cases[i].call, n);
+        }
+    assert_ok(life_with("none", 1));
+    assert_int_equal(fake_reset(), 0);
+}
+
+static void options_that_cannot_be_are_refused(void **state)
+{
+    (void)state;
+    struct backend_options o = options;
+    struct backend *b;
+    o.dtype = DTYPE_F16;
+    assert_int_equal(ops->open(&b, &o), ERR_INVALID);
+    o = options;
+    o.limits.rows_max = 0;
+    assert_int_equal(ops->open(&b, &o), ERR_INVALID);
+    o = options;
+    o.device_index = 1;
+    assert_int_equal(ops->open(&b, &o), ERR_UNSUPPORTED);
+    assert_null(b);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, reset, check_nothing_is_left)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_decode_step_is_recorded_once_for_its_bucket),
+        TEST(steps_that_were_recorded_at_the_start_are_only_replayed),
+        TEST(a_watched_step_is_not_recorded),
+        TEST(nothing_is_written_before_it_was_read),
+        TEST(recorded_steps_never_use_memory_that_went),
+#ifdef TANDEM_PLANTS
+        cmocka_unit_test_setup_teardown(planted_mistakes_are_found, reset, reset),
+#endif
+        cmocka_unit_test_setup_teardown(a_device_that_failed_stays_failed, reset, reset),
+        TEST(waiting_ends_with_its_time),
+        TEST(every_call_that_fails_is_told),
+        TEST(options_that_cannot_be_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
