@@ -279,6 +279,7 @@ enum err lt_prepare(struct lt *lt, const struct lt_shape *s, const void *w, uint
     for (uint32_t bucket = 0; bucket <= last; bucket++)
         if (!x->bucket[bucket].known && (e = choose(lt, x, bucket, &p, event)) != OK) goto out;
 out:
+    cudaStreamSynchronize(lt->stream); /* after a failure products may still use the memory */
     for (int i = 0; i < 2; i++)
         if (event[i]) cudaEventDestroy(event[i]);
     if (rows) cudaFree(rows);
