@@ -200,7 +200,7 @@ static void a_sick_device_hands_its_requests_back(void **state)
     struct rig *rig = *state;
     rig->cluster = cluster_new(cluster_demo_model());
     cluster_router(rig->cluster, "");
-    setenv("TANDEM_FAKE_CUDA", "fail_call=cudaEventRecord,fail_at=24", 1);
+    setenv("TANDEM_FAKE_CUDA", "fail_call=cudaGraphLaunch,fail_at=6", 1);
     struct process *sick = cluster_node(rig->cluster, PROGRAM_DECODE, CUDA "--deterministic");
     unsetenv("TANDEM_FAKE_CUDA");
     sick->expendable = true;
@@ -208,6 +208,7 @@ static void a_sick_device_hands_its_requests_back(void **state)
     rig->streams = streams_new(rig->cluster->addresses);
     for (uint32_t i = 0; i < ASKS; i++)
         streams_start(rig->streams, i % 2, &asks[i]);
+    streams_until_tokens(rig->streams->stream[0], 2);
     assert_int_equal(process_await_exit(sick), 1);
     assert_true(process_logged(sick, "engine_failed"));
     cluster_node(rig->cluster, PROGRAM_DECODE, CUDA "--deterministic");
@@ -234,11 +235,12 @@ static void cannot_start(void **state, const char *knobs, const char *args, cons
 
 static void a_device_too_small_is_told_with_the_sums(void **state)
 {
-    cannot_start(state, "device_bytes=8000000", "--device cuda", "MiB");
+    cannot_start(state, "device_bytes=64000000", "--device cuda",
+                 "the KV of one context of 8192 tokens needs 12 MiB");
 }
 static void a_device_that_is_not_there_is_named(void **state)
 {
-    cannot_start(state, NULL, "--device cuda:7", "cuda:7");
+    cannot_start(state, NULL, "--device cuda:7", "there is no device 7");
 }
 static void a_missing_plugin_is_named(void **state)
 {
