@@ -4,6 +4,8 @@
  *
  *     golden_test [BACKEND [LONGEST]]     on that backend alone, prompts of at most LONGEST tokens
  *
+ * The data lies in the source tree; TANDEM_SOURCE_DIR in the environment says where that is now.
+ *
  * Bounds (docs/numerics.md): fp32 within 1e-4. bf16 is held to transformers in fp32 on weights rounded
  * to bf16: within 2 % of a position's spread of logits, and the same greedy token wherever the
  * oracle's margin exceeds twice that. */
@@ -22,8 +24,6 @@
 #include "tests/unit/testing.h"
 #include "text/tokenizer.h"
 
-#define DATA TANDEM_SOURCE_DIR "/tests/golden/data"
-#define DEMO TANDEM_SOURCE_DIR "/examples/demo_model/model"
 #define ABSOLUTE_FP32 1e-4f
 #define SHARE_BF16 0.02f
 
@@ -58,6 +58,14 @@ static float take_f32(struct cursor *c)
     float v;
     memcpy(&v, take(c, sizeof v), sizeof v);
     return v;
+}
+
+static const char *source_dir = TANDEM_SOURCE_DIR;
+static const char *data_dir(void)
+{
+    static char dir[PATH_MAX - NAME_BYTES - 32];
+    snprintf(dir, sizeof dir, "%s/tests/golden/data", source_dir);
+    return dir;
 }
 
 static const char *const *backends; /* ended by NULL, the best first */
@@ -192,7 +200,7 @@ static void compare_fixture(const char *name, const char *model_dir, const char 
 {
     char path[PATH_MAX];
     struct file_map map;
-    snprintf(path, sizeof path, DATA "/%s/%s.bin", name, fixture);
+    snprintf(path, sizeof path, "%s/%s/%s.bin", data_dir(), name, fixture);
     if (file_map_open(&map, path) != OK) return; /* demo has bf16 only */
     for (const char *const *backend = backends; *backend; backend++) {
         struct cursor c = {map.data, map.data + map.size_bytes};
@@ -221,13 +229,14 @@ static void logits_are_those_of_transformers(void **state)
 {
     (void)state;
     struct dirent **list;
-    int count = scandir(DATA, &list, is_name, alphasort);
+    int count = scandir(data_dir(), &list, is_name, alphasort);
     assert_true(count > 0);
     for (int i = 0; i < count; i++) {
         char model_dir[PATH_MAX];
         struct stat st;
-        snprintf(model_dir, sizeof model_dir, DATA "/%s/model", list[i]->d_name);
-        if (stat(model_dir, &st) != 0) snprintf(model_dir, sizeof model_dir, DEMO);
+        snprintf(model_dir, sizeof model_dir, "%s/%s/model", data_dir(), list[i]->d_name);
+        if (stat(model_dir, &st) != 0)
+            snprintf(model_dir, sizeof model_dir, "%s/examples/demo_model/model", source_dir);
         compare_fixture(list[i]->d_name, model_dir, "fp32", DTYPE_F32);
         compare_fixture(list[i]->d_name, model_dir, "bf16", DTYPE_BF16);
         free(list[i]);
@@ -296,8 +305,10 @@ static void stories_are_told_as_published(void **state)
     struct tokenizer *tokenizer;
     const char *shared = getenv("TANDEM_SHARED_DATA");
     (void)state;
-    snprintf(dir, sizeof dir, "%s/models/stories260K",
-             shared ? shared : TANDEM_SOURCE_DIR "/../shared/data");
+    if (shared)
+        snprintf(dir, sizeof dir, "%s/models/stories260K", shared);
+    else
+        snprintf(dir, sizeof dir, "%s/../shared/data/models/stories260K", source_dir);
     snprintf(path, sizeof path, "%s/expected_greedy.txt", dir);
     if (file_map_open(&text, path) != OK) {
         printf("skipped, no reference data: %s\n", err_text());
@@ -325,6 +336,7 @@ int main(int argc, char **argv)
 {
     const char *const one[] = {argc > 1 ? argv[1] : NULL, NULL};
     backends = argc > 1 ? one : backend_names();
+    if (getenv("TANDEM_SOURCE_DIR")) source_dir = getenv("TANDEM_SOURCE_DIR");
     if (argc > 2) longest = (uint32_t)strtoul(argv[2], NULL, 10);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_transformers),
