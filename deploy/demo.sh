@@ -4,13 +4,15 @@
 #
 #     deploy/demo.sh [PROMPT]
 #
-# MODEL, TOKENS and BIN in the environment say otherwise. Exit status 0: all of it worked.
+# MODEL, TOKENS, DEVICE, BLOCKS (tandem up --help) and BIN in the environment say otherwise. Exit status 0: all of it worked.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 BIN=${BIN:-build/bin}
 MODEL=${MODEL:-examples/demo_model/model}
 TOKENS=${TOKENS:-160}
+DEVICE=${DEVICE:-cpu}
+BLOCKS=${BLOCKS:-0}
 PROMPT=${1:-ROMEO:}
 READY_SECONDS=60
 DRAIN_SECONDS=30
@@ -37,8 +39,8 @@ trap 'exit 130' INT TERM
 
 say "starting a router, a prefill node and a decode node (model: $MODEL)"
 mkfifo "$work/ready"
-"$BIN/tandem" up --model "$MODEL" --prefill 1 --decode 1 --zmq tcp://127.0.0.1:0 \
-    >"$work/ready" 2>"$work/log" &
+"$BIN/tandem" up --model "$MODEL" --device "$DEVICE" --blocks "$BLOCKS" --prefill 1 --decode 1 \
+    --zmq tcp://127.0.0.1:0 >"$work/ready" 2>"$work/log" &
 cluster=$!
 line=
 read -r -t "$READY_SECONDS" line <"$work/ready" || true
