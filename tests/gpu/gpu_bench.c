@@ -318,7 +318,7 @@ int main(int argc, char **argv)
     figure("copy_gb_s", x.ceilings.copy_bytes_s / 1e9);
     figure("peak_tflop_s", x.ceilings.peak_flops / 1e12);
     figure("launch_us", x.ceilings.launch_us);
-    ops_figures(x.device, x.shape, &x.ceilings);
+    ops_figures(x.device, x.deterministic, x.shape, &x.ceilings);
     engine_figures(&x);
     figures_end();
     return 0;

@@ -11,7 +11,7 @@
 #include "kernels/numbers.h"
 #include "tests/bench/figures.h"
 
-enum { REPEATS = 20, RUNS = 3, PERIODS = 200, RANDOM_ELEMENTS = 1 << 20 };
+enum { REPEATS = 20, RUNS = 3, PERIODS = 200, PRODUCTS = 4, RANDOM_ELEMENTS = 1 << 20 };
 
 struct bench {
     const struct gpu_shape *shape;
@@ -31,7 +31,7 @@ struct bench {
     void *operand, *product; /* the same */
     float *logits;           /* [sequences_max][vocab] */
     float *weight;           /* of a norm */
-    struct matrix matrix;
+    struct matrix layer[PRODUCTS], matrix;
     struct token_info *drawn;
     void (*op)(struct bench *x, uint32_t rows); /* what is measured */
 };
@@ -129,6 +129,11 @@ static void op_product(struct bench *x, uint32_t rows)
 {
     x->ops->matmul(x->b, x->product, ROWS_PRODUCT, x->operand, &x->matrix, NULL, NULL, rows);
 }
+static void op_products(struct bench *x, uint32_t rows)
+{
+    for (int i = 0; i < PRODUCTS; i++)
+        x->ops->matmul(x->b, x->product, ROWS_PRODUCT, x->operand, &x->layer[i], NULL, NULL, rows);
+}
 static void op_draw(struct bench *x, uint32_t rows)
 {
     x->ops->draw(x->b, x->drawn, x->logits, &x->batch, rows);
@@ -195,23 +200,34 @@ static void small_ops(struct bench *x)
     }
 }
 
+/* The four products of a layer, one after the other: more bytes of weights than any cache holds. */
 static void products(struct bench *x)
 {
     const struct tiny_shape *m = &x->shape->model;
-    double weights = (double)2 * m->ffn * m->hidden;
-    x->matrix = (struct matrix){random_memory(x, (uint64_t)(weights * 2), false), 2 * m->ffn,
-                                m->hidden, DTYPE_BF16};
-    for (uint32_t rows = 1; rows <= x->rows_max; rows *= rows < 32 ? 8 : 4) {
-        if (rows > 8 && rows < 32) rows = 32;
-        x->ops->prepare(x->b, &x->matrix, ROWS_PRODUCT, rows);
-        set_batch(x, 1, rows, 0);
-        double seconds = seconds_of(x, op_product);
-        figure_print(100 * weights * 2 / seconds / x->ceilings->copy_bytes_s,
-                     "product_%u_rows_of_copy_percent", rows);
-        figure_print(100 * 2 * weights * rows / seconds / x->ceilings->peak_flops,
-                     "product_%u_rows_of_peak_percent", rows);
+    uint32_t q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    const uint32_t size[PRODUCTS][2] = {
+        {q + 2 * kv, m->hidden}, {m->hidden, q}, {2 * m->ffn, m->hidden}, {m->hidden, m->ffn}};
+    double weights = 0;
+    for (int i = 0; i < PRODUCTS; i++) {
+        double count = (double)size[i][0] * size[i][1];
+        x->layer[i] = (struct matrix){random_memory(x, (uint64_t)count * 2, false), size[i][0],
+                                      size[i][1], DTYPE_BF16};
+        weights += count;
     }
-    x->ops->free(x->b, (void *)(uintptr_t)x->matrix.packed);
+    for (uint32_t rows = 1; rows <= x->rows_max; rows *= rows == 1 ? 8 : 4) {
+        for (int i = 0; i < PRODUCTS; i++)
+            x->ops->prepare(x->b, &x->layer[i], ROWS_PRODUCT, rows);
+        set_batch(x, 1, rows, 0);
+        double seconds = seconds_of(x, op_products);
+        double bytes_s = weights * 2 / seconds, flops = 2 * weights * rows / seconds;
+        figure_print(bytes_s / 1e9, "products_%u_weights_gb_s", rows);
+        figure_print(100 * bytes_s / x->ceilings->copy_bytes_s, "products_%u_of_copy_percent",
+                     rows);
+        figure_print(flops / 1e12, "products_%u_tflop_s", rows);
+        figure_print(100 * flops / x->ceilings->peak_flops, "products_%u_of_peak_percent", rows);
+    }
+    for (int i = 0; i < PRODUCTS; i++)
+        x->ops->free(x->b, (void *)(uintptr_t)x->layer[i].packed);
 }
 
 static void drawing(struct bench *x)
@@ -310,7 +326,7 @@ static void steps(struct bench *x)
 
 /* --- the whole --- */
 
-static void open_all(struct bench *x, const char *backend)
+static void open_all(struct bench *x, const char *backend, bool deterministic)
 {
     const struct gpu_shape *s = x->shape;
     const struct tiny_shape *m = &s->model;
@@ -326,6 +342,7 @@ static void open_all(struct bench *x, const char *backend)
     struct backend_options o = {
         .first_cpu = -1,
         .dtype = DTYPE_BF16,
+        .deterministic = deterministic,
         .limits = {x->rows_max, x->sequences_max, x->table_max, x->sequences_max, m->vocab}};
     must(backend_find(backend, &x->ops));
     must(x->ops->open(&x->b, &o));
@@ -369,10 +386,11 @@ static void close_all(struct bench *x)
     mem_free(x->sequence), mem_free(x->tokens), mem_free(x->table), mem_free(x->output_row);
 }
 
-void ops_figures(const char *backend, const struct gpu_shape *shape, const struct ceilings_cuda *c)
+void ops_figures(const char *backend, bool deterministic, const struct gpu_shape *shape,
+                 const struct ceilings_cuda *c)
 {
     struct bench x = {.shape = shape, .ceilings = c};
-    open_all(&x, backend);
+    open_all(&x, backend, deterministic);
     decode_attention(&x);
     prefill_attention(&x);
     small_ops(&x);

@@ -1,27 +1,33 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA backend on the machine that it is started on, and writes a report.
 #
-#     tests/gpu/run.sh FOLDER [--report DIR] [--shapes "1b 8b"] [--skip-bench] [--emulated]
+#     tests/gpu/run.sh FOLDER [--report DIR] [--parts "tests sanitizer cluster bench torch"]
+#                      [--shapes "1b 8b"] [--scratch DIR] [--emulated]
 #
 # FOLDER is a build folder, or one that ./dev gpu pack has filled: it needs no network and no compiler, only a
-# driver and CUDA 13's libcudart and libcublasLt (CUDA_HOME, the loader's path or PyTorch's own). The report is
-# DIR/report.md (here: gpu-report/), beside it the logs and figures. Exit 1 if a test failed.
-# --emulated tries all of this on the emulator, in toy sizes: what it prints are no figures of any device.
+# driver and CUDA 13's libcudart and libcublasLt (of CUDA_HOME, of the loader's path, or those that PyTorch
+# brings). The report is DIR/report.md (here: gpu-report/), beside it logs and figures. --parts runs some parts
+# only, each by itself where time on a GPU is short. Models are made in the scratch folder (the temporary one).
+# Exit status 1: something failed.
+# --emulated tries all of this on the emulator, in toy sizes; what it prints are no figures of any device.
 set -euo pipefail
 
-usage() { sed -n '2,10p' "$0" | cut -c3- >&2; exit 2; }
+usage() { sed -n '4,5p' "$0" | cut -c3- >&2; exit 2; }
 
-report=gpu-report shapes="1b 8b" bench=yes emulated=
+report=gpu-report parts="tests sanitizer cluster bench torch" shapes="1b 8b" scratch=${TMPDIR:-/tmp} emulated=
 [ $# -gt 0 ] || usage
 [ -d "$1" ] || { echo "gpu: no folder $1: ./dev gpu builds one, ./dev gpu pack fills one" >&2; exit 2; }
 folder=$(cd "$1" && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 shift
 while [ $# -gt 0 ]; do
     case $1 in
-    --report) report=$2; shift ;;
-    --shapes) shapes=$2; shift ;;
-    --skip-bench) bench= ;;
-    --emulated) emulated=yes shapes=toy ;;
+    --emulated) emulated=yes shapes=toy parts=${parts/sanitizer /} ;;
+    --report | --parts | --shapes | --scratch)
+        [ $# -gt 1 ] || usage
+        declare "${1#--}=$2"
+        shift
+        ;;
     *) usage ;;
     esac
     shift
@@ -30,126 +36,258 @@ mkdir -p "$report"
 report=$(cd "$report" && pwd)
 : >"$report/report.md"
 
-# --- where the libraries are ---
+# A pack has the sources' data in it; a build folder lies in its source tree.
+if [ -d "$folder/source" ]; then
+    export TANDEM_SOURCE_DIR=$folder/source
+else
+    TANDEM_SOURCE_DIR=$(cd "$here/../.." && pwd)
+fi
 
+failed=0
+say() { printf '%s\n' "$*" | tee -a "$report/report.md"; }
+fail() { failed=$((failed + 1)); say "$@"; }
+wants() { [[ " $parts " == *" $1 "* ]]; }
+
+# --- libraries ---
+
+# For our programs only: Python has its own.
+libraries=${LD_LIBRARY_PATH:-}
 find_libraries() {
-    local place torch
-    torch=$(python3 -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' 2>/dev/null || true)
-    for place in "${CUDA_HOME:-/usr/local/cuda}/lib64" "$torch"/nvidia/cu13/lib "$torch"/nvidia/cublas/lib \
-        "$torch"/nvidia/cuda_runtime/lib; do
-        [ -d "$place" ] && LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$place
+    local file place places=("${CUDA_HOME:-/usr/local/cuda}/lib64" /usr/local/cuda-13*/lib64) nvidia
+    while IFS= read -r nvidia; do
+        places+=("$nvidia"/cu13/lib "$nvidia"/*/lib)
+    done < <(python3 -c 'import importlib.util as u
+for place in u.find_spec("nvidia").submodule_search_locations: print(place)' 2>/dev/null || true)
+    for file in libcudart.so.13 libcublasLt.so.13; do
+        for place in "${places[@]}"; do
+            [ -e "$place/$file" ] || continue
+            libraries=${libraries:+$libraries:}$place
+            break
+        done
     done
-    [ -d "$folder/lib-system" ] && LD_LIBRARY_PATH=$folder/lib-system${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-    export LD_LIBRARY_PATH
+    [ ! -d "$folder/lib-system" ] || libraries=$folder/lib-system${libraries:+:$libraries}
 }
 
-say() { printf '%s\n' "$*" | tee -a "$report/report.md"; }
+with_libraries() { LD_LIBRARY_PATH=$libraries "$@"; }
 
 # --- tests ---
 
-failed=0
-run_test() { # NAME COMMAND...
-    local name=$1 log=$report/$1.log status=0
-    shift
-    timeout 900 "$@" >"$log" 2>&1 || status=$?
+# Lines of a table: passed with how many, skipped, or failed with the first line that says why.
+run_test() { # NAME SECONDS COMMAND...
+    local name=$1 seconds=$2 log=$report/$1.log status=0 why
+    shift 2
+    with_libraries timeout "$seconds" "$@" >"$log" 2>&1 || status=$?
     case $status in
-    0) say "| $name | passed |" ;;
-    77) say "| $name | skipped: $(tail -n 1 "$log") |" ;;
+    0) say "| $name | passed, $(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -n 1) tests |" ;;
+    77) say "| $name | skipped: $(tail -n 1 "$log" | tr '|' ' ') |" ;;
+    124) fail "| $name | **failed**: not done after $seconds s |" ;;
     *)
-        failed=$((failed + 1))
-        say "| $name | **failed** ($status): $(grep -m 1 -E 'ERROR|error|Failure' "$log" | tr '|' ' ' || tail -n 1 "$log") |"
+        why=$(grep -m 1 -E '^\[ +ERROR +\] ---|error|Failure|Could not' "$log" || tail -n 1 "$log")
+        fail "| $name | **failed** ($status): ${why//|/ } |"
         ;;
     esac
 }
 
+kernel_tests() { find "$folder/gpu" -name 'cuda_*' -printf '%f\n' | sort; }
+
 run_tests() {
-    local test suffix=
-    [ -z "$emulated" ] || suffix=_emulated
+    local name
     say ""
     say "## Tests"
     say ""
     say "| test | result |"
     say "| --- | --- |"
-    run_test backend_any "$folder/tests/backend_any_test" cuda
-    for test in rows product attend sample lt upload; do
-        [ -x "$folder/tests/cuda_$test$suffix" ] && run_test "cuda_$test" "$folder/tests/cuda_$test$suffix"
-    done
-    run_test golden "$folder/tests/golden_test" cuda ${emulated:+32}
+    if [ -z "$emulated" ]; then
+        for name in $(kernel_tests); do
+            run_test "$name" 300 "$folder/gpu/$name"
+        done
+    fi
+    run_test backend_any 600 "$folder/tests/backend_any_test" cuda
+    run_test engine_device 600 "$folder/tests/engine_device_test" cuda
+    if [ -z "$emulated" ]; then
+        run_test golden 900 "$folder/tests/golden_test" cuda
+    else # takes long on the emulator, and ctest has it
+        run_test golden_cpu 300 "$folder/tests/golden_test" cpu 32
+    fi
+}
+
+sanitize() { # CHECK NAME COMMAND...
+    local check=$1 name=$2
+    shift 2
+    run_test "${check}_$name" 600 "$sanitizer" --tool "$check" --report-api-errors no --error-exitcode 86 "$@"
 }
 
 # Where it works: it refuses some virtual machines.
 run_sanitizer() {
-    local tool
-    tool=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
-    if [ -n "$emulated" ]; then return; fi
-    if [ ! -x "$tool" ]; then say "| compute-sanitizer | not measured: it is not on this machine |"; return; fi
-    if ! "$tool" --tool memcheck "$folder/tests/backend_any_test" cuda >"$report/sanitizer-probe.log" 2>&1 &&
-        grep -q "Device not supported" "$report/sanitizer-probe.log"; then
-        say "| compute-sanitizer | not measured: it does not support this device here |"
+    local sanitizer name
+    sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
+    say ""
+    say "## compute-sanitizer"
+    say ""
+    if [ ! -x "$sanitizer" ]; then
+        say "Not run: it is not on this machine."
         return
     fi
-    for check in memcheck racecheck synccheck initcheck; do
-        run_test "sanitizer_$check" "$tool" --tool "$check" --error-exitcode 1 "$folder/tests/backend_any_test" cuda
+    with_libraries timeout 300 "$sanitizer" "$folder/gpu/cuda_upload" >"$report/sanitizer.log" 2>&1 || true
+    if grep -q "Device not supported" "$report/sanitizer.log"; then
+        say "Not run: it says that it does not support the device here."
+        return
+    fi
+    say "| check | result |"
+    say "| --- | --- |"
+    sanitize memcheck backend_any "$folder/tests/backend_any_test" cuda
+    for name in $(kernel_tests); do
+        for check in memcheck racecheck synccheck initcheck; do
+            sanitize "$check" "$name" "$folder/gpu/$name"
+        done
     done
+}
+
+# --- a cluster ---
+
+# Router, prefill and decode node as processes of their own, all on GPU 0.
+run_cluster() {
+    local log=$report/cluster.log demo=$TANDEM_SOURCE_DIR/deploy/demo.sh status=0
+    export BIN=$folder/bin MODEL=$TANDEM_SOURCE_DIR/examples/demo_model/model DEVICE=cuda
+    [ -z "$emulated" ] || export TOKENS=6 BLOCKS=64
+    say ""
+    say "## A cluster: tandem up --device cuda"
+    say ""
+    with_libraries timeout 300 bash "$demo" "ROMEO:" >"$log" 2>&1 || status=$?
+    [ "$status" -eq 0 ] || fail "**failed** ($status): $(tail -n 1 "$log")"
+    [ "$(grep -c '^[pd]0 .* cuda ' "$log")" -eq 2 ] || fail "**failed**: not both nodes say that they compute on cuda"
+    say '```'
+    sed -n '/^node \|^[pd]0 /p; /^choice 0/,/^  all/p' "$log" | tee -a "$report/report.md"
+    say '```'
 }
 
 # --- figures ---
 
-table() { # JSON
-    tr -d '{}" ' <<<"$1" | tr ',' '\n' | awk -F: 'NF == 2 { printf "| %s | %s |\n", $1, $2 }' | tee -a "$report/report.md"
+figures() { # FILE: lines of name and value; PyTorch's have our names
+    [ -e "$1" ] || return 0
+    tr -d '{}" ' <"$1" | tr ',' '\n' | awk -F: 'NF == 2 { sub(/^torch_/, "", $1); print $1, $2 }'
 }
 
-run_bench() { # NAME COMMAND...
-    local name=$1 said status=0
+run_figures() { # NAME COMMAND...
+    local name=$1 status=0
     shift
+    timeout 1500 "$@" >"$report/$name.out" 2>"$report/$name.log" || status=$?
+    tail -n 1 "$report/$name.out" >"$report/$name.json"
+    rm -f "$report/$name.out"
+    sed -n 's/^gpu_bench: //p' "$report/$name.log" | tee -a "$report/report.md"
+    grep -E '^[a-z0-9_]*: not measured' "$report/$name.log" | tee -a "$report/report.md" || true
+    [ "$status" -eq 0 ] || fail "$name **failed** ($status): $(tail -n 1 "$report/$name.log")"
     say ""
-    say "## $name"
-    say ""
-    said=$(timeout 1500 "$@" 2>"$report/$name.log") || status=$?
-    printf '%s\n' "${said##*$'\n'}" >"$report/$name.json"
-    grep '^gpu_bench' "$report/$name.log" | sed 's/^gpu_bench: /    /' | tee -a "$report/report.md" || true
-    if [ "$status" -ne 0 ]; then
-        failed=$((failed + 1))
-        say "**failed** ($status): $(tail -n 1 "$report/$name.log")"
-        return
-    fi
-    say ""
-    say "| figure | value |"
-    say "| --- | --- |"
-    table "${said##*$'\n'}"
-    grep 'not measured' "$report/$name.log" | tee -a "$report/report.md" || true
 }
 
-run_benches() {
-    local shape program=$folder/bench/gpu
-    [ -z "$emulated" ] || program=$folder/bench/gpu_emulated
+print_figures() { # SHAPE
+    say "| figure | tandem | deterministic | PyTorch |"
+    say "| --- | --- | --- | --- |"
+    awk '!($1 in seen) { seen[$1]; name[++count] = $1 }
+        { value[$1, column] = $2 }
+        END {
+            for (i = 1; i <= count; i++)
+                print "| " name[i] " | " value[name[i], 1] " | " value[name[i], 2] " | " value[name[i], 3] " |"
+        }' column=1 <(figures "$report/$1.json") column=2 <(figures "$report/$1-deterministic.json") \
+        column=3 <(figures "$report/$1-torch.json") | tee -a "$report/report.md"
+}
+
+# What the worst of all figures that fit a pattern is held to.
+aim() { # SHAPE WHAT PATTERN least|most LIMIT UNIT
+    local worst verdict
+    worst=$(figures "$report/$1.json" | awk -v pattern="^$3\$" -v most="$4" '
+        $1 ~ pattern && (!count++ || (most == "most" ? $2 > worst : $2 < worst)) { worst = $2 }
+        END { if (count) print worst }')
+    if [ -z "$worst" ]; then
+        verdict="not measured"
+        [ -z "$emulated" ] || failed=$((failed + 1))
+    elif [ -n "$emulated" ]; then
+        verdict="no figure of a device"
+    elif awk -v most="$4" -v got="$worst" -v limit="$5" \
+        'BEGIN { exit !(most == "most" ? got + 0 <= limit + 0 : got + 0 >= limit + 0) }'; then
+        verdict=reached
+    else
+        verdict="**not reached**"
+    fi
+    say "| $2 | $4 $5 $6 | ${worst:--} | $verdict |"
+}
+
+print_aims() { # SHAPE
+    local long='(2048|8192|32768)' batch='32_behind_8192'
+    [ "$1" != toy ] || long=24 batch=3_behind_40
+    say ""
+    say "| aim | wanted | worst | |"
+    say "| --- | --- | --- | --- |"
+    aim "$1" "decode, batch 1: share of copy bandwidth" 'decode_1_behind_[0-9]+_of_copy_percent' least 85 %
+    aim "$1" "prefill from 2k tokens: share of matmul peak" "prefill_${long}_of_peak_percent" least 60 %
+    aim "$1" "decode attention, 32 behind 8192: share of copy" "attend_decode_${batch}_of_copy_percent" least 85 %
+    aim "$1" "ready after the weights' copy" start_rest_ms most 2000 ms
+    aim "$1" "host gap between decode steps" 'decode_[0-9]+_behind_[0-9]+_host_gap_us' most 10 us
+    say ""
+}
+
+# So that no figure gets lost.
+check_families() { # SHAPE
+    local family
+    for family in copy_gb_s peak_tflop_s launch_us prefill_.*_tflop_s decode_.*_tokens_s \
+        attend_decode_.*_gb_s attend_prefill_.*_tflop_s rms_norm_.* silu_mul_.* rope_append_.* \
+        products_.*_tflop_s draw_.*_us step_recorded_host_us step_between_us start_ms; do
+        figures "$report/$1.json" | grep -qE "^$family [-0-9.]" || fail "**missing**: $family of $1"
+    done
+}
+
+run_bench() { # SHAPE
+    local program=$folder/gpu/bench
+    if [ -n "$emulated" ]; then # most of the time would go into a big pool
+        program+=_emulated
+        export TANDEM_FAKE_CUDA=device_bytes=134217728
+    fi
+    run_figures "$1" env "LD_LIBRARY_PATH=$libraries" "$program" --shape "$1" --folder "$scratch"
+    run_figures "$1-deterministic" env "LD_LIBRARY_PATH=$libraries" "$program" --shape "$1" --folder "$scratch" --deterministic
+}
+
+run_torch() { # SHAPE
+    if [ -n "$emulated" ]; then
+        say "PyTorch is not compared on the emulator."
+    elif python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+        run_figures "$1-torch" python3 "$here/torch_side.py" "$1"
+    else
+        say "PyTorch that sees a GPU is not on this machine: not measured."
+    fi
+}
+
+run_shapes() {
+    local shape
     for shape in $shapes; do
-        run_bench "$shape" "$program" --shape "$shape"
-        run_bench "$shape-deterministic" "$program" --shape "$shape" --deterministic
-        if [ -n "$emulated" ]; then continue; fi
-        if python3 -c 'import torch' 2>/dev/null; then
-            run_bench "$shape-torch" python3 "$folder/torch_side.py" "$shape"
-        else
-            say "PyTorch is not on this machine: not measured."
-        fi
+        say ""
+        say "## $shape"
+        say ""
+        if wants bench; then run_bench "$shape"; fi
+        if wants torch; then run_torch "$shape"; fi
+        print_aims "$shape"
+        print_figures "$shape"
+        if wants bench; then check_families "$shape"; fi
     done
 }
 
 # --- all ---
 
 find_libraries
-[ -z "$emulated" ] || export TANDEM_PLUGIN_DIR=$folder/tests/fake
 say "# The CUDA backend on this machine"
 say ""
-say "$(date -u +%Y-%m-%d), $(uname -srm)"
+say "$(date -u +%Y-%m-%d), $(uname -srm), tandem $(cat "$folder/revision" 2>/dev/null ||
+    git -C "$TANDEM_SOURCE_DIR" describe --always --dirty 2>/dev/null || echo of unknown revision)"
 if [ -n "$emulated" ]; then
+    export TANDEM_PLUGIN_DIR=$folder/tests/fake
     say "The emulator: it shows that these commands work. Nothing here is a figure of a device."
 else
-    say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo 'no nvidia-smi')"
+    say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
+        echo "no nvidia-smi")"
 fi
-run_tests
-run_sanitizer
-[ -z "$bench" ] || run_benches
+if wants tests; then run_tests; fi
+if wants sanitizer; then run_sanitizer; fi
+if wants cluster; then run_cluster; fi
+if wants bench || wants torch; then run_shapes; fi
 say ""
 say "$failed failed"
 [ "$failed" -eq 0 ]
