@@ -10,30 +10,30 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 build=${2:?usage: resources.sh check|renew BUILD_FOLDER}
 listed=$here/resources.txt
 
-# A line a kernel and architecture, from the object's .ptxas files.
+# A line a kernel and architecture, from the objects' .ptxas files.
 table() {
-    local source
+    local source name
     for source in "$here"/*.cu; do
-        cat "$build/kernels/cuda/$(basename "$source" .cu).o.ptxas"
-    done | awk '
-        match($0, /entry function .* for /) {
-            split($0, part, "\047")
-            kernel = part[2]
-            arch = part[4]
-        }
-        kernel && /bytes stack frame/ { stack = $1; stores = $5; loads = $9 }
-        kernel && / Used [0-9]+ registers/ {
-            registers = shared = 0
-            for (i = 1; i < NF; i++) {
-                if ($(i + 1) ~ /^registers/) registers = $i
-                if ($(i + 1) == "bytes" && $(i + 2) ~ /^smem/) shared = $i
+        name=$(basename "$source" .cu)
+        awk -v file="$name" '
+            match($0, /entry function .* for /) {
+                split($0, part, "\047")
+                kernel = part[2]
+                arch = part[4]
             }
-            printf "%s %d %d %d %d %d %s\n", arch, registers, shared, stack, stores, loads, kernel
-            kernel = ""
-        }' | c++filt | sed -E 's/ void / /; s/\(([^()]|\([^()]*\))*\)$//; s/\((unsigned int|bool|int)\)//g' |
-        LC_ALL=C sort -k7 -k1,1 |
-        awk '{ at = $1 " " $2 " " $3 " " $4 " " $5 " " $6 " "
-               printf "%-7s %9s %6s %5s %6s %5s  %s\n", $1, $2, $3, $4, $5, $6, substr($0, length(at) + 1) }'
+            kernel && /bytes stack frame/ { stack = $1; stores = $5; loads = $9 }
+            kernel && / Used [0-9]+ registers/ {
+                registers = shared = 0
+                for (i = 1; i < NF; i++) {
+                    if ($(i + 1) ~ /^registers/) registers = $i
+                    if ($(i + 1) == "bytes" && $(i + 2) ~ /^smem/) shared = $i
+                }
+                printf "%-7s %9d %6d %5d %6d %5d  %s: %s\n", arch, registers, shared, stack, stores,
+                       loads, file, kernel
+                kernel = ""
+            }' "$build/kernels/cuda/$name.o.ptxas"
+    done | c++filt | sed -E 's/: void /: /; s/\(anonymous namespace\)::|\((unsigned int|bool|int)\)//g
+                             s/\(([^()]|\([^()]*\))*\)$//' | LC_ALL=C sort -k7 -k1,1
 }
 
 compiler() { cat "$build/kernels/cuda/nvcc.version"; }

@@ -198,6 +198,7 @@ void emulator_copy_wait(uint32_t groups)
             memset(c->to, 0, 16);
     }
     t->copies_count -= done;
+    if (done == 0) return; /* there may be no list at all */
     memmove(t->copies, t->copies + done, t->copies_count * sizeof *t->copies);
 }
 
