@@ -2,7 +2,7 @@
 
 #include <stdio.h>
 
-#define GIB (1024.0 * 1024.0 * 1024.0)
+#define MIB (1024.0 * 1024.0)
 
 enum err cuda_check(cudaError_t c, const char *what)
 {
@@ -79,8 +79,8 @@ enum err cuda_take(void **memory, uint64_t bytes, const char *what)
         cudaGetLastError();
         if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) cudaGetLastError();
         return err_set(ERR_MEMORY,
-                       "cuda: %s needs %.2f GiB of device memory; %.2f GiB are free of %.2f GiB",
-                       what, (double)bytes / GIB, (double)free_bytes / GIB, (double)total / GIB);
+                       "cuda: %s needs %.1f MiB of device memory; %.1f of %.1f MiB are free", what,
+                       (double)bytes / MIB, (double)free_bytes / MIB, (double)total / MIB);
     }
     if ((e = cuda_check(c, what)) != OK) return e;
     /* Streams of the backend do not wait for the one that clears. */

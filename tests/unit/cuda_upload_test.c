@@ -201,8 +201,8 @@ static void too_little_device_memory_is_told_with_the_sums(void **state)
     assert_int_equal(cuda_take(&device, 128 << 20, "the KV pool"), ERR_MEMORY);
     assert_null(device);
     assert_string_equal(err_text(),
-                        "cuda: the KV pool needs 0.12 GiB of device memory; 0.06 GiB are free "
-                        "of 0.06 GiB");
+                        "cuda: the KV pool needs 128.0 MiB of device memory; 64.0 of 64.0 MiB are "
+                        "free");
 }
 
 static void a_device_that_cannot_be_used_is_told_apart(void **state)
