@@ -1,9 +1,10 @@
 /* body_attend: softmax(q k) v over the paged KV, over the vector of the file that includes this.
  *
  * An item is up to ATTEND_QUERIES queries, (row, head) pairs that share a kv head and with it every
- * load of K and V. It walks the tiles (TILE_TOKENS tokens, four blocks) upward; each query folds
- * exactly its own tiles and, at both ends of its range, exactly its own tokens: what other queries
- * or stale memory are in the same tile never enters its chain (A2, A3).
+ * load of K and V; or those of one row and several kv heads, which lie behind each other. It walks
+ * the tiles (TILE_TOKENS tokens, four blocks) upward; each query folds exactly its own tiles and, at
+ * both ends of its range, exactly its own tokens: what other queries or stale memory are in the same
+ * tile never enters its chain (A2, A3).
  *
  * Scores are computed along: lanes are tokens, one query after the other, so that K needs no
  * horizontal sums; or, where enough queries come together, across: lanes are the queries, so that
@@ -17,14 +18,16 @@ enum {
     DIM_MAX = BACKEND_HEAD_DIM_MAX,
     TILE_BLOCKS = 4,
     TILE_TOKENS = TILE_BLOCKS * BLOCK_TOKENS,
-    ACROSS_MIN = 9, /* queries: below, lanes would be left empty */
+    ACROSS_MIN = 9, /* queries of a kv head: below, lanes would be left empty */
 };
 
 struct attend_item {
     const struct attend_args *a;
     const struct batch_sequence *sequence;
-    uint32_t kv_head;
+    uint32_t kv_head, kv_heads;          /* several only where all queries are of one row */
     uint32_t query_first, queries_count; /* query i is head i % group of row i / group */
+    uint32_t head_queries;               /* queries of one kv head */
+    size_t head_bytes;                   /* from one kv head's K or V to the next one's */
     uint32_t first[ATTEND_QUERIES];      /* its first token; ascending */
     uint32_t end[ATTEND_QUERIES];        /* behind its last token; ascending */
     size_t stride;                       /* of the rows of out: head_dim, rounded up to 16 */
@@ -40,9 +43,9 @@ struct attend_item {
 };
 
 struct attend_tile {
-    const char *k[TILE_BLOCKS], *v[TILE_BLOCKS];
-    const char *ahead[TILE_BLOCKS]; /* the next K, to be asked for meanwhile */
-    uint32_t token;                 /* its first */
+    const char *k[TILE_BLOCKS], *v[TILE_BLOCKS]; /* of the item's first kv head */
+    const char *ahead[TILE_BLOCKS];              /* the next K, to be asked for meanwhile */
+    uint32_t token;                              /* its first */
     uint32_t block_first,
         block_end;       /* blocks that some query has tokens in: the others may not be there */
     uint32_t begin, end; /* queries with tokens in it: they are consecutive */
@@ -66,6 +69,18 @@ static inline uint32_t tile_to(const struct attend_item *it, const struct attend
     return part_below(it->end[query], t->token, TILE_TOKENS);
 }
 
+/* Where the kv head of a query begins, behind the item's first. */
+static inline size_t head_offset(const struct attend_item *it, uint32_t query)
+{
+    return query / it->head_queries * it->head_bytes;
+}
+/* Behind the last query of the same kv head, `end` at most. */
+static inline uint32_t head_end(const struct attend_item *it, uint32_t query, uint32_t end)
+{
+    uint32_t next = (query / it->head_queries + 1) * it->head_queries;
+    return next < end ? next : end;
+}
+
 /* --- scores --- */
 
 /* `queries` queries against `blocks` blocks, along the tokens. */
@@ -74,6 +89,7 @@ static inline __attribute__((always_inline)) void score_bf16(struct attend_item 
                                                              uint32_t block, uint32_t blocks,
                                                              uint32_t query, uint32_t queries)
 {
+    const size_t head_at = head_offset(it, query);
     struct vec sum[TILE_BLOCKS][VEC_SCORE_ROWS];
     for (uint32_t n = 0; n < blocks; n++)
         for (uint32_t j = 0; j < queries; j++)
@@ -81,8 +97,9 @@ static inline __attribute__((always_inline)) void score_bf16(struct attend_item 
     const uint16_t *q = (const uint16_t *)it->q + 2 * query;
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES)
         for (uint32_t n = 0; n < blocks; n++) {
-            struct pairs tokens = pairs_load(t->k[block + n] + (size_t)i * 64);
-            vec_prefetch(t->v[block + n] + (size_t)i * 64); /* as many bytes as K; needed next */
+            struct pairs tokens = pairs_load(t->k[block + n] + head_at + (size_t)i * 64);
+            /* V has as many bytes as K and is needed next */
+            vec_prefetch(t->v[block + n] + head_at + (size_t)i * 64);
             for (uint32_t j = 0; j < queries; j++)
                 sum[n][j] = vec_dot2(sum[n][j], pairs_set1(q + 2 * j), tokens);
         }
@@ -101,7 +118,8 @@ static inline __attribute__((always_inline)) void score_f32(struct attend_item *
     struct vec sum[VEC_SCORE_ROWS];
     for (uint32_t j = 0; j < queries; j++)
         sum[j] = vec_set1(0);
-    const float *q = it->q + 2 * query, *k = (const float *)(const void *)t->k[block];
+    const float *q = it->q + 2 * query;
+    const float *k = (const float *)(const void *)(t->k[block] + head_offset(it, query));
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES) {
         struct vec even, odd;
         vec_load_split(k + (size_t)i * 32, &even, &odd);
@@ -114,9 +132,11 @@ static inline __attribute__((always_inline)) void score_f32(struct attend_item *
         vec_store(it->score + (query + j) * TILE_TOKENS + block * 16, vec_mul(sum[j], scale));
 }
 
-static void score_along(struct attend_item *it, const struct attend_tile *t)
+/* Queries [query, end), of one kv head. */
+static void score_head(struct attend_item *it, const struct attend_tile *t, uint32_t query,
+                       uint32_t end)
 {
-    uint32_t query = t->begin, end = t->end;
+    const uint32_t begin = query;
     if (it->bf16 && t->block_end - t->block_first == TILE_BLOCKS) {
         for (; end - query >= 2; query += 2)
             score_bf16(it, t, 0, TILE_BLOCKS, query, 2);
@@ -124,12 +144,20 @@ static void score_along(struct attend_item *it, const struct attend_tile *t)
         return;
     }
     for (uint32_t n = t->block_first; n < t->block_end; n++) {
-        query = t->begin;
+        query = begin;
         for (; end - query >= VEC_SCORE_ROWS; query += VEC_SCORE_ROWS)
             it->bf16 ? score_bf16(it, t, n, 1, query, VEC_SCORE_ROWS)
                      : score_f32(it, t, n, query, VEC_SCORE_ROWS);
         for (; query < end; query++)
             it->bf16 ? score_bf16(it, t, n, 1, query, 1) : score_f32(it, t, n, query, 1);
+    }
+}
+
+static void score_along(struct attend_item *it, const struct attend_tile *t)
+{
+    for (uint32_t query = t->begin, end; query < t->end; query = end) {
+        end = head_end(it, query, t->end);
+        score_head(it, t, query, end);
     }
 }
 
@@ -268,6 +296,7 @@ weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, 
            enum weigh_form form, bool edges)
 {
     const uint32_t dim = it->a->shape.head_dim, unit = form == WEIGH_F32 ? 1 : 2;
+    const size_t head_at = form == WEIGH_ACROSS ? 0 : head_offset(it, query);
     float *out = it->out + query * it->stride + d;
     struct vec sum[VEC_WEIGH_ROWS][VEC_WEIGH_VECS];
     for (uint32_t j = 0; j < queries; j++)
@@ -275,7 +304,7 @@ weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, 
             sum[j][c] =
                 vec_mul(vec_load(out + j * it->stride + c * 16), vec_set1(rescale[query + j]));
     for (uint32_t token = from / unit * unit; token < to; token += unit) {
-        const char *block = t->v[token / BLOCK_TOKENS];
+        const char *block = t->v[token / BLOCK_TOKENS] + head_at;
         const uint32_t at = token % BLOCK_TOKENS * dim + unit * d;
         if (form == WEIGH_F32) {
             const float *p = it->score + query * TILE_TOKENS + token;
@@ -295,7 +324,7 @@ weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, 
             v[c] = vecs > 1 ? pairs_load(narrow + c * 32) : pairs_load_some(narrow, dim - d);
             if (edges) v[c] = pairs_keep(v[c], token >= from, token + 1 < to);
             if (form == WEIGH_ALONG)
-                vec_prefetch(t->ahead[token / BLOCK_TOKENS] + (at + c * 32) * 2);
+                vec_prefetch(t->ahead[token / BLOCK_TOKENS] + head_at + (at + c * 32) * 2);
         }
         for (uint32_t j = 0; j < queries; j++) {
             struct pairs weight = pairs_set1(p + j * (form == WEIGH_ALONG ? TILE_TOKENS : 2));
@@ -350,12 +379,14 @@ static inline __attribute__((always_inline)) void weigh_form(struct attend_item 
                                                              const struct attend_tile *t,
                                                              float *rescale, enum weigh_form form)
 {
-    uint32_t query = t->begin;
-    for (; t->end - query >= VEC_WEIGH_ROWS; query += VEC_WEIGH_ROWS)
-        weigh_group(it, t, query, VEC_WEIGH_ROWS, rescale, form);
-    for (; t->end - query >= 2; query += 2)
-        weigh_group(it, t, query, 2, rescale, form);
-    if (query < t->end) weigh_group(it, t, query, 1, rescale, form);
+    for (uint32_t query = t->begin, end; query < t->end; query = end) {
+        end = head_end(it, query, t->end);
+        for (; end - query >= VEC_WEIGH_ROWS; query += VEC_WEIGH_ROWS)
+            weigh_group(it, t, query, VEC_WEIGH_ROWS, rescale, form);
+        for (; end - query >= 2; query += 2)
+            weigh_group(it, t, query, 2, rescale, form);
+        if (query < end) weigh_group(it, t, query, 1, rescale, form);
+    }
 }
 
 static void attend_weigh(struct attend_item *it, const struct attend_tile *t, float *rescale)
@@ -382,7 +413,7 @@ static void tile_open(struct attend_tile *t, const struct attend_item *it, uint3
     t->whole = tile_to(it, t, 0) == TILE_TOKENS && tile_from(it, t, last) == 0;
     for (uint32_t n = t->block_first; n < t->block_end; n++) {
         t->k[n] = (const char *)a->kv.base + table[n] * kv_block_bytes(g) +
-                  a->layer * kv_layer_bytes(g) + it->kv_head * (kv_part_bytes(g) / g->kv_heads);
+                  a->layer * kv_layer_bytes(g) + it->kv_head * it->head_bytes;
         t->v[n] = t->ahead[n] = t->k[n] + kv_part_bytes(g);
     }
     while (tile_to(it, t, t->begin) == 0)
@@ -421,8 +452,10 @@ static const float *attend_query(const struct attend_item *it, uint32_t j, size_
 {
     const struct attend_args *a = it->a;
     uint32_t group = a->shape.heads / a->shape.kv_heads, query = it->query_first + j;
-    uint32_t row = it->sequence->row_first + query / group;
-    size_t column = ((size_t)it->kv_head * group + query % group) * a->shape.head_dim;
+    uint32_t row = it->kv_heads > 1 ? 0 : query / group;
+    uint32_t head = it->kv_head * group + (it->kv_heads > 1 ? query : query % group);
+    row += it->sequence->row_first;
+    size_t column = (size_t)head * a->shape.head_dim;
     *out_at = row * a->out_stride + column;
     return a->q + row * a->q_stride + column;
 }
@@ -433,12 +466,13 @@ static void attend_open(struct attend_item *it)
     uint32_t dim = a->shape.head_dim, group = a->shape.heads / a->shape.kv_heads;
     uint16_t rounded[DIM_MAX];
     it->bf16 = a->kv.geometry.dtype == DTYPE_BF16;
-    it->across = it->bf16 && it->queries_count >= ACROSS_MIN;
+    it->across = it->bf16 && it->head_queries >= ACROSS_MIN;
     for (uint32_t j = 0; j < ATTEND_QUERIES; j++) {
         it->largest[j] = -FLT_MAX; /* finite, so that no difference of maxima is NaN */
         it->sum[j] = 0;
         if (j >= it->queries_count) continue;
-        uint32_t position = it->sequence->position + (it->query_first + j) / group;
+        uint32_t row = it->kv_heads > 1 ? 0 : (it->query_first + j) / group;
+        uint32_t position = it->sequence->position + row;
         uint32_t window = a->batch->window;
         it->end[j] = position + 1;
         it->first[j] = window && position >= window ? position - window + 1 : 0;
@@ -470,23 +504,36 @@ static void attend_close(struct attend_item *it)
     }
 }
 
+/* Item `own` of its sequence. */
+static void attend_begin(struct attend_item *it, uint32_t own)
+{
+    const struct attend_args *a = it->a;
+    const struct attend_shape *s = &a->shape;
+    uint32_t groups = attend_groups(it->sequence, s);
+    uint32_t together = it->sequence->rows_count == 1 ? a->together : 1;
+    uint32_t queries = it->sequence->rows_count * (s->heads / s->kv_heads);
+    it->kv_head = own / groups * together;
+    it->kv_heads = s->kv_heads - it->kv_head < together ? s->kv_heads - it->kv_head : together;
+    it->query_first = own % groups * ATTEND_QUERIES;
+    queries -= it->query_first;
+    it->head_queries = queries < ATTEND_QUERIES ? queries : ATTEND_QUERIES;
+    it->queries_count = it->head_queries * it->kv_heads;
+}
+
 static void attend(const void *args, uint32_t first, uint32_t last)
 {
     const struct attend_args *a = args;
     struct attend_item it;
     it.a = a;
     it.stride = (a->shape.head_dim + 15) / 16 * 16;
+    it.head_bytes = kv_part_bytes(&a->kv.geometry) / a->kv.geometry.kv_heads;
     uint32_t item = 0;
     for (uint32_t i = 0; i < a->batch->sequences_count && item < last; i++) {
         it.sequence = &a->batch->sequence[i];
-        uint32_t queries = it.sequence->rows_count * (a->shape.heads / a->shape.kv_heads);
-        uint32_t groups = attend_groups(it.sequence, &a->shape), items = groups * a->shape.kv_heads;
+        uint32_t items = attend_items(it.sequence, a);
         uint32_t own = item < first ? first - item : 0;
         for (; own < items && item + own < last; own++) {
-            it.kv_head = own / groups;
-            it.query_first = own % groups * ATTEND_QUERIES;
-            it.queries_count = queries - it.query_first < ATTEND_QUERIES ? queries - it.query_first
-                                                                         : ATTEND_QUERIES;
+            attend_begin(&it, own);
             attend_open(&it);
             attend_walk(&it);
             attend_close(&it);

@@ -18,6 +18,7 @@
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 enum {
+    ITEMS_PER_THREAD = 2,        /* of attend, where an item could take more kv heads */
     THREAD_WORTH_NS = 3000,      /* a run costs 0.5 us when both sides still spin */
     ROW_BLOCK_BYTES = 384 << 10, /* of activations, beside the weights in the L2 cache */
     /* Guesses of what one thread does: they decide on threads, never on results. */
@@ -306,6 +307,19 @@ static void cpu_rope_append(struct backend *b, void *qkv, const struct batch *ba
     run(b, b->kernels->rope_append, &a, rows, rows * row_elements / ELEMENTS_PER_NS);
 }
 
+/* KV heads that one item takes where sequences have a single row: as its queries allow, because the
+ * heads of a block follow each other and memory likes to be read in long pieces; but no fewer items
+ * than keep all threads busy. */
+static uint32_t attend_together(const struct backend *b, const struct attend_shape *shape,
+                                uint32_t sequences)
+{
+    uint32_t together = ATTEND_QUERIES / (shape->heads / shape->kv_heads);
+    uint32_t worth = sequences * shape->kv_heads / (ITEMS_PER_THREAD * b->facts.threads);
+    if (together > shape->kv_heads) together = shape->kv_heads;
+    if (together > worth) together = worth;
+    return together > 1 ? together : 1;
+}
+
 static void cpu_attend(struct backend *b, void *out, const void *qkv, const struct batch *batch,
                        uint32_t rows, const struct attend_shape *shape, const struct kv_view *kv,
                        uint32_t layer)
@@ -313,11 +327,12 @@ static void cpu_attend(struct backend *b, void *out, const void *qkv, const stru
     (void)rows;
     size_t out_stride = (size_t)shape->heads * shape->head_dim;
     struct attend_args a = {out, qkv, out_stride, qkv_width(shape), batch, *shape, *kv, layer};
+    a.together = attend_together(b, shape, batch->sequences_count);
     uint32_t items = 0;
     uint64_t macs = 0;
     for (uint32_t i = 0; i < batch->sequences_count; i++) {
         const struct batch_sequence *s = &batch->sequence[i];
-        items += attend_groups(s, shape) * shape->kv_heads;
+        items += attend_items(s, &a);
         macs += (uint64_t)s->rows_count * (s->position + s->rows_count) * shape->heads *
                 shape->head_dim;
     }

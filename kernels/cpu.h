@@ -61,7 +61,8 @@ struct rope_args { /* item: a row */
 };
 
 /* Item: ATTEND_QUERIES queries of one sequence and kv head; a sequence's items follow each other,
- * kv heads outermost: the KV of one is read by many items, and stays in the L2 cache. */
+ * kv heads outermost: the KV of one is read by many items, and stays in the L2 cache. Of a sequence
+ * with one row, which has few queries, an item takes `together` kv heads. */
 struct attend_args {
     float *out;
     const float *q;
@@ -69,7 +70,7 @@ struct attend_args {
     const struct batch *batch;
     struct attend_shape shape;
     struct kv_view kv;
-    uint32_t layer;
+    uint32_t layer, together;
 };
 
 struct cpu_kernels {
@@ -78,11 +79,16 @@ struct cpu_kernels {
 };
 extern const struct cpu_kernels cpu_c_kernels, cpu_avx2_kernels, cpu_avx512_kernels;
 
-/* Attend items of one sequence and kv head. */
+/* Items that the queries of one sequence and kv head make. */
 static inline uint32_t attend_groups(const struct batch_sequence *s, const struct attend_shape *a)
 {
     uint32_t queries = s->rows_count * (a->heads / a->kv_heads);
     return (queries + ATTEND_QUERIES - 1) / ATTEND_QUERIES;
+}
+static inline uint32_t attend_items(const struct batch_sequence *s, const struct attend_args *a)
+{
+    uint32_t together = s->rows_count == 1 ? a->together : 1;
+    return attend_groups(s, &a->shape) * ((a->shape.kv_heads + together - 1) / together);
 }
 
 size_t cpu_pack_bytes(uint32_t n, uint32_t k, enum dtype dtype);

@@ -159,10 +159,10 @@ static void assert_attended(const struct world *w, uint32_t i, uint32_t token, u
 }
 
 static const struct shape shapes[] = {
-    {4, 2, 32, 0, DTYPE_BF16},  {4, 2, 32, 0, DTYPE_F32},  {2, 2, 64, 0, DTYPE_BF16},
-    {6, 1, 10, 0, DTYPE_F32},   {20, 1, 6, 0, DTYPE_BF16}, {8, 1, 34, 20, DTYPE_BF16},
-    {3, 3, 2, 1, DTYPE_F32},    {2, 1, 80, 16, DTYPE_F32}, {1, 1, 256, 33, DTYPE_BF16},
-    {8, 2, 34, 71, DTYPE_BF16},
+    {4, 2, 32, 0, DTYPE_BF16},  {4, 2, 32, 0, DTYPE_F32},   {2, 2, 64, 0, DTYPE_BF16},
+    {6, 1, 10, 0, DTYPE_F32},   {20, 1, 6, 0, DTYPE_BF16},  {8, 1, 34, 20, DTYPE_BF16},
+    {3, 3, 2, 1, DTYPE_F32},    {2, 1, 80, 16, DTYPE_F32},  {1, 1, 256, 33, DTYPE_BF16},
+    {8, 2, 34, 71, DTYPE_BF16}, {12, 6, 16, 0, DTYPE_BF16},
 };
 
 static void rope_and_attention_are_right(void **state)
