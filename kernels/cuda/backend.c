@@ -30,6 +30,11 @@ void backend_check(struct backend *b, cudaError_t c, const char *what)
     if (c != cudaSuccess) backend_keep(b, cuda_check(c, what));
 }
 
+void backend_enter(struct backend *b)
+{
+    backend_keep(b, cuda_device_use(b->device.index));
+}
+
 enum err backend_status(const struct backend *b)
 {
     return b->status == OK ? OK : err_set(b->status, "%s", b->text);
@@ -75,6 +80,8 @@ void stage_done(struct backend *b, const struct stage *s)
 static void cuda_close(struct backend *b)
 {
     if (!b) return;
+    if (b->stream)
+        cudaSetDevice((int)b->device.index); /* not cuda_check: why open failed is said */
     if (b->stream) cudaStreamSynchronize(b->stream);
     upload_free(b->upload);
     mover_close(&b->mover);
@@ -153,7 +160,7 @@ static const struct backend_facts *cuda_facts(const struct backend *b)
 static void *cuda_alloc(struct backend *b, size_t bytes)
 {
     void *p;
-    (void)b;
+    if (cuda_device_use(b->device.index) != OK) return NULL;
     return cuda_take(&p, bytes, "an allocation") == OK ? p : NULL;
 }
 
@@ -166,7 +173,7 @@ static void cuda_free(struct backend *b, void *p)
 static void *cuda_host_alloc(struct backend *b, size_t bytes)
 {
     void *p = NULL;
-    (void)b;
+    if (cuda_device_use(b->device.index) != OK) return NULL;
     if (cuda_check(cudaHostAlloc(&p, bytes ? bytes : 1, cudaHostAllocPortable), "pinned memory") !=
         OK)
         return NULL;
@@ -183,7 +190,7 @@ static void cuda_host_free(struct backend *b, void *p)
 static uint64_t cuda_memory_free(struct backend *b)
 {
     size_t free_bytes = 0, total = 0;
-    (void)b;
+    if (cuda_device_use(b->device.index) != OK) return 0;
     return cuda_check(cudaMemGetInfo(&free_bytes, &total), "free memory") == OK ? free_bytes : 0;
 }
 
@@ -191,6 +198,7 @@ static uint64_t cuda_memory_free(struct backend *b)
 static enum err copy(struct backend *b, void *to, const void *from, size_t bytes,
                      enum cudaMemcpyKind kind)
 {
+    backend_enter(b);
     if (!backend_ok(b)) return backend_status(b);
     if (bytes > 0) backend_check(b, cudaMemcpyAsync(to, from, bytes, kind, b->stream), "a copy");
     backend_check(b, cudaStreamSynchronize(b->stream), "a copy");
@@ -227,7 +235,8 @@ static void tell_upload(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns)
 static enum err cuda_weight_write(struct backend *b, void *device, enum dtype dtype,
                                   const void *source, enum dtype source_dtype, size_t count)
 {
-    enum err e;
+    enum err e = cuda_device_use(b->device.index);
+    if (e != OK) return e;
     if (!b->upload) {
         long cpus = sysconf(_SC_NPROCESSORS_ONLN);
         const struct upload_options o = {.device_index = b->options.device_index,
@@ -287,6 +296,7 @@ static enum err cuda_wait(struct backend *b, uint64_t mark, uint64_t timeout_ns)
 
 static enum err cuda_sync(struct backend *b)
 {
+    backend_enter(b);
     if (b->upload) {
         backend_keep(b, upload_finish(b->upload));
         upload_free(b->upload);

@@ -59,7 +59,7 @@ enum err cuda_device_open(uint32_t index, struct cuda_device_facts *facts)
         return err_set(ERR_UNSUPPORTED,
                        "cuda: device %u, %s, has compute capability %d.%d; 8.0 is needed", index,
                        p.name, p.major, p.minor);
-    if ((e = cuda_check(cudaSetDevice((int)index), "the device")) != OK) return e;
+    if ((e = cuda_device_use(index)) != OK) return e;
     *facts = (struct cuda_device_facts){.memory_bytes = p.totalGlobalMem,
                                         .index = index,
                                         .multiprocessors = (uint32_t)p.multiProcessorCount,
@@ -67,6 +67,11 @@ enum err cuda_device_open(uint32_t index, struct cuda_device_facts *facts)
                                         .minor = (uint32_t)p.minor};
     snprintf(facts->name, sizeof facts->name, "%s", p.name);
     return OK;
+}
+
+enum err cuda_device_use(uint32_t index)
+{
+    return cuda_check(cudaSetDevice((int)index), "the device");
 }
 
 enum err cuda_take(void **memory, uint64_t bytes, const char *what)

@@ -36,7 +36,7 @@ static uint32_t chunk_of(const struct kv_view *kv)
 static enum err begin(struct backend *b, const uint32_t *blocks, uint32_t count)
 {
     struct kv_mover *m = &b->mover;
-    enum err e = cuda_check(cudaSetDevice((int)b->device.index), "the device");
+    enum err e = cuda_device_use(b->device.index);
     if (e != OK) return e;
     return cuda_check(cudaMemcpyAsync(m->blocks, blocks, count * sizeof *blocks,
                                       cudaMemcpyHostToDevice, m->stream),

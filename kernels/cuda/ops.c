@@ -29,6 +29,7 @@ void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kin
                 uint32_t rows_max)
 {
     const struct lt_shape shape = {.n = w->n, .k = w->k, .out_wide = out_kind == ROWS_STREAM};
+    backend_enter(b);
     if (!b->lt || w->dtype != DTYPE_BF16 || !backend_ok(b)) return;
     enum err e = lt_prepare(b->lt, &shape, w->packed, rows_max);
     if (e != ERR_UNSUPPORTED) backend_keep(b, e); /* op_matmul has another way */
@@ -144,6 +145,7 @@ void op_gather(struct backend *b, float *out, const float *x, const struct batch
 void op_block_copy(struct backend *b, const struct kv_view *kv, uint32_t from, uint32_t to)
 {
     size_t bytes = kv_block_bytes(&kv->geometry);
+    backend_enter(b);
     if (!backend_ok(b)) return;
     backend_check(b,
                   cudaMemcpyAsync((char *)kv->base + to * bytes, (char *)kv->base + from * bytes,

@@ -101,6 +101,7 @@ void cuda_slot_make(struct backend *b, uint32_t slot, const struct job *job)
     const struct cuda_slots *s = &b->slots;
     uint32_t forwarded = job->forwarded_count, biases = job->sampling.bias_count;
     CHECK(slot < s->slots_count && biases <= JOB_BIAS_MAX);
+    backend_enter(b);
     if (backend_ok(b)) stage_take(b, stage);
     if (!backend_ok(b)) return;
     struct slot_message *m = (struct slot_message *)stage->bytes;

@@ -255,6 +255,7 @@ void step_forget_graphs(struct backend *b)
 void cuda_step(struct backend *b, const struct batch *batch, backend_enqueue_fn *enqueue, void *ctx)
 {
     check_batch(b, batch);
+    backend_enter(b);
     struct recorded *g = graph_for(b, batch);
     if (backend_ok(b)) describe(b, g ? &b->decode : &b->mixed, batch);
     if (!backend_ok(b)) return;
@@ -269,6 +270,7 @@ void cuda_step(struct backend *b, const struct batch *batch, backend_enqueue_fn 
 void cuda_record(struct backend *b, backend_enqueue_fn *enqueue, void *ctx)
 {
     const struct batch nothing = {0};
+    backend_enter(b);
     if (backend_ok(b)) describe(b, &b->decode, &nothing);
     for (uint32_t i = b->graphs_count; i > 0 && backend_ok(b); i--) {
         struct recorded *g = &b->graph[i - 1];

@@ -168,7 +168,7 @@ static void copy_pieces(void *ctx, uint32_t index)
 {
     struct upload *u = ctx;
     struct lane *l = &u->lane[index];
-    l->e = cuda_check(cudaSetDevice((int)u->options.device_index), "the device");
+    l->e = cuda_device_use(u->options.device_index);
     while (l->e == OK && !atomic_load(&u->failed)) {
         size_t piece = atomic_fetch_add(&u->work.next, 1);
         if (piece >= u->work.pieces) return;

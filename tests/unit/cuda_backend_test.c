@@ -37,11 +37,13 @@ static void enqueue(void *ctx, uint32_t rows, uint32_t outputs)
     ops->gather(m->b, m->picked, m->x, &m->batch, 0, outputs, DIM);
 }
 
-static struct model *model_open(void)
+static struct model *model_open_on(uint32_t device)
 {
     struct model *m = mem_new(sizeof *m);
+    struct backend_options o = options;
     float table[VOCAB * DIM];
-    assert_ok(ops->open(&m->b, &options));
+    o.device_index = device;
+    assert_ok(ops->open(&m->b, &o));
     for (int i = 0; i < VOCAB * DIM; i++)
         table[i] = (float)i;
     m->table = ops->alloc(m->b, sizeof table);
@@ -51,6 +53,11 @@ static struct model *model_open(void)
     assert_true(m->table && m->x && m->picked && m->host);
     assert_ok(ops->write(m->b, m->table, table, sizeof table));
     return m;
+}
+
+static struct model *model_open(void)
+{
+    return model_open_on(0);
 }
 
 static void model_close(struct model *m)
@@ -250,6 +257,33 @@ static void a_device_that_failed_stays_failed(void **state)
     model_close(m);
 }
 
+static void *step_elsewhere(void *ctx)
+{
+    struct model *m = ctx;
+    for (uint32_t salt = 0; salt < 3; salt++) /* tried, recorded, replayed */
+        decode(m, 2, salt, 0);
+    return ops->wait(m->b, ops->mark(m->b), TIME_NEVER) == OK && is_right(m, 2, 2, 0) ? m : NULL;
+}
+
+/* A new thread's device is the first one. */
+static void any_thread_steps_on_the_backends_device(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    void *done;
+    fake_knobs()->devices = 2;
+    struct model *m = model_open_on(1);
+    assert_int_equal(pthread_create(&thread, NULL, step_elsewhere, m), 0);
+    pthread_join(thread, &done);
+    assert_ptr_equal(done, m);
+    assert_cuda(cudaSetDevice(0)); /* as another backend of this process would */
+    assert_ok(ops->write(m->b, m->table, &(float){0}, sizeof(float)));
+    assert_non_null(step_elsewhere(m));
+    assert_cuda(cudaSetDevice(0));
+    model_close(m);
+    assert_cuda(cudaSetDevice(0));
+}
+
 static void waiting_ends_with_its_time(void **state)
 {
     (void)state;
@@ -360,6 +394,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(planted_mistakes_are_found, reset, reset),
 #endif
         cmocka_unit_test_setup_teardown(a_device_that_failed_stays_failed, reset, reset),
+        TEST(any_thread_steps_on_the_backends_device),
         TEST(waiting_ends_with_its_time),
         TEST(every_call_that_fails_is_told),
         TEST(options_that_cannot_be_are_refused),
