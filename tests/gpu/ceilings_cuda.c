@@ -128,10 +128,9 @@ static void measure_product(struct ceilings_cuda *c, cudaStream_t stream, uint32
     MUST(cudaFree(workspace));
 }
 
-void ceilings_cuda_measure(struct ceilings_cuda *c, uint64_t copy_bytes, uint32_t side)
+void ceilings_cuda_device(struct ceilings_cuda *c)
 {
     struct cudaDeviceProp p;
-    cudaStream_t stream;
     *c = (struct ceilings_cuda){0};
     MUST(cudaSetDevice(0));
     MUST(cudaGetDeviceProperties(&p, 0));
@@ -140,6 +139,11 @@ void ceilings_cuda_measure(struct ceilings_cuda *c, uint64_t copy_bytes, uint32_
     snprintf(c->device, sizeof c->device, "%s", p.name);
     c->sm = p.major * 10 + p.minor;
     c->memory_bytes = (double)p.totalGlobalMem;
+}
+
+void ceilings_cuda_measure(struct ceilings_cuda *c, uint64_t copy_bytes, uint32_t side)
+{
+    cudaStream_t stream;
     MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     measure_copy(c, stream, copy_bytes);
     measure_product(c, stream, side);

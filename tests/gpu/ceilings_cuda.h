@@ -2,8 +2,9 @@
  * memory, and one big bf16 matrix product on random numbers.
  *
  *     struct ceilings_cuda c;
- *     ceilings_cuda_measure(&c, copy_bytes, side);
+ *     ceilings_cuda_device(&c);                       // which device this is
  *     printf("%s, driver %d", c.device, c.driver);
+ *     ceilings_cuda_measure(&c, copy_bytes, side);
  *
  * What fails ends the program with the call's name. */
 #ifndef TANDEM_TESTS_GPU_CEILINGS_CUDA_H
@@ -20,6 +21,7 @@ struct ceilings_cuda {
     double launch_us;    /* host time that one empty copy costs to enqueue */
 };
 
+void ceilings_cuda_device(struct ceilings_cuda *c);
 void ceilings_cuda_measure(struct ceilings_cuda *c, uint64_t copy_bytes, uint32_t side);
 
 #endif

@@ -3,6 +3,7 @@
  * ceiling that was measured in the same run.
  *
  *     gpu_bench [--device cuda] [--shape 8b|1b|toy] [--folder DIR] [--deterministic]     JSON last
+ *     gpu_bench --probe                                  says which device there is, or what is missing
  *
  * The model is made in the folder (the temporary one) and taken away at the end. */
 #include <dirent.h>
@@ -27,8 +28,7 @@ enum { ROUNDS_MAX = 64, RUNS = 3, GAP_RUNS = 5, CHUNK_MAX = 8192 };
 struct bench {
     const char *device, *folder;
     const struct gpu_shape *shape;
-    bool deterministic;
-    char model[512];
+    bool deterministic, probe;
     struct ceilings_cuda ceilings;
     struct engine *engine;
     struct step *step[ROUNDS_MAX];
@@ -195,27 +195,31 @@ static void decode(struct bench *x, uint32_t batch, uint32_t context)
 
 /* --- opening --- */
 
-static void make_model(struct bench *x)
-{
-    snprintf(x->model, sizeof x->model, "%s/tandem-gpu-XXXXXX", x->folder);
-    if (!mkdtemp(x->model)) {
-        perror(x->model);
-        exit(1);
-    }
-    fprintf(stderr, "gpu_bench: making %s in %s\n", x->shape->about, x->model);
-    gpu_model_write(x->model, x->shape);
-}
+static char model_dir[512];
 
-static void remove_model(struct bench *x)
+static void remove_model(void)
 {
     char path[1024];
-    DIR *dir = opendir(x->model);
+    DIR *dir = opendir(model_dir);
     for (struct dirent *d; dir && (d = readdir(dir));) {
-        snprintf(path, sizeof path, "%s/%s", x->model, d->d_name);
+        snprintf(path, sizeof path, "%s/%s", model_dir, d->d_name);
         if (d->d_name[0] != '.') unlink(path);
     }
     if (dir) closedir(dir);
-    rmdir(x->model);
+    rmdir(model_dir);
+}
+
+/* Gone when the program ends, however that is. */
+static void make_model(struct bench *x)
+{
+    snprintf(model_dir, sizeof model_dir, "%s/tandem-gpu-XXXXXX", x->folder);
+    if (!mkdtemp(model_dir)) {
+        perror(model_dir);
+        exit(1);
+    }
+    atexit(remove_model);
+    fprintf(stderr, "gpu_bench: making %s in %s\n", x->shape->about, model_dir);
+    gpu_model_write(model_dir, x->shape);
 }
 
 static struct engine_options plan_engine(struct bench *x)
@@ -229,8 +233,8 @@ static struct engine_options plan_engine(struct bench *x)
     if (s->context[1] + s->rounds > longest) longest = s->context[1] + s->rounds;
     rows_max = longest < CHUNK_MAX ? longest : CHUNK_MAX;
     struct engine_options o = {
-        .model_dir = x->model,
-        .cache_dir = x->model,
+        .model_dir = model_dir,
+        .cache_dir = model_dir,
         .backend = x->device,
         .first_cpu = -1,
         .deterministic = x->deterministic,
@@ -285,36 +289,46 @@ static void engine_figures(struct bench *x)
         for (int j = 0; j < 2; j++)
             decode(x, s->batch[i], s->context[j]);
     close_engine(x);
-    remove_model(x);
+}
+
+static bool read_arguments(struct bench *x, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
+        if (strcmp(name, "--deterministic") == 0) {
+            x->deterministic = true;
+            continue;
+        }
+        if (strcmp(name, "--probe") == 0) {
+            x->probe = true;
+            continue;
+        }
+        if (strcmp(name, "--device") == 0)
+            x->device = value;
+        else if (strcmp(name, "--folder") == 0)
+            x->folder = value;
+        else if (strcmp(name, "--shape") == 0)
+            x->shape = gpu_shape_find(value);
+        else
+            return false;
+        i++;
+    }
+    return x->shape != NULL;
 }
 
 int main(int argc, char **argv)
 {
     struct bench x = {.device = "cuda", .folder = "/tmp", .shape = gpu_shape_find("1b")};
-    for (int i = 1; i < argc; i++) {
-        const char *value = i + 1 < argc ? argv[i + 1] : "";
-        if (strcmp(argv[i], "--deterministic") == 0) {
-            x.deterministic = true;
-            continue;
-        }
-        if (strcmp(argv[i], "--device") == 0)
-            x.device = value;
-        else if (strcmp(argv[i], "--folder") == 0)
-            x.folder = value;
-        else if (strcmp(argv[i], "--shape") == 0)
-            x.shape = gpu_shape_find(value);
-        else
-            x.shape = NULL;
-        i++;
-    }
-    if (!x.shape) {
+    if (!read_arguments(&x, argc, argv)) {
         fprintf(stderr, "usage: gpu_bench [--device cuda] [--shape 8b|1b|toy] [--folder DIR] "
-                        "[--deterministic]\n");
+                        "[--deterministic] [--probe]\n");
         return 2;
     }
-    ceilings_cuda_measure(&x.ceilings, x.shape->copy_bytes, x.shape->product_side);
+    ceilings_cuda_device(&x.ceilings);
     fprintf(stderr, "gpu_bench: %s, sm_%d, driver %d, runtime %d, %.1f GB\n", x.ceilings.device,
             x.ceilings.sm, x.ceilings.driver, x.ceilings.runtime, x.ceilings.memory_bytes / 1e9);
+    if (x.probe) return 0;
+    ceilings_cuda_measure(&x.ceilings, x.shape->copy_bytes, x.shape->product_side);
     figure("copy_gb_s", x.ceilings.copy_bytes_s / 1e9);
     figure("peak_tflop_s", x.ceilings.peak_flops / 1e12);
     figure("launch_us", x.ceilings.launch_us);

@@ -174,7 +174,7 @@ run_figures() { # NAME COMMAND...
     timeout 1500 "$@" >"$report/$name.out" 2>"$report/$name.log" || status=$?
     tail -n 1 "$report/$name.out" >"$report/$name.json"
     rm -f "$report/$name.out"
-    sed -n 's/^gpu_bench: //p' "$report/$name.log" | tee -a "$report/report.md"
+    sed -n 's/^gpu_bench: cuda //p; /^PyTorch /p' "$report/$name.log" | tee -a "$report/report.md"
     grep -E '^[a-z0-9_]*: not measured' "$report/$name.log" | tee -a "$report/report.md" || true
     [ "$status" -eq 0 ] || fail "$name **failed** ($status): $(tail -n 1 "$report/$name.log")"
     say ""
@@ -237,13 +237,9 @@ check_families() { # SHAPE
 }
 
 run_bench() { # SHAPE
-    local program=$folder/gpu/bench
-    if [ -n "$emulated" ]; then # most of the time would go into a big pool
-        program+=_emulated
-        export TANDEM_FAKE_CUDA=device_bytes=134217728
-    fi
     run_figures "$1" env "LD_LIBRARY_PATH=$libraries" "$program" --shape "$1" --folder "$scratch"
-    run_figures "$1-deterministic" env "LD_LIBRARY_PATH=$libraries" "$program" --shape "$1" --folder "$scratch" --deterministic
+    run_figures "$1-deterministic" env "LD_LIBRARY_PATH=$libraries" "$program" --shape "$1" --folder "$scratch" \
+        --deterministic
 }
 
 run_torch() { # SHAPE
@@ -258,6 +254,8 @@ run_torch() { # SHAPE
 
 run_shapes() {
     local shape
+    # On the emulator most of the time would go into a big pool.
+    [ -z "$emulated" ] || export TANDEM_FAKE_CUDA=device_bytes=134217728
     for shape in $shapes; do
         say ""
         say "## $shape"
@@ -266,24 +264,32 @@ run_shapes() {
         if wants torch; then run_torch "$shape"; fi
         print_aims "$shape"
         print_figures "$shape"
-        if wants bench; then check_families "$shape"; fi
+        if wants bench && [ -s "$report/$shape.json" ]; then check_families "$shape"; fi
     done
 }
 
 # --- all ---
 
-find_libraries
 say "# The CUDA backend on this machine"
 say ""
 say "$(date -u +%Y-%m-%d), $(uname -srm), tandem $(cat "$folder/revision" 2>/dev/null ||
     git -C "$TANDEM_SOURCE_DIR" describe --always --dirty 2>/dev/null || echo of unknown revision)"
 if [ -n "$emulated" ]; then
+    program=$folder/gpu/bench_emulated
     export TANDEM_PLUGIN_DIR=$folder/tests/fake
     say "The emulator: it shows that these commands work. Nothing here is a figure of a device."
 else
+    program=$folder/gpu/bench
     say "$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
         echo "no nvidia-smi")"
 fi
+find_libraries
+if ! with_libraries "$program" --probe >"$report/probe.log" 2>&1; then
+    say ""
+    say "No GPU can be used here, nothing was tested or measured: $(tail -n 1 "$report/probe.log")"
+    exit 1
+fi
+say "$(sed -n 's/^gpu_bench: //p' "$report/probe.log")"
 if wants tests; then run_tests; fi
 if wants sanitizer; then run_sanitizer; fi
 if wants cluster; then run_cluster; fi

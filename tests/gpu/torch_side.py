@@ -72,6 +72,7 @@ def decode_attention(figures, s, batch, context):
 def main():
     s = SHAPES[sys.argv[1]]
     figures = {}
+    print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}", file=sys.stderr)
     side = random(8192, 8192)
     figures["torch_peak_tflop_s"] = 2 * 8192**3 / seconds(lambda: side @ side) / 1e12
     big = torch.empty(1 << 32, device="cuda", dtype=torch.uint8)
