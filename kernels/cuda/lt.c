@@ -8,7 +8,12 @@
 
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* what cuBLAS itself takes on Hopper */
 
-enum { BUCKET_FIRST = 6, BUCKETS = 15, TIMED_RUNS = 3, POINTER_ALIGN = 16 }; /* 2^6 to 2^20 rows */
+enum {
+    BUCKET_FIRST = 6, /* 2^6 to 2^20 rows */
+    BUCKETS = 15,
+    TIMED_RUNS = 3,
+    POINTER_ALIGN = 16, /* of operands, and of a bias */
+};
 
 /* Everything that cublasLt wants to know of a shape. The layouts of B, C and D get the number of rows
  * before each call. */
@@ -49,6 +54,7 @@ enum err lt_new(struct lt **out, cudaStream_t stream)
 {
     static const struct lt_shape none = {0};
     const uint32_t align = POINTER_ALIGN;
+    const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* of a split K: fp32, not bf16 */
     const size_t workspace = WORKSPACE_BYTES;
     enum err e;
     *out = NULL;
@@ -63,6 +69,7 @@ enum err lt_new(struct lt **out, cudaStream_t stream)
         const void *value;
         size_t bytes;
     } wishes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+                  {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align, sizeof align},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align, sizeof align},
                   {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align},
@@ -107,29 +114,31 @@ static bool shape_equal(const struct lt_shape *a, const struct lt_shape *b)
     return a->n == b->n && a->k == b->k && a->out_wide == b->out_wide && a->bias == b->bias;
 }
 
-static cublasStatus_t set_operation(struct lt *lt, const struct entry *x)
+static cublasStatus_t point_to_bias(const struct entry *x, const void *bias)
+{
+    return cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                          sizeof bias);
+}
+
+static cublasStatus_t set_operation(const struct entry *x)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     cublasStatus_t c = cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_TRANSA,
                                                       &transposed, sizeof transposed);
     if (c != CUBLAS_STATUS_SUCCESS || !x->shape.bias) return c;
-    c = cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                       sizeof epilogue);
-    if (c != CUBLAS_STATUS_SUCCESS) return c;
-    /* Heuristics want to see a pointer; each product sets its own. */
-    return cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                          &lt->workspace, sizeof lt->workspace);
+    return cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                          sizeof epilogue);
 }
 
-static enum err entry_init(struct lt *lt, struct entry *x, const struct lt_shape *s)
+static enum err entry_init(struct entry *x, const struct lt_shape *s)
 {
     const cudaDataType_t out = s->out_wide ? CUDA_R_32F : CUDA_R_16BF;
     cublasStatus_t c;
     *x = (struct entry){.shape = *s};
     if ((c = cublasLtMatmulDescCreate(&x->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F)) !=
             CUBLAS_STATUS_SUCCESS ||
-        (c = set_operation(lt, x)) != CUBLAS_STATUS_SUCCESS ||
+        (c = set_operation(x)) != CUBLAS_STATUS_SUCCESS ||
         (c = cublasLtMatrixLayoutCreate(&x->a, CUDA_R_16BF, s->k, s->n, s->k)) !=
             CUBLAS_STATUS_SUCCESS ||
         (c = cublasLtMatrixLayoutCreate(&x->b, CUDA_R_16BF, s->k, 1, s->k)) !=
@@ -154,7 +163,7 @@ static enum err find_entry(struct lt *lt, const struct lt_shape *s, struct entry
     if (lt->entries_count == LT_SHAPES_MAX)
         return err_set(ERR_UNSUPPORTED, "cublasLt: more than %d shapes of products", LT_SHAPES_MAX);
     *found = &lt->entry[lt->entries_count];
-    if ((e = entry_init(lt, *found, s)) != OK) return e;
+    if ((e = entry_init(*found, s)) != OK) return e;
     lt->entries_count++;
     return OK;
 }
@@ -178,7 +187,8 @@ static enum err set_rows(struct entry *x, uint32_t rows)
     return fail(c, "the rows", &x->shape, rows);
 }
 
-/* cublasLt's candidates for a bucket's largest product, best guess first. */
+/* cublasLt's candidates for a bucket's largest product, best guess first. Of the bias it wants to know
+ * how its address is aligned: no more than any product's is. */
 static enum err candidates(struct lt *lt, struct entry *x, uint32_t bucket, int wanted,
                            cublasLtMatmulHeuristicResult_t *result, int *count)
 {
@@ -186,8 +196,11 @@ static enum err candidates(struct lt *lt, struct entry *x, uint32_t bucket, int 
     enum err e;
     *count = 0;
     if ((e = set_rows(x, rows)) != OK) return e;
-    cublasStatus_t c = cublasLtMatmulAlgoGetHeuristic(lt->handle, x->operation, x->a, x->b, x->d,
-                                                      x->d, lt->preference, wanted, result, count);
+    cublasStatus_t c = CUBLAS_STATUS_SUCCESS;
+    if (x->shape.bias) c = point_to_bias(x, (char *)lt->workspace + POINTER_ALIGN);
+    if (c == CUBLAS_STATUS_SUCCESS)
+        c = cublasLtMatmulAlgoGetHeuristic(lt->handle, x->operation, x->a, x->b, x->d, x->d,
+                                           lt->preference, wanted, result, count);
     if (c == CUBLAS_STATUS_SUCCESS && *count == 0) c = CUBLAS_STATUS_NOT_SUPPORTED;
     return fail(c, "the algorithm", &x->shape, rows);
 }
@@ -300,9 +313,7 @@ static enum err set_bias(struct lt *lt, struct entry *x, const struct cuda_produ
         if (e != OK) return e;
         bias = lt->bias;
     }
-    return fail(cublasLtMatmulDescSetAttribute(x->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                               &bias, sizeof bias),
-                "the bias", &x->shape, p->rows);
+    return fail(point_to_bias(x, bias), "the bias", &x->shape, p->rows);
 }
 
 enum err lt_product(struct lt *lt, const struct cuda_product *p)

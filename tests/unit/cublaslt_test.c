@@ -31,6 +31,7 @@ struct rig {
     size_t count[4]; /* elements of each matrix, batches and padding included */
     cublasLtMatmulHeuristicResult_t found[8];
     int found_count;
+    uint32_t reductions;
 };
 enum { A, B, C, D };
 
@@ -145,6 +146,8 @@ static void open_preference(struct rig *r)
     assert_blas(cublasLtMatmulPreferenceCreate(&r->preference));
     assert_blas(cublasLtMatmulPreferenceSetAttribute(
         r->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &r->workspace_bytes, 8));
+    assert_blas(cublasLtMatmulPreferenceSetAttribute(
+        r->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &r->reductions, 4));
     for (int i = 0; r->align && i < 4; i++)
         assert_blas(cublasLtMatmulPreferenceSetAttribute(
             r->preference,
@@ -211,7 +214,8 @@ static struct rig plain_rig(void)
                         .k = 24,
                         .batch_count = 1,
                         .alpha = 1,
-                        .workspace_bytes = WORKSPACE};
+                        .workspace_bytes = WORKSPACE,
+                        .reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE};
 }
 
 /* --- against a naive product --- */
@@ -281,6 +285,28 @@ static void products_are_right(void **state)
         r.row_major = bits & 128;
         if (r.row_major && r.bias) continue;
         check_product(r);
+    }
+}
+
+/* What the real library may do with half of a sum unless it is told not to. */
+static void sums_that_may_be_narrow_are(void **state)
+{
+    (void)state;
+    for (int narrow = 0; narrow < 2; narrow++) {
+        struct rig r = plain_rig();
+        if (narrow) r.reductions = CUBLASLT_REDUCTION_SCHEME_MASK;
+        open_rig(&r);
+        for (uint64_t l = 0; l < r.k; l++) { /* 1 + 2^-9, then -1 */
+            float a = l == 0 ? 1 : l == 1 ? 0x1p-9f : l + 1 == r.k ? -1 : 0;
+            put(r.at[A], r.type, index_of(&r, A, 0, 0, l), a);
+            put(r.at[B], r.type, index_of(&r, B, 0, l, 0), 1);
+        }
+        assert_blas(ask(&r));
+        assert_blas(multiply(&r));
+        assert_cuda(cudaStreamSynchronize(r.stream));
+        float got = get(r.at[D], r.out_type, index_of(&r, D, 0, 0, 0));
+        assert_true(got == (narrow ? 0 : 0x1p-9f));
+        close_rig(&r);
     }
 }
 
@@ -577,6 +603,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(products_are_right),
+        TEST(sums_that_may_be_narrow_are),
         TEST(shapes_need_not_be_even),
         TEST(batches_are_products_of_their_own),
         TEST(without_beta_what_was_there_is_nothing),

@@ -11,12 +11,12 @@
 #include "kernels/numbers.h"
 #include "tests/unit/cuda_testing.h"
 
-enum { N = 40, K = 24, ROWS_MAX = 200 };
+enum { N = 40, K = 24, ROWS_MAX = 200, BIAS_AT = 4 /* aligned to 16 bytes, not more */ };
 
 /* Operands on both sides: bf16 numbers, and fp32 residuals. */
 struct operands {
     uint16_t x[ROWS_MAX * K], w[N * K];
-    float bias[N], residual[ROWS_MAX * N], out[ROWS_MAX * N];
+    float before[BIAS_AT], bias[N], residual[ROWS_MAX * N], out[ROWS_MAX * N];
     void *device_x, *device_w, *device_bias, *device_out;
 };
 
@@ -38,7 +38,7 @@ static struct operands *make_operands(void)
         o->residual[i] = number(3, i);
     o->device_x = device_bytes(o->x, sizeof o->x);
     o->device_w = device_bytes(o->w, sizeof o->w);
-    o->device_bias = device_bytes(o->bias, sizeof o->bias);
+    o->device_bias = device_bytes(o->before, sizeof o->before + sizeof o->bias);
     o->device_out = device_bytes(o->residual, sizeof o->residual);
     return o;
 }
@@ -56,7 +56,7 @@ static struct cuda_product product(const struct operands *o, uint32_t rows, bool
     return (struct cuda_product){.out = o->device_out,
                                  .x = o->device_x,
                                  .w = o->device_w,
-                                 .bias = bias ? o->device_bias : NULL,
+                                 .bias = bias ? (const float *)o->device_bias + BIAS_AT : NULL,
                                  .residual = residual ? o->device_out : NULL,
                                  .n = N,
                                  .k = K,

@@ -4,7 +4,8 @@
  * preference said, a workspace that is missing, too small or not aligned to 256. Three algorithms:
  *
  *     SPLIT    K in two halves, the first one's sums in the workspace: two streams with one workspace
- *              spoil each other's results; wants 16-byte rows
+ *              spoil each other's results; wants 16-byte rows. Where the preference does not forbid it,
+ *              these sums are of the output's type, so that more than one rounding is left
  *     PLAIN    no workspace; wants 16-byte rows
  *     NARROW   no workspace; any alignment
  *
@@ -53,7 +54,7 @@ enum algorithm { SPLIT = 1, PLAIN, NARROW };
 struct choice {
     uint32_t algorithm;
     uint32_t align[4], bias_align;
-    uint32_t a_type, d_type;
+    uint32_t a_type, d_type, sums_type;
 };
 _Static_assert(sizeof(struct choice) <= sizeof(cublasLtMatmulAlgo_t), "fits");
 
@@ -329,6 +330,7 @@ struct product {
     float alpha, beta;
     const void *bias;
     enum algorithm algorithm;
+    uint32_t sums_type; /* of SPLIT's first half */
     float *workspace;
 };
 enum { A, B, C, D };
@@ -467,10 +469,14 @@ static int find(const struct product *p, cublasLtMatmulDesc_t desc, cublasLtMatm
 {
     struct choice choice = {.bias_align = alignment_of(desc->bias),
                             .a_type = p->part[A].type,
-                            .d_type = p->part[D].type};
+                            .d_type = p->part[D].type,
+                            .sums_type = CUDA_R_32F};
     bool wide = is_wide(p, pref->align);
     int count = 0;
     memcpy(choice.align, pref->align, sizeof choice.align);
+    if (pref->reductions &
+        (CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE))
+        choice.sums_type = choice.d_type;
     if (wide && pref->reductions != 0 && split_bytes(p) <= pref->workspace_bytes)
         offer(&results[count++], &choice, SPLIT, split_bytes(p));
     if (wide && count < wanted) offer(&results[count++], &choice, PLAIN, 0);
@@ -531,6 +537,12 @@ static void store(uint32_t type, void *at, uint64_t index, float value)
         ((uint16_t *)at)[index] = bf16_of_float(value);
 }
 
+/* What is left of a number in memory of the type. */
+static float typed(uint32_t type, float value)
+{
+    return type == CUDA_R_16BF ? bf16_to_float(bf16_of_float(value)) : value;
+}
+
 /* The matrix as rows of k numbers: of op(A) its rows, of op(B) its columns. */
 static float *unpack(const struct matrix *v, uint64_t batch, uint64_t lines, uint64_t k,
                      uint64_t line_step, uint64_t k_step)
@@ -576,7 +588,7 @@ static void multiply(const struct product *p, uint64_t batch)
     float *b = unpack(vb, batch, n, k, vb->column_step, vb->row_step);
     float *partial = first ? p->workspace + batch * m * n : NULL;
     for (uint64_t at = 0; partial && at < m * n; at++)
-        partial[at] = dot(a + at / n * k, b + at % n * k, first);
+        partial[at] = typed(p->sums_type, dot(a + at / n * k, b + at % n * k, first));
     for (uint64_t at = 0; at < m * n; at++) {
         float sum = dot(a + at / n * k + first, b + at % n * k + first, k - first);
         finish(p, batch, at / n, at % n, partial ? partial[at] + sum : sum);
@@ -644,7 +656,7 @@ static cublasStatus_t check_alignment(const struct product *p, const struct choi
                           "%c is aligned to %u bytes, the algorithm was chosen for %u", "ABCD"[i],
                           is, choice -> align[i]);
     }
-    if (p->bias && alignment_of(p->bias) < choice->bias_align && alignment_of(p->bias) < ROW_ALIGN)
+    if (p->bias && alignment_of(p->bias) < choice->bias_align)
         return refuse(CUBLAS_STATUS_INVALID_VALUE,
                       "the bias is aligned to %u bytes, the algorithm was chosen for %u",
                       alignment_of(p->bias), choice->bias_align);
@@ -665,6 +677,7 @@ static cublasStatus_t check_algorithm(struct product *p, const cublasLtMatmulAlg
         (choice.algorithm != NARROW && !is_wide(p, choice.align)))
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "the algorithm is not for this product");
     p->algorithm = choice.algorithm;
+    p->sums_type = choice.sums_type;
     p->workspace = workspace;
     if ((uintptr_t)workspace % WORKSPACE_ALIGN != 0)
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "the workspace is not aligned to 256 bytes");
