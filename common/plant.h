@@ -1,20 +1,28 @@
-/* plant: bugs put in on purpose, to test whether the simulator would find them.
+/* plant: bugs put in on purpose, to test whether the tests would find them.
  *
  *     if (PLANTED("no_step_fence")) return;       // in the product's code, where the bug would be
+ *     for (i = 0; i < count + PLANTED("one_too_far"); i++)
  *
- * Rules: without TANDEM_PLANTS, which only the simulator's own build of the cores defines, PLANTED is
- * false at compile time and nothing of it is left. One bug is planted per process, before anything
- * runs (plant_set). tests/sim/plants.txt says what each one is and lists them for the test run. */
+ * Rules: without TANDEM_PLANTS, which only tests' own builds of the cores and of the CUDA backend
+ * define, PLANTED is 0 at compile time and nothing of it is left. One bug is planted per process,
+ * before anything runs (plant_set, or TANDEM_PLANT in the environment). tests/sim/plants.txt and
+ * tests/fake/backend/plants.txt say what each one is and list them for the test run. */
 #ifndef TANDEM_COMMON_PLANT_H
 #define TANDEM_COMMON_PLANT_H
 
 #ifdef TANDEM_PLANTS
 #include <stdbool.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
 void plant_set(const char *name); /* a static string */
 bool plant_is(const char *name);
-#define PLANTED(name) plant_is(name)
+#ifdef __cplusplus
+}
+#endif
+#define PLANTED(name) (plant_is(name) ? 1u : 0u)
 #else
-#define PLANTED(name) 0
+#define PLANTED(name) 0u
 #endif
 
 #endif

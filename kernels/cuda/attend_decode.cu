@@ -281,15 +281,16 @@ __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
             opened = w.item;
         }
         copy_wait<STAGES - 2>();
-        block_sync(); /* the tile is there, and everyone is done with the one before it */
+        if (!PLANTED("decode_tile_no_barrier"))
+            block_sync(); /* the tile is there, and everyone is done with the one before it */
         decode_load<DIM>(ring + free * STAGE, &load, v);
         const uint16_t *k = ring + stage * STAGE;
         decode_scores<DIM>(scores, q, k);
-        block_sync();
+        if (!PLANTED("decode_scores_no_barrier")) block_sync();
         decode_fold(&state, scores, k + TILE * attend_stride(DIM), w, v.scale);
         if (w.tile + TILE >= w.end) decode_store(&state, v, scratch, w);
         decode_next(&w, v, TILE);
-        free = stage;
+        free = stage + PLANTED("decode_stage_too_far");
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
     copy_wait<0>();

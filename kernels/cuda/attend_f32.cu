@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) f32_kernel(struct attend_view 
         (const float2 *)((const float *)v.q + (size_t)q.row * v.q_stride) + q.head * pairs;
     for (uint32_t i = lane; i < pairs; i += WARP_LANES)
         query[i] = from[i];
-    warp_sync();
+    if (!PLANTED("f32_query_no_sync")) warp_sync();
     struct attend_row row = {-INFINITY, 0};
     float2 o[F32_PAIRS] = {};
     for (uint32_t tile = first / WARP_LANES * WARP_LANES; tile <= q.position; tile += WARP_LANES) {

@@ -101,7 +101,8 @@ __device__ __forceinline__ void prefill_load_queries(uint16_t *shared, const str
     constexpr uint32_t PIECES = DIM / 8;
     bool words = v.head_dim % 8 != 0;
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < prefill_pairs(M) * PIECES; i += ATTEND_THREADS) {
+    for (uint32_t i = threadIdx.x; i < prefill_pairs(M) * PIECES + PLANTED("prefill_query_too_far");
+         i += ATTEND_THREADS) {
         uint32_t pair = b.pair_first + i / PIECES, d = i % PIECES * 8;
         bool valid = pair < b.pair_end;
         const uint16_t *row =
@@ -389,11 +390,12 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 2)
         prefill_load<DIM>(value, v, b, v.v_bytes, tile);
         if (takes) prefill_fold(&s, p, q + warp * (16 * M * STRIDE), k, v, b, tile);
         copy_wait<0>();
-        block_sync(); /* V is there, and everyone is done with K */
+        if (!PLANTED("prefill_value_no_barrier"))
+            block_sync(); /* V is there, and everyone is done with K */
         if (tile + TILE < b.rows.end) prefill_load<DIM>(k, v, b, 0, tile + TILE);
         if (tile < b.rows.all_first || tile + TILE > b.rows.all_end) {
             prefill_clean<DIM>(value, sick);
-            block_sync();
+            if (!PLANTED("prefill_clean_no_barrier")) block_sync();
             prefill_spoil(&s, sick, v, b, tile);
         }
         if (takes) attend_weigh<DIM, M, DIM / 8>(s.o, p, value);

@@ -218,7 +218,8 @@ static enum err cuda_read(struct backend *b, void *host, const void *device, siz
 static void cuda_fetch(struct backend *b, void *host, const void *device, size_t bytes)
 {
     if (!backend_ok(b) || bytes == 0) return;
-    backend_check(b, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, b->stream),
+    cudaStream_t stream = PLANTED("fetch_on_another_stream") ? b->mover.stream : b->stream;
+    backend_check(b, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream),
                   "fetching");
 }
 
@@ -254,9 +255,10 @@ static enum err cuda_weight_write(struct backend *b, void *device, enum dtype dt
 
 static uint64_t cuda_mark(struct backend *b)
 {
+    cudaStream_t stream = PLANTED("mark_on_another_stream") ? b->mover.stream : b->stream;
     b->marks++;
     if (backend_ok(b))
-        backend_check(b, cudaEventRecord(b->mark[b->marks % MARKS], b->stream), "a mark");
+        backend_check(b, cudaEventRecord(b->mark[b->marks % MARKS], stream), "a mark");
     return b->marks;
 }
 

@@ -26,6 +26,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "common/plant.h"
+
 enum { WARP_LANES = 32, SHARED_ALIGN = 128 };
 
 /* Bytes that shared_take<T>(count) uses. A launch asks for the sum over its pieces. */

@@ -94,8 +94,9 @@ static void make_attend_scratch(struct backend *b, const struct cuda_attention *
     size_t bytes = cuda_attend_scratch(a, backend_splits_max(b));
     if (bytes <= b->attend_scratch_bytes) return;
     CHECK(!b->recording);
-    backend_check(b, cudaStreamSynchronize(b->stream), "the device"); /* steps still use it */
-    if (!PLANTED("graph_stale_pointer")) step_forget_graphs(b);
+    if (!PLANTED("scratch_not_waited_for")) /* steps still use it */
+        backend_check(b, cudaStreamSynchronize(b->stream), "the device");
+    if (!PLANTED("graph_stale_scratch")) step_forget_graphs(b);
     if (b->attend_scratch) cudaFree(b->attend_scratch);
     b->attend_scratch = NULL;
     b->attend_scratch_bytes = 0;

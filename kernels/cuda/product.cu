@@ -88,7 +88,7 @@ __device__ __forceinline__ void part_put(float *part, const float (&d)[4])
 __device__ __forceinline__ float parts_sum(const float *part, uint32_t parts, uint32_t k)
 {
     float sum = 0.0f;
-    for (uint32_t s = 0; s < splits_of(k); s++)
+    for (uint32_t s = 0; s < splits_of(k) + PLANTED("skinny_split_too_far"); s++)
         sum += part[s * parts * PART_FLOATS];
     return sum;
 }
@@ -156,12 +156,13 @@ __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
 
 #pragma unroll
     for (uint32_t first = 0; first < tiles; first += parts) {
-        if (first > 0) block_sync(); /* the parts before have been read */
+        if (first > 0 && !PLANTED("skinny_parts_no_barrier"))
+            block_sync(); /* the parts before have been read */
 #pragma unroll
         for (uint32_t i = 0; i < parts; i++)
             part_put(part + (split * parts + i) * PART_FLOATS,
                      sum[(first + i) / ROW_TILES][(first + i) % ROW_TILES]);
-        block_sync();
+        if (!PLANTED("skinny_no_barrier")) block_sync();
         for (uint32_t e = threadIdx.x; e < parts * OUTS * ROWS; e += SKINNY_THREADS) {
             uint32_t i = e / (OUTS * ROWS), row = e / OUTS % ROWS, out = e % OUTS;
             float total = parts_sum(part + i * PART_FLOATS + row * PART_STRIDE + out, parts, k);
@@ -258,7 +259,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tiled_kernel(struct cuda_prod
     for (uint32_t i = 0; i < chunks + TILE_STAGES - 1; i++) {
         if (i >= TILE_STAGES - 1) {
             copy_wait<TILE_STAGES - 2>();
-            block_sync(); /* chunk i - 2 is there; all have done with the one before it */
+            if (!PLANTED("tiled_no_barrier"))
+                block_sync(); /* chunk i - 2 is there; all have done with the one before it */
         }
         if (i < chunks) {
             uint16_t *w = stages + i % TILE_STAGES * 2 * TILE_ELEMENTS, *x = w + TILE_ELEMENTS;

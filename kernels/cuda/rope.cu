@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
             tile[p.token * stride + p.dim] = in.v[i];
         }
     }
-    block_sync();
+    if (!PLANTED("kv_move_no_barrier")) block_sync();
     for (uint32_t at = threadIdx.x * piece; at < count; at += ROPE_THREADS * piece) {
         union {
             uint4 words;

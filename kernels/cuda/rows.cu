@@ -115,9 +115,9 @@ __device__ __forceinline__ float block_sum(float v, float *of_warp)
 {
     v = warp_sum(v);
     if (threadIdx.x % WARP_LANES == 0) of_warp[threadIdx.x / WARP_LANES] = v;
-    block_sync();
+    if (!PLANTED("norm_no_barrier")) block_sync();
     v = of_warp[0];
-    for (uint32_t w = 1; w < NORM_THREADS / WARP_LANES; w++)
+    for (uint32_t w = 1; w < NORM_THREADS / WARP_LANES + PLANTED("norm_sum_too_far"); w++)
         v += of_warp[w];
     return v;
 }

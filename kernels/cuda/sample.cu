@@ -157,9 +157,9 @@ constexpr uint32_t tallies_bytes = 3 * shared_bytes<uint32_t>(DIGITS);
 
 __device__ void clear_tallies(const struct digit_tallies &t)
 {
-    for (uint32_t d = threadIdx.x; d < DIGITS; d += blockDim.x)
+    for (uint32_t d = threadIdx.x; d < DIGITS + PLANTED("tally_too_far"); d += blockDim.x)
         t.low[d] = t.high[d] = t.count[d] = 0;
-    block_sync();
+    if (!PLANTED("tallies_no_barrier")) block_sync();
 }
 __device__ __forceinline__ uint32_t digit_of(uint64_t key, uint32_t shift)
 {
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
     }
     key = warp_max_wide(key);
     if (threadIdx.x % WARP_LANES == 0) best[threadIdx.x / WARP_LANES] = key;
-    block_sync();
+    if (!PLANTED("best_no_barrier")) block_sync();
     for (uint32_t w = 0; w < CHUNK_THREADS / WARP_LANES; w++)
         key = best[w] > key ? best[w] : key;
     if (threadIdx.x == 0) r.best[blockIdx.x] = key;

@@ -596,6 +596,31 @@ static void kv_crosses_to_the_host_and_back_in_both_orders(void **state)
     }
 }
 
+static void kv_that_was_written_is_there_for_the_next_step(void **state)
+{
+    (void)state;
+    const uint32_t from = 3, to = 9;
+    struct attention a;
+    attention_open(&a, backend_name, &worlds[0], false);
+    if (!a.s.ops->kv_write) {
+        attention_close(&a);
+        skip(); /* its pool is the host's */
+    }
+    size_t bytes = kv_layer_bytes(&a.kv.geometry);
+    unsigned char *host = a.s.ops->host_alloc(a.s.b, bytes),
+                  *back = a.s.ops->host_alloc(a.s.b, bytes);
+    for (uint32_t round = 0; round < 3; round++) {
+        memset(host, 1 + (int)round, bytes);
+        assert_ok(a.s.ops->kv_write(a.s.b, &a.kv, 1, &from, 1, KV_LAYOUT_CPU, host));
+        a.s.ops->block_copy(a.s.b, &a.kv, from, to);
+        assert_ok(a.s.ops->wait(a.s.b, a.s.ops->mark(a.s.b), TIME_NEVER));
+        assert_ok(a.s.ops->kv_read(a.s.b, &a.kv, 1, &to, 1, KV_LAYOUT_CPU, back));
+        assert_memory_equal(back, host, bytes);
+    }
+    a.s.ops->host_free(a.s.b, host), a.s.ops->host_free(a.s.b, back);
+    attention_close(&a);
+}
+
 /* --- drawing --- */
 
 struct draw_run {
@@ -748,6 +773,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(attention_is_that_of_the_oracle),
         cmocka_unit_test(a_row_attends_to_its_own_tokens_only),
         cmocka_unit_test(kv_crosses_to_the_host_and_back_in_both_orders),
+        cmocka_unit_test(kv_that_was_written_is_there_for_the_next_step),
         cmocka_unit_test(tokens_drawn_on_the_device_are_the_samplers),
         cmocka_unit_test(memory_is_zero_bounded_and_given_back),
         cmocka_unit_test(marks_are_reached_in_order),

@@ -1,9 +1,14 @@
 #include "common/plant.h"
 
-#include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *planted;
+
+__attribute__((constructor)) static void plant_from_environment(void)
+{
+    planted = getenv("TANDEM_PLANT");
+}
 
 void plant_set(const char *name)
 {

@@ -208,18 +208,23 @@ static void remember(const struct step *s, struct token_info *token)
         token[s->sequence[i].slot] = s->result[i];
 }
 
+/* Steps alone tell of their layers, so that none of them is a recorded one. */
 static void steps_in_flight_give_what_steps_alone_give(void **state)
 {
     struct fixture *f = *state;
     struct token_info alone[STEPS][SEQUENCES] = {0}, together[STEPS][SEQUENCES] = {0};
     struct engine *engine = open_on(f, backend, DTYPE_BF16, false);
     struct step *step[STEPS];
+    assert_ok(engine_start(engine, on_event, f));
     for (uint32_t n = 0; n < STEPS; n++) {
         step[n] = new_step(engine);
         plan(f, step[n], n);
-        assert_ok(engine_run(engine, step[n]));
+        step[n]->report_layers = true;
+        assert_ok(engine_submit(engine, step[n]));
+        assert_ok(next_done(f).status);
         remember(step[n], alone[n]);
     }
+    engine_stop(engine);
     engine_close(engine);
 
     engine = open_on(f, backend, DTYPE_BF16, false);
@@ -326,6 +331,57 @@ static void layers_are_told_in_order_before_the_end(void **state)
     engine_close(engine);
 }
 
+/* The first prompt as a step that tells of its layers. */
+static struct step *told_step(const struct fixture *f, const struct engine *engine)
+{
+    struct step *s = new_step(engine);
+    clear(s);
+    s->report_layers = true;
+    add(f, s, 0, 0, f->prompt_count[0]);
+    return s;
+}
+
+/* What a link does: it reads a layer's KV as soon as it is told of it, on a stream of its own. */
+static void a_layers_kv_is_there_when_it_is_told(void **state)
+{
+    struct fixture *f = *state;
+    struct engine *engine = open_on(f, backend, DTYPE_BF16, false);
+    if (engine_kv_host(engine)) {
+        engine_close(engine);
+        skip(); /* its pool is the host's */
+    }
+    const struct kv_geometry g = {f->shape.layers, f->shape.kv_heads, f->shape.head_dim,
+                                  BLOCK_TOKENS,    KV_LAYOUT_CPU,     DTYPE_BF16};
+    const uint32_t blocks = blocks_for_tokens(f->prompt_count[0]);
+    size_t bytes = blocks * kv_layer_bytes(&g), logits = PROMPT_MAX * (size_t)f->shape.vocab;
+    unsigned char *wanted = mem_new(f->shape.layers * bytes), *got = mem_new(bytes);
+    float *scores = mem_array(logits, sizeof *scores);
+    struct step *s = told_step(f, engine);
+    assert_ok(engine_run_scored(engine, s, scores)); /* returns when the device has done it all */
+    for (uint32_t layer = 0; layer < f->shape.layers; layer++)
+        assert_ok(
+            engine_kv_read(engine, layer, s->table, blocks, KV_LAYOUT_CPU, wanted + layer * bytes));
+    step_free(s);
+    engine_close(engine);
+
+    engine = open_on(f, backend, DTYPE_BF16, false);
+    s = told_step(f, engine);
+    assert_ok(engine_start(engine, on_event, f));
+    assert_ok(engine_submit(engine, s));
+    for (uint32_t layer = 0; layer < f->shape.layers; layer++) {
+        struct engine_event event;
+        assert_ok(mailbox_wait(f->events, &event, WAIT_NS));
+        assert_int_equal(event.layer, layer);
+        assert_ok(engine_kv_read(engine, layer, s->table, blocks, KV_LAYOUT_CPU, got));
+        assert_memory_equal(got, wanted + layer * bytes, bytes);
+    }
+    assert_ok(next_done(f).status);
+    engine_stop(engine);
+    step_free(s);
+    engine_close(engine);
+    mem_free(wanted), mem_free(got), mem_free(scores);
+}
+
 /* Without a size the pool is what the device has left, or one context; what cannot be is said in sums. */
 static void the_pool_is_what_is_left(void **state)
 {
@@ -355,6 +411,7 @@ int main(int argc, char **argv)
         TEST(deterministic_steps_do_not_depend_on_company_or_chunks),
         TEST(a_cancelled_step_ends_and_the_next_is_right),
         TEST(layers_are_told_in_order_before_the_end),
+        TEST(a_layers_kv_is_there_when_it_is_told),
         TEST(the_pool_is_what_is_left),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
