@@ -110,6 +110,9 @@ function(tandem_emulated_kernels name)
     # The emulator guards what kernels touch; sanitizers would add minutes of compiling to that.
     if(TANDEM_SANITIZE)
         target_compile_options(${name} PRIVATE -fno-sanitize=all)
+    else() # each access asks whether it is aligned; the emulator has what is called if not
+        target_compile_options(${name} PRIVATE -fsanitize=alignment
+                                               -fno-sanitize-recover=alignment)
     endif()
     target_link_libraries(${name} PUBLIC tandem_cuda_emulator)
 endfunction()

@@ -178,6 +178,23 @@ static __attribute__((noreturn)) void stuck(struct machine *m)
                   m->block_line.line);
 }
 
+#ifdef TANDEM_ALIGNMENT_FAULTS
+/* What -fsanitize=alignment has kernels call for an address that the device would refuse. */
+struct misaligned {
+    const char *file;
+    uint32_t line, column;
+    const void *type;
+    unsigned char log_align, kind;
+};
+void __ubsan_handle_type_mismatch_v1_abort(const struct misaligned *what, uintptr_t at);
+void __ubsan_handle_type_mismatch_v1_abort(const struct misaligned *what, uintptr_t at)
+{
+    if (!machine) abort(); /* not in a kernel */
+    machine_fault("%s:%u: %p is not aligned to %u", base_name(what->file), what->line, (void *)at,
+                  1u << what->log_align);
+}
+#endif
+
 /* --- whose turn it is --- */
 
 static uint64_t draw(struct machine *m)
@@ -384,7 +401,7 @@ static bool beyond(const struct emulator_launch *l, char *text, size_t text_byte
     else if (g[0] > INT32_MAX || g[1] > 65535 || g[2] > 65535)
         what = "a grid is at most 2147483647 x 65535 x 65535 blocks";
     else if (l->shared_bytes > SHARED_MAX)
-        what = "a block has at most 227 KiB of shared memory";
+        what = "a block has at most 163 KiB of shared memory";
     if (!what) return false;
     snprintf(text, text_bytes,
              "%s: launched with grid (%u, %u, %u), block (%u, %u, %u), %u bytes shared: %s",

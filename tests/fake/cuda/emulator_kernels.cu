@@ -283,6 +283,8 @@ static __device__ void bad_piece(enum bad bad, uint32_t i, uint32_t *out, const 
     if (bad == BAD_MATRIX_OUTSIDE) load_matrices(r, out);
     if (bad == BAD_MATRIX_UNALIGNED) load_matrices(r, piece + 2);
     if (bad == BAD_LOAD_UNALIGNED) out[i] = load_once(in + 1).x;
+    if (bad == BAD_VECTOR_UNALIGNED) out[i] = ((const uint4 *)(in + 2))->x;
+    if (bad == BAD_PAIR_UNALIGNED) *(uint2 *)(piece + 3) = make_uint2(i, i);
     for (uint32_t n = 0; bad == BAD_TOO_MANY_PIECES && n < 100; n++)
         shared_take<uint32_t>(&shared, 0);
 }

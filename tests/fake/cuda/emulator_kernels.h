@@ -77,6 +77,8 @@ enum bad {
     BAD_MATRIX_OUTSIDE,
     BAD_MATRIX_UNALIGNED,
     BAD_LOAD_UNALIGNED,
+    BAD_VECTOR_UNALIGNED,
+    BAD_PAIR_UNALIGNED,
     BAD_KINDS
 };
 void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads);

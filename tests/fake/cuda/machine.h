@@ -13,7 +13,7 @@ enum {
     LANES = 32,
     THREADS_MAX = 1024,
     WARPS_MAX = THREADS_MAX / LANES,
-    SHARED_MAX = 227 << 10,        /* bytes that a block can have */
+    SHARED_MAX = 163 << 10,        /* bytes that a block can have, on compute capability 8.0 */
     SHARED_UNASKED_MAX = 48 << 10, /* without cudaFuncSetAttribute */
     PIECES_MAX = 24,
     CANARY_BYTES = 256,
