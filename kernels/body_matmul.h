@@ -4,19 +4,22 @@
  * VEC_TILE_ROWS x VEC_TILE_VECS of them in registers; how many rows a tile has changes which
  * outputs share a load, never the chain of one. A panel of weights stays in the L2 cache while the
  * tiles of an item pass over it; where it is too deep for that, k is taken in blocks and the fp32
- * accumulators rest in `spill` in between. */
+ * accumulators rest in `spill` in between. Few tiles are done with a panel before memory brought the
+ * next: their blocks are so short that one and the next fit in the nearest cache. */
 
 enum { LINE_BYTES = 64 };
-enum { K_BLOCK = 2048 }; /* fp32 or pairs of bf16 per panel column: 512 KiB */
+enum { PANEL_LINES = PANEL * sizeof(float) / LINE_BYTES }; /* per k: an fp32 or a pair of bf16 */
+enum { K_BLOCK = 2048, K_BLOCK_FEW = 64 };                 /* 512 KiB, 16 KiB of a panel */
+enum { TILES_FEW = 3 };
 
 struct tile {
     const struct matmul_args *a;
     uint32_t row, column; /* the first of each */
     uint32_t k_first, k_last;
-    bool opens, closes; /* the first, the last block of k */
-    float *spill;       /* [rows][PANEL] at this tile */
-    const char *ahead;  /* weights to ask for meanwhile, so many bytes per k */
-    size_t ahead_step;
+    bool opens, closes;   /* the first, the last block of k */
+    float *spill;         /* [rows][PANEL] at this tile */
+    const char *ahead;    /* weights to ask for meanwhile */
+    uint32_t ahead_lines; /* of them, per k */
 };
 
 static inline __attribute__((always_inline)) void tile_load(struct vec sum[][VEC_TILE_VECS],
@@ -60,8 +63,9 @@ static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t
     struct vec sum[VEC_TILE_ROWS][VEC_TILE_VECS];
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
-    for (uint32_t k = t->k_first; k < t->k_last; k++, ahead += t->ahead_step) {
-        vec_prefetch_far(ahead);
+    for (uint32_t k = t->k_first; k < t->k_last; k++) {
+        for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
+            vec_prefetch(ahead);
         struct pairs column[VEC_TILE_VECS];
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = pairs_load(w + (size_t)k * PANEL + c * 16);
@@ -83,8 +87,9 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
     struct vec sum[VEC_TILE_ROWS][VEC_TILE_VECS];
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
-    for (uint32_t k = t->k_first; k < t->k_last; k++, ahead += t->ahead_step) {
-        vec_prefetch_far(ahead);
+    for (uint32_t k = t->k_first; k < t->k_last; k++) {
+        for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
+            vec_prefetch(ahead);
         struct vec column[VEC_TILE_VECS];
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = vec_load(w + (size_t)k * PANEL + c * 16);
@@ -120,23 +125,30 @@ static void tile_run(const struct tile *t, uint32_t rows)
 #undef TILE_CASE
 }
 
-/* The tiles of one panel and block of k. The first reads the panel from memory, the others from the
- * cache: meanwhile they ask for the weights behind it, one line per k each, as more would get in the
- * way of their own loads. Without that, memory would rest while they compute. Behind the last panel
- * they ask in vain, which does no harm. */
+/* How many lines per k tile i of `tiles` asks for. Of many tiles the first reads the block from
+ * memory, and the next ones ask for one line each, as more would get in the way of their own loads. Of
+ * few, all ask for an equal part: memory never rests, and the first finds its block in the cache. One
+ * alone only reads, which the processor foresees. */
+static uint32_t lines_ahead(uint32_t i, uint32_t tiles)
+{
+    if (tiles > TILES_FEW) return i > 0 && i <= PANEL_LINES;
+    return tiles > 1 ? (PANEL_LINES + tiles - 1 - i) / tiles : 0;
+}
+
+/* The tiles of one panel and block of k. While they compute they ask for the weights behind the block;
+ * behind the last panel in vain, which does no harm. */
 static void matmul_tiles(struct tile *t, uint32_t column, uint32_t row, uint32_t rows, float *spill)
 {
     const struct matmul_args *a = t->a;
     const size_t deep = a->w.dtype == DTYPE_BF16 ? ((size_t)a->w.k + 1) / 2 : a->w.k;
-    const size_t lines = PANEL * sizeof(float) / LINE_BYTES; /* per k */
     const char *next = (const char *)a->w.packed;
     next += (column / PANEL * deep + t->k_last) * PANEL * sizeof(float);
     uint32_t tiles = (rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
     for (uint32_t i = 0, r = 0, count; i < tiles; i++, r += count) {
         count = (rows - r + tiles - i - 1) / (tiles - i); /* even tiles: 8 is 4 + 4, not 6 + 2 */
-        t->ahead_step = i > 0 && i <= lines ? LINE_BYTES : 0;
+        t->ahead_lines = lines_ahead(i, tiles);
         t->ahead = next;
-        next += t->ahead_step * (t->k_last - t->k_first);
+        next += (size_t)t->ahead_lines * LINE_BYTES * (t->k_last - t->k_first);
         for (uint32_t c = 0; c < PANEL && column + c < a->w.n; c += 16 * VEC_TILE_VECS) {
             t->row = row + r;
             t->column = column + c;
@@ -149,9 +161,11 @@ static void matmul_tiles(struct tile *t, uint32_t column, uint32_t row, uint32_t
 static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t row, uint32_t rows)
 {
     float spill[ROW_BLOCK_MAX * PANEL];
-    uint32_t deep = a->w.dtype == DTYPE_BF16 ? (a->w.k + 1) / 2 : a->w.k;
-    for (uint32_t k = 0; k < deep; k += K_BLOCK) {
-        struct tile t = {a, .k_first = k, .k_last = deep - k < K_BLOCK ? deep : k + K_BLOCK};
+    const uint32_t deep = a->w.dtype == DTYPE_BF16 ? (a->w.k + 1) / 2 : a->w.k;
+    const bool few = rows > VEC_TILE_ROWS && rows <= TILES_FEW * VEC_TILE_ROWS;
+    const uint32_t block = few ? K_BLOCK_FEW : K_BLOCK;
+    for (uint32_t k = 0; k < deep; k += block) {
+        struct tile t = {a, .k_first = k, .k_last = deep - k < block ? deep : k + block};
         t.opens = k == 0;
         t.closes = t.k_last == deep;
         matmul_tiles(&t, column, row, rows, spill);

@@ -169,9 +169,5 @@ static inline __attribute__((always_inline)) void vec_prefetch(const void *p)
 {
     _mm_prefetch(p, _MM_HINT_T0);
 }
-static inline __attribute__((always_inline)) void vec_prefetch_far(const void *p)
-{
-    _mm_prefetch(p, _MM_HINT_T1);
-}
 
 #endif

@@ -177,15 +177,11 @@ static inline void vec_load_split(const float *p, struct vec *even, struct vec *
         odd->lane[i] = p[2 * i + 1];
     }
 }
-/* Into the nearest cache; into the second one. Always inlined: a function that does nothing else is
- * dropped by GCC as one without effect. */
+/* Into the nearest cache. Always inlined: a function that does nothing else is dropped by GCC as one
+ * without effect. */
 static inline __attribute__((always_inline)) void vec_prefetch(const void *p)
 {
     __builtin_prefetch(p);
-}
-static inline __attribute__((always_inline)) void vec_prefetch_far(const void *p)
-{
-    __builtin_prefetch(p, 0, 2);
 }
 
 #endif
