@@ -475,41 +475,73 @@ static enum err make_rope(struct engine *g, uint32_t positions_count)
     return e;
 }
 
+static enum err alloc_pool(struct engine *g, uint64_t blocks)
+{
+    uint64_t block = kv_block_bytes(&g->kv.geometry);
+    if (blocks == 0 || blocks > UINT32_MAX || blocks > SIZE_MAX / 2 / block)
+        return err_set(
+            ERR_INVALID, "a KV pool of %llu bytes: one block has %llu, and %u blocks are the most",
+            (unsigned long long)g->options.kv_bytes, (unsigned long long)block, UINT32_MAX);
+    g->kv.blocks_count = (uint32_t)blocks;
+    if ((g->kv.base = g->ops->alloc(g->backend, blocks * block))) return OK;
+    return err_set(ERR_MEMORY, "a KV pool of %llu blocks of %llu bytes does not fit into memory",
+                   (unsigned long long)blocks, (unsigned long long)block);
+}
+
+/* What is free beside weights, buffers and recorded steps, which are recorded over one block to see what
+ * they take; 0: the device does not tell. */
+static enum err measure_free(struct engine *g, uint64_t *free_bytes)
+{
+    enum err e;
+    *free_bytes = g->ops->memory_free(g->backend);
+    if (*free_bytes == 0) return OK;
+    if ((e = alloc_pool(g, 1)) != OK || (e = forward_record(&g->forward)) != OK) return e;
+    *free_bytes = g->ops->memory_free(g->backend) + kv_block_bytes(&g->kv.geometry);
+    g->ops->free(g->backend, g->kv.base);
+    g->kv.base = NULL;
+    return OK;
+}
+
+/* The pool on a device that nobody told a size: its share of what is free. */
+static enum err share_of_free(struct engine *g, uint64_t free_bytes, uint64_t context_blocks,
+                              uint64_t *blocks)
+{
+    uint64_t block = kv_block_bytes(&g->kv.geometry);
+    double share = g->options.kv_share > 0 ? g->options.kv_share : KV_SHARE;
+    *blocks = (uint64_t)((double)free_bytes * share) / block;
+    if (*blocks >= context_blocks) return OK;
+    return err_set(
+        ERR_MEMORY,
+        "the device has %llu MiB free after %llu MiB of weights, of which %.0f %% are the "
+        "pool's: the KV of one context of %u tokens needs %llu MiB; lower the context or "
+        "the limits",
+        (unsigned long long)free_bytes >> 20, (unsigned long long)g->weights.bytes >> 20,
+        share * 100, g->facts.context_max, (unsigned long long)(context_blocks * block) >> 20);
+}
+
 static enum err make_pool(struct engine *g)
 {
     const struct engine_options *o = &g->options;
     const struct model_config *c = &g->config;
-    struct kv_geometry geometry = {.layers_count = c->layers_count,
-                                   .kv_heads = c->kv_heads,
-                                   .head_dim = c->head_dim,
-                                   .block_tokens = BLOCK_TOKENS,
-                                   .layout = g->ops->facts(g->backend)->kv_layout,
-                                   .dtype = g->weights.dtype};
-    uint64_t block = kv_block_bytes(&geometry), blocks = o->blocks_count;
+    uint64_t blocks = o->blocks_count, free_bytes = 0;
     uint64_t context_blocks = blocks_for_tokens(g->facts.context_max);
-    uint64_t free_bytes = g->ops->memory_free(g->backend);
-    if (blocks == 0 && o->kv_bytes == 0 && free_bytes > 0) {
-        blocks =
-            (uint64_t)((double)free_bytes * (o->kv_share > 0 ? o->kv_share : KV_SHARE)) / block;
-        if (blocks < context_blocks)
-            return err_set(ERR_MEMORY,
-                           "the device has %llu MiB free after %llu MiB of weights: the KV of one "
-                           "context of %u tokens needs %llu MiB; lower the context or the limits",
-                           (unsigned long long)free_bytes >> 20,
-                           (unsigned long long)g->weights.bytes >> 20, g->facts.context_max,
-                           (unsigned long long)(context_blocks * block) >> 20);
+    enum err e;
+    g->kv.geometry = (struct kv_geometry){.layers_count = c->layers_count,
+                                          .kv_heads = c->kv_heads,
+                                          .head_dim = c->head_dim,
+                                          .block_tokens = BLOCK_TOKENS,
+                                          .layout = g->ops->facts(g->backend)->kv_layout,
+                                          .dtype = g->weights.dtype};
+    uint64_t block = kv_block_bytes(&g->kv.geometry);
+    bool told = blocks > 0 || o->kv_bytes > 0;
+    if (!told && (e = measure_free(g, &free_bytes)) != OK) return e;
+    if (free_bytes > 0) {
+        if ((e = share_of_free(g, free_bytes, context_blocks, &blocks)) != OK) return e;
+        return alloc_pool(g, blocks);
     }
-    if (blocks == 0) blocks = (o->kv_bytes ? o->kv_bytes : KV_BYTES_MIN) / block;
-    if (o->blocks_count == 0 && o->kv_bytes == 0 && blocks < context_blocks)
-        blocks = context_blocks;
-    if (blocks == 0 || blocks > UINT32_MAX || blocks > SIZE_MAX / 2 / block)
-        return err_set(ERR_INVALID,
-                       "a KV pool of %llu bytes: one block has %llu, and %u blocks are the most",
-                       (unsigned long long)o->kv_bytes, (unsigned long long)block, UINT32_MAX);
-    g->kv = (struct kv_view){.geometry = geometry, .blocks_count = (uint32_t)blocks};
-    if ((g->kv.base = g->ops->alloc(g->backend, blocks * block))) return OK;
-    return err_set(ERR_MEMORY, "a KV pool of %llu blocks of %llu bytes does not fit into memory",
-                   (unsigned long long)blocks, (unsigned long long)block);
+    if (blocks == 0) blocks = (told ? o->kv_bytes : KV_BYTES_MIN) / block;
+    if (!told && blocks < context_blocks) blocks = context_blocks;
+    return alloc_pool(g, blocks);
 }
 
 static enum err make_drawn(struct engine *g)

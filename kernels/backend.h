@@ -172,8 +172,8 @@ struct backend_ops {
      * chosen then and not in a step. */
     void (*prepare)(struct backend *b, const struct matrix *w, enum row_kind out_kind,
                     uint32_t rows_max);
-    /* Records decode steps of all sizes that this device keeps records of; `enqueue` must do for any
-     * unwatched batch. NULL: records nothing. */
+    /* Records decode steps of all sizes that this device keeps records of, anew if there are some
+     * already; `enqueue` must do for any unwatched batch. NULL: records nothing. */
     void (*record)(struct backend *b, backend_enqueue_fn *enqueue, void *ctx);
     /* Begins a step: from now on the ops that take a batch mean this one, and everything in it has
      * been read when this returns. Calls `enqueue` with the numbers of rows and outputs that the ops

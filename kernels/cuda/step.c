@@ -274,6 +274,7 @@ void cuda_record(struct backend *b, backend_enqueue_fn *enqueue, void *ctx)
 {
     const struct batch nothing = {0};
     backend_enter(b);
+    step_forget_graphs(b);
     if (backend_ok(b)) describe(b, &b->decode, &nothing);
     for (uint32_t i = b->graphs_count; i > 0 && backend_ok(b); i--) {
         struct recorded *g = &b->graph[i - 1];
