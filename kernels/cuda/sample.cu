@@ -322,7 +322,7 @@ __device__ __forceinline__ struct draw_tally sum_before(const struct choose_shar
         if (lane >= step) with = both(with, left);
     }
     if (lane == WARP_LANES - 1) s.warp[warp] = with;
-    block_sync();
+    if (!PLANTED("draw_sums_no_barrier")) block_sync();
     struct draw_tally before = {with.mass - mine.mass, with.count - mine.count};
     for (uint32_t w = 0; w < warp; w++)
         before = both(before, s.warp[w]);

@@ -395,6 +395,7 @@ static void mistakes_are_faults_with_a_text(void **state)
     } cases[BAD_KINDS] = {
         [BAD_RETURN_BEFORE_BARRIER] = {64, {"63 of 64 threads wait in block_sync", "thread 5 of"}},
         [BAD_TWO_BARRIERS] = {64, {"waits in block_sync (emulator_kernels.cu:", "others in"}},
+        [BAD_ENDLESS] = {32, {"65537th time", "block_sync (emulator_kernels.cu:"}},
         [BAD_HALF_WARP] = {32, {"16 lanes of warp 0 wait in warp_ballot", "waits in block_sync"}},
         [BAD_LANE_RETURNED] = {64, {"31 lanes", "thread 7 of 64", "this one has returned"}},
         [BAD_TWO_WARP_FUNCTIONS] = {32, {"shuffle (", "warp_ballot ("}},

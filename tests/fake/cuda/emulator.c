@@ -323,7 +323,7 @@ static void block_begin(struct machine *m)
 {
     const uint32_t threads = m->threads_count;
     m->warps_count = (threads + LANES - 1) / LANES;
-    m->returned_count = m->at_block_count = m->warps_ready = 0;
+    m->returned_count = m->at_block_count = m->barriers_count = m->warps_ready = 0;
     m->turn_last = 0;
     m->order = (enum order)(draw(m) % ORDERS_COUNT);
     for (uint32_t i = 0; i < m->warps_count; i++) { /* a warp's turn: a shuffled place */
@@ -462,6 +462,9 @@ void emulator_block_sync(struct emulator_line at)
         m->block_line = at;
     else if (!same_line(at, m->block_line))
         elsewhere("block_sync", at, "block_sync", m->block_line);
+    if (m->at_block_count == 0 && m->barriers_count++ == BARRIERS_MAX)
+        machine_fault("waits for the %dth time, in block_sync (%s:%d): the kernel does not end",
+                      BARRIERS_MAX + 1, base_name(at.file), at.line);
     w->at_block |= 1u << m->current % LANES;
     if (++m->at_block_count == m->threads_count) {
         shared_check(m);

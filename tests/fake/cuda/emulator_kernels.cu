@@ -260,7 +260,9 @@ static __device__ void bad_barriers(enum bad bad, uint32_t i)
     if (bad == BAD_TWO_BARRIERS && i >= 32)
         block_sync();
     else
-        block_sync();
+        do
+            block_sync();
+        while (bad == BAD_ENDLESS);
 }
 
 static __device__ uint32_t bad_warp(enum bad bad, uint32_t i)
@@ -292,7 +294,7 @@ static __device__ void bad_piece(enum bad bad, uint32_t i, uint32_t *out, const 
 static __global__ void bad_kernel(enum bad bad, uint32_t *out, const uint32_t *in)
 {
     const uint32_t i = threadIdx.x;
-    if (bad <= BAD_TWO_BARRIERS)
+    if (bad <= BAD_ENDLESS)
         bad_barriers(bad, i);
     else if (bad <= BAD_HALF_BLOCK)
         out[i] = bad_warp(bad, i);

@@ -63,6 +63,7 @@ void run_copied(float *out, const float *in, uint32_t count, uint32_t valid, uin
 enum bad {
     BAD_RETURN_BEFORE_BARRIER,
     BAD_TWO_BARRIERS,
+    BAD_ENDLESS,
     BAD_HALF_WARP,
     BAD_LANE_RETURNED,
     BAD_TWO_WARP_FUNCTIONS,

@@ -17,6 +17,7 @@ enum {
     SHARED_UNASKED_MAX = 48 << 10, /* without cudaFuncSetAttribute */
     PIECES_MAX = 24,
     CANARY_BYTES = 256,
+    BARRIERS_MAX = 1 << 16, /* of a block: a kernel with more does not end */
     /* Not a number in fp32 and in both halves' bf16, and far out of bounds as an index. */
     POISON = 0x7fff7fff,
 };
@@ -76,7 +77,7 @@ struct machine {
     enum order order; /* how warps take turns */
     uint32_t current; /* the thread that runs */
     uint32_t threads_count, warps_count, returned_count;
-    uint32_t at_block_count;
+    uint32_t at_block_count, barriers_count;
     struct emulator_line block_line;
     uint32_t warps_ready; /* bit: a warp's place in turn */
     uint32_t turn_last;
