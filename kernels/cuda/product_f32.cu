@@ -33,8 +33,8 @@ template <uint32_t ROWS, bool WIDE>
 __global__ void __launch_bounds__(F32_THREADS) f32_kernel(struct cuda_product p)
 {
     const uint32_t warps = F32_THREADS / WARP_LANES, k = p.k;
-    const uint32_t out_first = (blockIdx.x * warps + threadIdx.x / WARP_LANES) * F32_OUTS;
-    const uint32_t row_first = blockIdx.y * ROWS, lane = threadIdx.x % WARP_LANES;
+    const uint32_t out_first = (blockIdx.y * warps + threadIdx.x / WARP_LANES) * F32_OUTS;
+    const uint32_t row_first = blockIdx.x * ROWS, lane = threadIdx.x % WARP_LANES;
     const float *w = (const float *)p.w + (size_t)out_first * k;
     const float *x = (const float *)p.x + (size_t)row_first * k;
 
@@ -68,7 +68,7 @@ template <uint32_t ROWS, bool WIDE>
 cudaError_t f32(cudaStream_t stream, const struct cuda_product *p)
 {
     uint32_t outs = F32_THREADS / WARP_LANES * F32_OUTS;
-    dim3 grid(divide_up(p->n, outs), divide_up(p->rows, ROWS));
+    dim3 grid(divide_up(p->rows, ROWS), divide_up(p->n, outs)); /* y is at most 65535 */
     LAUNCH((f32_kernel<ROWS, WIDE>), grid, F32_THREADS, 0, stream, *p);
     return cudaPeekAtLastError();
 }
