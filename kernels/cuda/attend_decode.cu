@@ -261,6 +261,7 @@ template <int DIM>
 __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
     decode_kernel(struct attend_view v, float *scratch)
 {
+    grid_wait();
     constexpr uint32_t TILE = attend_tile(DIM), STAGES = decode_stages(DIM);
     constexpr uint32_t STAGE = decode_stage_elements<DIM>();
     struct shared_memory shared;
@@ -301,6 +302,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
 __global__ void __launch_bounds__(ATTEND_THREADS)
     merge_kernel(struct attend_view v, const float *scratch)
 {
+    grid_wait();
     uint32_t pieces = divide_up(v.head_dim, 64), lane = threadIdx.x % WARP_LANES;
     uint32_t unit = blockIdx.x * ATTEND_WARPS + threadIdx.x / WARP_LANES;
     uint32_t d = unit % pieces * 64 + lane * 2, head = unit / pieces % v.heads;

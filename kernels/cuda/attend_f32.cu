@@ -71,6 +71,7 @@ __device__ __forceinline__ float f32_softmax(float *score, struct attend_row *ro
 template <bool TILES>
 __global__ void __launch_bounds__(ATTEND_THREADS) f32_kernel(struct attend_view v)
 {
+    grid_wait();
     struct shared_memory shared;
     uint32_t warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
     float2 *query = shared_take<float2>(&shared, ATTEND_WARPS * CUDA_HEAD_DIM_MAX / 2);

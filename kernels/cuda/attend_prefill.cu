@@ -362,6 +362,7 @@ template <int DIM, int M, bool FOLD>
 __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     prefill_kernel(struct attend_view v, uint32_t tiles)
 {
+    grid_wait();
     constexpr uint32_t TILE = attend_tile(DIM), STRIDE = attend_stride(DIM);
     struct shared_memory shared;
     uint16_t *q = shared_take<uint16_t>(&shared, prefill_pairs(M) * STRIDE);

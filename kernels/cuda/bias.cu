@@ -7,6 +7,7 @@
 __global__ void __launch_bounds__(256)
     bias_round_kernel(uint16_t *out, const float *bias, uint32_t n)
 {
+    grid_wait();
     uint32_t i = blockIdx.x * 256 + threadIdx.x;
     if (i < n) out[i] = bf16_from_float(bias[i]);
 }

@@ -5,6 +5,7 @@
  *     {
  *         struct shared_memory shared;                     // the launch's shared bytes, cut in order
  *         float *tile = shared_take<float>(&shared, 128);
+ *         grid_wait();                                     // before anything is read or written
  *         ...
  *         block_sync();
  *     }
@@ -16,7 +17,12 @@
  * <emulator.h> are those of tests/fake/cuda, where a block's threads are fibers and every function
  * that is PTX here has a twin in C++ with the same meaning.
  *
- * Rules: shared memory only through shared_take, so that the emulator can guard each piece; no
+ * Rules: launches overlap. Where the device can (compute capability 9.0), a grid's blocks begin when
+ * the last blocks of the grid before it have begun, and grid_wait keeps them until that one is done, so
+ * that what a launch takes to start is not paid between any two of them. Hence every thread of every
+ * kernel calls grid_wait before it touches device memory (but for prefetch of what no kernel writes)
+ * and before it returns: a grid that ends is then a sign that all before it have.
+ * Shared memory only through shared_take, so that the emulator can guard each piece; no
  * static __shared__, no printf, no asm elsewhere. warp functions want all 32 lanes. Blocks are one-
  * dimensional. Pointers to bf16 are uint16_t; conversions round to nearest even. */
 #ifndef TANDEM_KERNELS_CUDA_DEVICE_CUH
@@ -40,8 +46,48 @@ template <typename T> constexpr __host__ __device__ uint32_t shared_bytes(uint32
 #include <emulator.h>
 #else
 
+/* Whether this thread's device lets grids overlap. */
+static inline bool launch_overlaps()
+{
+    int device = 0, major = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return false;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    return e == cudaSuccess && major >= 9;
+}
+
+/* What LAUNCH calls with the arguments, so that they are converted as in a call of the kernel. What
+ * fails is for cudaPeekAtLastError. */
+template <typename... Params> struct launcher {
+    void (*kernel)(Params...);
+    cudaLaunchConfig_t config;
+
+    void operator()(Params... args)
+    {
+        void *pointers[] = {(void *)&args...};
+        cudaLaunchAttribute overlap = {};
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
+        config.attrs = &overlap;
+        config.numAttrs = launch_overlaps() ? 1 : 0;
+        (void)cudaLaunchKernelExC(&config, (const void *)kernel, pointers);
+    }
+};
+
+template <typename... Params>
+struct launcher<Params...> launch_prepare(void (*kernel)(Params...), dim3 grid, dim3 block,
+                                          size_t shared_bytes, cudaStream_t stream)
+{
+    struct launcher<Params...> l = {};
+    l.kernel = kernel;
+    l.config.gridDim = grid;
+    l.config.blockDim = block;
+    l.config.dynamicSmemBytes = shared_bytes;
+    l.config.stream = stream;
+    return l;
+}
+
 #define LAUNCH(kernel, grid, block, shared, stream, ...)                                           \
-    (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
+    launch_prepare((kernel), (grid), (block), (shared), (stream))(__VA_ARGS__)
 
 extern __shared__ __align__(SHARED_ALIGN)
 unsigned char device_shared_memory[];
@@ -160,6 +206,25 @@ __device__ __forceinline__ uint4 load_once(const void *from)
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(from));
     return v;
+}
+
+/* Asks for what is at `from` to be in the L2 cache, 32 bytes at least; for what comes before grid_wait,
+ * so that nothing is asked where grids do not overlap. */
+__device__ __forceinline__ void prefetch(const void *from)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
+/* Waits until the grids before this one are done and what they wrote is seen; then the next one's blocks
+ * may begin, when all of this one have. */
+__device__ __forceinline__ void grid_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 /* 2^x and 1 / sqrt(x), to about 2 ulp. exp2_fast(-INFINITY) is 0, exp2_fast(0) is 1. */

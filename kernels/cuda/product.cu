@@ -35,6 +35,7 @@ enum {
     WARP_OUTS = 4,                /* mma tiles of a warp: 64 outputs x 32 rows */
     WARP_ROWS = 4,
     RESULT_STRIDE = TILE + 4,
+    BLOCKS_EARLY = 512, /* more do not begin before the grid before them ends */
     SLICED_ROWS = 64, /* up to here skinny products one after the other are faster than tiles */
 };
 
@@ -105,10 +106,25 @@ __device__ __forceinline__ uint32_t step_offset(uint32_t step)
     return step / (CHUNK / STEP) * (SPLITS * CHUNK) + step % (CHUNK / STEP) * STEP;
 }
 
+/* The first chunks of some outputs' weights go to the L2 cache while the grid before this one still runs:
+ * a thread asks for the four sectors of a chunk. */
+__device__ __forceinline__ void prefetch_chunks(const struct cuda_product &p, uint32_t out_first,
+                                                uint32_t outs, uint32_t chunks)
+{
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < outs * chunks; i += SKINNY_THREADS) {
+        const uint32_t out = out_first + i / chunks, at = i % chunks * CHUNK;
+        const uint16_t *from = (const uint16_t *)p.w + (size_t)out * p.k + at;
+#pragma unroll
+        for (uint32_t sector = 0; sector < CHUNK; sector += 16)
+            if (out < p.n && at + sector < p.k) prefetch(from + sector);
+    }
+}
+
 /* Up to 32 rows. A block has 16 OUT_TILES outputs of all rows, a warp one split of k; a thread has up
  * to eight independent 16-byte loads of weights under way. Reads n x k x 2 bytes of weights once, x once
  * per block (from the L1 and L2 caches); 2 n k rows flops. 10 KiB shared per tile, at most 40; 64
- * registers for up to eight rows, so that two blocks share a multiprocessor, else up to 118. */
+ * registers for up to eight rows, so that two blocks share a multiprocessor, else up to 120. */
 template <uint32_t OUT_TILES, uint32_t ROW_TILES, bool WIDE>
 __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
     skinny_kernel(struct cuda_product p)
@@ -124,6 +140,8 @@ __global__ void __launch_bounds__(SKINNY_THREADS, ROW_TILES == 1 ? 2 : 1)
     const uint16_t *x = (const uint16_t *)p.x + (size_t)g * k;
     struct shared_memory shared;
     float *part = shared_take<float>(&shared, SPLITS * parts * PART_FLOATS);
+    if (WIDE && blockIdx.x < BLOCKS_EARLY) prefetch_chunks(p, out_first, OUTS * OUT_TILES, group * SPLITS);
+    grid_wait();
 
     float sum[OUT_TILES][ROW_TILES][4] = {};
     for (uint32_t chunk = split; chunk < chunks; chunk += group * SPLITS) {
@@ -247,6 +265,7 @@ __device__ __forceinline__ void result_put(float *result, const float (&d)[WARP_
  * before it. */
 __global__ void __launch_bounds__(TILE_THREADS, 1) tiled_kernel(struct cuda_product p)
 {
+    grid_wait();
     const uint32_t chunks = divide_up(p.k, CHUNK), warp = threadIdx.x / WARP_LANES;
     const uint32_t warp_out = warp / 4 * WARP_OUTS * OUTS, warp_row = warp % 4 * WARP_ROWS * ROWS;
     const uint32_t row_first = blockIdx.x * TILE, out_first = blockIdx.y * TILE;

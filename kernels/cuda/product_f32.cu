@@ -32,6 +32,7 @@ __device__ __forceinline__ float quad_fma(float4 a, float4 b, float sum)
 template <uint32_t ROWS, bool WIDE>
 __global__ void __launch_bounds__(F32_THREADS) f32_kernel(struct cuda_product p)
 {
+    grid_wait();
     const uint32_t warps = F32_THREADS / WARP_LANES, k = p.k;
     const uint32_t out_first = (blockIdx.y * warps + threadIdx.x / WARP_LANES) * F32_OUTS;
     const uint32_t row_first = blockIdx.x * ROWS, lane = threadIdx.x % WARP_LANES;

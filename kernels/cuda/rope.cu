@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
     rope_append_kernel(T *qkv, struct cuda_batch batch, const float *cos, const float *sin,
                        struct cuda_attention a, struct cuda_kv kv)
 {
+    grid_wait();
     uint32_t row = blockIdx.x, half = a.head_dim / 2, pieces = half / N;
     uint32_t item = blockIdx.y * ROPE_THREADS + threadIdx.x;
     uint32_t head = item / pieces, i = item % pieces * N;
@@ -122,6 +123,7 @@ template <typename T, bool TO_POOL>
 __global__ void __launch_bounds__(ROPE_THREADS)
     kv_move_kernel(T *staged, struct cuda_kv kv, const uint32_t *blocks, uint32_t layout)
 {
+    grid_wait();
     const uint32_t piece = 16 / sizeof(T), own = KV_LAYOUT_CUDA; /* piece: elements */
     uint32_t dim = kv.geometry.head_dim, parts = 2 * kv.geometry.kv_heads;
     uint32_t part = blockIdx.x % parts, index = blockIdx.x / parts; /* K of all heads, then V */

@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     embed_kernel(float *x, const T *table, struct cuda_batch batch, const uint32_t *last,
                  uint32_t dim)
 {
+    grid_wait();
     uint32_t row = blockIdx.x, i = element_first();
     if (i >= dim) return;
     struct eight e = {};
@@ -131,6 +132,7 @@ template <bool WIDE, typename T>
 __global__ void __launch_bounds__(NORM_THREADS)
     rms_norm_kernel(T *out, const float *x, const float *weight, uint32_t dim, float eps)
 {
+    grid_wait();
     const uint32_t own = threadIdx.x * EIGHT, step = NORM_THREADS * EIGHT;
     struct shared_memory shared;
     float *of_warp = shared_take<float>(&shared, NORM_THREADS / WARP_LANES);
@@ -157,6 +159,7 @@ template <bool WIDE, typename T>
 __global__ void __launch_bounds__(ROW_THREADS)
     silu_mul_kernel(T *out, const T *gate_up, uint32_t dim)
 {
+    grid_wait();
     const float log2_e = 0x1.715476p+0f;
     uint32_t i = element_first();
     if (i >= dim) return;
@@ -174,6 +177,7 @@ template <bool WIDE>
 __global__ void __launch_bounds__(ROW_THREADS)
     gather_kernel(float *out, const float *x, struct cuda_batch batch, uint32_t dim)
 {
+    grid_wait();
     uint32_t output = blockIdx.x, i = element_first();
     if (i >= dim) return;
     struct eight e = {};

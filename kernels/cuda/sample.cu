@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
     adjust_kernel(struct draw_room room, const float *logits, struct cuda_slots slots,
                   struct cuda_batch batch)
 {
+    grid_wait();
     struct shared_memory shared;
     float *chunk = shared_take<float>(&shared, CHUNK);
     uint64_t *best = shared_take<uint64_t>(&shared, CHUNK_THREADS / WARP_LANES);
@@ -236,6 +237,7 @@ __global__ void __launch_bounds__(CHUNK_THREADS)
 __global__ void __launch_bounds__(CHUNK_THREADS)
     weigh_kernel(struct draw_room room, struct cuda_slots slots, struct cuda_batch batch)
 {
+    grid_wait();
     struct shared_memory shared;
     struct digit_tallies tallies = take_tallies(&shared);
     uint64_t *sums = shared_take<uint64_t>(&shared, 2);
@@ -508,6 +510,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     choose_kernel(struct token_info *result, struct draw_room room, struct cuda_slots slots,
                   struct cuda_batch batch)
 {
+    grid_wait();
     struct shared_memory shared;
     struct choose_shared s = take_choose(&shared);
     uint32_t row = blockIdx.x;
@@ -536,6 +539,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 __global__ void __launch_bounds__(COUNT_THREADS)
     mark_kernel(uint32_t *counts, const uint32_t *prompt, uint32_t prompt_count)
 {
+    grid_wait();
     uint32_t i = blockIdx.x * COUNT_THREADS + threadIdx.x;
     if (i < prompt_count) counts[prompt[i]] = DRAW_IN_PROMPT;
 }
@@ -544,6 +548,7 @@ __global__ void __launch_bounds__(COUNT_THREADS)
 __global__ void __launch_bounds__(COUNT_THREADS)
     count_kernel(uint32_t *counts, const uint32_t *forwarded, uint32_t forwarded_count)
 {
+    grid_wait();
     uint32_t i = blockIdx.x * COUNT_THREADS + threadIdx.x;
     if (i < forwarded_count) atomic_add(&counts[forwarded[i]], 1u);
 }

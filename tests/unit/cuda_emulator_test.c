@@ -410,6 +410,7 @@ static void mistakes_are_faults_with_a_text(void **state)
         [BAD_MATRIX_OUTSIDE] = {32, {"load_matrices from no shared memory"}},
         [BAD_MATRIX_UNALIGNED] = {32, {"load_matrices", "not aligned to 16"}},
         [BAD_LOAD_UNALIGNED] = {32, {"load_once from", "not aligned to 16"}},
+        [BAD_NO_GRID_WAIT] = {32, {"thread 9 of 32", "returns without a grid_wait"}},
 #ifdef TANDEM_ALIGNMENT_FAULTS
         [BAD_VECTOR_UNALIGNED] = {32, {"emulator_kernels.cu:", "not aligned to 16"}},
         [BAD_PAIR_UNALIGNED] = {32, {"emulator_kernels.cu:", "not aligned to 8"}},

@@ -229,6 +229,12 @@ static void set_ready(struct machine *m, uint32_t warp, uint32_t lanes)
 
 enum { NOBODY = -1 };
 
+/* Grids run one after the other here; on the device the last one's end would not wait for others. */
+void emulator_grid_wait(void)
+{
+    machine->thread[machine->current].waited = true;
+}
+
 /* Takes the thread that goes on out of the ready ones. */
 static int pick(struct machine *m)
 {
@@ -297,7 +303,9 @@ static void fiber_body(void *arg)
 {
     struct machine *m = arg;
     for (;;) {
+        m->thread[m->current].waited = false;
         m->launch->thread(m->launch->arg);
+        if (!m->thread[m->current].waited) machine_fault("returns without a grid_wait");
         struct fiber *self = m->running;
         int next = returned(m);
         if (next == NOBODY && m->returned_count < m->threads_count) stuck(m);

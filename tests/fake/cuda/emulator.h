@@ -46,6 +46,7 @@ void emulator_copy_async(void *shared, const void *from, bool valid);
 void emulator_copy_commit(void);
 void emulator_copy_wait(uint32_t groups);
 uint4 emulator_load_once(const void *from);
+void emulator_grid_wait(void);
 
 /* --- waits --- */
 
@@ -230,6 +231,14 @@ template <int groups> static inline void copy_wait()
 static inline uint4 load_once(const void *from)
 {
     return emulator_load_once(from);
+}
+
+static inline void prefetch(const void *)
+{
+}
+static inline void grid_wait()
+{
+    emulator_grid_wait();
 }
 
 static inline float exp2_fast(float x)

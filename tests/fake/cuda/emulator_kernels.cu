@@ -12,11 +12,13 @@ void run_on(cudaStream_t s)
 
 static __global__ void places_kernel(uint4 *out)
 {
+    grid_wait();
     out[blockIdx.x * blockDim.x + threadIdx.x] =
         make_uint4(threadIdx.x, blockIdx.x, blockDim.x, gridDim.x);
 }
 static __global__ void places_deep_kernel(uint4 *out)
 {
+    grid_wait();
     uint32_t block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     out[block * blockDim.x + threadIdx.x] = make_uint4(threadIdx.x, block, blockDim.x, gridDim.x);
 }
@@ -33,6 +35,7 @@ template <bool add, int by>
 static __global__ void __launch_bounds__(128)
     scale_kernel(float *__restrict__ out, const float *__restrict__ in, uint32_t count)
 {
+    grid_wait();
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) out[i] = in[i] * by + (add ? by : 0);
 }
@@ -47,6 +50,7 @@ void run_scale(float *out, const float *in, double count, int add)
 
 static __global__ void empty_kernel()
 {
+    grid_wait();
 }
 void run_empty(struct dim3 grid, struct dim3 block, size_t shared_bytes)
 {
@@ -55,6 +59,7 @@ void run_empty(struct dim3 grid, struct dim3 block, size_t shared_bytes)
 
 static __global__ void much_shared_kernel(uint32_t bytes)
 {
+    grid_wait();
     struct shared_memory shared;
     unsigned char *piece = shared_take<unsigned char>(&shared, bytes);
     piece[0] = piece[bytes - 1] = 1;
@@ -70,6 +75,7 @@ void run_much_shared(uint32_t bytes)
 
 static __global__ void warp_kernel(struct warp_out *out, const float *in)
 {
+    grid_wait();
     uint32_t lane = threadIdx.x;
     out->shuffled[lane] = shuffle(lane * 3, (lane + 5) % WARP_LANES);
     out->shuffled_xor[lane] = shuffle_xor(lane * 7, 9);
@@ -84,6 +90,7 @@ void run_warp(struct warp_out *out, const float *in)
 
 static __global__ void atomics_kernel(uint32_t *sum, uint64_t *wide_sum, uint64_t *max)
 {
+    grid_wait();
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     atomic_add(sum, i);
     atomic_add(wide_sum, (uint64_t)i << 20);
@@ -97,6 +104,7 @@ void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint64_t *max, uint32_t bloc
 
 static __global__ void order_kernel(uint32_t *out, uint32_t *count)
 {
+    grid_wait();
     uint32_t sum = 0;
     for (uint32_t round = 0; round < 3; round++) {
         sum = sum * 1000 + atomic_add(count, 1u) % (gridDim.x * blockDim.x);
@@ -112,6 +120,7 @@ void run_order(uint32_t *out, uint32_t blocks, uint32_t threads)
 
 static __global__ void mma_kernel(float *d, const uint16_t *a, const uint16_t *b, bool b_across)
 {
+    grid_wait();
     struct shared_memory shared;
     uint16_t *as = shared_take<uint16_t>(&shared, 256);
     uint16_t *bs = shared_take<uint16_t>(&shared, 128);
@@ -143,6 +152,7 @@ void run_mma(float *d, const uint16_t *a, const uint16_t *b, int b_across)
 static __global__ void numbers_kernel(uint32_t *pairs, float *exp2, float *rsqrt, const float *in,
                                       uint32_t count)
 {
+    grid_wait();
     uint32_t i = threadIdx.x;
     if (i >= count) return;
     pairs[i] = bf16_pair(in[i], in[(i + 1) % count]);
@@ -156,6 +166,7 @@ void run_numbers(uint32_t *pairs, float *exp2, float *rsqrt, const float *in, ui
 
 static __global__ void load_once_kernel(uint32_t *out, const uint32_t *in)
 {
+    grid_wait();
     uint4 v = load_once(in + threadIdx.x * 4);
     ((uint4 *)out)[threadIdx.x] = v;
 }
@@ -171,6 +182,7 @@ enum { ROUNDS = 3 };
 /* A tree in shared memory; the rounds add nothing but the use of the same memory again. */
 static __global__ void block_sum_kernel(float *out, const float *in, enum planted planted)
 {
+    grid_wait();
     struct shared_memory shared;
     float *part = shared_take<float>(&shared, blockDim.x);
     float *gap = shared_take<float>(&shared, 3);
@@ -201,6 +213,7 @@ void run_block_sum(float *out, const float *in, uint32_t blocks, uint32_t thread
 
 static __global__ void warp_turn_kernel(uint32_t *out, const uint32_t *in, enum planted planted)
 {
+    grid_wait();
     struct shared_memory shared;
     uint32_t *kept = shared_take<uint32_t>(&shared, blockDim.x);
     uint32_t lane = threadIdx.x % WARP_LANES, first = threadIdx.x - lane;
@@ -217,6 +230,7 @@ void run_warp_turn(uint32_t *out, const uint32_t *in, uint32_t threads, enum pla
 static __global__ void copied_kernel(float *out, const float *in, uint32_t count, uint32_t valid,
                                      enum planted planted)
 {
+    grid_wait();
     struct shared_memory shared;
     const uint32_t own = threadIdx.x * 4, wide = blockDim.x * 4, stages = count / wide;
     float *buffer = shared_take<float>(&shared, 2 * wide);
@@ -294,6 +308,8 @@ static __device__ void bad_piece(enum bad bad, uint32_t i, uint32_t *out, const 
 static __global__ void bad_kernel(enum bad bad, uint32_t *out, const uint32_t *in)
 {
     const uint32_t i = threadIdx.x;
+    if (bad == BAD_NO_GRID_WAIT && i == 9) return;
+    grid_wait();
     if (bad <= BAD_ENDLESS)
         bad_barriers(bad, i);
     else if (bad <= BAD_HALF_BLOCK)
@@ -312,6 +328,7 @@ void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads)
 
 static __global__ void switches_kernel(float *out, uint32_t rounds)
 {
+    grid_wait();
     float sum = 0;
     for (uint32_t i = 0; i < rounds; i++) {
         sum += warp_sum((float)i);

@@ -80,6 +80,7 @@ enum bad {
     BAD_LOAD_UNALIGNED,
     BAD_VECTOR_UNALIGNED,
     BAD_PAIR_UNALIGNED,
+    BAD_NO_GRID_WAIT,
     BAD_KINDS
 };
 void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads);

@@ -43,6 +43,7 @@ struct thread {
     struct copy *copies; /* under way */
     uint32_t copies_count, copies_capacity;
     uint32_t groups_closed;
+    bool waited; /* for the grids before */
 };
 
 /* Bit masks are of lanes. */

@@ -157,6 +157,7 @@ void emulator_copy_async(void *shared, const void *from, bool valid)
 {
     struct machine *m = machine;
     struct thread *t = &m->thread[m->current];
+    if (!t->waited) machine_fault("copy_async before grid_wait");
     aligned("copy_async to", shared);
     aligned("copy_async from", from);
     if (!shared_piece(m, shared, 16)) {
