@@ -18,10 +18,13 @@
 
 enum {
     DECODE_HEADS = 16,     /* query heads of an item: the rows of an mma */
-    BLOCKS_A_PROCESSOR = 2 /* of decode_kernel */
+    BLOCKS_A_PROCESSOR = 2, /* of decode_kernel */
+    STAGES_LEAST = 2,
+    SHARED_RESERVED = 1024, /* by the device, of each block's */
 };
 
-/* Tiles in shared memory: one in use, the others under way. */
+/* Tiles in shared memory: one in use, the others under way. A processor with too little shared memory
+ * for two blocks with so many has the least. */
 constexpr __host__ __device__ int decode_stages(int dim)
 {
     return dim <= 96 ? 4 : 3;
@@ -246,9 +249,9 @@ template <int DIM> constexpr __host__ __device__ uint32_t decode_stage_elements(
 {
     return 2 * attend_tile(DIM) * attend_stride(DIM);
 }
-template <int DIM> constexpr uint32_t decode_shared_bytes()
+template <int DIM, int STAGES> constexpr uint32_t decode_shared_bytes()
 {
-    return shared_bytes<uint16_t>(decode_stages(DIM) * decode_stage_elements<DIM>()) +
+    return shared_bytes<uint16_t>(STAGES * decode_stage_elements<DIM>()) +
            shared_bytes<float>(DECODE_HEADS * decode_score_stride(DIM));
 }
 
@@ -256,13 +259,14 @@ template <int DIM> constexpr uint32_t decode_shared_bytes()
  * tokens, then all of them for a quarter of the dimensions. Tiles come through a ring of stages
  * that runs on over the ends of items: with two blocks a processor, 96 KiB at 64 wide and 128 KiB at
  * 128 are under way there at any time, several times what the latency of memory asks for.
- * At 64, 96, 128, 256 wide: 78336, 111104, 109056, 103936 bytes shared; 105, 128, 142, 180 registers. */
-template <int DIM>
+ * At 64, 96, 128, 256 wide: 78336, 111104, 109056, 103936 bytes shared, with two stages 41472, 57856,
+ * 74240, 70144; 105, 128, 142, 180 registers. */
+template <int DIM, int STAGES>
 __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
     decode_kernel(struct attend_view v, float *scratch)
 {
     grid_wait();
-    constexpr uint32_t TILE = attend_tile(DIM), STAGES = decode_stages(DIM);
+    constexpr uint32_t TILE = attend_tile(DIM);
     constexpr uint32_t STAGE = decode_stage_elements<DIM>();
     struct shared_memory shared;
     uint16_t *ring = shared_take<uint16_t>(&shared, STAGES * STAGE);
@@ -327,15 +331,44 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
         bf16_pair(attend_quotient(low, inverse), attend_quotient(high, inverse));
 }
 
-template <int DIM>
-static cudaError_t decode_launch(cudaStream_t stream, const struct attend_view *v, float *scratch,
-                                 uint32_t blocks)
+/* Of a device: how many processors, and what the blocks on one of them share. */
+struct decode_room {
+    int processors, shared_bytes;
+};
+
+static cudaError_t decode_room_of(struct decode_room *r)
 {
-    constexpr uint32_t bytes = decode_shared_bytes<DIM>();
-    cudaError_t e = attend_allow(decode_kernel<DIM>, bytes);
+    int device;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&r->processors, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&r->shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                                   device);
+    return e;
+}
+
+template <int DIM, int STAGES>
+static cudaError_t decode_launch(cudaStream_t stream, const struct attend_view *v, float *scratch,
+                                 const struct decode_room &room)
+{
+    constexpr uint32_t bytes = decode_shared_bytes<DIM, STAGES>();
+    uint32_t blocks = (uint32_t)room.processors * BLOCKS_A_PROCESSOR;
+    cudaError_t e = attend_allow(decode_kernel<DIM, STAGES>, bytes);
     if (e != cudaSuccess) return e;
-    LAUNCH((decode_kernel<DIM>), blocks, ATTEND_THREADS, bytes, stream, *v, scratch);
+    LAUNCH((decode_kernel<DIM, STAGES>), blocks, ATTEND_THREADS, bytes, stream, *v, scratch);
     return cudaPeekAtLastError();
+}
+
+template <int DIM>
+static cudaError_t decode_choose(cudaStream_t stream, const struct attend_view *v, float *scratch,
+                                 const struct decode_room &room)
+{
+    constexpr int STAGES = decode_stages(DIM);
+    uint32_t bytes = BLOCKS_A_PROCESSOR * (decode_shared_bytes<DIM, STAGES>() + SHARED_RESERVED);
+    return bytes <= (uint32_t)room.shared_bytes
+               ? decode_launch<DIM, STAGES>(stream, v, scratch, room)
+               : decode_launch<DIM, STAGES_LEAST>(stream, v, scratch, room);
 }
 
 extern "C" {
@@ -351,16 +384,14 @@ cudaError_t cuda_attend_decode(cudaStream_t stream, void *out, const void *q, ui
 {
     struct attend_view v = attend_view_of(out, q, q_stride, batch, a, kv);
     if (a->dtype == DTYPE_F32) return attend_f32_decode(stream, &v, rows);
-    int device, processors;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess)
-        e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    struct decode_room room;
+    cudaError_t e = decode_room_of(&room);
     if (e != cudaSuccess) return e;
-    uint32_t blocks = (uint32_t)processors * BLOCKS_A_PROCESSOR, dim = a->head_dim;
-    e = dim <= 64    ? decode_launch<64>(stream, &v, (float *)scratch, blocks)
-        : dim <= 96  ? decode_launch<96>(stream, &v, (float *)scratch, blocks)
-        : dim <= 128 ? decode_launch<128>(stream, &v, (float *)scratch, blocks)
-                     : decode_launch<256>(stream, &v, (float *)scratch, blocks);
+    uint32_t dim = a->head_dim;
+    e = dim <= 64    ? decode_choose<64>(stream, &v, (float *)scratch, room)
+        : dim <= 96  ? decode_choose<96>(stream, &v, (float *)scratch, room)
+        : dim <= 128 ? decode_choose<128>(stream, &v, (float *)scratch, room)
+                     : decode_choose<256>(stream, &v, (float *)scratch, room);
     if (e != cudaSuccess) return e;
     uint32_t warps = rows * a->heads * divide_up(dim, 64);
     LAUNCH(merge_kernel, divide_up(warps, ATTEND_WARPS), ATTEND_THREADS, 0, stream, v,

@@ -64,6 +64,8 @@ static void set_knob(struct fake_knobs *k, const char *name, const char *value)
         k->seed = number;
     else if (!strcmp(name, "devices"))
         k->devices = (uint32_t)number;
+    else if (!strcmp(name, "processor_shared_bytes"))
+        k->processor_shared_bytes = (uint32_t)number;
     else
         fake_say("TANDEM_FAKE_CUDA has no \"%s\"", name);
 }
@@ -108,6 +110,12 @@ uint64_t fake_device_bytes(void)
 {
     uint64_t bytes = knobs_locked()->device_bytes;
     return bytes ? bytes : 1ull << 30;
+}
+
+uint32_t fake_processor_shared_bytes(void)
+{
+    uint32_t bytes = knobs_locked()->processor_shared_bytes;
+    return bytes ? bytes : 228 << 10;
 }
 
 /* splitmix64 over the seed. */

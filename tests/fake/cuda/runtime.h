@@ -76,6 +76,7 @@ cudaError_t fake_fault_locked(const char *format, ...) __attribute__((format(pri
 uint64_t fake_random(void); /* lock held */
 void *fake_zeroed(size_t size);
 int fake_devices_count(void);
+uint32_t fake_processor_shared_bytes(void);
 uint64_t fake_device_bytes(void);
 
 /* --- handles --- */

@@ -11,7 +11,6 @@ enum {
     BLOCK_SHARED = 48 << 10,
     BLOCK_SHARED_OPTIN = 227 << 10,
     BLOCK_SHARED_RESERVED = 1 << 10,
-    PROCESSOR_SHARED = 228 << 10,
     PROCESSOR_THREADS = 2048,
     PROCESSOR_BLOCKS = 32,
     L2_BYTES = 1 << 20,
@@ -60,7 +59,7 @@ static void fill_properties(struct cudaDeviceProp *p, int device)
         .memoryBusWidth = 512,
         .l2CacheSize = L2_BYTES,
         .maxThreadsPerMultiProcessor = PROCESSOR_THREADS,
-        .sharedMemPerMultiprocessor = PROCESSOR_SHARED,
+        .sharedMemPerMultiprocessor = fake_processor_shared_bytes(),
         .sharedMemPerBlockOptin = BLOCK_SHARED_OPTIN,
         .maxBlocksPerMultiProcessor = PROCESSOR_BLOCKS,
     };
@@ -88,7 +87,9 @@ static cudaError_t attribute_of(int *value, enum cudaDeviceAttr attribute)
     case cudaDevAttrUnifiedAddressing: *value = 1; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = PROCESSOR_SHARED; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+        *value = (int)fake_processor_shared_bytes();
+        break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = BLOCK_SHARED_OPTIN; break;
     case cudaDevAttrMaxBlocksPerMultiprocessor: *value = PROCESSOR_BLOCKS; break;
     default:
@@ -169,7 +170,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
     if (e == cudaSuccess && (threads < 1 || threads > BLOCK_THREADS)) e = cudaErrorInvalidValue;
     if (e == cudaSuccess) {
         int by_threads = PROCESSOR_THREADS / 2 / threads;
-        int by_shared = (int)(PROCESSOR_SHARED / (shared_bytes + BLOCK_SHARED_RESERVED));
+        int by_shared =
+            (int)(fake_processor_shared_bytes() / (shared_bytes + BLOCK_SHARED_RESERVED));
         *blocks = by_threads < by_shared ? by_threads : by_shared;
         if (*blocks > PROCESSOR_BLOCKS) *blocks = PROCESSOR_BLOCKS;
     }
