@@ -741,6 +741,27 @@ static void memory_is_zero_bounded_and_given_back(void **state)
     subject_close(&s);
 }
 
+/* Also with memory that copies can go on with. */
+static void reads_and_writes_are_done_when_they_return(void **state)
+{
+    (void)state;
+    enum { BYTES = 4096 };
+    struct subject s = any_open(DTYPE_F32, false);
+    char *p = s.ops->alloc(s.b, BYTES), *host = s.ops->host_alloc(s.b, BYTES);
+    assert_non_null(p), assert_non_null(host);
+    for (char round = 1; round <= 3; round++) {
+        memset(host, round, BYTES);
+        assert_ok(s.ops->write(s.b, p, host, BYTES));
+        memset(host, 0, BYTES);
+        assert_ok(s.ops->read(s.b, host, p, BYTES));
+        for (uint32_t i = 0; i < BYTES; i++)
+            assert_int_equal(host[i], round);
+    }
+    s.ops->free(s.b, p);
+    s.ops->host_free(s.b, host);
+    subject_close(&s);
+}
+
 static void marks_are_reached_in_order(void **state)
 {
     (void)state;
@@ -776,6 +797,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(kv_that_was_written_is_there_for_the_next_step),
         cmocka_unit_test(tokens_drawn_on_the_device_are_the_samplers),
         cmocka_unit_test(memory_is_zero_bounded_and_given_back),
+        cmocka_unit_test(reads_and_writes_are_done_when_they_return),
         cmocka_unit_test(marks_are_reached_in_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -221,6 +221,22 @@ static void recorded_steps_never_use_memory_that_went(void **state)
     assert_true(growing_scratch_is_right());
 }
 
+/* As an engine that stops does not wait for its last steps. */
+static void closing_waits_for_steps_under_way(void **state)
+{
+    (void)state;
+    struct model *m = model_open();
+    fake_knobs()->stream_delay_us = 300;
+    for (uint32_t i = 0; i < 4; i++)
+        decode(m, 4, i, i);
+    ops->close(m->b);
+    assert_cuda(cudaDeviceSynchronize());
+    for (uint32_t i = 0; i < 4; i++)
+        assert_true(is_right(m, 4, i, i));
+    cudaFree(m->table), cudaFree(m->x), cudaFree(m->picked), cudaFreeHost(m->host);
+    mem_free(m);
+}
+
 static void a_device_that_failed_stays_failed(void **state)
 {
     (void)state;
@@ -377,6 +393,7 @@ int main(void)
         TEST(a_watched_step_is_not_recorded),
         TEST(nothing_is_written_before_it_was_read),
         TEST(recorded_steps_never_use_memory_that_went),
+        TEST(closing_waits_for_steps_under_way),
         cmocka_unit_test_setup_teardown(a_device_that_failed_stays_failed, reset, reset),
         TEST(any_thread_steps_on_the_backends_device),
         TEST(waiting_ends_with_its_time),

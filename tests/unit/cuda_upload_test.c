@@ -19,7 +19,7 @@ static uint32_t begin_anew(void)
 }
 static void delay_streams(void)
 {
-    fake_knobs()->stream_delay_us = 20;
+    fake_knobs()->stream_delay_us = 200;
 }
 #else
 #include <cuda_runtime_api.h>
@@ -120,6 +120,21 @@ static void a_buffer_is_not_written_before_its_copy_is_done(void **state)
     assert_ok(upload_finish(u));
     check_arrived(device, DTYPE_BF16, source, DTYPE_BF16, 1000);
     upload_free(u);
+    cudaFree(device);
+}
+
+static void what_is_given_up_ends_before_its_buffers_go(void **state)
+{
+    (void)state;
+    const struct upload_options o = {.threads = 2, .buffer_bytes = BUFFER_BYTES};
+    struct upload *u;
+    void *device;
+    delay_streams();
+    assert_ok(upload_new(&u, &o));
+    assert_ok(cuda_take(&device, COUNT, "a tensor"));
+    assert_ok(upload_add(u, device, DTYPE_BF16, source, DTYPE_BF16, 200));
+    upload_free(u);
+    check_arrived(device, DTYPE_BF16, source, DTYPE_BF16, 200);
     cudaFree(device);
 }
 
@@ -239,6 +254,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(every_element_arrives_in_the_wanted_type, reset,
                                         check_nothing_is_left),
         cmocka_unit_test_setup_teardown(a_buffer_is_not_written_before_its_copy_is_done, reset,
+                                        check_nothing_is_left),
+        cmocka_unit_test_setup_teardown(what_is_given_up_ends_before_its_buffers_go, reset,
                                         check_nothing_is_left),
         cmocka_unit_test_setup_teardown(the_end_is_told_with_all_bytes, reset,
                                         check_nothing_is_left),
