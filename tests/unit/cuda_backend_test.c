@@ -187,7 +187,7 @@ static bool growing_scratch_is_right(void)
     struct backend_options narrow = options;
     narrow.dtype = DTYPE_BF16;
     assert_ok(ops->open(&a.b, &narrow));
-    fake_knobs()->stream_delay_us = 300; /* steps use the scratch while it grows */
+    fake_knobs()->stream_delay_us = 1000; /* steps use the scratch while it grows */
     a.kv = (struct kv_view){.geometry = {1, 4, 64, BLOCK_TOKENS, KV_LAYOUT_CUDA, DTYPE_BF16},
                             .blocks_count = 1};
     a.kv.base = ops->alloc(a.b, kv_block_bytes(&a.kv.geometry));
@@ -226,7 +226,7 @@ static void closing_waits_for_steps_under_way(void **state)
 {
     (void)state;
     struct model *m = model_open();
-    fake_knobs()->stream_delay_us = 300;
+    fake_knobs()->stream_delay_us = 2000;
     for (uint32_t i = 0; i < 4; i++)
         decode(m, 4, i, i);
     ops->close(m->b);

@@ -17,9 +17,9 @@ static uint32_t begin_anew(void)
 {
     return fake_reset();
 }
-static void delay_streams(void)
+static void delay_streams(uint32_t us)
 {
-    fake_knobs()->stream_delay_us = 200;
+    fake_knobs()->stream_delay_us = us;
 }
 #else
 #include <cuda_runtime_api.h>
@@ -27,8 +27,9 @@ static uint32_t begin_anew(void)
 {
     return 0;
 }
-static void delay_streams(void)
+static void delay_streams(uint32_t us)
 {
+    (void)us;
 }
 #endif
 
@@ -113,7 +114,7 @@ static void a_buffer_is_not_written_before_its_copy_is_done(void **state)
     const struct upload_options o = {.threads = 2, .buffer_bytes = 64};
     struct upload *u;
     void *device;
-    delay_streams();
+    delay_streams(200);
     assert_ok(upload_new(&u, &o));
     assert_ok(cuda_take(&device, COUNT, "a tensor"));
     assert_ok(upload_add(u, device, DTYPE_BF16, source, DTYPE_BF16, 1000));
@@ -129,7 +130,7 @@ static void what_is_given_up_ends_before_its_buffers_go(void **state)
     const struct upload_options o = {.threads = 2, .buffer_bytes = BUFFER_BYTES};
     struct upload *u;
     void *device;
-    delay_streams();
+    delay_streams(20000);
     assert_ok(upload_new(&u, &o));
     assert_ok(cuda_take(&device, COUNT, "a tensor"));
     assert_ok(upload_add(u, device, DTYPE_BF16, source, DTYPE_BF16, 200));
