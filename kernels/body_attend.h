@@ -44,7 +44,7 @@ struct attend_item {
 
 struct attend_tile {
     const char *k[TILE_BLOCKS], *v[TILE_BLOCKS]; /* of the item's first kv head */
-    const char *ahead[TILE_BLOCKS];              /* the next K, to be asked for meanwhile */
+    const char *ahead[TILE_BLOCKS];              /* the next tile's K; V where there is none */
     uint32_t token;                              /* its first */
     uint32_t block_first,
         block_end;       /* blocks that some query has tokens in: the others may not be there */
@@ -81,6 +81,20 @@ static inline uint32_t head_end(const struct attend_item *it, uint32_t query, ui
     return next < end ? next : end;
 }
 
+/* What to ask for while K or V of a kv head is read: the same of the next head, behind the last one what
+ * comes then, V or the next tile's K. All have as many bytes. */
+struct ahead {
+    const char *const *from;
+    size_t at;
+};
+static inline struct ahead ahead_of(const struct attend_item *it, size_t head_at,
+                                    const char *const *same, const char *const *then)
+{
+    size_t next = head_at + it->head_bytes;
+    if (next < it->kv_heads * it->head_bytes) return (struct ahead){same, next};
+    return (struct ahead){then, 0};
+}
+
 /* --- scores --- */
 
 /* `queries` queries against `blocks` blocks, along the tokens. */
@@ -90,6 +104,7 @@ static inline __attribute__((always_inline)) void score_bf16(struct attend_item 
                                                              uint32_t query, uint32_t queries)
 {
     const size_t head_at = head_offset(it, query);
+    const struct ahead ahead = ahead_of(it, head_at, t->k, t->v);
     struct vec sum[TILE_BLOCKS][VEC_SCORE_ROWS];
     for (uint32_t n = 0; n < blocks; n++)
         for (uint32_t j = 0; j < queries; j++)
@@ -98,8 +113,7 @@ static inline __attribute__((always_inline)) void score_bf16(struct attend_item 
     for (uint32_t i = 0; i < it->a->shape.head_dim / 2; i++, q += 2 * ATTEND_QUERIES)
         for (uint32_t n = 0; n < blocks; n++) {
             struct pairs tokens = pairs_load(t->k[block + n] + head_at + (size_t)i * 64);
-            /* V has as many bytes as K and is needed next */
-            vec_prefetch(t->v[block + n] + head_at + (size_t)i * 64);
+            vec_prefetch(ahead.from[block + n] + ahead.at + (size_t)i * 64);
             for (uint32_t j = 0; j < queries; j++)
                 sum[n][j] = vec_dot2(sum[n][j], pairs_set1(q + 2 * j), tokens);
         }
@@ -297,6 +311,7 @@ weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, 
 {
     const uint32_t dim = it->a->shape.head_dim, unit = form == WEIGH_F32 ? 1 : 2;
     const size_t head_at = form == WEIGH_ACROSS ? 0 : head_offset(it, query);
+    const struct ahead ahead = ahead_of(it, head_at, t->v, t->ahead);
     float *out = it->out + query * it->stride + d;
     struct vec sum[VEC_WEIGH_ROWS][VEC_WEIGH_VECS];
     for (uint32_t j = 0; j < queries; j++)
@@ -324,7 +339,7 @@ weigh_part(struct attend_item *it, const struct attend_tile *t, uint32_t query, 
             v[c] = vecs > 1 ? pairs_load(narrow + c * 32) : pairs_load_some(narrow, dim - d);
             if (edges) v[c] = pairs_keep(v[c], token >= from, token + 1 < to);
             if (form == WEIGH_ALONG)
-                vec_prefetch(t->ahead[token / BLOCK_TOKENS] + head_at + (at + c * 32) * 2);
+                vec_prefetch(ahead.from[token / BLOCK_TOKENS] + ahead.at + (at + c * 32) * 2);
         }
         for (uint32_t j = 0; j < queries; j++) {
             struct pairs weight = pairs_set1(p + j * (form == WEIGH_ALONG ? TILE_TOKENS : 2));
