@@ -32,7 +32,7 @@ for test in "$@"; do
             continue
         fi
         grep -m 1 'fake cuda' "$said" || true
-        grep -m 1 '\[  ERROR ' "$said" || { cat "$said"; echo "$test is not even run"; exit 1; }
+        grep -m 1 -e '\[  ERROR ' -e Sanitizer: "$said" || { cat "$said"; echo "$test is not even run"; exit 1; }
         [ "$name" != none ] || { echo "$test fails ($order) with nothing planted"; exit 1; }
         echo "found ($order)"
         exit 0
