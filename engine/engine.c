@@ -122,8 +122,14 @@ static void plan_tokens(struct engine *g, const struct step *step, const struct 
     }
 }
 
+/* A step with prompts, or whose layers are told: its enqueuer waits for layers. */
+static bool waits_for_layers(const struct step *step)
+{
+    return step->report_layers || step->rows_count > step->sequences_count;
+}
+
 /* Makes new slots and writes the batch. Its outputs are what is sampled, or all rows. */
-static struct batch plan_batch(struct engine *g, const struct step *step, bool report, bool score)
+static struct batch plan_batch(struct engine *g, const struct step *step, bool score)
 {
     struct batch batch = {.rows_count = step->rows_count,
                           .tokens = g->tokens,
@@ -133,7 +139,7 @@ static struct batch plan_batch(struct engine *g, const struct step *step, bool r
                           .table_count = step->table_count,
                           .output_row = g->output_row,
                           .window = g->config.window,
-                          .watched = report || score || step->rows_count > step->sequences_count};
+                          .watched = score || waits_for_layers(step)};
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
         if (q->setup) make_slot(g, q->slot, q->setup);
@@ -153,7 +159,6 @@ static struct batch plan_batch(struct engine *g, const struct step *step, bool r
 struct layer_watch {
     struct engine *engine;
     const struct step *step;
-    bool report;
 };
 
 /* Called after each layer: counts, tells, and looks at the flags. */
@@ -162,7 +167,7 @@ static bool on_layer(void *ctx, uint32_t layer)
     const struct layer_watch *w = ctx;
     struct engine *g = w->engine;
     atomic_fetch_add_explicit(&g->progress, 1, memory_order_relaxed);
-    if (w->report)
+    if (w->step->report_layers && g->inbox) /* engine_run tells nobody */
         g->on_event(
             g->on_event_ctx,
             &(struct engine_event){.kind = ENGINE_LAYER, .step_id = w->step->id, .layer = layer});
@@ -171,23 +176,23 @@ static bool on_layer(void *ctx, uint32_t layer)
 }
 
 /* Enqueues the step's forward pass; *batch stays good until the next one is planned. */
-static enum err run_rows(struct engine *g, struct step *step, bool report, enum forward_end end,
+static enum err run_rows(struct engine *g, struct step *step, enum forward_end end,
                          struct batch *batch)
 {
     check_step(g, step);
     if (g->sick) return err_set(ERR_DEVICE, "the device failed in an earlier step");
-    *batch = plan_batch(g, step, report, end == FORWARD_KV);
-    struct layer_watch layers = {g, step, report};
+    *batch = plan_batch(g, step, end == FORWARD_KV);
+    struct layer_watch layers = {g, step};
     struct forward_watch watch = {.layer = on_layer, .ctx = &layers};
     return step->rows_count == 0 ? OK : forward_run(&g->forward, batch, end, &watch);
 }
 
-static void begin_step(struct engine *g, struct flight *f, struct step *step, bool report)
+static void begin_step(struct engine *g, struct flight *f, struct step *step)
 {
     struct batch batch;
     f->step = step;
     f->began_ns = clock_now_ns();
-    f->status = run_rows(g, step, report, FORWARD_DRAW, &batch);
+    f->status = run_rows(g, step, FORWARD_DRAW, &batch);
     if (f->status == OK && f->drawn && batch.outputs_count > 0)
         g->ops->fetch(g->backend, f->drawn, g->forward.drawn,
                       batch.outputs_count * sizeof *f->drawn);
@@ -235,7 +240,7 @@ enum err engine_run(struct engine *g, struct step *step)
 {
     CHECK(!g->inbox);
     uint32_t outputs = 0;
-    begin_step(g, &g->flight[0], step, false);
+    begin_step(g, &g->flight[0], step);
     enum err e = end_step(g, &g->flight[0], TIME_NEVER);
     for (uint32_t i = 0; i < step->sequences_count; i++)
         outputs += step->sequence[i].sample;
@@ -255,7 +260,7 @@ enum err engine_run_scored(struct engine *g, struct step *step, float *logits)
     size_t vocab = g->facts.vocab_count;
     struct batch batch;
     CHECK(!g->inbox);
-    enum err e = run_rows(g, step, false, FORWARD_KV, &batch);
+    enum err e = run_rows(g, step, FORWARD_KV, &batch);
     for (uint32_t first = 0; e == OK && first < step->rows_count; first += rows_max) {
         uint32_t rows = step->rows_count - first < rows_max ? step->rows_count - first : rows_max;
         forward_logits(&g->forward, &batch, first, rows);
@@ -311,12 +316,11 @@ static bool settle(struct engine *g, uint64_t timeout_ns)
 /* A step whose layers are waited for begins when those before it have ended. */
 static void launch(struct engine *g, struct step *step)
 {
-    while (g->flights_count > 0 &&
-           (step->report_layers || step->rows_count > step->sequences_count))
+    while (g->flights_count > 0 && waits_for_layers(step))
         settle(g, TIME_NEVER);
     struct flight *f = &g->flight[(g->flight_first + g->flights_count++) % g->facts.queue_depth];
     if (!step->cancel && !g->stopping) {
-        begin_step(g, f, step, step->report_layers);
+        begin_step(g, f, step);
         return;
     }
     f->step = step;
