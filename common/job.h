@@ -54,6 +54,13 @@ struct sampling {
     uint32_t bias_count;
 };
 
+/* Whether drawing looks at what the sequence has seen of each token. */
+static inline bool sampling_needs_counts(const struct sampling *s)
+{
+    return s->repetition_penalty != 1.0f || s->presence_penalty != 0.0f ||
+           s->frequency_penalty != 0.0f;
+}
+
 /* The result for one generated token. Log-probabilities are of the model's distribution before
  * temperature and filters, after bias and penalties. */
 struct token_info {

@@ -34,16 +34,10 @@ static uint32_t best_of(const float *logits, uint32_t count)
 
 /* Bias and penalties. */
 
-bool sampler_needs_counts(const struct sampling *p)
-{
-    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f ||
-           p->frequency_penalty != 0.0f;
-}
-
 static const float *adjust(struct sampler *s, const struct sampler_ask *ask)
 {
     const struct sampling *p = ask->sampling;
-    bool penalties = sampler_needs_counts(p);
+    bool penalties = sampling_needs_counts(p);
     if (p->bias_count == 0 && !penalties) return ask->logits;
     memcpy(s->adjusted, ask->logits, s->vocab_count * sizeof *s->adjusted);
     for (uint32_t i = 0; i < p->bias_count; i++)

@@ -40,7 +40,7 @@ struct sampler_ask {
     const float *logits; /* [vocab_count] */
     const struct sampling *sampling;
     const uint32_t *counts; /* [vocab_count] as DRAW_IN_PROMPT has it; may be NULL if
-                               sampler_needs_counts says no */
+                               sampling_needs_counts says no */
     uint32_t choice;
     uint32_t index; /* of the token to draw, from 0 */
 };
@@ -48,6 +48,5 @@ struct sampler_ask {
 enum err sampler_init(struct sampler *s, uint32_t vocab_count);
 void sampler_fini(struct sampler *s);
 void sampler_draw(struct sampler *s, const struct sampler_ask *ask, struct token_info *out);
-bool sampler_needs_counts(const struct sampling *sampling);
 
 #endif

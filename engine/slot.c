@@ -49,7 +49,7 @@ void slot_make(struct slots *s, uint32_t index, const struct job *job)
     slot->sampling.bias = bias;
     if (job->sampling.bias_count > 0)
         memcpy(bias, job->sampling.bias, job->sampling.bias_count * sizeof *bias);
-    if (!sampler_needs_counts(&slot->sampling)) return;
+    if (!sampling_needs_counts(&slot->sampling)) return;
     memset(counts, 0, s->vocab_count * sizeof *counts);
     for (uint32_t i = 0; i < job->prompt_count; i++)
         counts[job->prompt[i]] = DRAW_IN_PROMPT;
@@ -69,5 +69,5 @@ void slot_draw(struct slots *s, uint32_t index, struct sampler *sampler, const f
     sampler_draw(sampler, &ask, out);
     slot->index++;
     slot->last = out->token;
-    if (sampler_needs_counts(&slot->sampling)) counts_of(s, index)[out->token]++;
+    if (sampling_needs_counts(&slot->sampling)) counts_of(s, index)[out->token]++;
 }

@@ -78,7 +78,7 @@ struct backend {
     struct stage stage[STAGES];
     uint32_t stage_next;
     struct cuda_batch batch;
-    uint32_t rows, decode_rows, tiles; /* that the ops are called for */
+    uint32_t decode_rows, tiles; /* that the ops are called for */
     bool recording;
     struct recorded graph[GRAPHS_MAX]; /* ascending rows */
     uint32_t graphs_count;
@@ -113,6 +113,11 @@ static inline bool backend_ok(const struct backend *b)
 void backend_enter(struct backend *b);
 /* The failure that was kept, with its text. */
 enum err backend_status(const struct backend *b);
+
+static inline struct cuda_kv backend_kv(const struct kv_view *kv, uint32_t layer)
+{
+    return (struct cuda_kv){.base = kv->base, .geometry = kv->geometry, .layer = layer};
+}
 
 enum err stage_open(struct stage *s, size_t bytes);
 void stage_close(struct stage *s);

@@ -34,61 +34,73 @@ static uint32_t chunk_of(const struct kv_view *kv)
     return blocks < STAGING_BLOCKS ? (uint32_t)blocks : STAGING_BLOCKS;
 }
 
-static enum err begin(struct backend *b, const uint32_t *blocks, uint32_t count)
+/* One chunk's way, behind the numbers of its blocks. */
+struct move {
+    struct kv_mover *m;
+    struct cuda_kv place;
+    uint32_t count, layout;
+    size_t bytes;
+};
+typedef enum err move_fn(const struct move *v, char *host);
+
+static enum err move_out(const struct move *v, char *host)
+{
+    struct kv_mover *m = v->m;
+    enum err e =
+        cuda_check(cuda_kv_gather(m->stream, m->staging, &v->place, m->blocks, v->count, v->layout),
+                   "gathering KV");
+    if (e == OK)
+        e = cuda_check(
+            cudaMemcpyAsync(host, m->staging, v->bytes, cudaMemcpyDeviceToHost, m->stream),
+            "reading KV");
+    if (e == OK && !PLANTED("kv_read_not_waited_for"))
+        e = cuda_check(cudaStreamSynchronize(m->stream), "reading KV");
+    return e;
+}
+
+static enum err move_in(const struct move *v, char *host)
+{
+    struct kv_mover *m = v->m;
+    enum err e =
+        cuda_check(cudaMemcpyAsync(m->staging, host, v->bytes, cudaMemcpyHostToDevice, m->stream),
+                   "writing KV");
+    if (e == OK)
+        e = cuda_check(
+            cuda_kv_scatter(m->stream, &v->place, m->staging, m->blocks, v->count, v->layout),
+            "scattering KV");
+    if (e == OK && !PLANTED("kv_write_not_waited_for"))
+        e = cuda_check(cudaStreamSynchronize(m->stream), "writing KV");
+    return e;
+}
+
+static enum err move_all(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                         const uint32_t *blocks, uint32_t blocks_count, uint32_t layout, char *host,
+                         move_fn *way)
 {
     struct kv_mover *m = &b->mover;
+    size_t layer_bytes = kv_layer_bytes(&kv->geometry);
+    uint32_t chunk = chunk_of(kv);
     enum err e = cuda_device_use(b->device.index);
-    if (e != OK) return e;
-    return cuda_check(cudaMemcpyAsync(m->blocks, blocks, count * sizeof *blocks,
-                                      cudaMemcpyHostToDevice, m->stream),
-                      "KV's block numbers");
+    for (uint32_t first = 0; first < blocks_count && e == OK; first += chunk) {
+        uint32_t count = blocks_count - first < chunk ? blocks_count - first : chunk;
+        struct move v = {m, backend_kv(kv, layer), count, layout, count * layer_bytes};
+        e = cuda_check(cudaMemcpyAsync(m->blocks, blocks + first, count * sizeof *blocks,
+                                       cudaMemcpyHostToDevice, m->stream),
+                       "KV's block numbers");
+        if (e == OK) e = way(&v, host + first * layer_bytes);
+    }
+    return e;
 }
 
 enum err cuda_kv_read(struct backend *b, const struct kv_view *kv, uint32_t layer,
                       const uint32_t *blocks, uint32_t blocks_count, uint32_t layout, void *host)
 {
-    struct kv_mover *m = &b->mover;
-    const struct cuda_kv place = {.base = kv->base, .geometry = kv->geometry, .layer = layer};
-    size_t layer_bytes = kv_layer_bytes(&kv->geometry);
-    uint32_t chunk = chunk_of(kv);
-    for (uint32_t first = 0; first < blocks_count; first += chunk) {
-        uint32_t count = blocks_count - first < chunk ? blocks_count - first : chunk;
-        enum err e = begin(b, blocks + first, count);
-        if (e == OK)
-            e = cuda_check(cuda_kv_gather(m->stream, m->staging, &place, m->blocks, count, layout),
-                           "gathering KV");
-        if (e == OK)
-            e = cuda_check(cudaMemcpyAsync((char *)host + first * layer_bytes, m->staging,
-                                           count * layer_bytes, cudaMemcpyDeviceToHost, m->stream),
-                           "reading KV");
-        if (e == OK && !PLANTED("kv_read_not_waited_for"))
-            e = cuda_check(cudaStreamSynchronize(m->stream), "reading KV");
-        if (e != OK) return e;
-    }
-    return OK;
+    return move_all(b, kv, layer, blocks, blocks_count, layout, host, move_out);
 }
 
 enum err cuda_kv_write(struct backend *b, const struct kv_view *kv, uint32_t layer,
                        const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
                        const void *host)
 {
-    struct kv_mover *m = &b->mover;
-    const struct cuda_kv place = {.base = kv->base, .geometry = kv->geometry, .layer = layer};
-    size_t layer_bytes = kv_layer_bytes(&kv->geometry);
-    uint32_t chunk = chunk_of(kv);
-    for (uint32_t first = 0; first < blocks_count; first += chunk) {
-        uint32_t count = blocks_count - first < chunk ? blocks_count - first : chunk;
-        enum err e = begin(b, blocks + first, count);
-        if (e == OK)
-            e = cuda_check(cudaMemcpyAsync(m->staging, (const char *)host + first * layer_bytes,
-                                           count * layer_bytes, cudaMemcpyHostToDevice, m->stream),
-                           "writing KV");
-        if (e == OK)
-            e = cuda_check(cuda_kv_scatter(m->stream, &place, m->staging, m->blocks, count, layout),
-                           "scattering KV");
-        if (e == OK && !PLANTED("kv_write_not_waited_for"))
-            e = cuda_check(cudaStreamSynchronize(m->stream), "writing KV");
-        if (e != OK) return e;
-    }
-    return OK;
+    return move_all(b, kv, layer, blocks, blocks_count, layout, (char *)(uintptr_t)host, move_in);
 }

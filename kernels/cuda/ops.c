@@ -20,11 +20,6 @@ static struct cuda_attention attention_of(const struct attend_shape *s, const st
                                    .dtype = kv->geometry.dtype};
 }
 
-static struct cuda_kv kv_of(const struct kv_view *kv, uint32_t layer)
-{
-    return (struct cuda_kv){.base = kv->base, .geometry = kv->geometry, .layer = layer};
-}
-
 void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,
                 uint32_t rows_max)
 {
@@ -83,7 +78,7 @@ void op_rope_append(struct backend *b, void *qkv, const struct batch *batch, uin
 {
     const struct cuda_batch now = batch_now(b, batch);
     const struct cuda_attention a = attention_of(shape, kv);
-    const struct cuda_kv place = kv_of(kv, layer);
+    const struct cuda_kv place = backend_kv(kv, layer);
     if (!backend_ok(b)) return;
     backend_check(b, cuda_rope_append(b->stream, qkv, &now, rope->cos, rope->sin, &a, &place, rows),
                   "rope_append");
@@ -110,7 +105,7 @@ void op_attend(struct backend *b, void *out, const void *qkv, const struct batch
 {
     const struct cuda_batch now = batch_now(b, batch);
     const struct cuda_attention a = attention_of(shape, kv);
-    const struct cuda_kv place = kv_of(kv, layer);
+    const struct cuda_kv place = backend_kv(kv, layer);
     uint32_t stride = (shape->heads + 2 * shape->kv_heads) * shape->head_dim;
     (void)rows;
     if (!backend_ok(b)) return;

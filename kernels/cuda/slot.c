@@ -52,11 +52,6 @@ void slots_close(struct backend *b)
     stage_close(&b->list_stage);
 }
 
-static bool has_penalties(const struct sampling *s)
-{
-    return s->repetition_penalty != 1 || s->presence_penalty != 0 || s->frequency_penalty != 0;
-}
-
 static struct cuda_sampling sampling_of(const struct job *job)
 {
     const struct sampling *s = &job->sampling;
@@ -72,7 +67,7 @@ static struct cuda_sampling sampling_of(const struct job *job)
                                   .choice = job->key.choice,
                                   .seed = s->seed,
                                   .logprobs = s->logprobs,
-                                  .penalties = has_penalties(s)};
+                                  .penalties = sampling_needs_counts(s)};
 }
 
 /* The tokens of prompt and answer, for their counts: lists are rare and long, so that there is one

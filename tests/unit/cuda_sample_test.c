@@ -138,7 +138,7 @@ static void make(struct rig *x, struct random *r, uint32_t slot, struct sampling
                                  .choice = job.key.choice,
                                  .seed = p->seed,
                                  .logprobs = p->logprobs,
-                                 .penalties = sampler_needs_counts(p)};
+                                 .penalties = sampling_needs_counts(p)};
     to_device(x->device.sampling + slot, &same, sizeof same);
     to_device(x->device.index + slot, &x->slots.slot[slot].index, sizeof(uint32_t));
     to_device(x->device.last + slot, &x->slots.slot[slot].last, sizeof(uint32_t));
@@ -217,7 +217,7 @@ static void compare_slots(const struct rig *x)
         const struct slot *slot = &x->slots.slot[i];
         assert_int_equal(index[i], slot->index);
         assert_int_equal(last[i], slot->last);
-        if (!sampler_needs_counts(&slot->sampling)) continue;
+        if (!sampling_needs_counts(&slot->sampling)) continue;
         device_read(counts, x->device.counts + (size_t)i * x->vocab, x->vocab * sizeof *counts);
         assert_memory_equal(counts, x->slots.counts + (size_t)i * x->vocab,
                             x->vocab * sizeof *counts);
