@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* 1 was an order of CPU pools in which V's tokens did not lie in pairs. */
 enum { BLOCK_TOKENS = 16, KV_LAYOUT_CUDA = 2, KV_LAYOUT_CPU = 3 };
@@ -56,6 +57,27 @@ static inline bool kv_geometry_equal(const struct kv_geometry *a, const struct k
            a->head_dim == b->head_dim && a->block_tokens == b->block_tokens &&
            a->layout == b->layout && a->dtype == b->dtype;
 }
+/* Checksum of a payload of `words` 64-bit little-endian words, which a device computes while it copies
+ * them, in any order: the sum of the words, each with its place in it and sent through splitmix64's
+ * finalizer (Steele, Lea and Flood, 2014). */
+static inline uint64_t kv_hash_word(uint64_t word, uint64_t place)
+{
+    uint64_t h = word + (place + 1) * 0x9e3779b97f4a7c15u;
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ h >> 27) * 0x94d049bb133111ebu;
+    return h ^ h >> 31;
+}
+static inline uint64_t kv_hash(const void *bytes, size_t words)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word;
+        memcpy(&word, (const char *)bytes + 8 * i, 8);
+        sum += kv_hash_word(word, i);
+    }
+    return sum;
+}
+
 /* The order in which KV travels between pools of these two layouts: whose pool has another one converts.
  * 0: they cannot meet. */
 static inline uint32_t kv_layout_between(uint32_t a, uint32_t b)

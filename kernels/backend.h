@@ -23,7 +23,7 @@
  * Ops are enqueued and take effect in call order. They return nothing: what fails in them fails at
  * `wait` and `sync`. All ops obey docs/numerics.md: the same bits for a row whatever the other rows,
  * the threads, the path.
- * Owner: the engine thread calls everything but kv_read and kv_write, which one other thread may
+ * Owner: the engine thread calls everything but the four kv_…, which one other thread may
  * call at the same time; the backend's own workers stay inside it. */
 #ifndef TANDEM_KERNELS_BACKEND_H
 #define TANDEM_KERNELS_BACKEND_H
@@ -36,7 +36,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 2
+#define BACKEND_ABI 3
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
@@ -230,6 +230,15 @@ struct backend_ops {
     enum err (*kv_write)(struct backend *b, const struct kv_view *kv, uint32_t layer,
                          const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
                          const void *host);
+    /* The same between the pool and other device memory: a slot of a link, 256-byte aligned, perhaps
+     * another process's. `hash` is kv_hash (common/geometry.h) of the bytes in the order `layout`: as
+     * gathered, or as they were read from the slot for the pool. NULL: this device has no such links. */
+    enum err (*kv_gather)(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                          const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                          void *slot, uint64_t *hash);
+    enum err (*kv_scatter)(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                           const void *slot, uint64_t *hash);
 
     /* A mark is reached when everything enqueued before it is done. Marks are numbered from 1. On
      * the CPU ops run at once and a mark is reached when it is made. */

@@ -20,9 +20,19 @@
  * it writes, a link answers with ERR_FORMAT or ERR_PEER. What shows that the peer has gone: `poll`,
  * and every call that needs it.
  *
- * A link whose transport has operations in place of bytes (NCCL: both sides post operation k) keeps
- * its numbering, its slots and their registration to itself: it takes whole frames from send into a
- * slot and hands out slots as frames. */
+ * Links of devices (NCCL, CUDA IPC) carry a frame's payload from device memory to device memory:
+ *
+ *     if (ops->slot) {                                       // P
+ *         e = ops->slot(link, &slot);                        // OK, or ERR_AGAIN: none is free
+ *         gather(slot, bytes);                               // complete on return
+ *         e = ops->send_slot(link, head, head_bytes, bytes); // the slot is the link's again
+ *         e = ops->receive(link, &head, &size);              // D, as ever
+ *         slot = ops->payload(link, &bytes);                 // NULL: this frame came without one
+ *         scatter(slot, bytes); ops->release(link);          // complete before release
+ *
+ * Slots are staging memory, never a pool's. Operations, their numbers and their order, credits and
+ * the registration of memory are the link's own affair (xfer/device/). Frames without a payload, which
+ * these links take through send, keep their place between those that have one. */
 #ifndef TANDEM_XFER_LINK_H
 #define TANDEM_XFER_LINK_H
 
@@ -43,7 +53,7 @@ struct kv_listener {
 };
 
 enum {
-    KV_LINK_VERSION = 1,
+    KV_LINK_VERSION = 2,
     KV_LINK_PIECES_MAX = 260, /* of one frame */
     KV_LINK_ADDRESS_MAX = 128,
 };
@@ -56,11 +66,19 @@ struct kv_piece {
 struct kv_link_options {
     uint32_t frame_bytes_max; /* the same on both sides; longer frames of a peer end the link */
     uint64_t ring_bytes;      /* shm: of the ring from dialler to listener; 0: 8 MiB */
+    /* Links of devices. */
+    uint32_t device_index; /* the device whose memory it is, as --device names it */
+    uint32_t slot_bytes;   /* of each slot; the smaller one of both sides' holds */
+    uint32_t slots_count;  /* of each link */
+    uint32_t links_max; /* that may be open at once: memory; more are turned away with ERR_FULL */
+    const char
+        *interface; /* NCCL: for its own sockets, "" lets it choose; host memory of the caller */
 };
 
 struct kv_link_facts {
     uint64_t window_bytes; /* payload that may be in flight: keeps it busy, fits its memory */
-    bool device_memory;    /* pieces may be device pointers */
+    uint32_t
+        slot_bytes; /* the longest payload of a frame in a slot; 0: no slots, all is host memory */
 };
 
 struct kv_link_ops {
@@ -98,6 +116,17 @@ struct kv_link_ops {
     void (*release)(struct kv_link *link);
     void (*close)(
         struct kv_link *link); /* NULL is allowed. What was sent before may still arrive */
+
+    /* Links of devices; all three NULL for others. Where the payload of the next frame is to be put:
+     * device memory of facts.slot_bytes, the caller's until send_slot, the same again when asked again
+     * before that. ERR_AGAIN: none is free; the fd becomes readable when one is. */
+    enum err (*slot)(struct kv_link *link, void **slot);
+    /* Sends a frame whose payload is the first `payload_bytes` (not 0) of the slot. Never ERR_AGAIN
+     * after slot said OK. */
+    enum err (*send_slot)(struct kv_link *link, const void *head, size_t head_bytes,
+                          size_t payload_bytes);
+    /* Of the frame that receive has handed out, in device memory until release; NULL: it has none. */
+    const void *(*payload)(const struct kv_link *link, size_t *payload_bytes);
 };
 
 extern const struct kv_link_ops kv_link_shm, kv_link_tcp;

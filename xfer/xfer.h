@@ -104,6 +104,13 @@ struct xfer_device {
     enum err (*write)(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
                       uint32_t layout, const void *host);
     void *staging; /* the host memory: xfer_staging_bytes; what the device copies fastest */
+    /* The same between the pool and a slot of a device link (xfer/link.h), in device memory; `hash` is that
+     * of the bytes in `layout` order (kernels/backend.h, kv_gather). Both NULL: no such links. */
+    enum err (*gather)(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                       uint32_t layout, void *slot, uint64_t *hash);
+    enum err (*scatter)(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                        uint32_t layout, const void *slot, uint64_t *hash);
+    uint32_t index; /* the device's number */
 };
 
 struct xfer_options {
