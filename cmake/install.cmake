@@ -30,4 +30,7 @@ if(EXISTS ${PROJECT_SOURCE_DIR}/examples/demo_model/model)
     install(DIRECTORY examples/demo_model/model/
             DESTINATION ${CMAKE_INSTALL_DATADIR}/tandem/demo_model)
 endif()
+# Units, charts and examples; demo.sh is of the source tree.
+install(DIRECTORY deploy DESTINATION ${CMAKE_INSTALL_DATADIR}/tandem USE_SOURCE_PERMISSIONS
+        PATTERN demo.sh EXCLUDE)
 install(FILES LICENSE README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
