@@ -36,7 +36,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 3
+#define BACKEND_ABI 4
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
