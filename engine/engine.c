@@ -430,6 +430,8 @@ static enum err open_backend(struct engine *g, enum dtype dtype)
     if ((e = g->ops->open(&g->backend, &o)) != OK) return e;
     const struct backend_facts *facts = g->ops->facts(g->backend);
     CHECK(facts->queue_depth <= FLIGHTS_MAX && (facts->draws || facts->host_memory));
+    g->facts.device_index = o.device_index;
+    g->facts.kv_slots = g->ops->kv_gather != NULL;
     return OK;
 }
 
@@ -710,6 +712,18 @@ enum err engine_kv_write(struct engine *g, uint32_t layer, const uint32_t *block
                          uint32_t blocks_count, uint32_t layout, const void *host)
 {
     return g->ops->kv_write(g->backend, &g->kv, layer, blocks, blocks_count, layout, host);
+}
+
+enum err engine_kv_gather(struct engine *g, uint32_t layer, const uint32_t *blocks,
+                          uint32_t blocks_count, uint32_t layout, void *slot, uint64_t *hash)
+{
+    return g->ops->kv_gather(g->backend, &g->kv, layer, blocks, blocks_count, layout, slot, hash);
+}
+
+enum err engine_kv_scatter(struct engine *g, uint32_t layer, const uint32_t *blocks,
+                           uint32_t blocks_count, uint32_t layout, const void *slot, uint64_t *hash)
+{
+    return g->ops->kv_scatter(g->backend, &g->kv, layer, blocks, blocks_count, layout, slot, hash);
 }
 
 void *engine_host_alloc(struct engine *g, size_t bytes)

@@ -57,6 +57,8 @@ struct engine_facts {
     uint32_t eos_count;
     const char *model_name; /* the directory's last component */
     const char *device;     /* "cpu-avx512 x2" */
+    uint32_t device_index;  /* of "cuda:1": 1 */
+    bool kv_slots;          /* engine_kv_gather and engine_kv_scatter are there */
     uint64_t weights_bytes;
     uint64_t load_ns;       /* what engine_open took */
     uint64_t weights_ns;    /* of that, for the weights: until they were copied, packed or mapped */
@@ -77,6 +79,14 @@ enum err engine_kv_read(struct engine *engine, uint32_t layer, const uint32_t *b
                         uint32_t blocks_count, uint32_t layout, void *host);
 enum err engine_kv_write(struct engine *engine, uint32_t layer, const uint32_t *blocks,
                          uint32_t blocks_count, uint32_t layout, const void *host);
+/* The same between the pool and a link's slot in device memory (kernels/backend.h, kv_gather); only where
+ * engine_facts says kv_slots. */
+enum err engine_kv_gather(struct engine *engine, uint32_t layer, const uint32_t *blocks,
+                          uint32_t blocks_count, uint32_t layout, void *slot, uint64_t *hash);
+enum err engine_kv_scatter(struct engine *engine, uint32_t layer, const uint32_t *blocks,
+                           uint32_t blocks_count, uint32_t layout, const void *slot,
+                           uint64_t *hash);
+
 void *engine_host_alloc(struct engine *engine, size_t bytes);
 void engine_host_free(struct engine *engine, void *p);
 const struct kv_view *engine_kv(const struct engine *engine); /* tests and tools */

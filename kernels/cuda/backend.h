@@ -60,6 +60,8 @@ struct kv_mover {
     cudaStream_t stream;
     void *staging; /* device */
     uint32_t *blocks;
+    uint64_t *hash;      /* device */
+    uint64_t *hash_host; /* pinned */
 };
 
 struct backend {
@@ -153,6 +155,12 @@ enum err cuda_kv_read(struct backend *b, const struct kv_view *kv, uint32_t laye
 enum err cuda_kv_write(struct backend *b, const struct kv_view *kv, uint32_t layer,
                        const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
                        const void *host);
+enum err cuda_kv_to_slot(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                         const uint32_t *blocks, uint32_t blocks_count, uint32_t layout, void *slot,
+                         uint64_t *hash);
+enum err cuda_kv_from_slot(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                           const void *slot, uint64_t *hash);
 
 /* ops.c; as backend.h has them. */
 void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,

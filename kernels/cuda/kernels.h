@@ -105,11 +105,14 @@ cudaError_t cuda_rope_append(cudaStream_t stream, void *qkv, const struct cuda_b
                              const float *cos, const float *sin, const struct cuda_attention *a,
                              const struct cuda_kv *kv, uint32_t rows);
 /* Blocks' KV of one layer, to and from contiguous device memory [blocks_count][layer bytes] whose
- * order is `layout`: KV_LAYOUT_CUDA or KV_LAYOUT_CPU. `blocks` is device memory. */
+ * order is `layout`: KV_LAYOUT_CUDA or KV_LAYOUT_CPU. `blocks` is device memory. The contiguous bytes'
+ * kv_hash is added to *hash, which is device memory or NULL. */
 cudaError_t cuda_kv_gather(cudaStream_t stream, void *out, const struct cuda_kv *kv,
-                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout);
+                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                           uint64_t *hash);
 cudaError_t cuda_kv_scatter(cudaStream_t stream, const struct cuda_kv *kv, const void *in,
-                            const uint32_t *blocks, uint32_t blocks_count, uint32_t layout);
+                            const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                            uint64_t *hash);
 
 /* --- product.cu: own matrix products. w is [n][k] row-major of `dtype` --- */
 

@@ -1,4 +1,4 @@
-/* KV blocks between the pool and host memory, for links: gathered into contiguous device memory in the
+/* KV blocks between the pool and host memory, or a link's slot, for links: gathered into contiguous device memory in the
  * order that is wanted, then one copy. On a stream of its own, so that steps go on meanwhile; who calls
  * has seen the mark behind the layer that it reads, and marks a step only when what it wrote is there.
  * Device memory is touched twice more for each byte moved: 1 or 2 % of the time that PCIe takes. */
@@ -14,6 +14,11 @@ enum err mover_open(struct kv_mover *m)
     if (e == OK) e = cuda_take(&m->staging, STAGING_BYTES, "KV on its way");
     if (e == OK)
         e = cuda_take((void **)&m->blocks, STAGING_BLOCKS * sizeof *m->blocks, "KV on its way");
+    if (e == OK) e = cuda_take((void **)&m->hash, sizeof *m->hash, "KV on its way");
+    if (e == OK)
+        e = cuda_check(
+            cudaHostAlloc((void **)&m->hash_host, sizeof *m->hash_host, cudaHostAllocDefault),
+            "pinned memory");
     return e;
 }
 
@@ -22,6 +27,8 @@ void mover_close(struct kv_mover *m)
     if (m->stream) cudaStreamSynchronize(m->stream);
     if (m->staging) cudaFree(m->staging);
     if (m->blocks) cudaFree(m->blocks);
+    if (m->hash) cudaFree(m->hash);
+    if (m->hash_host) cudaFreeHost(m->hash_host);
     if (m->stream) cudaStreamDestroy(m->stream);
 }
 
@@ -46,9 +53,9 @@ typedef enum err move_fn(const struct move *v, char *host);
 static enum err move_out(const struct move *v, char *host)
 {
     struct kv_mover *m = v->m;
-    enum err e =
-        cuda_check(cuda_kv_gather(m->stream, m->staging, &v->place, m->blocks, v->count, v->layout),
-                   "gathering KV");
+    enum err e = cuda_check(
+        cuda_kv_gather(m->stream, m->staging, &v->place, m->blocks, v->count, v->layout, NULL),
+        "gathering KV");
     if (e == OK)
         e = cuda_check(
             cudaMemcpyAsync(host, m->staging, v->bytes, cudaMemcpyDeviceToHost, m->stream),
@@ -66,11 +73,18 @@ static enum err move_in(const struct move *v, char *host)
                    "writing KV");
     if (e == OK)
         e = cuda_check(
-            cuda_kv_scatter(m->stream, &v->place, m->staging, m->blocks, v->count, v->layout),
+            cuda_kv_scatter(m->stream, &v->place, m->staging, m->blocks, v->count, v->layout, NULL),
             "scattering KV");
     if (e == OK && !PLANTED("kv_write_not_waited_for"))
         e = cuda_check(cudaStreamSynchronize(m->stream), "writing KV");
     return e;
+}
+
+static enum err tell_blocks(struct kv_mover *m, const uint32_t *blocks, uint32_t count)
+{
+    return cuda_check(cudaMemcpyAsync(m->blocks, blocks, count * sizeof *blocks,
+                                      cudaMemcpyHostToDevice, m->stream),
+                      "KV's block numbers");
 }
 
 static enum err move_all(struct backend *b, const struct kv_view *kv, uint32_t layer,
@@ -84,9 +98,7 @@ static enum err move_all(struct backend *b, const struct kv_view *kv, uint32_t l
     for (uint32_t first = 0; first < blocks_count && e == OK; first += chunk) {
         uint32_t count = blocks_count - first < chunk ? blocks_count - first : chunk;
         struct move v = {m, backend_kv(kv, layer), count, layout, count * layer_bytes};
-        e = cuda_check(cudaMemcpyAsync(m->blocks, blocks + first, count * sizeof *blocks,
-                                       cudaMemcpyHostToDevice, m->stream),
-                       "KV's block numbers");
+        e = tell_blocks(m, blocks + first, count);
         if (e == OK) e = way(&v, host + first * layer_bytes);
     }
     return e;
@@ -103,4 +115,49 @@ enum err cuda_kv_write(struct backend *b, const struct kv_view *kv, uint32_t lay
                        const void *host)
 {
     return move_all(b, kv, layer, blocks, blocks_count, layout, (char *)(uintptr_t)host, move_in);
+}
+
+/* Between the pool and a slot, all at once: who calls waits for one kernel and eight bytes. */
+static enum err move_slot(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                          const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                          void *slot, bool to_pool, uint64_t *hash)
+{
+    struct kv_mover *m = &b->mover;
+    struct cuda_kv place = backend_kv(kv, layer);
+    enum err e = cuda_device_use(b->device.index);
+    if (blocks_count > STAGING_BLOCKS)
+        return err_set(ERR_INVALID, "%u blocks for a slot, %d are possible", blocks_count,
+                       STAGING_BLOCKS);
+    if (e == OK) e = tell_blocks(m, blocks, blocks_count);
+    if (e == OK)
+        e = cuda_check(cudaMemsetAsync(m->hash, 0, sizeof *m->hash, m->stream), "KV's checksum");
+    if (e == OK)
+        e = cuda_check(
+            to_pool
+                ? cuda_kv_scatter(m->stream, &place, slot, m->blocks, blocks_count, layout, m->hash)
+                : cuda_kv_gather(m->stream, slot, &place, m->blocks, blocks_count, layout, m->hash),
+            to_pool ? "scattering KV" : "gathering KV");
+    if (e == OK)
+        e = cuda_check(cudaMemcpyAsync(m->hash_host, m->hash, sizeof *m->hash,
+                                       cudaMemcpyDeviceToHost, m->stream),
+                       "KV's checksum");
+    if (e == OK && !PLANTED("kv_slot_not_waited_for"))
+        e = cuda_check(cudaStreamSynchronize(m->stream), "moving KV");
+    *hash = *m->hash_host;
+    return e;
+}
+
+enum err cuda_kv_to_slot(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                         const uint32_t *blocks, uint32_t blocks_count, uint32_t layout, void *slot,
+                         uint64_t *hash)
+{
+    return move_slot(b, kv, layer, blocks, blocks_count, layout, slot, false, hash);
+}
+
+enum err cuda_kv_from_slot(struct backend *b, const struct kv_view *kv, uint32_t layer,
+                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                           const void *slot, uint64_t *hash)
+{
+    return move_slot(b, kv, layer, blocks, blocks_count, layout, (void *)(uintptr_t)slot, true,
+                     hash);
 }

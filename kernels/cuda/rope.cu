@@ -115,13 +115,39 @@ __device__ __forceinline__ struct kv_place place_of(uint32_t at, uint32_t layout
     return is_v ? place_cpu_v<T>(at, head_dim) : place_cpu_k(at);
 }
 
+/* What 16 bytes at byte `at` of a payload give to its checksum: kv_hash of common/geometry.h. */
+__device__ __forceinline__ uint64_t hash_of(uint4 words, size_t at)
+{
+    const uint64_t word[2] = {words.x | (uint64_t)words.y << 32, words.z | (uint64_t)words.w << 32};
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        uint64_t h = word[i] + (at / 8 + i + 1) * 0x9e3779b97f4a7c15u;
+        h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9u;
+        h = (h ^ h >> 27) * 0x94d049bb133111ebu;
+        sum += h ^ h >> 31;
+    }
+    return sum;
+}
+
+/* One addition to global memory for each warp, whose lanes all call it. */
+__device__ __forceinline__ void hash_add(uint64_t *hash, uint64_t sum)
+{
+    for (uint32_t mask = WARP_LANES / 2; mask > 0; mask /= 2) {
+        uint64_t low = shuffle_xor((uint32_t)sum, mask);
+        sum += low | (uint64_t)shuffle_xor((uint32_t)(sum >> 32), mask) << 32;
+    }
+    if (threadIdx.x % WARP_LANES == 0) atomic_add(hash, sum);
+}
+
 /* One block of threads moves K or V of one head of one block of tokens between the pool and the
  * staging copy [blocks][layer bytes] in `layout`, through shared memory in the pool's order, so that
  * both sides are read and written in 16-byte pieces. Reads and writes each byte once; 16 x head_dim
- * elements shared, 32 registers. Rows of the tile are one piece apart in banks. */
+ * elements shared, 32 registers. Rows of the tile are one piece apart in banks. Adds the staged bytes'
+ * checksum to *hash, unless that is NULL. */
 template <typename T, bool TO_POOL>
 __global__ void __launch_bounds__(ROPE_THREADS)
-    kv_move_kernel(T *staged, struct cuda_kv kv, const uint32_t *blocks, uint32_t layout)
+    kv_move_kernel(T *staged, struct cuda_kv kv, const uint32_t *blocks, uint32_t layout,
+                   uint64_t *hash)
 {
     grid_wait();
     const uint32_t piece = 16 / sizeof(T), own = KV_LAYOUT_CUDA; /* piece: elements */
@@ -132,7 +158,9 @@ __global__ void __launch_bounds__(ROPE_THREADS)
     struct shared_memory shared;
     T *tile = shared_take<T>(&shared, BLOCK_TOKENS * stride);
     T *pool = block_of_pool<T>(kv, blocks[index]) + (size_t)part * count;
+    size_t from_byte = (size_t)blockIdx.x * count * sizeof(T);
     staged += (size_t)blockIdx.x * count;
+    uint64_t sum = 0;
 
     for (uint32_t at = threadIdx.x * piece; at < count; at += ROPE_THREADS * piece) {
         union {
@@ -140,6 +168,7 @@ __global__ void __launch_bounds__(ROPE_THREADS)
             T v[16 / sizeof(T)];
         } in;
         in.words = *(const uint4 *)((TO_POOL ? staged : pool) + at);
+        if (TO_POOL && hash) sum += hash_of(in.words, from_byte + at * sizeof(T));
         for (uint32_t i = 0; i < piece; i++) {
             struct kv_place p = place_of<T>(at + i, TO_POOL ? layout : own, is_v, dim);
             tile[p.token * stride + p.dim] = in.v[i];
@@ -156,18 +185,20 @@ __global__ void __launch_bounds__(ROPE_THREADS)
             out.v[i] = tile[p.token * stride + p.dim];
         }
         *(uint4 *)((TO_POOL ? pool : staged) + at) = out.words;
+        if (!TO_POOL && hash) sum += hash_of(out.words, from_byte + at * sizeof(T));
     }
+    if (hash) hash_add(hash, sum);
 }
 
 template <typename T, bool TO_POOL>
 cudaError_t kv_move(cudaStream_t stream, void *staged, const struct cuda_kv *kv,
-                    const uint32_t *blocks, uint32_t blocks_count, uint32_t layout)
+                    const uint32_t *blocks, uint32_t blocks_count, uint32_t layout, uint64_t *hash)
 {
     uint32_t grid = blocks_count * 2 * kv->geometry.kv_heads;
     uint32_t bytes = shared_bytes<T>(BLOCK_TOKENS * (kv->geometry.head_dim + 16 / sizeof(T)));
     if (grid == 0) return cudaSuccess;
     LAUNCH((kv_move_kernel<T, TO_POOL>), grid, ROPE_THREADS, bytes, stream, (T *)staged, *kv,
-           blocks, layout);
+           blocks, layout, hash);
     return cudaPeekAtLastError();
 }
 
@@ -199,18 +230,20 @@ cudaError_t cuda_rope_append(cudaStream_t stream, void *qkv, const struct cuda_b
 }
 
 cudaError_t cuda_kv_gather(cudaStream_t stream, void *out, const struct cuda_kv *kv,
-                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout)
+                           const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                           uint64_t *hash)
 {
     if (kv->geometry.dtype == DTYPE_F32)
-        return kv_move<uint32_t, false>(stream, out, kv, blocks, blocks_count, layout);
-    return kv_move<uint16_t, false>(stream, out, kv, blocks, blocks_count, layout);
+        return kv_move<uint32_t, false>(stream, out, kv, blocks, blocks_count, layout, hash);
+    return kv_move<uint16_t, false>(stream, out, kv, blocks, blocks_count, layout, hash);
 }
 
 cudaError_t cuda_kv_scatter(cudaStream_t stream, const struct cuda_kv *kv, const void *in,
-                            const uint32_t *blocks, uint32_t blocks_count, uint32_t layout)
+                            const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
+                            uint64_t *hash)
 {
     void *staged = (void *)in; /* only read */
     if (kv->geometry.dtype == DTYPE_F32)
-        return kv_move<uint32_t, true>(stream, staged, kv, blocks, blocks_count, layout);
-    return kv_move<uint16_t, true>(stream, staged, kv, blocks, blocks_count, layout);
+        return kv_move<uint32_t, true>(stream, staged, kv, blocks, blocks_count, layout, hash);
+    return kv_move<uint16_t, true>(stream, staged, kv, blocks, blocks_count, layout, hash);
 }

@@ -596,6 +596,40 @@ static void kv_crosses_to_the_host_and_back_in_both_orders(void **state)
     }
 }
 
+static void kv_goes_through_a_slot_with_its_checksum(void **state)
+{
+    (void)state;
+    const uint32_t from[] = {3, 7, 0}, to[] = {9, 1, 4},
+                   layouts[] = {KV_LAYOUT_CPU, KV_LAYOUT_CUDA};
+    struct attention a;
+    attention_open(&a, backend_name, &worlds[0], false);
+    if (!a.s.ops->kv_gather) {
+        attention_close(&a);
+        skip(); /* it has no links of its own */
+    }
+    size_t bytes = COUNT(from) * kv_layer_bytes(&a.kv.geometry);
+    void *slot = a.s.ops->alloc(a.s.b, bytes);
+    unsigned char *host = a.s.ops->host_alloc(a.s.b, bytes),
+                  *back = a.s.ops->host_alloc(a.s.b, bytes);
+    for (uint32_t round = 0; round < 2 * COUNT(layouts); round++) {
+        uint32_t layout = layouts[round / 2];
+        uint64_t hash[2] = {0};
+        for (size_t i = 0; i < bytes; i++)
+            host[i] = (unsigned char)(i * 7 + (i >> 8) + round);
+        assert_ok(a.s.ops->kv_write(a.s.b, &a.kv, 1, from, COUNT(from), layout, host));
+        assert_ok(a.s.ops->kv_gather(a.s.b, &a.kv, 1, from, COUNT(from), layout, slot, &hash[0]));
+        assert_ok(a.s.ops->kv_scatter(a.s.b, &a.kv, 0, to, COUNT(to), layout, slot, &hash[1]));
+        assert_ok(a.s.ops->read(a.s.b, back, slot, bytes));
+        assert_memory_equal(back, host, bytes);
+        assert_true(hash[0] == kv_hash(host, bytes / 8) && hash[1] == hash[0]);
+        assert_ok(a.s.ops->kv_read(a.s.b, &a.kv, 0, to, COUNT(to), layout, back));
+        assert_memory_equal(back, host, bytes);
+    }
+    a.s.ops->host_free(a.s.b, host), a.s.ops->host_free(a.s.b, back);
+    a.s.ops->free(a.s.b, slot);
+    attention_close(&a);
+}
+
 static void kv_that_was_written_is_there_for_the_next_step(void **state)
 {
     (void)state;
@@ -794,6 +828,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(attention_is_that_of_the_oracle),
         cmocka_unit_test(a_row_attends_to_its_own_tokens_only),
         cmocka_unit_test(kv_crosses_to_the_host_and_back_in_both_orders),
+        cmocka_unit_test(kv_goes_through_a_slot_with_its_checksum),
         cmocka_unit_test(kv_that_was_written_is_there_for_the_next_step),
         cmocka_unit_test(tokens_drawn_on_the_device_are_the_samplers),
         cmocka_unit_test(memory_is_zero_bounded_and_given_back),

@@ -226,7 +226,7 @@ static void *gathered(const struct cuda_kv *kv)
     size_t bytes = BLOCKS * kv_layer_bytes(&kv->geometry);
     const uint32_t *blocks = device_words(every, BLOCKS);
     void *out = device_poison(bytes), *host = mem_array(bytes, 1);
-    assert_cuda(cuda_kv_gather(stream, out, kv, blocks, BLOCKS, KV_LAYOUT_CPU));
+    assert_cuda(cuda_kv_gather(stream, out, kv, blocks, BLOCKS, KV_LAYOUT_CPU, NULL));
     device_read(host, out, bytes);
     device_free(blocks);
     device_free(out);
@@ -332,6 +332,18 @@ static void rope_append_has_the_cpus_bits_and_writes_nothing_else(void **state)
         }
 }
 
+/* Both ways gave the bytes' checksum, once for each order. */
+static void assert_hashes(const uint64_t *hash, const void *staged, size_t bytes)
+{
+    char *host = mem_array(bytes, 1);
+    uint64_t got[2];
+    device_read(host, staged, bytes);
+    device_read(got, hash, sizeof got);
+    for (int i = 0; i < 2; i++)
+        assert_true(got[i] == ORDERS * kv_hash(host, bytes / 8));
+    mem_free(host);
+}
+
 static void assert_moves(const struct cuda_attention *a, uint32_t layout)
 {
     struct kv_geometry g = geometry_of(a, KV_LAYOUT_CUDA);
@@ -345,11 +357,13 @@ static void assert_moves(const struct cuda_attention *a, uint32_t layout)
     struct cuda_kv from = {device_bytes(words, bytes), g, LAYER};
     struct cuda_kv to = {device_poison(bytes), g, LAYER};
     void *staged = device_poison(COUNT(some) * layer);
+    uint64_t zero[2] = {0}, *hash = device_bytes(zero, sizeof zero);
     for (uint32_t order = 0; order < ORDERS; order++) {
         order_take(order);
-        assert_cuda(cuda_kv_gather(stream, staged, &from, blocks, COUNT(some), layout));
-        assert_cuda(cuda_kv_scatter(stream, &to, staged, blocks, COUNT(some), layout));
+        assert_cuda(cuda_kv_gather(stream, staged, &from, blocks, COUNT(some), layout, &hash[0]));
+        assert_cuda(cuda_kv_scatter(stream, &to, staged, blocks, COUNT(some), layout, &hash[1]));
     }
+    assert_hashes(hash, staged, COUNT(some) * layer);
     char *want = mem_array(bytes, 1), *got = mem_array(bytes, 1);
     memset(want, 0xff, bytes);
     for (uint32_t i = 0; i < COUNT(some); i++) {
@@ -367,6 +381,7 @@ static void assert_moves(const struct cuda_attention *a, uint32_t layout)
     device_free(from.base);
     device_free(to.base);
     device_free(staged);
+    device_free(hash);
     mem_free(words);
     mem_free(want);
     mem_free(got);
@@ -396,8 +411,8 @@ static void nothing_to_do_is_done_without_a_launch(void **state)
     assert_cuda(cuda_silu_mul(stream, NULL, NULL, 0, 8, DTYPE_F32));
     assert_cuda(cuda_gather(stream, NULL, NULL, &batch, 0, 8));
     assert_cuda(cuda_rope_append(stream, NULL, &batch, NULL, NULL, &a, &kv, 0));
-    assert_cuda(cuda_kv_gather(stream, NULL, &kv, NULL, 0, KV_LAYOUT_CPU));
-    assert_cuda(cuda_kv_scatter(stream, &kv, NULL, NULL, 0, KV_LAYOUT_CPU));
+    assert_cuda(cuda_kv_gather(stream, NULL, &kv, NULL, 0, KV_LAYOUT_CPU, NULL));
+    assert_cuda(cuda_kv_scatter(stream, &kv, NULL, NULL, 0, KV_LAYOUT_CPU, NULL));
 }
 
 int main(void)

@@ -1,6 +1,5 @@
 /* The stand-in CUDA runtime: what it promises to the tests of the CUDA backend, and that it finds the
  * mistakes it is there to find. */
-#include <dlfcn.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -501,22 +500,6 @@ static void a_touch_beyond_memory_is_told(void **state)
     }
 }
 
-/* --- in a plugin --- */
-
-static void a_plugin_can_hold_it_and_be_closed(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 2; i++) {
-        int (*probe)(void);
-        void *plugin = dlopen(TANDEM_PROBE, RTLD_NOW | RTLD_LOCAL);
-        if (!plugin) fail_msg("%s", dlerror());
-        *(void **)&probe = dlsym(plugin, "cuda_runtime_probe");
-        assert_non_null(probe);
-        assert_int_equal(probe(), 7);
-        assert_int_equal(dlclose(plugin), 0); /* with a stream that nobody destroyed */
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -540,7 +523,6 @@ int main(void)
         TEST(a_fault_makes_the_device_sick_and_ends_no_wait),
         TEST(misuse_is_a_fault),
         TEST(a_touch_beyond_memory_is_told),
-        TEST(a_plugin_can_hold_it_and_be_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
