@@ -57,7 +57,7 @@ struct loop {
 };
 
 /* Before a callback: the turn's time, read when its first callback begins. */
-static uint64_t callback_begin(struct loop *loop)
+uint64_t loop_callback_begin(struct loop *loop)
 {
     if (!loop->turn_began) {
         loop->turn_began = true;
@@ -66,7 +66,7 @@ static uint64_t callback_begin(struct loop *loop)
     return loop->now_ns;
 }
 
-static void callback_end(struct loop *loop)
+void loop_callback_end(struct loop *loop)
 {
     uint64_t ended_ns = clock_now_ns();
     if (ended_ns - loop->callback_ended_ns > SLOW_NS) loop->slow_count++;
@@ -104,7 +104,7 @@ static void on_clock(void *ctx, uint64_t now_ns, unsigned events)
     while ((l = list_pop_front(&loop->due))) {
         struct loop_timer *t = list_member(l, struct loop_timer, due);
         t->fn(t->ctx, now_ns);
-        callback_end(loop); /* timers that are due together count one by one */
+        loop_callback_end(loop); /* timers that are due together count one by one */
     }
     arm(loop);
 }
@@ -115,16 +115,16 @@ static void on_event(evutil_socket_t fd, short what, void *arg)
     struct loop *loop = w->loop;
     (void)fd;
     unsigned events = (what & EV_READ ? LOOP_READ : 0) | (what & EV_WRITE ? LOOP_WRITE : 0);
-    w->fn(w->ctx, callback_begin(loop), events); /* may free w */
-    callback_end(loop);
+    w->fn(w->ctx, loop_callback_begin(loop), events); /* may free w */
+    loop_callback_end(loop);
 }
 
 static void on_signal(evutil_socket_t number, short what, void *arg)
 {
     struct loop_signal *s = arg;
     (void)what;
-    s->fn(s->ctx, callback_begin(s->loop), (int)number);
-    callback_end(s->loop);
+    s->fn(s->ctx, loop_callback_begin(s->loop), (int)number);
+    loop_callback_end(s->loop);
 }
 
 enum err loop_new(struct loop **out)
@@ -188,6 +188,11 @@ void loop_stop(struct loop *loop)
 uint64_t loop_now_ns(const struct loop *loop)
 {
     return loop->now_ns;
+}
+
+struct event_base *loop_base(struct loop *loop)
+{
+    return loop->base;
 }
 
 uint64_t loop_slow_callbacks(const struct loop *loop)

@@ -50,4 +50,11 @@ void loop_timer_free(struct loop_timer *timer);
 
 enum err loop_signal(struct loop *loop, int number, loop_signal_fn *fn, void *ctx);
 
+/* For what libevent itself serves on this loop (proto/monitor.h): its base, and what stands around
+ * each of its callbacks, so that these know the turn's time and are counted like the others. */
+struct event_base;
+struct event_base *loop_base(struct loop *loop);
+uint64_t loop_callback_begin(struct loop *loop);
+void loop_callback_end(struct loop *loop);
+
 #endif
