@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "client/cmd.h"
+#include "common/address.h"
 #include "proto/loop.h"
 
 #define KV_SHARE 0.9 /* of a GPU, for all nodes on it */
@@ -34,7 +35,7 @@ enum {
 };
 
 struct options {
-    const char *model, *zmq, *nodes, *device, *prefill_gpus, *decode_gpus;
+    const char *model, *zmq, *nodes, *metrics, *device, *prefill_gpus, *decode_gpus;
     int link, log_level;
     bool trusted_network;
     int64_t prefill, decode, threads, blocks;
@@ -52,6 +53,10 @@ static const struct setting rows[] = {
                    "address for clients; port 0: any"),
     SETTING_STRING(struct options, nodes, "nodes", "tcp://127.0.0.1:0",
                    "address for nodes, also of other hosts; port 0: any"),
+    SETTING_STRING(
+        struct options, metrics, "metrics", NULL,
+        "HOST:PORT of the router's /metrics, /healthz, /readyz; the nodes, prefill first, "
+        "get the next ports; port 0: any for each; none: off"),
     SETTING_STRING(struct options, device, "device", "cpu",
                    "where nodes compute: cpu or cuda (tandem-decode --help has all)"),
     SETTING_STRING(struct options, prefill_gpus, "prefill-gpus", NULL,
@@ -92,7 +97,7 @@ struct up {
     struct loop *loop;
     enum state state;
     char folder[PATH_MAX], model[PATH_MAX];
-    char clients[160], nodes[160]; /* once the router has said them */
+    char clients[160], nodes[160], metrics[160]; /* once the router has said them */
     struct child child[CHILDREN_MAX];
     uint32_t children_count, prefill_count, decode_count, threads;
     uint32_t gpu[2][GPUS_MAX], gpus_count[2]; /* listed for prefill, for decode */
@@ -136,6 +141,17 @@ static void add_choice(struct argv *a, const char *format, const char *choices, 
     add_arg(a, format, name);
 }
 
+/* The i-th of all processes listens i ports higher; a port of the system's choice it chooses itself. */
+static void add_metrics(struct argv *a, const struct up *up, uint32_t i)
+{
+    char host[ADDRESS_HOST_MAX], text[ADDRESS_HOST_MAX + 16];
+    uint16_t port;
+    if (!up->options->metrics) return;
+    CHECK(address_split(up->options->metrics, host, &port) == OK); /* check_metrics did */
+    snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port ? port + i : 0);
+    add_arg(a, "--metrics=%s", text);
+}
+
 static void make_argv(const struct child *c, struct argv *a)
 {
     const struct up *up = c->up;
@@ -146,6 +162,7 @@ static void make_argv(const struct child *c, struct argv *a)
     add_arg(a, "--name=%s", c->name);
     add_choice(a, "--log-level=%s", LOG_LEVELS, up->options->log_level);
     add_arg(a, "--trusted-network=%s", up->options->trusted_network ? "true" : "false");
+    add_metrics(a, up, (uint32_t)(c - up->child));
     if (c == &up->child[0]) {
         add_arg(a, "--listen-clients=%s", up->clients);
         add_arg(a, "--listen-nodes=%s", up->nodes);
@@ -308,7 +325,8 @@ static void become_ready(struct up *up)
         if (!up->child[i].ready) return;
     if (up->state != STARTING) return;
     up->state = READY;
-    printf("ready clients=%s nodes=%s\n", up->clients, up->nodes);
+    printf("ready clients=%s nodes=%s%s%s\n", up->clients, up->nodes,
+           up->metrics[0] ? " metrics=" : "", up->metrics);
     fflush(stdout);
     fprintf(stderr,
             "tandem up: %u prefill and %u decode nodes are ready after %.2f s; Ctrl-C drains. "
@@ -321,13 +339,16 @@ static void become_ready(struct up *up)
 static void on_line(struct child *c, const char *line)
 {
     struct up *up = c->up;
-    char clients[160], nodes[160];
+    char clients[160], nodes[160], metrics[160] = "";
     if (strncmp(line, "ready", 5) != 0) return;
     c->ready = true;
     if (c == &up->child[0]) {
-        if (sscanf(line, "ready clients=%159s nodes=%159s", clients, nodes) != 2) return;
+        if (sscanf(line, "ready clients=%159s nodes=%159s metrics=%159s", clients, nodes, metrics) <
+            2)
+            return;
         memcpy(up->clients, clients, sizeof clients);
         memcpy(up->nodes, nodes, sizeof nodes);
+        memcpy(up->metrics, metrics, sizeof metrics);
         for (uint32_t i = 1; i < up->children_count && up->state == STARTING; i++)
             if (up->child[i].pid == 0) start_or_fail(&up->child[i]);
     }
@@ -537,6 +558,19 @@ static enum err find_model(struct up *up)
     return err_set(ERR_NOT_FOUND, "the demo model is not there: give --model DIR");
 }
 
+static enum err check_metrics(const struct up *up)
+{
+    enum err e;
+    char host[ADDRESS_HOST_MAX];
+    uint16_t port;
+    const char *address = up->options->metrics;
+    if (!address) return OK;
+    if ((e = address_split(address, host, &port)) != OK) return err_prefix(e, "--metrics");
+    if (port + up->children_count - 1 <= UINT16_MAX) return OK;
+    return err_set(ERR_INVALID, "--metrics %s: %u processes have no ports from there on", address,
+                   up->children_count);
+}
+
 static enum err prepare(struct up *up)
 {
     enum err e;
@@ -545,6 +579,7 @@ static enum err prepare(struct up *up)
     snprintf(up->nodes, sizeof up->nodes, "%s", up->options->nodes);
     if ((e = plan_gpus(up)) != OK) return e;
     plan_children(up);
+    if ((e = check_metrics(up)) != OK) return e;
     if ((e = loop_new(&up->loop)) != OK) return e;
     if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;
     for (uint32_t i = 0; i < up->children_count; i++) {

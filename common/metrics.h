@@ -64,6 +64,11 @@ static inline void metric_set(struct metric *m, double value)
 {
     atomic_store_explicit(&m->value, value, memory_order_relaxed);
 }
+/* Of a counter that is kept elsewhere and only shown here. */
+static inline void metric_show_count(struct metric *m, uint64_t count)
+{
+    atomic_store_explicit(&m->count, count, memory_order_relaxed);
+}
 void metric_observe(struct metric *m, double value);
 /* An estimate from the buckets, percent in 0 ... 100: the upper edge of the bucket it falls into. */
 double metric_percentile(const struct metric *m, double percent);

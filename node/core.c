@@ -68,6 +68,7 @@ static enum err new_parts(struct node_core *c)
     if ((e = kv_pool_new(&c->pool, g->blocks_count)) != OK) return e;
     if (g->prefix_cache && (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count)) != OK) return e;
     if ((e = sessions_init(c)) != OK) return e;
+    if ((e = node_meters_new(c)) != OK) return e;
     return flights_new(c);
 }
 
@@ -100,6 +101,7 @@ void node_core_free(struct node_core *c)
     flights_free(c);
     kv_prefix_free(c->cache);
     kv_pool_free(c->pool);
+    metrics_free(c->metrics);
     map_fini(&c->jobs);
     map_fini(&c->tickets);
     map_fini(&c->tombs);

@@ -23,6 +23,7 @@
 #ifndef TANDEM_NODE_CORE_H
 #define TANDEM_NODE_CORE_H
 
+#include "common/buf.h"
 #include "engine/step.h"
 #include "kv/pool.h"
 #include "kv/prefix.h"
@@ -92,6 +93,11 @@ struct node_counts {
     uint64_t tokens_generated, prompt_tokens, cached_tokens, steps, preemptions, stale_messages;
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
+/* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */
+enum err node_core_metrics(struct node_core *core, const struct xfer_stats *links,
+                           struct buf *page);
+/* NULL: routers may send it jobs; else why none does. */
+const char *node_core_missing(const struct node_core *core);
 /* CHECKs every invariant: pool audit, each live job's blocks held as its state says, no step naming a
  * free block. O(blocks). */
 void node_core_audit(const struct node_core *core);

@@ -187,6 +187,7 @@ static void measure(struct node_core *c, const struct flight *f, const struct en
 {
     uint64_t ns = e->ended_ns > e->began_ns ? e->ended_ns - e->began_ns : 0;
     smooth(&c->step_ns, ns);
+    metric_observe(c->meter[METER_STEP], (double)ns / (double)NS_PER_S);
     uint32_t prompt_rows = 0;
     for (uint32_t i = 0; i < f->step->sequences_count; i++)
         if (f->part[i].s->state == SEQ_PREFILL) prompt_rows += f->part[i].rows_count;

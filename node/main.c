@@ -9,7 +9,7 @@
 #include "node/shell.h"
 
 struct options {
-    const char *model, *name, *device, *cache_dir, *listen_kv;
+    const char *model, *name, *device, *cache_dir, *listen_kv, *metrics;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
@@ -56,6 +56,9 @@ static const struct setting rows[] = {
                    "how KV travels between nodes; auto: the best that both have"),
     SETTING_STRING(struct options, listen_kv, "listen-kv", "127.0.0.1:0",
                    "HOST:PORT of the tcp link; port 0: any"),
+    SETTING_STRING(
+        struct options, metrics, "metrics", NULL,
+        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; none: off"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
@@ -86,6 +89,7 @@ static struct node_options shell_options(const struct options *o, const struct n
         .routers = routers_given ? o->routers.item : default_router,
         .routers_count = routers_given ? (uint32_t)o->routers.count : 1,
         .listen_kv = o->listen_kv,
+        .metrics = o->metrics,
         .link = (enum node_link)o->link,
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,

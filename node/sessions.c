@@ -105,7 +105,7 @@ static void on_heartbeat(struct node_core *c, uint64_t now_ns, struct router_lin
 
 /* ---- heartbeats ---- */
 
-static uint32_t waiting_tokens(const struct node_core *c)
+uint32_t sessions_waiting_tokens(const struct node_core *c)
 {
     uint64_t sum = 0;
     for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
@@ -134,7 +134,7 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .blocks_transfer = n.blocks.transfer,
                                .running = n.running,
                                .waiting = n.waiting,
-                               .waiting_tokens = waiting_tokens(c),
+                               .waiting_tokens = sessions_waiting_tokens(c),
                                .step_us = (uint32_t)(c->step_ns / NS_PER_US),
                                .token_ns = (uint32_t)c->token_ns,
                                .slow_callbacks = c->slow_callbacks}},

@@ -13,6 +13,7 @@
 #include "node/core.h"
 #include "node/op_queue.h"
 #include "proto/channel.h"
+#include "proto/monitor.h"
 
 enum {
     /* Block numbers in one step: a context of a million tokens, or a batch of 128 with 8k each. */
@@ -46,6 +47,7 @@ struct node_shell {
     struct loop_watch *engine_watch, *xfer_watch;
     struct loop *loop;
     struct loop_timer *timer, *ops_timer;
+    struct monitor *monitor;
     struct router_end *router;
     struct node_core *core;
     uint64_t seen_ns; /* the loop's last turn */
@@ -186,7 +188,8 @@ static void on_lifeline(void *ctx, uint64_t now_ns, bool up)
     if (!r->lifeline) return; /* dropped by a new life a moment ago */
     if (up && !s->ready) {
         s->ready = true;
-        printf("ready name=%s\n", s->options.name);
+        printf("ready name=%s%s%s\n", s->options.name, s->monitor ? " metrics=" : "",
+               s->monitor ? monitor_address(s->monitor) : "");
         fflush(stdout);
     }
     node_core_on_lifeline(s->core, now_ns, r->peer, up);
@@ -242,6 +245,22 @@ static void on_signal(void *ctx, uint64_t now_ns, int number)
     node_core_drain(s->core, now_ns);
 }
 
+static enum err print_metrics(void *ctx, uint64_t now_ns, struct buf *page)
+{
+    struct node_shell *s = ctx;
+    struct xfer_stats links;
+    awake(s, now_ns);
+    xfer_stats(s->xfer, &links);
+    return node_core_metrics(s->core, &links, page);
+}
+
+static const char *say_missing(void *ctx, uint64_t now_ns)
+{
+    struct node_shell *s = ctx;
+    awake(s, now_ns);
+    return node_core_missing(s->core);
+}
+
 /* ---- from other threads ---- */
 
 static void engine_says(void *ctx, const struct engine_event *event)
@@ -284,7 +303,21 @@ enum err node_options_check(const struct node_options *o)
                        "prompts' KV: listen on 127.0.0.1, or say --trusted-network if nobody else "
                        "reaches it",
                        o->listen_kv);
+    if (!o->metrics) return OK;
+    if ((e = address_split(o->metrics, host, &port)) != OK) return err_prefix(e, "--metrics");
+    if (!o->trusted_network && !address_is_loopback(o->metrics))
+        return err_set(ERR_INVALID,
+                       "--metrics %s is beyond loopback, where anybody could read it: listen on "
+                       "127.0.0.1, or say --trusted-network if nobody else reaches it",
+                       o->metrics);
     return OK;
+}
+
+static enum err open_monitor(struct node_shell *s)
+{
+    static const struct monitor_pages pages = {print_metrics, say_missing};
+    const char *address = s->options.metrics;
+    return address ? monitor_open(&s->monitor, s->loop, address, &pages, s) : OK;
 }
 
 static enum err open_engine(struct node_shell *s)
@@ -455,6 +488,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     if ((e = open_loop(s)) != OK) goto fail;
     if ((e = open_channels(s)) != OK) goto fail;
     if ((e = open_core(s)) != OK) goto fail;
+    if ((e = open_monitor(s)) != OK) goto fail;
     if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
     if ((e = xfer_start(s->xfer)) != OK) goto fail;
     const struct engine_facts *f = engine_facts(s->engine);
@@ -485,6 +519,7 @@ void node_shell_close(struct node_shell *s)
         channel_close(s->router[i].channel); /* the last words leave before the lifeline ends */
         lifeline_free(s->router[i].lifeline);
     }
+    monitor_close(s->monitor);
     loop_watch_free(s->engine_watch);
     loop_watch_free(s->xfer_watch);
     if (s->engine_events) mailbox_close(s->engine_events); /* what they still say is for nobody */

@@ -7,7 +7,7 @@
  *     node_shell_close(shell);
  *
  * Rules: decides nothing. SIGTERM and SIGINT drain, a second one stops. Prints "ready name=NAME" to
- * stdout when the first router has taken it in. Strings of the options must live until close.
+ * stdout when the first router has taken it in, with " metrics=HOST:PORT" if there is such a page. Strings of the options must live until close.
  * Owner: the thread that runs it; engine and link call back on their own threads, into mailboxes. */
 #ifndef TANDEM_NODE_SHELL_H
 #define TANDEM_NODE_SHELL_H
@@ -24,8 +24,9 @@ struct node_options {
     const char *const *routers; /* "tcp://HOST:PORT" */
     uint32_t routers_count;
     const char *listen_kv; /* "HOST:PORT" of the tcp link */
+    const char *metrics;   /* "HOST:PORT" of the page of metrics; NULL: none */
     enum node_link link;
-    bool trusted_network; /* else listen_kv must be loopback */
+    bool trusted_network; /* else listen_kv and metrics must be loopback */
     bool prefix_cache;
     struct engine_options engine; /* limits and slots are the shell's to fill in */
     uint32_t chunk_tokens, sequences_max;

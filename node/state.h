@@ -8,6 +8,7 @@
  *     flight.c     steps: what goes in, what comes out
  *     handover.c   ops and holds of a transfer
  *     plan.c       pure decisions
+ *     meters.c     the page of metrics
  *
  * Rules: a sequence's index is its slot in the engine. Its key leaves the map when its job is over for
  * the router; the slot itself stays taken (SEQ_ENDING) until no submitted step and no ticket refers
@@ -19,6 +20,7 @@
 #include "common/heap.h"
 #include "common/list.h"
 #include "common/map.h"
+#include "common/metrics.h"
 #include "node/core.h"
 #include "node/plan.h"
 
@@ -150,6 +152,39 @@ struct tombstone {
     bool used;
 };
 
+/* Series of the page of metrics; meters.c has the table. */
+enum meter {
+    METER_INFO,
+    METER_FREE,
+    METER_RESERVED,
+    METER_ACTIVE,
+    METER_CACHED,
+    METER_TRANSFER,
+    METER_CAPACITY,
+    METER_KV_USE,
+    METER_RUNNING,
+    METER_WAITING,
+    METER_WAITING_TOKENS,
+    METER_STEP,
+    METER_PROMPT_TOKENS,
+    METER_GENERATED_TOKENS,
+    METER_CACHED_TOKENS,
+    METER_PREEMPTIONS,
+    METER_ROUTERS,
+    METER_DRAINING,
+    METER_SENT,
+    METER_RECEIVED,
+    METER_LINKS,
+    METER_TRANSFERS_DONE,
+    METER_TRANSFERS_FAILED,
+    METER_TRANSFERS_LIVE,
+    METER_FRAMES_REFUSED,
+    METER_FRAMES_DEAD,
+    METER_STALE,
+    METER_SLOW,
+    METERS
+};
+
 struct node_core {
     struct node_config config;
     struct node_out out;
@@ -181,6 +216,8 @@ struct node_core {
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
     struct node_counts counts;
+    struct metrics *metrics;
+    struct metric *meter[METERS];
     uint32_t met[SEQ_STATES][SEQ_EVENTS]; /* how often the state machine met what; for tests */
 
     /* Scratch, sized at start. */
@@ -211,6 +248,8 @@ static inline struct plan_claim seq_claim(const struct sequence *s)
 void core_drain(struct node_core *c, uint64_t now_ns); /* takes nothing new from now on */
 
 /* sessions.c */
+uint32_t
+sessions_waiting_tokens(const struct node_core *c); /* of prompts in the queue, to be computed */
 enum err sessions_init(struct node_core *c);
 void sessions_start(struct node_core *c, uint64_t now_ns);
 void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_link *r,
@@ -268,6 +307,9 @@ const char *seq_state_name(enum seq_state state);
 void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t from);
 /* One TOKENS per router for all that was generated and not told. */
 void tell_dirty(struct node_core *c, uint64_t now_ns);
+
+/* meters.c */
+enum err node_meters_new(struct node_core *c);
 
 /* accounts.c */
 uint32_t accounts_need(const struct sequence *s);

@@ -226,6 +226,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     trail_add(c, now_ns, TRAIL_ENDED, "");
     output_done(core, now_ns, c);
     count_end(core, c);
+    if (natural) router_meter_time(core, METER_DURATION, c->request->arrived_ns, now_ns);
     core->counts.choices_live--;
     stream_free(c->stream);
     stop_free(c->stop);
@@ -300,6 +301,7 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
 {
     meet(core, c, CHOICE_EV_PICKED);
     dequeue(core, c);
+    router_meter_time(core, METER_QUEUE_TIME, c->state_ns, now_ns);
     enum finish finish =
         already_over(core, c); /* the end-of-sequence ids may not have been known */
     if (finish != FINISH_NONE) {
@@ -429,10 +431,11 @@ static bool grow_generated(struct choice *c, uint32_t more)
     return true;
 }
 
-static void note_first(struct choice *c, uint64_t now_ns)
+static void note_first(struct router_core *core, struct choice *c, uint64_t now_ns)
 {
     if (c->first_ns) return;
     c->first_ns = now_ns;
+    router_meter_time(core, METER_FIRST_TOKEN, c->request->arrived_ns, now_ns);
     c->timing.ttft = us_between(c->request->arrived_ns, now_ns);
 }
 
@@ -483,7 +486,7 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
             stopped = output_add_text(core, c, text, length);
         taken++;
     }
-    note_first(c, now_ns);
+    note_first(core, c, now_ns);
     core->counts.generated_tokens += taken;
     output_send(core, now_ns, c, index, tokens, taken,
                 stopped ? FINISH_STOP : already_over(core, c));

@@ -26,6 +26,11 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     core->retry_ns = core->woken_ns = TIME_NEVER;
     list_init(&core->history);
     list_init(&core->queries);
+    enum err e = router_meters_new(core);
+    if (e != OK) {
+        router_core_free(core);
+        return e;
+    }
     *out = core;
     return OK;
 }
@@ -55,6 +60,7 @@ void router_core_free(struct router_core *core)
     heap_fini(&core->queue);
     heap_fini(&core->timers);
     buf_fini(&core->text);
+    metrics_free(core->metrics);
     mem_free(core);
 }
 

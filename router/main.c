@@ -7,7 +7,7 @@
 #include "router/shell.h"
 
 struct options {
-    const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline;
+    const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline, *metrics;
     bool trusted_network, exact;
     int disaggregate, log_level;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
@@ -24,6 +24,9 @@ static const struct setting rows[] = {
                    "address for prefill and decode nodes"),
     SETTING_STRING(struct options, listen_lifeline, "listen-lifeline", "127.0.0.1:0",
                    "HOST:PORT for lifelines, whose end tells that a process died; port 0: any"),
+    SETTING_STRING(
+        struct options, metrics, "metrics", NULL,
+        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; none: off"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_CHOICE(struct options, disaggregate, "disaggregate", "auto|always|never", "auto",
@@ -62,6 +65,7 @@ static struct router_options shell_options(const struct options *o)
                                .listen_clients = o->listen_clients,
                                .listen_nodes = o->listen_nodes,
                                .listen_lifeline = o->listen_lifeline,
+                               .metrics = o->metrics,
                                .trusted_network = o->trusted_network,
                                .config = ROUTER_CONFIG_DEFAULT};
     s.config.disaggregate = (enum disaggregate)o->disaggregate;
@@ -97,8 +101,9 @@ int main(int argc, char **argv)
     struct router_options options = shell_options(&o);
     enum err e = router_shell_open(&shell, &options);
     if (e == OK) {
-        printf("ready clients=%s nodes=%s\n", router_shell_clients(shell),
-               router_shell_nodes(shell));
+        const char *metrics = router_shell_metrics(shell);
+        printf("ready clients=%s nodes=%s%s%s\n", router_shell_clients(shell),
+               router_shell_nodes(shell), metrics ? " metrics=" : "", metrics ? metrics : "");
         fflush(stdout);
         e = router_shell_run(shell);
     }

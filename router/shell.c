@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/channel.h"
+#include "proto/monitor.h"
 #include "router/text_worker.h"
 
 enum { TEXT_QUEUE_MAX = 4096 };
@@ -17,6 +18,7 @@ struct router_shell {
     struct loop *loop;
     struct channel *clients, *nodes;
     struct lifeline_server *lifelines;
+    struct monitor *monitor;
     struct loop_timer *timer;
     struct tokenizer *tokenizer;
     struct text_worker *text;
@@ -147,6 +149,19 @@ static void on_signal(void *ctx, uint64_t now_ns, int number)
     router_core_on_timer(s->core, now_ns);
 }
 
+static enum err print_metrics(void *ctx, uint64_t now_ns, struct buf *page)
+{
+    struct router_shell *s = ctx;
+    tell_facts(s);
+    return router_core_metrics(s->core, now_ns, page);
+}
+
+static const char *say_missing(void *ctx, uint64_t now_ns)
+{
+    const struct router_shell *s = ctx;
+    return router_core_missing(s->core, now_ns);
+}
+
 /* ---- life ---- */
 
 static enum err open_sockets(struct router_shell *s, const struct router_options *o)
@@ -154,8 +169,9 @@ static enum err open_sockets(struct router_shell *s, const struct router_options
     enum err e;
     static const struct channel_events node_events = {on_node_message};
     static const struct channel_events client_events = {on_client_message, on_client_malformed};
-    const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline};
-    for (size_t i = 0; i < 3 && !o->trusted_network; i++) {
+    const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline,
+                                     o->metrics};
+    for (size_t i = 0; i < 4 && addresses[i] && !o->trusted_network; i++) {
         char host[ADDRESS_HOST_MAX];
         uint16_t port;
         if ((e = address_split(addresses[i], host, &port)) != OK) return e;
@@ -169,6 +185,12 @@ static enum err open_sockets(struct router_shell *s, const struct router_options
         return e;
     if ((e = channel_listen(&s->nodes, s->loop, o->listen_nodes, &node_events, s)) != OK) return e;
     return channel_listen(&s->clients, s->loop, o->listen_clients, &client_events, s);
+}
+
+static enum err open_monitor(struct router_shell *s, const struct router_options *o)
+{
+    static const struct monitor_pages pages = {print_metrics, say_missing};
+    return o->metrics ? monitor_open(&s->monitor, s->loop, o->metrics, &pages, s) : OK;
 }
 
 static enum err open_text(struct router_shell *s, const struct router_options *o)
@@ -211,6 +233,7 @@ enum err router_shell_open(struct router_shell **shell, const struct router_opti
     if ((e = open_text(s, options)) != OK) goto fail;
     if ((e = open_sockets(s, options)) != OK) goto fail;
     if ((e = open_core(s, options)) != OK) goto fail;
+    if ((e = open_monitor(s, options)) != OK) goto fail;
     if ((e = loop_signal(s->loop, SIGTERM, on_signal, s)) != OK) goto fail;
     if ((e = loop_signal(s->loop, SIGINT, on_signal, s)) != OK) goto fail;
     *shell = s;
@@ -230,6 +253,11 @@ const char *router_shell_nodes(const struct router_shell *s)
     return channel_address(s->nodes);
 }
 
+const char *router_shell_metrics(const struct router_shell *s)
+{
+    return s->monitor ? monitor_address(s->monitor) : NULL;
+}
+
 enum err router_shell_run(struct router_shell *s)
 {
     loop_run(s->loop);
@@ -241,6 +269,7 @@ void router_shell_close(struct router_shell *s)
     if (!s) return;
     loop_watch_free(s->text_watch);
     text_worker_stop(s->text);
+    monitor_close(s->monitor);
     channel_close(s->clients);
     channel_close(s->nodes);
     lifeline_close(s->lifelines);

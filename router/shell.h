@@ -20,6 +20,7 @@ struct router_options {
     const char *listen_clients;  /* tcp://HOST:PORT, port 0: any */
     const char *listen_nodes;    /* the same */
     const char *listen_lifeline; /* HOST:PORT */
+    const char *metrics;         /* HOST:PORT of the page of metrics; NULL: none */
     bool trusted_network;        /* addresses beyond loopback are allowed */
     struct router_config config; /* limits and rules; names, ids and tokenizer are filled in */
 };
@@ -28,6 +29,7 @@ enum err router_shell_open(struct router_shell **shell, const struct router_opti
 /* Where it can be reached; ports are resolved. */
 const char *router_shell_clients(const struct router_shell *shell);
 const char *router_shell_nodes(const struct router_shell *shell);
+const char *router_shell_metrics(const struct router_shell *shell); /* NULL: nowhere */
 /* OK: drained. ERR_CANCELLED: a second signal. */
 enum err router_shell_run(struct router_shell *shell);
 void router_shell_close(struct router_shell *shell); /* NULL is allowed */

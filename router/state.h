@@ -11,6 +11,7 @@
 #include "common/list.h"
 #include "common/map.h"
 #include "common/mem.h"
+#include "common/metrics.h"
 #include "router/core.h"
 #include "router/sched.h"
 #include "text/stop.h"
@@ -181,6 +182,48 @@ struct waiting_query { /* a DRAIN that is answered when it is done */
     struct list_link link;
 };
 
+/* Series of the page of metrics; meters.c has the table. Those of a pool come twice, for prefill and for
+ * decode. */
+enum meter {
+    METER_QUEUE,
+    METER_QUEUE_TIME,
+    METER_WAITING,
+    METER_WAITING_TOKENS,
+    METER_LIVE,
+    METER_ACCEPTED,
+    METER_REJECTED,
+    METER_DONE,
+    METER_FAILED,
+    METER_CANCELLED,
+    METER_FIRST_TOKEN,
+    METER_DURATION,
+    METER_PROMPT_TOKENS,
+    METER_GENERATED_TOKENS,
+    METER_RETRIES,
+    METER_DEATHS,
+    METER_CLIENTS,
+    METER_DRAINING,
+    METER_UP, /* of a pool, from here on */
+    METER_UP_DECODE,
+    METER_LEAVING,
+    METER_LEAVING_DECODE,
+    METER_KV_USE,
+    METER_KV_USE_DECODE,
+    METER_KV_BLOCKS,
+    METER_KV_BLOCKS_DECODE,
+    METER_RUNNING,
+    METER_RUNNING_DECODE,
+    METER_POOL_WAITING,
+    METER_POOL_WAITING_DECODE, /* to here */
+    METER_DIVERGED,
+    METER_DUPLICATES,
+    METER_GAPS,
+    METER_STALE,
+    METER_MALFORMED,
+    METER_SLOW,
+    METERS
+};
+
 struct router_core {
     struct router_config config;
     struct router_out out;
@@ -205,6 +248,8 @@ struct router_core {
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;
     struct router_facts facts;
+    struct metrics *metrics;
+    struct metric *meter[METERS];
     uint32_t met[CHOICE_STATES][CHOICE_EVENTS]; /* how often a choice met what; for tests */
 };
 
@@ -261,6 +306,10 @@ bool output_add_text(struct router_core *core, struct choice *c, const char *tex
 /* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
 void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
 void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
+
+/* meters.c: what the page of metrics shows */
+enum err router_meters_new(struct router_core *core);
+void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns, uint64_t to_ns);
 
 /* choice.c: the state machine of a choice; every function may end it */
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c);

@@ -25,6 +25,7 @@ static struct node_options options(void)
         .routers = routers,
         .routers_count = 1,
         .listen_kv = "127.0.0.1:0",
+        .metrics = "127.0.0.1:0",
         .link = NODE_LINK_AUTO,
         .engine = {.model_dir = TANDEM_SOURCE_DIR "/examples/demo_model/model",
                    .cache_dir = cache_dir,
@@ -51,8 +52,8 @@ static void wrong_options_are_named(void **state)
     struct {
         struct node_options o;
         const char *word;
-    } cases[7];
-    for (uint32_t i = 0; i < 7; i++)
+    } cases[9];
+    for (uint32_t i = 0; i < 9; i++)
         cases[i].o = right;
     cases[0].o.name = "", cases[0].word = "--name";
     cases[1].o.name = "a b", cases[1].word = "--name";
@@ -61,7 +62,9 @@ static void wrong_options_are_named(void **state)
     cases[4].o.routers = bad, cases[4].o.routers_count = 2, cases[4].word = "--router";
     cases[5].o.listen_kv = "127.0.0.1", cases[5].word = "--listen-kv";
     cases[6].o.listen_kv = "0.0.0.0:7000", cases[6].word = "--trusted-network";
-    for (uint32_t i = 0; i < 7; i++) {
+    cases[7].o.metrics = "9100", cases[7].word = "--metrics";
+    cases[8].o.metrics = "0.0.0.0:0", cases[8].word = "--trusted-network";
+    for (uint32_t i = 0; i < 9; i++) {
         assert_int_equal(node_options_check(&cases[i].o), ERR_INVALID);
         assert_non_null(strstr(err_text(), cases[i].word));
     }

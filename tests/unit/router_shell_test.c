@@ -14,6 +14,7 @@ static struct router_options options(void)
                                    .listen_clients = "tcp://127.0.0.1:0",
                                    .listen_nodes = "tcp://127.0.0.1:0",
                                    .listen_lifeline = "127.0.0.1:0",
+                                   .metrics = "127.0.0.1:0",
                                    .config = ROUTER_CONFIG_DEFAULT};
 }
 
@@ -51,6 +52,10 @@ static void an_occupied_port_is_named(void **state)
     o.listen_nodes = router_shell_nodes(first);
     assert_int_equal(router_shell_open(&second, &o), ERR_IO);
     assert_non_null(strstr(err_text(), o.listen_nodes));
+    o = options();
+    o.metrics = router_shell_metrics(first);
+    assert_int_equal(router_shell_open(&second, &o), ERR_IO);
+    assert_non_null(strstr(err_text(), o.metrics));
     router_shell_close(first);
 }
 
@@ -58,11 +63,12 @@ static void addresses_beyond_loopback_want_a_trusted_network(void **state)
 {
     (void)state;
     struct router_shell *shell = NULL;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         struct router_options o = options();
         if (i == 0) o.listen_clients = "tcp://0.0.0.0:0";
         if (i == 1) o.listen_nodes = "tcp://0.0.0.0:0";
         if (i == 2) o.listen_lifeline = "0.0.0.0:0";
+        if (i == 3) o.metrics = "0.0.0.0:0";
         assert_int_equal(router_shell_open(&shell, &o), ERR_INVALID);
         assert_non_null(strstr(err_text(), "--trusted-network"));
         o.trusted_network = true;

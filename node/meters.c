@@ -1,0 +1,146 @@
+/* meters: the page of metrics (docs/metrics.md). Steps are observed as they end; everything else is
+ * looked up when the page is asked for. */
+#include "node/state.h"
+
+#define BLOCKS "tandem_node_kv_blocks"
+#define BLOCKS_HELP "KV blocks of 16 tokens by state"
+#define TRANSFERS "tandem_node_transfers_total"
+#define TRANSFERS_HELP "Hand-overs of KV that have ended here, sent or received"
+
+static const struct metric_spec specs[METERS] = {
+    [METER_INFO] = {METRIC_GAUGE, "tandem_node_info", "role=\"prefill\"",
+                    "Always 1; its labels say what the node is"},
+    [METER_FREE] = {METRIC_GAUGE, BLOCKS, "state=\"free\"", BLOCKS_HELP},
+    [METER_RESERVED] = {METRIC_GAUGE, BLOCKS, "state=\"reserved\"", BLOCKS_HELP},
+    [METER_ACTIVE] = {METRIC_GAUGE, BLOCKS, "state=\"active\"", BLOCKS_HELP},
+    [METER_CACHED] = {METRIC_GAUGE, BLOCKS, "state=\"cached\"", BLOCKS_HELP},
+    [METER_TRANSFER] = {METRIC_GAUGE, BLOCKS, "state=\"transfer\"", BLOCKS_HELP},
+    [METER_CAPACITY] = {METRIC_GAUGE, "tandem_node_kv_blocks_capacity", NULL,
+                        "KV blocks in all states together"},
+    [METER_KV_USE] = {METRIC_GAUGE, "tandem_node_kv_use_ratio", NULL,
+                      "Share of the KV blocks that are neither free nor only cached"},
+    [METER_RUNNING] = {METRIC_GAUGE, "tandem_node_running_sequences", NULL,
+                       "Sequences that are decoded"},
+    [METER_WAITING] = {METRIC_GAUGE, "tandem_node_waiting_sequences", NULL,
+                       "Sequences that wait for blocks, are prefilled or expect KV"},
+    [METER_WAITING_TOKENS] = {METRIC_GAUGE, "tandem_node_waiting_prompt_tokens", NULL,
+                              "Tokens to prefill for what is in the queue"},
+    [METER_STEP] = {METRIC_HISTOGRAM, "tandem_node_step_seconds", NULL,
+                    "Time that the engine computed a step", metric_latency_bounds,
+                    METRIC_LATENCY_BOUNDS},
+    [METER_PROMPT_TOKENS] = {METRIC_COUNTER, "tandem_node_prompt_tokens_total", NULL,
+                             "Prompt tokens computed"},
+    [METER_GENERATED_TOKENS] = {METRIC_COUNTER, "tandem_node_generated_tokens_total", NULL,
+                                "Tokens generated"},
+    [METER_CACHED_TOKENS] = {METRIC_COUNTER, "tandem_node_cached_tokens_total", NULL,
+                             "Prompt tokens found in the prefix cache"},
+    [METER_PREEMPTIONS] = {METRIC_COUNTER, "tandem_node_preemptions_total", NULL,
+                           "Sequences that gave up their blocks to others"},
+    [METER_ROUTERS] = {METRIC_GAUGE, "tandem_node_routers", NULL,
+                       "Routers with which a session stands"},
+    [METER_DRAINING] = {METRIC_GAUGE, "tandem_node_draining", NULL, "1: it takes no new jobs"},
+    [METER_SENT] = {METRIC_COUNTER, "tandem_node_kv_sent_bytes_total", NULL,
+                    "Bytes of KV sent over links"},
+    [METER_RECEIVED] = {METRIC_COUNTER, "tandem_node_kv_received_bytes_total", NULL,
+                        "Bytes of KV received over links"},
+    [METER_LINKS] = {METRIC_GAUGE, "tandem_node_links_open", NULL, "Links to other nodes"},
+    [METER_TRANSFERS_DONE] = {METRIC_COUNTER, TRANSFERS, "outcome=\"done\"", TRANSFERS_HELP},
+    [METER_TRANSFERS_FAILED] = {METRIC_COUNTER, TRANSFERS, "outcome=\"failed\"", TRANSFERS_HELP},
+    [METER_TRANSFERS_LIVE] = {METRIC_GAUGE, "tandem_node_transfers_live", NULL,
+                              "Hand-overs of KV that are under way"},
+    [METER_FRAMES_REFUSED] = {METRIC_COUNTER, "tandem_node_frames_refused_total", NULL,
+                              "Frames of KV whose checksum was wrong"},
+    [METER_FRAMES_DEAD] = {METRIC_COUNTER, "tandem_node_frames_dead_total", NULL,
+                           "Frames of KV that nobody waited for any more"},
+    [METER_STALE] = {METRIC_COUNTER, "tandem_node_stale_messages_total", NULL,
+                     "Messages of earlier sessions or attempts, dropped"},
+    [METER_SLOW] = {METRIC_COUNTER, "tandem_node_slow_callbacks_total", NULL,
+                    "Callbacks of the loop that took longer than 1 ms"},
+};
+
+enum err node_meters_new(struct node_core *c)
+{
+    enum err e = metrics_new(&c->metrics, METERS);
+    for (size_t i = 0; e == OK && i < METERS; i++) {
+        struct metric_spec spec = specs[i];
+        if (i == METER_INFO && c->config.role == ROLE_DECODE) spec.labels = "role=\"decode\"";
+        e = metrics_add(c->metrics, &spec, &c->meter[i]);
+    }
+    return e;
+}
+
+static uint32_t routers_up(const struct node_core *c)
+{
+    uint32_t up = 0;
+    for (uint32_t i = 0; i < c->config.routers_count; i++)
+        up += c->router[i].session.state == SESSION_UP;
+    return up;
+}
+
+static void show_gauges(struct node_core *c, const struct node_counts *n,
+                        const struct xfer_stats *links)
+{
+    const struct kv_pool_counts *b = &n->blocks;
+    const struct {
+        enum meter meter;
+        double value;
+    } rows[] = {
+        {METER_INFO, 1},
+        {METER_FREE, b->free},
+        {METER_RESERVED, b->reserved},
+        {METER_ACTIVE, b->active},
+        {METER_CACHED, b->cached},
+        {METER_TRANSFER, b->transfer},
+        {METER_CAPACITY, b->total},
+        {METER_KV_USE, (double)(b->total - b->free - b->cached) / (double)b->total},
+        {METER_RUNNING, n->running},
+        {METER_WAITING, n->waiting},
+        {METER_WAITING_TOKENS, sessions_waiting_tokens(c)},
+        {METER_ROUTERS, routers_up(c)},
+        {METER_DRAINING, c->draining},
+        {METER_LINKS, links->links_open},
+        {METER_TRANSFERS_LIVE, links->tickets_live},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        metric_set(c->meter[rows[i].meter], rows[i].value);
+}
+
+static void show_counts(struct node_core *c, const struct node_counts *n,
+                        const struct xfer_stats *links)
+{
+    const struct {
+        enum meter meter;
+        uint64_t count;
+    } rows[] = {
+        {METER_PROMPT_TOKENS, n->prompt_tokens},
+        {METER_GENERATED_TOKENS, n->tokens_generated},
+        {METER_CACHED_TOKENS, n->cached_tokens},
+        {METER_PREEMPTIONS, n->preemptions},
+        {METER_SENT, links->sent_bytes},
+        {METER_RECEIVED, links->received_bytes},
+        {METER_TRANSFERS_DONE, links->tickets_done},
+        {METER_TRANSFERS_FAILED, links->tickets_failed},
+        {METER_FRAMES_REFUSED, links->frames_refused},
+        {METER_FRAMES_DEAD, links->frames_dead},
+        {METER_STALE, n->stale_messages},
+        {METER_SLOW, c->slow_callbacks},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        metric_show_count(c->meter[rows[i].meter], rows[i].count);
+}
+
+enum err node_core_metrics(struct node_core *c, const struct xfer_stats *links, struct buf *page)
+{
+    struct node_counts n;
+    node_core_counts(c, &n);
+    show_gauges(c, &n, links);
+    show_counts(c, &n, links);
+    return metrics_prometheus(c->metrics, page);
+}
+
+const char *node_core_missing(const struct node_core *c)
+{
+    if (c->broken) return "the device failed";
+    if (c->draining) return "draining";
+    return routers_up(c) > 0 ? NULL : "no session with a router stands";
+}
