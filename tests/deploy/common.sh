@@ -17,3 +17,14 @@ tool() {
         skip "$1 is not installed: ./dev test installs it where there is a network"
     fi
 }
+
+# known_settings BIN PROGRAM...: each name on stdin, like LISTEN_KV, is a setting of one of them.
+known_settings() {
+    local bin=$1 name program help=''
+    shift
+    for program in "$@"; do help+=$("$bin/$program" --help); done
+    while IFS= read -r name; do
+        name=$(tr 'A-Z_' 'a-z-' <<<"$name")
+        [ "$name" = metrics ] || grep -qw -- "--$name" <<<"$help" || fail "$* have no setting $name"
+    done
+}

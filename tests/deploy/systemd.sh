@@ -79,9 +79,6 @@ done
 for file in "$SOURCE"/deploy/systemd/env/*.env; do
     program=$(basename "$file" .env) && program=tandem-${program%-[0-9]}
     [ "$program" != tandem-tandem ] || program=tandem-decode
-    while IFS= read -r name; do
-        [ "$name" = metrics ] && continue
-        "$bin/$program" --help | grep -qw -- "--$name" || fail "$file: $program has no setting $name"
-    done < <(sed -n 's/^#\{0,1\}TANDEM_\([A-Z_]*\)=.*/\1/p' "$file" | tr 'A-Z_' 'a-z-')
+    sed -n 's/^#\{0,1\}TANDEM_\([A-Z_]*\)=.*/\1/p' "$file" | known_settings "$bin" "$program"
 done
 echo "units, host: verified"
