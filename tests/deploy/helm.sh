@@ -17,13 +17,18 @@ for program in tandem-router tandem-prefill tandem-decode; do
     sed -n "s/^$program //p" "$WORK/settings" | tr a-z- A-Z_ | known_settings "$bin" "$program"
 done
 
-# The adapter's rules are YAML and ask for the metrics that the autoscalers name.
-"$TOOLS/python" - "$SOURCE/deploy/helm/prometheus-adapter.yaml" <<'PY' || fail "prometheus-adapter.yaml"
+# The adapter's rules are YAML and give the metrics that the autoscalers name, which the programs have.
+"$TOOLS/python" - "$SOURCE/deploy/helm/prometheus-adapter.yaml" >"$WORK/metrics" <<'PY' || fail "prometheus-adapter.yaml"
 import sys, yaml
 rules = yaml.safe_load(open(sys.argv[1]))["rules"]
-assert [r["name"]["as"] for r in rules["external"]] == ["tandem_router_queue_seconds_p90"]
-assert [r["name"]["as"] for r in rules["custom"]] == ["tandem_node_kv_use_ratio"]
+for rule in rules["external"] + rules["custom"]:
+    assert rule["seriesQuery"].startswith(rule["name"]["as"] + "{")
+    print(rule["name"]["as"])
 PY
+while IFS= read -r metric; do
+    grep -q "$metric" "$chart/templates/autoscaling.yaml" || fail "no autoscaler asks for $metric"
+    grep -qs "\"$metric\"" "$SOURCE"/router/*.c "$SOURCE"/node/*.c || fail "no program has $metric"
+done <"$WORK/metrics"
 
 if command -v helm >/dev/null; then
     helm lint --strict "$chart" >"$WORK/said" || fail "helm lint: $(cat "$WORK/said")"
