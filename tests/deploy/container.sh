@@ -44,7 +44,7 @@ sed -n 's/^ *TANDEM_\([A-Z_]*\): .*/\1/p' "$container"/compose*.yaml | known_set
 
 # The health check against a server that knows one page.
 mkdir "$WORK/pages" && touch "$WORK/pages/readyz"
-"$TOOLS/python" -u -m http.server --bind 127.0.0.1 --directory "$WORK/pages" 0 >"$WORK/port" 2>/dev/null &
+python3 -u -m http.server --bind 127.0.0.1 --directory "$WORK/pages" 0 >"$WORK/port" 2>/dev/null &
 server=$!
 trap 'kill "$server"; rm -rf "$WORK"' EXIT
 for _ in $(seq 100); do
