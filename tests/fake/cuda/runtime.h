@@ -188,6 +188,8 @@ struct fake_memory {
     uint64_t id;
     char *map; /* with its guard pages; NULL: registered */
     size_t map_size;
+    int shared_file; /* of a piece that other processes may open, or of theirs; 0: none */
+    bool opened;     /* another process's */
 };
 /* The memory that holds the address, freed memory too; NULL: ordinary host memory. */
 const struct fake_memory *fake_memory_find(const void *p);
@@ -195,6 +197,13 @@ const struct fake_memory *fake_memory_find(const void *p);
 cudaError_t fake_memory_check(const char *call, const void *p, size_t bytes, bool device);
 /* … and when it runs: a piece freed meanwhile is a fault. False: do not touch it. */
 bool fake_memory_alive(const char *work, const void *p, size_t bytes);
+/* The piece that begins there and is live; NULL: none does. */
+struct fake_memory *fake_memory_at(const void *p);
+/* An address range with guard pages around `inner` bytes of this file, which the piece takes over. */
+cudaError_t fake_memory_map(struct fake_memory *m, size_t inner, int file);
+cudaError_t fake_memory_unmap(struct fake_memory *m, const char *call);
+/* Whether another process has this piece open. */
+bool fake_memory_lent(const struct fake_memory *m);
 /* Frees all of it; returns how many pieces were live. */
 uint32_t fake_memory_reset(void);
 /* A stream's thread has a stack of its own on which a fault can be told. */

@@ -262,11 +262,46 @@ static cudaError_t release(struct fake_memory *m, const char *call)
     if (!rim_is_whole(m))
         e = fake_fault_locked("%s: something wrote beyond the %zu bytes at %#zx", call, m->size,
                               (size_t)m->at);
-    if (m->kind == FAKE_DEVICE) fake.used_bytes[m->device] -= round_up(m->size, FAKE_ALIGN);
+    if (fake_memory_lent(m))
+        e = fake_fault_locked("%s: another process still has %p open", call, (void *)m->at);
+    if (m->kind == FAKE_DEVICE && !m->opened)
+        fake.used_bytes[m->device] -= round_up(m->size, FAKE_ALIGN);
+    if (m->shared_file > 0) close(m->shared_file);
+    m->shared_file = 0;
     m->live = false;
     mmap(m->map, m->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
          -1, 0);
     return e;
+}
+
+struct fake_memory *fake_memory_at(const void *p)
+{
+    struct fake_memory *m = piece_of(p);
+    return m && m->live && m->at == (uintptr_t)p ? m : NULL;
+}
+
+cudaError_t fake_memory_map(struct fake_memory *m, size_t inner, int file)
+{
+    m->map_size = inner + 2 * GUARD_BYTES;
+    m->map = mmap(NULL, m->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m->map == MAP_FAILED) return cudaErrorMemoryAllocation;
+    if (mmap(m->map + GUARD_BYTES, inner, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file,
+             0) == MAP_FAILED) {
+        munmap(m->map, m->map_size);
+        return cudaErrorMemoryAllocation;
+    }
+    m->at = (uintptr_t)m->map + GUARD_BYTES + inner - round_up(m->size, FAKE_ALIGN);
+    m->live = true;
+    m->id = ++pieces.ids;
+    m->shared_file = file;
+    watch_faults();
+    add_piece(m);
+    return cudaSuccess;
+}
+
+cudaError_t fake_memory_unmap(struct fake_memory *m, const char *call)
+{
+    return release(m, call);
 }
 
 uint32_t fake_memory_reset(void)
@@ -278,6 +313,7 @@ uint32_t fake_memory_reset(void)
         if (m->live && m->map && !rim_is_whole(m))
             fake_say("fault: something wrote beyond the %zu bytes at %#zx", m->size, (size_t)m->at);
         if (m->map) munmap(m->map, m->map_size);
+        if (m->shared_file > 0) close(m->shared_file);
     }
     free(pieces.at);
     if (pieces.poison_file > 0) close(pieces.poison_file);
@@ -292,7 +328,7 @@ static cudaError_t free_piece(void *memory, enum fake_memory_kind kind, const ch
 {
     if (!memory) return cudaSuccess;
     struct fake_memory *m = piece_of(memory);
-    if (!m || m->kind != kind || m->at != (uintptr_t)memory)
+    if (!m || m->kind != kind || m->at != (uintptr_t)memory || m->opened)
         return fake_fault_locked("%s: %p is nothing that it can free", call, memory);
     if (!m->live) return fake_fault_locked("%s: %p was freed before", call, memory);
     return release(m, call);

@@ -1,0 +1,223 @@
+/* CUDA IPC as a transport, between two processes on the stand-in runtime. The child dials. */
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/unit/cuda_rig.h"
+#include "xfer/device/ipc.h"
+
+enum { SLOTS = 3, SLOT_BYTES = 5000, WAIT_MS = 10000 };
+
+static const struct transport_ops *const ops = &transport_ipc;
+
+struct world {
+    struct transport *acceptor;
+    pid_t child;
+    int line; /* to the child */
+};
+
+static struct transport *open_side(bool dialler)
+{
+    struct transport_options o = {
+        .slots_count = SLOTS, .slot_bytes = SLOT_BYTES, .dialler = dialler, .interface = ""};
+    struct transport *t;
+    return ops->open(&t, &o) == OK ? t : NULL;
+}
+
+static enum err join_fully(struct transport *t)
+{
+    enum err e;
+    for (int i = 0; (e = ops->joined(t)) == ERR_AGAIN && i < WAIT_MS; i++)
+        poll(NULL, 0, 1);
+    return e;
+}
+
+static size_t pattern(unsigned char bytes[SLOT_BYTES], uint32_t slot)
+{
+    for (size_t i = 0; i < SLOT_BYTES; i++)
+        bytes[i] = (unsigned char)(i * 3 + slot * 17);
+    return SLOT_BYTES;
+}
+
+/* The child: joins by the offer that comes over the line, does as told by single bytes: 'w' fills all slots,
+ * 'c' closes. Answers each with the same byte; its status is 0 when the line ends. */
+static void serve(int line)
+{
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    unsigned char bytes[SLOT_BYTES];
+    char order;
+    ssize_t size = recv(line, offer, sizeof offer, 0);
+    struct transport *t = open_side(true);
+    bool good = size > 0 && t && ops->join(t, offer, (size_t)size) == OK && join_fully(t) == OK;
+    if (send(line, good ? "y" : "n", 1, 0) != 1) _exit(2);
+    while (recv(line, &order, 1, 0) == 1) {
+        for (uint32_t i = 0; i < SLOTS && order == 'w'; i++) {
+            uint32_t slot = SLOTS;
+            size_t n = pattern(bytes, i);
+            if (cudaMemcpy(ops->slot(t, i), bytes, n, cudaMemcpyHostToDevice) != cudaSuccess ||
+                ops->begin(t, i, n) != OK || ops->ended(t, &slot) != OK || slot != i)
+                _exit(3);
+        }
+        if (order == 'c') {
+            ops->close(t, TRANSPORT_DRAINED);
+            t = NULL;
+        }
+        if (send(line, &order, 1, 0) != 1) _exit(4);
+    }
+    _exit(0);
+}
+
+static void order(const struct world *w, char what)
+{
+    char answer = 0;
+    assert_int_equal(send(w->line, &what, 1, 0), 1);
+    assert_int_equal(recv(w->line, &answer, 1, 0), 1);
+    assert_int_equal(answer, what);
+}
+
+/* The acceptor here, a joined dialler in a child. */
+static void open_world(struct world *w)
+{
+    int line[2];
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size;
+    char answer = 0;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line), 0);
+    w->child = fork();
+    if (w->child == 0) {
+        close(line[0]);
+        serve(line[1]);
+    }
+    close(line[1]);
+    w->line = line[0];
+    w->acceptor = open_side(false);
+    assert_non_null(w->acceptor);
+    assert_ok(ops->offer(w->acceptor, offer, &size));
+    assert_ok(ops->join(w->acceptor, NULL, 0));
+    assert_int_equal(send(w->line, offer, size, 0), size);
+    assert_ok(join_fully(w->acceptor));
+    assert_int_equal(recv(w->line, &answer, 1, 0), 1);
+    assert_int_equal(answer, 'y');
+}
+
+static void end_child(struct world *w)
+{
+    int status;
+    close(w->line);
+    assert_int_equal(waitpid(w->child, &status, 0), w->child);
+    assert_int_equal(status, 0);
+}
+
+static size_t memory_used(void)
+{
+    size_t free_bytes = 0, total = 0;
+    assert_cuda(cudaMemGetInfo(&free_bytes, &total));
+    return total - free_bytes;
+}
+
+static void what_the_dialler_gathers_is_in_the_acceptors_slots(void **state)
+{
+    (void)state;
+    struct world w;
+    unsigned char want[SLOT_BYTES], got[SLOT_BYTES];
+    open_world(&w);
+    order(&w, 'w');
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        pattern(want, i);
+        assert_cuda(cudaMemcpy(got, ops->slot(w.acceptor, i), SLOT_BYTES, cudaMemcpyDeviceToHost));
+        assert_memory_equal(got, want, SLOT_BYTES);
+    }
+    order(&w, 'c');
+    ops->close(w.acceptor, TRANSPORT_DRAINED);
+    assert_int_equal(memory_used(), 0);
+    end_child(&w);
+}
+
+static void slots_stay_until_the_dialler_has_let_them_go(void **state)
+{
+    (void)state;
+    struct world w;
+    open_world(&w);
+    size_t used = memory_used();
+    ops->close(w.acceptor, TRANSPORT_BROKEN);
+    assert_int_equal(memory_used(), used);
+    order(&w, 'w'); /* as a stopped process does that goes on later: hurts nobody */
+    order(&w, 'c');
+    struct transport *next = open_side(false);
+    assert_int_equal(memory_used(), used);
+    ops->close(next, TRANSPORT_BROKEN); /* nobody came to this one */
+    assert_int_equal(memory_used(), 0);
+    end_child(&w);
+}
+
+static void slots_of_a_killed_dialler_come_back(void **state)
+{
+    (void)state;
+    struct world w;
+    int status;
+    open_world(&w);
+    ops->close(w.acceptor, TRANSPORT_BROKEN);
+    kill(w.child, SIGKILL);
+    assert_int_equal(waitpid(w.child, &status, 0), w.child);
+    close(w.line);
+    struct transport *next = open_side(false);
+    ops->close(next, TRANSPORT_BROKEN);
+    assert_int_equal(memory_used(), 0);
+}
+
+static void offers_that_are_none_are_refused(void **state)
+{
+    (void)state;
+    uint8_t offer[TRANSPORT_OFFER_MAX] = {0};
+    size_t size;
+    struct transport *a = open_side(false), *d = open_side(true);
+    assert_non_null(a);
+    assert_non_null(d);
+    assert_ok(ops->offer(a, offer, &size));
+    assert_int_equal(ops->join(d, offer, size - 1), ERR_FORMAT);
+    offer[size - 1] ^= 1;
+    assert_int_equal(ops->join(d, offer, size), ERR_PEER); /* nobody has that name */
+    ops->close(d, TRANSPORT_BROKEN);
+
+    d = open_side(true); /* one process cannot map its own */
+    assert_ok(ops->offer(a, offer, &size));
+    assert_ok(ops->join(d, offer, size));
+    assert_ok(join_fully(a));
+    assert_int_equal(join_fully(d), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_text(), "cudaErrorDeviceUninitialized"));
+    ops->close(d, TRANSPORT_BROKEN);
+    ops->close(a, TRANSPORT_BROKEN);
+    assert_int_equal(memory_used(), 0);
+}
+
+static void a_call_that_fails_is_told_and_costs_nothing(void **state)
+{
+    (void)state;
+    fake_knobs()->fail_call = "cudaMalloc";
+    fake_knobs()->fail_at = 1;
+    fake_knobs()->fail_with = cudaErrorMemoryAllocation;
+    assert_null(open_side(false));
+    assert_non_null(strstr(err_text(), "memory for slots"));
+    fake_knobs()->fail_call = "cudaIpcGetMemHandle";
+    fake_knobs()->fail_with = cudaErrorNotSupported;
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size;
+    struct transport *t = open_side(false);
+    assert_int_equal(ops->offer(t, offer, &size), ERR_UNSUPPORTED);
+    ops->close(t, TRANSPORT_BROKEN);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(what_the_dialler_gathers_is_in_the_acceptors_slots),
+        TEST(slots_stay_until_the_dialler_has_let_them_go),
+        TEST(slots_of_a_killed_dialler_come_back),
+        TEST(offers_that_are_none_are_refused),
+        TEST(a_call_that_fails_is_told_and_costs_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,287 @@
+/* The transport of two processes on one host: CUDA IPC. The acceptor's slots are device memory that the
+ * dialler maps, and gathers its payloads into; so nothing is posted, and a frame has arrived when it is
+ * announced. The acceptor's pool is never mapped: what comes late from a stopped process lands in a slot.
+ *
+ *     acceptor                                          dialler
+ *       slots, their handle, an abstract socket
+ *       offer {handle, name} ------------------------->   connects to the socket
+ *       accepts, sends a byte, is joined -------------->   maps the slots, is joined
+ *       close: frees the slots at the connection's end    close: unmaps, then closes the connection
+ *
+ * Freeing memory that another process has mapped is not defined, and a stopped dialler may still write.
+ * So slots whose dialler has not gone are kept, by `lent` below, until it has; open sweeps them. The
+ * connection ends with the process whatever becomes of it, and needs no common process ids. */
+#include <cuda_runtime_api.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "common/list.h"
+#include "common/mem.h"
+#include "common/plant.h"
+#include "xfer/device/ipc.h"
+
+enum { LENT_MAX = 64 };
+
+struct ipc_offer {
+    cudaIpcMemHandle_t handle;
+    uint64_t name[2];
+};
+_Static_assert(sizeof(struct ipc_offer) <= TRANSPORT_OFFER_MAX, "an offer holds it");
+
+struct ipc {
+    struct transport base;
+    struct transport_options options;
+    struct list_link lent;
+    int listener, connection; /* negative: none */
+    uint64_t name[2];
+    cudaIpcMemHandle_t theirs; /* dialler */
+    char *slots;               /* the acceptor's own, the dialler's view of them */
+    bool begun;
+    uint32_t slot;
+};
+
+/* Closed by the acceptor, and perhaps still mapped by the dialler. The link thread's. */
+static struct list_link lent;
+static uint32_t lent_count;
+
+static struct ipc *ipc(const struct transport *t)
+{
+    return (struct ipc *)t;
+}
+
+static enum err check(cudaError_t c, const char *what)
+{
+    if (c == cudaSuccess) return OK;
+    cudaGetLastError();
+    return err_set(c == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_UNSUPPORTED,
+                   "ipc link: %s: %s: %s", what, cudaGetErrorName(c), cudaGetErrorString(c));
+}
+
+static socklen_t socket_name(struct sockaddr_un *un, const uint64_t name[2])
+{
+    *un = (struct sockaddr_un){.sun_family = AF_UNIX};
+    int n = snprintf(un->sun_path + 1, sizeof un->sun_path - 1, "tandem-ipc-%016llx%016llx",
+                     (unsigned long long)name[0], (unsigned long long)name[1]);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+}
+
+static enum err same_user(int fd)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+        return err_set(ERR_IO, "ipc link: %s", strerror(errno));
+    if (peer.uid != geteuid())
+        return err_set(ERR_UNSUPPORTED, "ipc link: the other side runs as user %u", peer.uid);
+    return OK;
+}
+
+/* --- the acceptor's memory --- */
+
+/* ERR_AGAIN: the dialler has not come yet. */
+static enum err take_connection(struct ipc *t)
+{
+    if (t->connection >= 0) return OK;
+    int fd = accept4(t->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0)
+        return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED
+                   ? ERR_AGAIN
+                   : err_set(ERR_IO, "ipc link: %s", strerror(errno));
+    t->connection = fd;
+    if (send(fd, "!", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1) return OK;
+    return err_set(ERR_PEER, "ipc link: %s", strerror(errno));
+}
+
+/* No process maps the slots any more, or ever did: who was not accepted had no byte. */
+static bool is_back(const struct ipc *t)
+{
+    char byte;
+    if (t->connection < 0) return true;
+    ssize_t n = recv(t->connection, &byte, 1, MSG_DONTWAIT);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+static void free_slots(struct ipc *t)
+{
+    if (t->listener >= 0) close(t->listener);
+    if (t->connection >= 0) close(t->connection);
+    if (t->slots && cudaSetDevice((int)t->options.device_index) == cudaSuccess) cudaFree(t->slots);
+    cudaGetLastError();
+    mem_free(t);
+}
+
+static void sweep(void)
+{
+    if (!lent.next) list_init(&lent);
+    for (struct list_link *l = lent.next, *next; l != &lent; l = next) {
+        struct ipc *t = list_member(l, struct ipc, lent);
+        next = l->next;
+        if (!is_back(t)) continue;
+        list_remove(l);
+        lent_count--;
+        free_slots(t);
+    }
+}
+
+static enum err listen_for_dialler(struct ipc *t)
+{
+    struct sockaddr_un un;
+    if (getrandom(t->name, sizeof t->name, 0) != (ssize_t)sizeof t->name)
+        return err_set(ERR_IO, "getrandom: %s", strerror(errno));
+    t->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (t->listener < 0) return err_set(ERR_IO, "socket: %s", strerror(errno));
+    socklen_t size = socket_name(&un, t->name);
+    if (bind(t->listener, (struct sockaddr *)&un, size) != 0 || listen(t->listener, 1) != 0)
+        return err_set(ERR_IO, "ipc link: %s", strerror(errno));
+    return OK;
+}
+
+static enum err make_slots(struct ipc *t)
+{
+    size_t bytes = (size_t)t->options.slots_count * t->options.slot_bytes;
+    if (lent_count >= LENT_MAX)
+        return err_set(ERR_FULL,
+                       "ipc link: the slots of %d closed links are still mapped by others",
+                       LENT_MAX);
+    enum err e = listen_for_dialler(t);
+    return e != OK ? e : check(cudaMalloc((void **)&t->slots, bytes), "memory for slots");
+}
+
+static void ipc_close(struct transport *transport, enum transport_end end)
+{
+    struct ipc *t = ipc(transport);
+    (void)end; /* the connection tells more than what the two have agreed on */
+    if (!t) return;
+    if (t->options.dialler) {
+        if (t->slots && cudaSetDevice((int)t->options.device_index) == cudaSuccess)
+            cudaIpcCloseMemHandle(t->slots);
+        cudaGetLastError();
+        t->slots = NULL;
+    } else if (!is_back(t) && !PLANTED("ipc_slots_freed_early")) {
+        list_push_back(&lent, &t->lent);
+        lent_count++;
+        return;
+    }
+    free_slots(t);
+}
+
+/* --- both sides --- */
+
+static enum err ipc_open(struct transport **out, const struct transport_options *options)
+{
+    struct ipc *t = mem_new(sizeof *t);
+    enum err e;
+    *out = NULL;
+    sweep();
+    if (!t) return ERR_MEMORY;
+    t->base.ops = &transport_ipc;
+    t->options = *options;
+    t->listener = t->connection = -1;
+    list_init(&t->lent);
+    e = check(cudaSetDevice((int)options->device_index), "the device");
+    if (e == OK && !options->dialler) e = make_slots(t);
+    if (e == OK) {
+        *out = &t->base;
+        return OK;
+    }
+    free_slots(t);
+    return e;
+}
+
+static enum err ipc_offer(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
+                          size_t *size)
+{
+    struct ipc *t = ipc(transport);
+    struct ipc_offer offer = {.name = {t->name[0], t->name[1]}};
+    enum err e = check(cudaIpcGetMemHandle(&offer.handle, t->slots), "a handle of the slots");
+    if (e != OK) return e;
+    memcpy(bytes, &offer, sizeof offer);
+    *size = sizeof offer;
+    return OK;
+}
+
+static enum err ipc_join(struct transport *transport, const uint8_t *bytes, size_t size)
+{
+    struct ipc *t = ipc(transport);
+    struct ipc_offer offer;
+    struct sockaddr_un un;
+    if (!t->options.dialler) return OK; /* it is the dialler's to come */
+    if (size != sizeof offer) return err_set(ERR_FORMAT, "ipc link: an offer of %zu bytes", size);
+    memcpy(&offer, bytes, sizeof offer);
+    t->connection = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (t->connection < 0) return err_set(ERR_IO, "socket: %s", strerror(errno));
+    socklen_t name = socket_name(&un, offer.name);
+    if (connect(t->connection, (struct sockaddr *)&un, name) != 0)
+        return err_set(ERR_PEER, "ipc link: connect: %s", strerror(errno));
+    t->theirs = offer.handle;
+    return same_user(t->connection);
+}
+
+static enum err map_slots(struct ipc *t)
+{
+    char byte;
+    if (t->slots) return OK;
+    ssize_t n = recv(t->connection, &byte, 1, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return ERR_AGAIN;
+    if (n != 1) return err_set(ERR_PEER, "ipc link: closed by the other side");
+    return check(
+        cudaIpcOpenMemHandle((void **)&t->slots, t->theirs, cudaIpcMemLazyEnablePeerAccess),
+        "mapping the other side's slots");
+}
+
+static enum err ipc_joined(struct transport *transport)
+{
+    struct ipc *t = ipc(transport);
+    if (t->options.dialler) return map_slots(t);
+    enum err e = take_connection(t);
+    return e != OK ? e : same_user(t->connection);
+}
+
+static int ipc_fd(const struct transport *transport)
+{
+    (void)transport;
+    return -1; /* only the acceptor waits, and only for the dialler to come */
+}
+
+static void *ipc_slot(const struct transport *transport, uint32_t i)
+{
+    const struct ipc *t = ipc(transport);
+    return t->slots + (size_t)i * t->options.slot_bytes;
+}
+
+static enum err ipc_begin(struct transport *transport, uint32_t slot, size_t bytes)
+{
+    struct ipc *t = ipc(transport);
+    (void)bytes;
+    t->begun = true;
+    t->slot = slot;
+    return OK;
+}
+
+static enum err ipc_ended(struct transport *transport, uint32_t *slot)
+{
+    struct ipc *t = ipc(transport);
+    if (!t->begun) return ERR_AGAIN;
+    t->begun = false;
+    *slot = t->slot;
+    return OK;
+}
+
+const struct transport_ops transport_ipc = {
+    .name = "ipc",
+    .acceptor_offers = true,
+    .open = ipc_open,
+    .offer = ipc_offer,
+    .join = ipc_join,
+    .joined = ipc_joined,
+    .fd = ipc_fd,
+    .slot = ipc_slot,
+    .begin = ipc_begin,
+    .ended = ipc_ended,
+    .close = ipc_close,
+};
