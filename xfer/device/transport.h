@@ -40,6 +40,10 @@ struct transport_options {
     uint32_t slots_count, slot_bytes; /* agreed: the same on both sides */
     bool dialler;
     const char *interface; /* NCCL: for its sockets; "": NCCL's choice */
+    /* Transports that may hold memory at once, those that are still being taken down after close
+     * among them: more are ERR_FULL. 0: no limit. */
+    uint32_t links_max;
+    const char *peer; /* for log lines; NULL: unknown. The caller's again when open returns */
 };
 
 enum transport_end {
@@ -60,7 +64,8 @@ struct transport_ops {
     enum err (*join)(struct transport *t, const uint8_t *bytes, size_t size);
     enum err (*joined)(struct transport *t);
     /* Readable when joined or ended have something new; -1: they are to be called each millisecond while
-     * they are waited for. The same for the transport's life. */
+     * they are waited for. The same for the transport's life; it may stay open for a while after close,
+     * so it is to be taken out of any set of fds before that. */
     int (*fd)(const struct transport *t);
     /* Device memory of slot i once joined said OK: where the dialler's payloads are gathered, or where
      * the acceptor finds what came. */
