@@ -1,18 +1,19 @@
 /* Tickets' common parts, and the link session.
  *
- *     state \ event  HELLO                 FAIL (no ticket)  deadline          link lost
- *     DIAL           -                     -                 next address      -
- *     DIALLING       -                     -                 next address      next address
- *     GREETING       READY; PARTING if     ENDED             next address;     next address;
- *                    the KV differs                          acceptor: ENDED   acceptor: ENDED
- *     READY          ERR_STATE             ENDED             idle: ENDED       ENDED
- *     PARTING        dead                  ENDED             ENDED             ENDED
+ *     state \ event  HELLO                 FAIL (no ticket)  deadline     link lost
+ *     DIAL           -                     -                 ENDED        -
+ *     DIALLING       -                     -                 ENDED        ENDED
+ *     GREETING       READY; PARTING if     ENDED             ENDED        ENDED
+ *                    the KV differs
+ *     READY          ERR_STATE             ENDED             idle: ENDED  ENDED
+ *     PARTING        dead                  ENDED             ENDED        ENDED
  *     ENDED          waits for xfer_core_closed; whatever comes is dropped
  *
- * ENDED fails all tickets of the session. "next address" is ENDED when there is none left. Any
- * other frame before READY, and one that belongs to the other direction, is ERR_STATE: the link is
- * dropped. READY has a deadline only at the dialler and while it has no tickets: each ticket has
- * its own. An acceptor never closes an idle link, or it could do so while an OPEN is on its way. */
+ * ENDED fails all tickets of the session; those that wait for a link to the same peer get another one
+ * (peer.c), where it was dialled from here. Any other frame before READY, and one that belongs to the
+ * other direction, is ERR_STATE: the link is dropped. READY has a deadline only at the dialler and
+ * while it has no tickets: each ticket has its own. An acceptor never closes an idle link, or it could
+ * do so while an OPEN is on its way. */
 #include "xfer/core_state.h"
 
 #include <stdio.h>
@@ -80,13 +81,17 @@ static void session_act(struct xfer_core *core, struct xfer_session *s)
     if (list_empty(&s->acts)) list_push_back(&core->acts, &s->acts);
 }
 
-void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s)
+void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
+                 uint64_t now_ns)
 {
     t->session = s;
     t->event.link = s->link;
+    list_remove(&t->in_session);
     list_push_back(&s->tickets, &t->in_session);
     s->live_count++;
-    if (s->state == SESSION_READY) heap_remove(&core->session_timers, &s->timer);
+    s->used_ns = now_ns;
+    heap_remove(&core->session_timers, &s->timer);
+    way_changed(core, s->way, now_ns);
 }
 
 /* It has ended, and has said what there was to say. */
@@ -101,6 +106,7 @@ static void ticket_leave(struct xfer_ticket *t)
 /* One of its tickets has ended. Last words that it does not get rid of end with it. */
 static void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
 {
+    way_changed(core, s->way, now_ns);
     if (--s->live_count > 0 || s->state != SESSION_READY || !s->dialler) return;
     session_timer(core, s,
                   now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
@@ -145,9 +151,9 @@ static bool last_word_wants(const struct xfer_ticket *t, struct xfer_send *send)
 
 /* ---- sessions ---- */
 
-static struct xfer_session *session_new(struct xfer_core *core)
+static struct xfer_session *session_new(struct xfer_core *core, uint64_t now_ns)
 {
-    if (core->sessions_count == XFER_SESSIONS_MAX) {
+    if (core->sessions_count == XFER_SESSIONS_MAX && !session_evict(core, NULL, now_ns)) {
         err_set(ERR_FULL, "%d links are open", XFER_SESSIONS_MAX);
         return NULL;
     }
@@ -159,8 +165,17 @@ static struct xfer_session *session_new(struct xfer_core *core)
     list_init(&s->notes);
     list_push_back(&core->sessions, &s->all);
     s->link = "";
+    s->used_ns = now_ns;
+    s->meter.dry = true;
+    s->frame_blocks = xfer_frame_blocks(&core->options.geometry);
     core->sessions_count++;
     return s;
+}
+
+/* What making it may take. */
+static uint64_t setup_ns(const struct xfer_core *core, const struct link_trait *trait)
+{
+    return core->options.handshake_ns * (trait->slow ? 6 : 1);
 }
 
 static void notes_free(struct xfer_session *s)
@@ -171,13 +186,11 @@ static void notes_free(struct xfer_session *s)
     s->notes_count = 0;
 }
 
-static void session_free(struct xfer_core *core, struct xfer_session *s)
+static void session_free(struct xfer_session *s)
 {
     notes_free(s);
-    heap_remove(&core->session_timers, &s->timer);
     list_remove(&s->acts);
     list_remove(&s->all);
-    core->sessions_count--;
     mem_free(s);
 }
 
@@ -190,12 +203,13 @@ static enum err ticket_error(enum err e)
                : ERR_PEER;
 }
 
-static void session_end(struct xfer_core *core, struct xfer_session *s, enum err e,
-                        const char *text, uint64_t now_ns)
+void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
+                 uint64_t now_ns)
 {
     char copy[XFER_TEXT_MAX];
     snprintf(copy, sizeof copy, "%s", text);
     s->state = SESSION_ENDED;
+    core->sessions_count--;
     heap_remove(&core->session_timers, &s->timer);
     session_act(core, s);
     notes_free(s);
@@ -208,72 +222,43 @@ static void session_end(struct xfer_core *core, struct xfer_session *s, enum err
             if (ticket_unused(t)) ticket_free(t);
         }
     }
+    if (s->way) peer_detach(core, s, e != OK ? ticket_error(e) : OK, copy, now_ns);
 }
 
-/* The next of its addresses that fits; NULL: none is left. */
-static const char *next_address(struct xfer_session *s)
+bool session_evict(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
 {
-    size_t wanted = strlen(s->link_wanted);
-    while (s->next_address < s->addresses.count) {
-        const char *address = s->addresses.address[s->next_address++];
-        if (wanted == 0 ||
-            (strncmp(address, s->link_wanted, wanted) == 0 && address[wanted] == ':'))
-            return address;
+    struct xfer_session *oldest = NULL;
+    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
+        struct xfer_session *s = list_member(l, struct xfer_session, all);
+        if (!s->dialler || s->state != SESSION_READY || s->live_count > 0) continue;
+        if (trait && link_trait(s->link) != trait) continue;
+        if (!oldest || s->used_ns < oldest->used_ns) oldest = s;
     }
-    return NULL;
+    if (oldest) session_end(core, oldest, OK, "idle", now_ns);
+    return oldest != NULL;
 }
 
-static bool any_address_left(const struct xfer_session *s)
+struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns)
 {
-    struct xfer_session copy = {.addresses = s->addresses, .next_address = s->next_address};
-    memcpy(copy.link_wanted, s->link_wanted, sizeof copy.link_wanted);
-    return next_address(&copy) != NULL;
-}
-
-static void session_dial(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
-{
+    struct xfer_session *s = session_new(core, now_ns);
+    if (!s) return NULL;
+    s->dialler = true;
+    s->way = way;
     s->state = SESSION_DIAL;
-    s->link = "";
-    session_timer(core, s, now_ns + core->options.handshake_ns);
+    session_timer(core, s, now_ns + setup_ns(core, way->trait));
     session_act(core, s);
+    return s;
 }
 
 void xfer_core_lost(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
                     uint64_t now_ns)
 {
     if (s->state == SESSION_ENDED) return;
-    bool greeting = s->state < SESSION_READY;
-    if (s->dialler && greeting && any_address_left(s))
-        session_dial(core, s, now_ns);
-    else
-        session_end(core, s, e, text, now_ns);
-}
-
-static bool same_addresses(const struct xfer_addresses *a, const struct xfer_addresses *b)
-{
-    if (a->count != b->count) return false;
-    for (uint32_t i = 0; i < a->count; i++)
-        if (strcmp(a->address[i], b->address[i]) != 0) return false;
-    return true;
-}
-
-static struct xfer_session *session_for(struct xfer_core *core, const struct xfer_ticket *t,
-                                        uint64_t now_ns)
-{
-    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
-        struct xfer_session *s = list_member(l, struct xfer_session, all);
-        if (s->dialler && !s->retired && s->state <= SESSION_READY &&
-            strcmp(s->link_wanted, t->link_wanted) == 0 &&
-            same_addresses(&s->addresses, &t->addresses))
-            return s;
-    }
-    struct xfer_session *s = session_new(core);
-    if (!s) return NULL;
-    s->dialler = true;
-    s->addresses = t->addresses;
-    memcpy(s->link_wanted, t->link_wanted, sizeof s->link_wanted);
-    session_dial(core, s, now_ns);
-    return s;
+    char copy[XFER_TEXT_MAX]; /* what follows may say something else */
+    snprintf(copy, sizeof copy, "%s", text);
+    if (e == ERR_FULL && s->way && s->state < SESSION_READY)
+        session_evict(core, s->way->trait, now_ns); /* room for the next try */
+    session_end(core, s, e == OK ? ERR_PEER : e, copy, now_ns);
 }
 
 struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link, uint64_t now_ns)
@@ -284,20 +269,35 @@ struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link
         greetings += !other->dialler && other->state == SESSION_GREETING;
     }
     if (greetings >= XFER_GREETINGS_MAX) return NULL;
-    struct xfer_session *s = session_new(core);
+    struct xfer_session *s = session_new(core, now_ns);
     if (!s) return NULL;
     s->state = SESSION_GREETING;
     s->link = link;
     s->heard_ns = now_ns;
-    session_timer(core, s, now_ns + core->options.handshake_ns);
+    session_timer(core, s, now_ns + setup_ns(core, link_trait(link)));
     return s;
 }
 
-void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const char *link,
-                         uint64_t window_bytes, uint64_t now_ns)
+/* How many blocks of one layer go into a frame on this link. */
+static uint32_t frame_blocks(const struct kv_geometry *g, const struct kv_link_facts *facts)
 {
-    s->window_bytes = window_bytes;
+    if (facts->slot_bytes == 0) return xfer_frame_blocks(g);
+    size_t fit = facts->slot_bytes / kv_layer_bytes(g);
+    return fit < XFER_SLOT_BLOCKS_MAX ? (uint32_t)fit : XFER_SLOT_BLOCKS_MAX;
+}
+
+void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const char *link,
+                         const struct kv_link_facts *facts, uint64_t now_ns)
+{
+    s->window_bytes = facts->window_bytes;
+    s->frame_blocks = frame_blocks(&core->options.geometry, facts);
     if (s->state != SESSION_DIALLING) return;
+    if (s->frame_blocks == 0) {
+        err_set(ERR_INVALID, "slots of %u bytes are shorter than a block's layer",
+                facts->slot_bytes);
+        session_end(core, s, ERR_INVALID, err_text(), now_ns);
+        return;
+    }
     s->state = SESSION_GREETING;
     s->link = link;
     s->hello_due = true;
@@ -311,13 +311,7 @@ static void session_ready(struct xfer_core *core, struct xfer_session *s, uint64
         session_timer(core, s, now_ns + core->options.idle_close_ns);
     else
         heap_remove(&core->session_timers, &s->timer);
-    for (struct list_link *l = s->tickets.next; l != &s->tickets; l = l->next) {
-        struct xfer_ticket *t = list_member(l, struct xfer_ticket, in_session);
-        heap_remove(&core->session_timers, &s->timer);
-        t->event.link = s->link;
-        t->state = TICKET_SENDING;
-        ticket_wake(t);
-    }
+    if (s->way) peer_ready(core, s->way, now_ns);
 }
 
 static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
@@ -348,11 +342,13 @@ static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const s
     return OK;
 }
 
-static enum err on_credit(struct xfer_session *s, const struct frame *f)
+static enum err on_credit(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                          uint64_t now_ns)
 {
     if (!s->dialler || s->state != SESSION_READY) return err_set(ERR_STATE, "CREDIT out of turn");
     if (__builtin_add_overflow(s->credit_bytes, f->window_bytes, &s->credit_bytes))
         return err_set(ERR_STATE, "CREDIT without end");
+    rate_credited(core, s, f->window_bytes, now_ns);
     return OK;
 }
 
@@ -405,7 +401,7 @@ enum err xfer_core_frame(struct xfer_core *core, struct xfer_session *s, const s
     }
     s->heard_ns = now_ns;
     if (f->kind == FRAME_HELLO) return on_hello(core, s, f, now_ns);
-    if (f->kind == FRAME_CREDIT) return on_credit(s, f);
+    if (f->kind == FRAME_CREDIT) return on_credit(core, s, f, now_ns);
     if (f->kind == FRAME_FAIL && id128_is_none(f->ticket)) {
         session_end(core, s, f->error, f->text, now_ns);
         return OK;
@@ -465,6 +461,7 @@ bool xfer_core_wants(struct xfer_core *core, struct xfer_session *s, struct xfer
     *send = (struct xfer_send){0};
     if (session_wants(core, s, &send->frame)) return true;
     if (s->state != SESSION_READY) return false;
+    bool waits = false;
     for (struct list_link *l = s->ready.next, *next; l != &s->ready; l = next) {
         struct xfer_ticket *t = list_member(l, struct xfer_ticket, ready);
         next = l->next;
@@ -474,8 +471,12 @@ bool xfer_core_wants(struct xfer_core *core, struct xfer_session *s, struct xfer
             send->frame.ticket = t->id;
             return true;
         }
-        if (send->frame.kind != FRAME_DATA) list_remove(l); /* else it waits for credit */
+        if (send->frame.kind == FRAME_DATA)
+            waits = true; /* for credit */
+        else
+            list_remove(l);
     }
+    s->meter.dry |= !waits;
     return false;
 }
 
@@ -530,15 +531,7 @@ static void op_open(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_
     }
     CHECK(heap_move(&core->ticket_timers, &t->timer, t->timer.key) == OK);
     if (!t->sends) return;
-    struct xfer_session *s = session_for(core, t, now_ns);
-    if (!s) {
-        enum err full = core->sessions_count == XFER_SESSIONS_MAX ? ERR_FULL : ERR_MEMORY;
-        ticket_end(core, t, XFER_FAILED, full, err_text(), 0, now_ns);
-        return;
-    }
-    ticket_join(core, t, s);
-    t->state = s->state == SESSION_READY ? TICKET_SENDING : TICKET_CONNECTING;
-    ticket_wake(t);
+    peer_open(core, t, now_ns);
 }
 
 void xfer_core_op(struct xfer_core *core, struct xfer_message *m, uint64_t now_ns)
@@ -572,7 +565,10 @@ static void ticket_deadline(struct xfer_core *core, struct xfer_ticket *t, uint6
     const char *text = t->state == TICKET_CONNECTING ? "no link by the deadline"
                        : t->state == TICKET_EXPECTED ? "nothing came by the deadline"
                                                      : "not complete by the deadline";
-    if (s && s->dialler && t->opened && s->heard_ns <= t->event.began_ns) s->retired = true;
+    bool silent = s && s->dialler && t->opened && s->heard_ns <= t->event.began_ns;
+    if (silent) s->retired = true;
+    if (silent && s->way)
+        peer_detach(core, s, ERR_TIMEOUT, "the other side was silent until a deadline", now_ns);
     ticket_end(core, t, XFER_FAILED, ERR_TIMEOUT, text, FRAME_FAIL, now_ns);
 }
 
@@ -580,11 +576,13 @@ static void session_deadline(struct xfer_core *core, struct xfer_session *s, uin
 {
     heap_remove(&core->session_timers, &s->timer);
     if (s->state == SESSION_READY)
-        session_end(core, s, ERR_TIMEOUT, "idle", now_ns);
+        session_end(core, s, OK, "idle", now_ns);
     else if (s->state == SESSION_PARTING)
         session_end(core, s, s->error, s->text, now_ns);
     else
-        xfer_core_lost(core, s, ERR_TIMEOUT, "no answer to the greeting", now_ns);
+        session_end(core, s, ERR_TIMEOUT,
+                    s->state == SESSION_GREETING ? "no answer to the greeting" : "no connection",
+                    now_ns);
 }
 
 void xfer_core_timer(struct xfer_core *core, uint64_t now_ns)
@@ -594,13 +592,18 @@ void xfer_core_timer(struct xfer_core *core, uint64_t now_ns)
         ticket_deadline(core, list_member(first, struct xfer_ticket, timer), now_ns);
     while ((first = heap_first(&core->session_timers)) && first->key <= now_ns)
         session_deadline(core, list_member(first, struct xfer_session, timer), now_ns);
+    if (now_ns < core->tell_ns) return;
+    while (!list_empty(&core->changed))
+        list_push_back(&core->telling, list_pop_front(&core->changed));
+    core->told_ns = now_ns;
+    core->tell_ns = TIME_NEVER;
 }
 
 uint64_t xfer_core_wake_at(const struct xfer_core *core)
 {
     const struct heap_entry *t = heap_first(&core->ticket_timers);
     const struct heap_entry *s = heap_first(&core->session_timers);
-    uint64_t at = t ? t->key : TIME_NEVER;
+    uint64_t at = t && t->key < core->tell_ns ? t->key : core->tell_ns;
     return s && s->key < at ? s->key : at;
 }
 
@@ -626,26 +629,26 @@ bool xfer_core_next(struct xfer_core *core, struct xfer_action *action)
         if (ticket_unused(t)) ticket_free(t);
         return true;
     }
+    if ((l = list_pop_front(&core->telling))) {
+        action->kind = XFER_ACT_LINK;
+        action->link = way_row(list_member(l, struct xfer_way, changed));
+        return true;
+    }
     if (!(l = list_pop_front(&core->acts))) return false;
     struct xfer_session *s = list_member(l, struct xfer_session, acts);
     action->session = s;
     action->kind = XFER_ACT_CLOSE;
     if (s->state != SESSION_DIAL) return true;
-    action->address = next_address(s);
-    if (action->address) {
-        action->kind = XFER_ACT_DIAL;
-        s->state = SESSION_DIALLING;
-        return true;
-    }
-    session_end(core, s, ERR_INVALID, "the receiver has no address for this link",
-                s->timer.key - core->options.handshake_ns);
-    return xfer_core_next(core, action);
+    action->kind = XFER_ACT_DIAL;
+    action->address = way_address(s->way);
+    s->state = SESSION_DIALLING;
+    return true;
 }
 
-void xfer_core_closed(struct xfer_core *core, struct xfer_session *s)
+void xfer_core_closed(struct xfer_session *s)
 {
     CHECK(s->state == SESSION_ENDED);
-    session_free(core, s);
+    session_free(s);
 }
 
 /* ---- the object ---- */
@@ -657,6 +660,11 @@ enum err xfer_core_new(struct xfer_core **out, const struct xfer_core_options *o
     *out = NULL;
     if (!core) return ERR_MEMORY;
     core->options = *options;
+    if (core->options.retry_ns == 0) core->options.retry_ns = NS_PER_S;
+    core->tell_ns = TIME_NEVER;
+    list_init(&core->peers);
+    list_init(&core->changed);
+    list_init(&core->telling);
     list_init(&core->sessions);
     list_init(&core->acts);
     list_init(&core->ended);
@@ -679,10 +687,11 @@ void xfer_core_free(struct xfer_core *core)
     while (!list_empty(&core->sessions)) {
         struct xfer_session *s = list_member(core->sessions.next, struct xfer_session, all);
         if (s->state != SESSION_ENDED) session_end(core, s, ERR_CANCELLED, "the node stops", 0);
-        session_free(core, s);
+        session_free(s);
     }
     while (xfer_core_next(core, &action))
         continue;
+    peers_free(core);
     map_fini(&core->senders);
     map_fini(&core->receivers);
     heap_fini(&core->ticket_timers);

@@ -2,7 +2,7 @@
  *
  *     xfer_core_op(core, &op, now_ns);                       // what the node wants
  *     session = xfer_core_accepted(core, "tcp", now_ns);     // a link was accepted
- *     xfer_core_connected(core, session, "tcp", window_bytes, now_ns); // it or a dialled one stands
+ *     xfer_core_connected(core, session, "tcp", &facts, now_ns); // it or a dialled one stands
  *     e = xfer_core_frame(core, session, &frame, now_ns, &store); // not OK: drop the peer
  *     if (store.blocks_count > 0)                            // DATA: put the payload there, then
  *         xfer_core_stored(core, session, &store, good, now_ns);
@@ -20,6 +20,7 @@
 #define TANDEM_XFER_CORE_H
 
 #include "xfer/frame.h"
+#include "xfer/link.h"
 
 struct xfer_core;
 struct xfer_session;
@@ -29,8 +30,10 @@ struct xfer_commit;
 
 enum {
     XFER_SESSIONS_MAX = 256,
+    XFER_PEERS_MAX = 512,    /* that are remembered; those not in use make way */
     XFER_GREETINGS_MAX = 32, /* accepted links that have not said HELLO */
     XFER_FRAME_BLOCKS_MAX = 256,
+    XFER_SLOT_BLOCKS_MAX = 1024, /* of a frame whose payload goes through a slot */
     XFER_FRAME_BYTES =
         256 << 10, /* payload of a DATA frame, or one block's layer if that is more */
 };
@@ -39,8 +42,10 @@ struct xfer_core_options {
     struct kv_geometry geometry;
     struct id128 incarnation;
     uint32_t tickets_max;
-    uint64_t handshake_ns;
+    uint64_t handshake_ns; /* six times that for links that are slow to make */
     uint64_t idle_close_ns;
+    uint64_t retry_ns;      /* a link that broke: doubled each time, up to 60 times that; 0: 1 s */
+    uint64_t tell_every_ns; /* how links do, in XFER_ACT_LINK: at most so often; 0: never */
 };
 
 /* An op on its way to the core, which takes over what hangs on it. */
@@ -73,21 +78,24 @@ struct xfer_send {
 
 enum xfer_action_kind {
     XFER_ACT_EVENT, /* deliver it */
-    XFER_ACT_DIAL,  /* close the session's link, if any, dial `address`; then connected or lost */
-    XFER_ACT_CLOSE, /* close its link, then xfer_core_closed */
+    XFER_ACT_DIAL,  /* dial `address`; then connected or lost */
+    XFER_ACT_CLOSE, /* close its link, if any, then xfer_core_closed */
+    XFER_ACT_LINK,  /* tell how a link does */
 };
 struct xfer_action {
     enum xfer_action_kind kind;
     struct xfer_event event;
     struct xfer_session *session;
     const char *address;
+    struct xfer_link_row link;
 };
 
 struct xfer_core_counts {
     uint64_t sent_bytes, received_bytes, frames_refused, frames_dead, tickets_done, tickets_failed;
 };
 
-/* How many blocks of one layer a DATA frame carries at most, and the longest frame that makes. */
+/* How many blocks of one layer a DATA frame in host memory carries at most, and the longest frame that
+ * makes. */
 uint32_t xfer_frame_blocks(const struct kv_geometry *g);
 uint32_t xfer_frame_bytes_max(const struct kv_geometry *g);
 
@@ -104,7 +112,7 @@ void xfer_core_op(struct xfer_core *core, struct xfer_message *message, uint64_t
 struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link, uint64_t now_ns);
 /* A link, dialled or accepted, takes and gives frames now. */
 void xfer_core_connected(struct xfer_core *core, struct xfer_session *session, const char *link,
-                         uint64_t window_bytes, uint64_t now_ns);
+                         const struct kv_link_facts *facts, uint64_t now_ns);
 void xfer_core_lost(struct xfer_core *core, struct xfer_session *session, enum err e,
                     const char *text, uint64_t now_ns);
 enum err xfer_core_frame(struct xfer_core *core, struct xfer_session *session,
@@ -119,7 +127,7 @@ uint64_t xfer_core_wake_at(const struct xfer_core *core); /* TIME_NEVER: not by 
 /* Every ticket fails with ERR_CANCELLED; its peer is told if the link takes it. */
 void xfer_core_stop(struct xfer_core *core, uint64_t now_ns);
 bool xfer_core_next(struct xfer_core *core, struct xfer_action *action);
-void xfer_core_closed(struct xfer_core *core, struct xfer_session *session); /* frees it */
+void xfer_core_closed(struct xfer_session *session); /* frees it */
 
 /* Of a READY session: the order of a payload's bytes, KV_LAYOUT_…. */
 uint32_t xfer_session_layout(const struct xfer_session *session);

@@ -1,10 +1,11 @@
-/* core_state: the structs behind core.h, for core.c, sender.c and receiver.c only. */
+/* core_state: the structs behind core.h, for core.c, peer.c, sender.c and receiver.c only. */
 #ifndef TANDEM_XFER_CORE_STATE_H
 #define TANDEM_XFER_CORE_STATE_H
 
 #include "common/heap.h"
 #include "common/list.h"
 #include "common/map.h"
+#include "xfer/choose.h"
 #include "xfer/core.h"
 
 enum ticket_state {
@@ -49,7 +50,7 @@ struct xfer_ticket {
     enum ticket_state state;
     struct xfer_session *session; /* NULL: none (any more) */
     struct heap_entry timer;      /* the deadline */
-    struct list_link in_session;  /* session->tickets */
+    struct list_link in_session;  /* session->tickets; CONNECTING: peer->waiting */
     struct list_link ready;       /* session->ready: may have something to say */
     struct list_link ended;       /* core->ended: its event is to be fetched */
     uint32_t tokens_first, tokens_end, blocks_count;
@@ -62,6 +63,7 @@ struct xfer_ticket {
 
     struct xfer_addresses addresses; /* sender */
     char link_wanted[8];             /* sender */
+    uint64_t asked;                  /* sender: core->order when it was opened */
     struct list_link pushes;         /* sender */
     struct xfer_push *next_push;     /* sender: the first that is not all sent; NULL: none */
     uint32_t next_block;             /* sender: of next_push */
@@ -78,23 +80,57 @@ struct note {
     enum err error;
 };
 
+/* One address of a peer, and what is known of the link to it. */
+struct xfer_way {
+    const struct link_trait *trait;
+    struct xfer_session *session; /* for new tickets; NULL: none */
+    uint64_t backoff_ns;          /* of its last failure; 0: it has carried a ticket since */
+    uint64_t retry_ns;            /* not to be tried before; 0: healthy */
+    uint64_t failed;              /* core->order at its last failure; 0: never */
+    uint64_t failed_ns;
+    enum err error;
+    char reason[XFER_TEXT_MAX];
+    uint64_t rate, rated_ns;  /* bytes a second while it is busy; 0: not measured */
+    uint64_t bytes;           /* of payload, ever */
+    struct list_link changed; /* core->changed or core->telling */
+    struct xfer_peer *peer;
+};
+
+/* Where tickets travel to: a node's addresses, which name one life of it. */
+struct xfer_peer {
+    struct list_link all;     /* core->peers, the least recently used first */
+    struct list_link waiting; /* tickets without a link */
+    struct xfer_addresses addresses;
+    struct xfer_way way[XFER_ADDRESSES_MAX];
+};
+
+/* How fast a link takes in what it is given: see rate_sent. */
+struct rate_meter {
+    uint64_t flying_bytes; /* sent, not granted again */
+    uint64_t base_bytes;   /* of these, sent before from_ns */
+    uint64_t from_ns;
+    uint64_t bytes, busy_ns; /* of the sample so far */
+    bool dry;                /* there was nothing to send */
+};
+
 struct xfer_session {
     struct list_link all;  /* core->sessions */
     struct list_link acts; /* core->acts: to be dialled or closed */
     struct heap_entry timer;
     enum session_state state;
     bool dialler, hello_due;
-    uint32_t layout; /* READY: of KV on the link */
-    bool retired;    /* takes no new tickets: the other side seems frozen */
-    struct xfer_addresses addresses;
-    char link_wanted[8];
-    uint32_t next_address;
+    uint32_t layout;      /* READY: of KV on the link */
+    bool retired;         /* takes no new tickets: the other side seems frozen */
+    struct xfer_way *way; /* dialler: it is the one for new tickets; NULL: it is not, any more */
     const char *link;
     void *user;
     struct list_link tickets, ready, notes;
     uint32_t notes_count;
-    uint32_t live_count; /* of the tickets: those that have not ended */
-    uint64_t window_bytes;
+    uint32_t live_count;   /* of the tickets: those that have not ended */
+    uint64_t used_ns;      /* when it last got one */
+    uint32_t frame_blocks; /* of one layer in a DATA frame */
+    struct rate_meter meter;
+    uint64_t window_bytes;  /* acceptor's */
     uint64_t credit_bytes;  /* dialler: may be sent */
     uint64_t granted_bytes; /* acceptor: the other side may send */
     uint64_t owed_bytes;    /* acceptor: taken in and not yet granted again */
@@ -108,7 +144,12 @@ struct xfer_core {
     struct map senders, receivers; /* by ticket */
     struct heap ticket_timers, session_timers;
     struct list_link sessions, acts, ended;
-    uint32_t sessions_count;
+    uint32_t sessions_count; /* that have not ended */
+    struct list_link peers;
+    uint32_t peers_count;
+    struct list_link changed, telling; /* ways that the node is to be told of, later and now */
+    uint64_t told_ns, tell_ns;         /* last and next; TIME_NEVER: nothing to tell */
+    uint64_t order;                    /* counts tickets asked for and links failed */
     struct xfer_core_counts counts;
 };
 
@@ -122,7 +163,34 @@ void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_k
 void ticket_wake(struct xfer_ticket *t);
 enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range);
 void ticket_free(struct xfer_ticket *t); /* NULL is allowed */
-void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s);
+void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
+                 uint64_t now_ns);
+
+/* core.c: sessions. */
+
+/* A dialler's, which waits to be dialled; NULL: no memory, or too many. */
+struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns);
+void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
+                 uint64_t now_ns);
+/* Ends the least recently used idle one over this kind of link (NULL: any); false: there is none. */
+bool session_evict(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
+
+/* peer.c: which session a sender's ticket gets. */
+
+/* Finds it a link, now or when one stands; ends it if there is none. */
+void peer_open(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns);
+/* A link is ready: whoever waits may have it. */
+void peer_ready(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns);
+/* The session serves no new tickets from here on. e: what broke it; OK: it was not needed. */
+void peer_detach(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
+                 uint64_t now_ns);
+void peers_free(struct xfer_core *core);  /* no session is left */
+void way_delivered(struct xfer_way *way); /* NULL is allowed: a ticket is done */
+void way_changed(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns); /* or NULL */
+const char *way_address(const struct xfer_way *way);
+struct xfer_link_row way_row(const struct xfer_way *way);
+void rate_sent(struct xfer_core *core, struct xfer_session *s, uint64_t bytes, uint64_t now_ns);
+void rate_credited(struct xfer_core *core, struct xfer_session *s, uint64_t bytes, uint64_t now_ns);
 
 /* sender.c */
 void sender_push(struct xfer_core *core, struct xfer_ticket *t, struct xfer_push *push,

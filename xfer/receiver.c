@@ -35,7 +35,7 @@ static enum err on_open(struct xfer_core *core, struct xfer_ticket *t, struct xf
                         const struct frame *f, uint64_t now_ns)
 {
     if (t->state != TICKET_EXPECTED) return err_set(ERR_STATE, "OPEN of an open ticket");
-    ticket_join(core, t, s);
+    ticket_join(core, t, s, now_ns);
     t->state = TICKET_RECEIVING;
     t->event.began_ns = now_ns;
     if (f->tokens_first == t->tokens_first && f->tokens_end == t->tokens_end) return OK;

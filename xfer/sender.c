@@ -83,7 +83,7 @@ static enum err on_refuse(struct xfer_core *core, struct xfer_ticket *t,
 {
     const struct xfer_push *p = find_push(t, refused);
     uint32_t blocks = blocks_for_tokens(refused->tokens_end - refused->tokens_first);
-    if (!p || blocks > xfer_frame_blocks(&core->options.geometry) ||
+    if (!p || blocks > t->session->frame_blocks ||
         (refused->tokens_end % BLOCK_TOKENS != 0 && refused->tokens_end != p->tokens_end))
         return err_set(ERR_STATE, "layer %u, tokens %u to %u refused, which were not sent",
                        refused->layer, refused->tokens_first, refused->tokens_end);
@@ -105,6 +105,7 @@ enum err sender_frame(struct xfer_core *core, struct xfer_ticket *t, const struc
     case FRAME_REFUSE: return on_refuse(core, t, &f->range, now_ns);
     case FRAME_DONE:
         if (t->state != TICKET_COMMITTING) return err_set(ERR_STATE, "DONE before COMMIT");
+        way_delivered(t->session->way);
         ticket_end(core, t, XFER_DONE, OK, "", 0, now_ns);
         return OK;
     case FRAME_FAIL: ticket_end(core, t, XFER_FAILED, f->error, f->text, 0, now_ns); return OK;
@@ -138,7 +139,7 @@ static bool next_data(const struct xfer_core *core, struct xfer_ticket *t, struc
                    blocks_for_tokens(r->tokens_end - r->tokens_first), r->attempt);
     } else if (t->next_push) {
         uint32_t left = t->next_push->blocks_count - t->next_block;
-        uint32_t most = xfer_frame_blocks(&core->options.geometry);
+        uint32_t most = t->session->frame_blocks;
         data_frame(send, t->next_push, t->next_block, left < most ? left : most, 0);
     } else {
         return false;
@@ -165,10 +166,12 @@ bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xf
     return true;
 }
 
-static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send)
+static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,
+                      uint64_t now_ns)
 {
     uint64_t bytes = send->blocks_count * kv_layer_bytes(&core->options.geometry);
     t->session->credit_bytes -= bytes;
+    rate_sent(core, t->session, bytes, now_ns);
     t->event.bytes += bytes;
     core->counts.sent_bytes += bytes;
     if (!list_empty(&t->agains)) {
@@ -190,7 +193,7 @@ void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfe
         t->opened = true;
         t->event.began_ns = now_ns;
         break;
-    case FRAME_DATA: data_sent(core, t, send); break;
+    case FRAME_DATA: data_sent(core, t, send, now_ns); break;
     default: t->state = TICKET_COMMITTING;
     }
 }

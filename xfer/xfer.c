@@ -264,11 +264,12 @@ static void act(struct xfer *x)
             deliver(x, &a.event);
             continue;
         }
-        conn_close(x, xfer_session_user(a.session));
-        if (a.kind == XFER_ACT_DIAL)
+        if (a.kind == XFER_ACT_DIAL) {
             dial(x, a.session, a.address);
-        else
-            xfer_core_closed(x->core, a.session);
+        } else if (a.kind == XFER_ACT_CLOSE) {
+            conn_close(x, xfer_session_user(a.session));
+            xfer_core_closed(a.session);
+        }
     }
 }
 
@@ -348,8 +349,8 @@ static enum err conn_poll(struct xfer *x, struct conn *c)
     enum err e = c->link->ops->poll(c->link);
     if (e == OK && !c->connected) {
         c->connected = true;
-        xfer_core_connected(x->core, c->session, c->link->ops->name,
-                            c->link->ops->facts(c->link).window_bytes, x->now_ns);
+        struct kv_link_facts facts = c->link->ops->facts(c->link);
+        xfer_core_connected(x->core, c->session, c->link->ops->name, &facts, x->now_ns);
     }
     return e == ERR_AGAIN ? OK : e;
 }

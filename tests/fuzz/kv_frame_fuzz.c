@@ -66,7 +66,7 @@ static uint32_t drain(struct xfer_core *core)
     uint32_t events = 0;
     while (xfer_core_next(core, &a)) {
         events += a.kind == XFER_ACT_EVENT;
-        if (a.kind == XFER_ACT_CLOSE) xfer_core_closed(core, a.session);
+        if (a.kind == XFER_ACT_CLOSE) xfer_core_closed(a.session);
     }
     return events;
 }
@@ -99,7 +99,7 @@ static struct xfer_session *greet(struct xfer_core *core, bool sends)
         CHECK(xfer_core_next(core, &a) && a.kind == XFER_ACT_DIAL);
         s = a.session;
     }
-    xfer_core_connected(core, s, "tcp", 4096, 1);
+    xfer_core_connected(core, s, "tcp", &(struct kv_link_facts){.window_bytes = 4096}, 1);
     return s;
 }
 
