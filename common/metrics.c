@@ -2,6 +2,8 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/mem.h"
@@ -104,14 +106,46 @@ double metric_percentile(const struct metric *m, double percent)
     return m->spec.bounds[m->spec.bounds_count - 1];
 }
 
+/* As short as it can be and still be read as the same number. */
+static void print_number(double value, struct buf *out)
+{
+    char text[32];
+    if (isinf(value)) {
+        buf_add_string(out, value > 0 ? "+Inf" : "-Inf");
+        return;
+    }
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    buf_add_string(out, isnan(value) ? "NaN" : text);
+}
+
+static void print_value(const struct metric *m, const char *suffix, struct buf *out)
+{
+    const char *labels = labels_of(&m->spec);
+    buf_printf(out, labels[0] ? "%s%s{%s} " : "%s%s%s ", m->spec.name, suffix, labels);
+    print_number(m->value, out);
+    buf_add_string(out, "\n");
+}
+
+static void print_help(const char *help, struct buf *out)
+{
+    for (; *help; help++) {
+        if (*help == '\\' || *help == '\n')
+            buf_add_string(out, *help == '\n' ? "\\n" : "\\\\");
+        else
+            buf_add(out, help, 1);
+    }
+}
+
 static void print_series(const struct metric *m, struct buf *out)
 {
     const char *name = m->spec.name, *labels = labels_of(&m->spec), *comma = labels[0] ? "," : "";
     const char *open = labels[0] ? "{" : "", *close = labels[0] ? "}" : "";
     if (m->spec.kind == METRIC_COUNTER)
         buf_printf(out, "%s%s%s%s %llu\n", name, open, labels, close, (unsigned long long)m->count);
-    if (m->spec.kind == METRIC_GAUGE)
-        buf_printf(out, "%s%s%s%s %.17g\n", name, open, labels, close, m->value);
+    if (m->spec.kind == METRIC_GAUGE) print_value(m, "", out);
     if (m->spec.kind != METRIC_HISTOGRAM) return;
     uint64_t seen = 0; /* the total is that of the buckets, so that the page agrees with itself */
     for (size_t i = 0; i < m->spec.bounds_count; i++) {
@@ -122,7 +156,7 @@ static void print_series(const struct metric *m, struct buf *out)
     seen += m->bucket[m->spec.bounds_count];
     buf_printf(out, "%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, labels, comma,
                (unsigned long long)seen);
-    buf_printf(out, "%s_sum%s%s%s %.17g\n", name, open, labels, close, m->value);
+    print_value(m, "_sum", out);
     buf_printf(out, "%s_count%s%s%s %llu\n", name, open, labels, close, (unsigned long long)seen);
 }
 
@@ -140,8 +174,9 @@ enum err metrics_prometheus(const struct metrics *m, struct buf *out)
     for (size_t i = 0; i < count; i++) {
         const struct metric_spec *spec = &m->series[i].spec;
         if (!first_of_name(m, i)) continue;
-        buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", spec->name, spec->help, spec->name,
-                   kinds[spec->kind]);
+        buf_printf(out, "# HELP %s ", spec->name);
+        print_help(spec->help, out);
+        buf_printf(out, "\n# TYPE %s %s\n", spec->name, kinds[spec->kind]);
         for (size_t k = i; k < count; k++)
             if (strcmp(m->series[k].spec.name, spec->name) == 0) print_series(&m->series[k], out);
     }

@@ -248,8 +248,8 @@ static inline struct plan_claim seq_claim(const struct sequence *s)
 void core_drain(struct node_core *c, uint64_t now_ns); /* takes nothing new from now on */
 
 /* sessions.c */
-uint32_t
-sessions_waiting_tokens(const struct node_core *c); /* of prompts in the queue, to be computed */
+/* Of prompts in the queue, to be computed. */
+uint32_t sessions_waiting_tokens(const struct node_core *c);
 enum err sessions_init(struct node_core *c);
 void sessions_start(struct node_core *c, uint64_t now_ns);
 void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_link *r,

@@ -5,6 +5,7 @@
 
 #include "common/mem.h"
 #include "common/metrics.h"
+#include "tests/unit/exposition.h"
 
 static const double bounds[] = {0.001, 0.01, 0.1};
 
@@ -49,6 +50,7 @@ static void the_page_is_prometheus_text_with_series_of_a_name_together(void **st
                                    "vllm:ttft_seconds_bucket{le=\"+Inf\"} 2\n"
                                    "vllm:ttft_seconds_sum 0.501\n"
                                    "vllm:ttft_seconds_count 2\n");
+    exposition_free(exposition_read(page.data));
     buf_clear(&page);
     metric_set(running, INFINITY);
     assert_ok(metrics_json(m, &page));
@@ -57,6 +59,34 @@ static void the_page_is_prometheus_text_with_series_of_a_name_together(void **st
                    "\"tandem_bytes_total{link=\\\"tcp\\\"}\":1099511627776,"
                    "\"vllm:ttft_seconds\":{\"count\":2,\"sum\":0.501,\"p50\":0.001,\"p99\":0.1}}");
     buf_fini(&page);
+    metrics_free(m);
+}
+
+static void numbers_are_exact_and_texts_cannot_break_the_page(void **state)
+{
+    (void)state;
+    static const double values[] = {0.1, 1.0 / 3, 1e-300, 123456789012, -0.5, 0, INFINITY, 2e21};
+    struct metrics *m;
+    struct metric *gauge, *count;
+    assert_ok(metrics_new(&m, 2));
+    assert_ok(metrics_add(
+        m, &(struct metric_spec){METRIC_GAUGE, "some_ratio", NULL, "one\nand a \\ two"}, &gauge));
+    assert_ok(metrics_add(
+        m, &(struct metric_spec){METRIC_COUNTER, "some_total", "a=\"1\",b=\"x,}\"", "c"}, &count));
+    metric_show_count(count, 5);
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+        struct buf page = {0};
+        metric_set(gauge, values[i]);
+        assert_ok(metrics_prometheus(m, &page));
+        struct exposition *x = exposition_read(page.data);
+        assert_true(exposition_value(x, "some_ratio") == values[i]);
+        assert_true(exposition_value(x, "some_total{a=\"1\",b=\"x,}\"}") == 5);
+        assert_string_equal(x->family[0].help, "one\\nand a \\\\ two");
+        assert_string_equal(x->family[1].labels, "a, b");
+        assert_true(i != 0 || strstr(page.data, "some_ratio 0.1\n"));
+        exposition_free(x);
+        buf_fini(&page);
+    }
     metrics_free(m);
 }
 
@@ -106,6 +136,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_page_is_prometheus_text_with_series_of_a_name_together),
+        cmocka_unit_test(numbers_are_exact_and_texts_cannot_break_the_page),
         cmocka_unit_test(a_bad_or_second_series_is_refused),
         cmocka_unit_test(a_failed_allocation_is_an_error),
     };
