@@ -36,9 +36,11 @@ static void wrong_settings_are_named_and_end_with_2(void **state)
         {"tandem-prefill", "", "--model is not given"},
         {"tandem-prefill", "--threads 100000", "--threads: \"100000\" is out of range"},
         {"tandem-prefill", "--model x --router nowhere", "--router: address \"nowhere\""},
+        {"tandem-prefill", "--model x --metrics 9100", "--metrics: address \"9100\""},
         {"tandem-decode", "--kv-bytes many", "--kv-bytes: \"many\""},
         {"tandem-decode", "--link udp", "auto|shm|tcp"},
         {"tandem-decode", "left over", "\"left\" is too much"},
+        {"tandem-decode", "--model x --metrics 0.0.0.0:0", "--trusted-network"},
         {"tandem", "frobnicate", "\"frobnicate\" is no verb"},
         {"tandem", "generate --max-tokens 0 x", "--max-tokens: \"0\" is out of range"},
         {"tandem", "status --router", "--router: its value is missing"},
@@ -250,12 +252,12 @@ static void throw_at_all(struct rig *rig, enum garbage kind)
             garbage_throw(&port[i], kind, SEED);
         ports_count += count;
     }
-    assert_true(ports_count >= 5); /* the router's three, and a link of each node */
+    assert_true(ports_count >= 8); /* the router's three, a link of each node, pages of all */
 }
 
 static void garbage_at_every_port_harms_nobody(struct rig *rig, const char *node_args)
 {
-    rig_start(rig, 1, 1, "--disaggregate always", node_args);
+    rig_start(rig, 1, 1, "--disaggregate always --metrics 127.0.0.1:0", node_args);
     for (enum garbage kind = 0; kind < GARBAGE_KINDS; kind++) {
         print_message("%s\n", garbage_name(kind));
         throw_at_all(rig, kind);
@@ -269,12 +271,14 @@ static void garbage_at_every_port_harms_nobody(struct rig *rig, const char *node
 
 static void garbage_at_every_port_harms_nobody_over_shm(void **state)
 {
-    garbage_at_every_port_harms_nobody(*state, "--link auto --prefix-cache=false");
+    garbage_at_every_port_harms_nobody(*state,
+                                       "--link auto --prefix-cache=false --metrics 127.0.0.1:0");
 }
 
 static void garbage_at_every_port_harms_nobody_over_tcp(void **state)
 {
-    garbage_at_every_port_harms_nobody(*state, "--link tcp --prefix-cache=false");
+    garbage_at_every_port_harms_nobody(*state,
+                                       "--link tcp --prefix-cache=false --metrics 127.0.0.1:0");
 }
 
 int main(void)

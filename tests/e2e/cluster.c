@@ -171,8 +171,11 @@ static bool heard_ready(struct process *p)
 {
     if (!strchr(p->said, '\n')) return false;
     if (p->program == PROGRAM_CLIENT) return true;
-    if (p->program != PROGRAM_ROUTER) return strncmp(p->said, "ready name=", 11) == 0;
-    return sscanf(p->said, "ready clients=%63s nodes=%63s", p->clients, p->nodes) == 2;
+    if (p->program == PROGRAM_ROUTER)
+        return sscanf(p->said, "ready clients=%63s nodes=%63s metrics=%63s", p->clients, p->nodes,
+                      p->metrics) >= 2;
+    sscanf(p->said, "ready name=%*s metrics=%63s", p->metrics);
+    return strncmp(p->said, "ready name=", 11) == 0;
 }
 
 bool process_look(struct process *p)

@@ -41,6 +41,7 @@ struct process {
     int out_fd;                  /* its stdout, until it is ready; else -1 */
     char said[256];              /* of its stdout so far */
     char clients[64], nodes[64]; /* a router's addresses */
+    char metrics[64];            /* "": none */
     char log[PATH_MAX];          /* its stderr */
 };
 

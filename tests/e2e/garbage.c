@@ -16,8 +16,8 @@ enum { BYTES = 64 << 10, WIRE_MESSAGES = 64, LINGER_MS = 200, ANSWER_MS = 20000 
 const char *garbage_name(enum garbage kind)
 {
     static const char *const names[GARBAGE_KINDS] = {
-        "nothing",    "bytes",     "ones",       "http",        "greeting",  "huge frame",
-        "wire bytes", "wire huge", "wire kinds", "wire halves", "wire flips"};
+        "nothing",    "bytes",      "ones",      "http",       "http long",   "greeting",
+        "huge frame", "wire bytes", "wire huge", "wire kinds", "wire halves", "wire flips"};
     return names[kind];
 }
 
@@ -74,6 +74,11 @@ static void throw_plain(int fd, enum garbage kind, uint64_t seed)
         port_send(fd, bytes, sizeof bytes);
         break;
     case GARBAGE_HTTP: port_send(fd, http, sizeof http - 1); break;
+    case GARBAGE_HTTP_LONG: /* headers without an end */
+        memset(bytes, 'a', sizeof bytes);
+        memcpy(bytes, http, sizeof http - 3);
+        port_send(fd, bytes, sizeof bytes);
+        break;
     case GARBAGE_GREETING: throw_greeting(fd, false, seed); break;
     case GARBAGE_HUGE_FRAME: throw_greeting(fd, true, seed); break;
     default: break;

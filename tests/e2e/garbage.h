@@ -14,6 +14,7 @@ enum garbage {
     GARBAGE_BYTES,       /* random */
     GARBAGE_ONES,        /* 0xff: every length as large as can be */
     GARBAGE_HTTP,        /* somebody's browser */
+    GARBAGE_HTTP_LONG,   /* headers without an end */
     GARBAGE_GREETING,    /* ZeroMQ's greeting, then random bytes */
     GARBAGE_HUGE_FRAME,  /* ZeroMQ's greeting and handshake, then a frame of 2^62 bytes */
     GARBAGE_WIRE_BYTES,  /* ZeroMQ messages of random bytes, one and many parts */
