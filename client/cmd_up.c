@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,13 +19,15 @@
 #include <unistd.h>
 
 #include "client/cmd.h"
+#include "client/up_plan.h"
 #include "common/address.h"
+#include "common/cpus.h"
 #include "proto/loop.h"
 
 #define KV_SHARE 0.9 /* of a GPU, for all nodes on it */
 enum {
     GPUS_MAX = 64,
-    CHILDREN_MAX = 129, /* the router is the first */
+    CHILDREN_MAX = UP_NODES_MAX + 1, /* the router is the first */
     ARGS_MAX = 32,
     RESTART_MS = 1000,
     NODES_LEAVE_MS = 5000, /* after the router has left */
@@ -37,7 +38,7 @@ enum {
 struct options {
     const char *model, *zmq, *nodes, *metrics, *device, *prefill_gpus, *decode_gpus;
     int link, log_level;
-    bool trusted_network;
+    bool trusted_network, dry_run;
     int64_t prefill, decode, threads, blocks;
 };
 
@@ -70,6 +71,8 @@ static const struct setting rows[] = {
     SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
+    SETTING_BOOL(struct options, dry_run, "dry-run", "false",
+                 "print this host's topology and where each node would be, and start nothing"),
     SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
                    "lowest level of the processes' log lines on stderr"),
 };
@@ -80,10 +83,9 @@ struct child {
     struct up *up;
     const char *program; /* "tandem-router" */
     char name[16];
-    char device[32];
-    uint32_t sharers; /* nodes on its device, itself too */
-    int first_cpu;    /* -1: not pinned */
-    pid_t pid;        /* 0: does not run */
+    const struct up_node *node; /* NULL: the router */
+    uint32_t sharers;           /* nodes on its device, itself too */
+    pid_t pid;                  /* 0: does not run */
     int out_fd;
     struct loop_watch *out;
     char line[512]; /* what it says on stdout, up to the end of a line */
@@ -99,7 +101,8 @@ struct up {
     char folder[PATH_MAX], model[PATH_MAX];
     char clients[160], nodes[160], metrics[160]; /* once the router has said them */
     struct child child[CHILDREN_MAX];
-    uint32_t children_count, prefill_count, decode_count, threads;
+    uint32_t children_count, prefill_count, decode_count;
+    struct up_plan plan;                      /* of the nodes: all children but the first */
     uint32_t gpu[2][GPUS_MAX], gpus_count[2]; /* listed for prefill, for decode */
     uint64_t began_ns, signalled_ns;
     struct loop_timer *deadline; /* of DRAINING */
@@ -169,15 +172,20 @@ static void make_argv(const struct child *c, struct argv *a)
         return;
     }
     add_arg(a, "--router=%s", up->nodes);
-    add_arg(a, "--device=%s", c->device);
+    add_arg(a, "--device=%s", c->node->device);
     if (c->sharers > 1) {
         char share[16];
         snprintf(share, sizeof share, "%.3f", KV_SHARE / c->sharers);
         add_arg(a, "--kv-share=%s", share);
     }
     add_choice(a, "--link=%s", LINKS, up->options->link);
-    add_number(a, "--threads=%s", up->threads);
-    add_number(a, "--first-cpu=%s", c->first_cpu);
+    const struct placement *place = &c->node->place;
+    if (place->threads) add_number(a, "--threads=%s", place->threads);
+    if (place->own) {
+        char cpus[4096]; /* a list cut short would be none */
+        cpus_print(&place->cpus, cpus, sizeof cpus);
+        add_arg(a, "--cpus=%s", cpus);
+    }
     if (up->options->blocks) add_number(a, "--blocks=%s", up->options->blocks);
 }
 
@@ -437,22 +445,6 @@ static void on_child_signal(void *ctx, uint64_t now_ns, int number)
 
 /* ---- the plan ---- */
 
-/* CPUs that we may use, and the first of them if they are consecutive, else -1. */
-static uint32_t count_cpus(int *first)
-{
-    cpu_set_t set;
-    int lowest = -1, highest = -1, count = 0;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    for (int i = 0; i < CPU_SETSIZE; i++) {
-        if (!CPU_ISSET(i, &set)) continue;
-        if (lowest < 0) lowest = i;
-        highest = i;
-        count++;
-    }
-    *first = highest - lowest + 1 == count ? lowest : -1;
-    return count > 0 ? (uint32_t)count : 1;
-}
-
 /* "0,1" as numbers. */
 static enum err read_gpus(const char *name, const char *text, uint32_t *gpu, uint32_t *count)
 {
@@ -485,49 +477,49 @@ static enum err plan_gpus(struct up *up)
     return OK;
 }
 
-/* The device of the i-th node of its role; roles without a list share the device that is told. */
-static void plan_device(struct up *up, struct child *c, bool decode, uint32_t i)
+/* The i-th node of its role; roles without a list share the device that is told. */
+static void plan_node(struct up *up, struct child *c, bool decode, uint32_t i)
 {
+    struct up_node *n = &up->plan.node[up->plan.count++];
+    c->node = n;
+    c->program = decode ? "tandem-decode" : "tandem-prefill";
+    snprintf(c->name, sizeof c->name, "%s%u", decode ? "d" : "p", i);
+    memcpy(n->name, c->name, sizeof n->name);
+    n->threads = (uint32_t)up->options->threads;
     if (up->gpus_count[decode] > 0)
-        snprintf(c->device, sizeof c->device, "cuda:%u", up->gpu[decode][i]);
+        snprintf(n->device, sizeof n->device, "cuda:%u", up->gpu[decode][i]);
     else
-        snprintf(c->device, sizeof c->device, "%s", up->options->device);
+        snprintf(n->device, sizeof n->device, "%s", up->options->device);
 }
 
-static uint32_t count_sharers(const struct up *up, const struct child *c)
+static uint32_t count_sharers(const struct up_plan *plan, const struct up_node *node)
 {
     uint32_t sharers = 0;
-    if (strncmp(c->device, "cuda", 4) != 0) return 0;
-    for (uint32_t i = 1; i < up->children_count; i++)
-        sharers += strcmp(up->child[i].device, c->device) == 0;
+    if (strncmp(node->device, "cuda", 4) != 0) return 0;
+    for (uint32_t i = 0; i < plan->count; i++)
+        sharers += strcmp(plan->node[i].device, node->device) == 0;
     return sharers;
 }
 
-static void plan_children(struct up *up)
+static enum err plan_children(struct up *up)
 {
     const struct options *o = up->options;
     bool listed = up->gpus_count[1] > 0;
     up->prefill_count = listed ? up->gpus_count[0] : (uint32_t)o->prefill;
     up->decode_count = listed ? up->gpus_count[1] : (uint32_t)o->decode;
     uint32_t nodes = up->prefill_count + up->decode_count;
-    int first = -1;
-    uint32_t cpus = count_cpus(&first);
-    uint32_t share = cpus / nodes > 0 ? cpus / nodes : 1;
-    up->threads = o->threads ? (uint32_t)o->threads : share;
-    bool pin = first >= 0 && up->threads * nodes <= cpus;
     for (uint32_t i = 0; i <= nodes; i++) {
         struct child *c = &up->child[up->children_count++];
-        bool prefill = i > 0 && i <= up->prefill_count;
-        uint32_t number = i == 0 ? 0 : prefill ? i - 1 : i - 1 - up->prefill_count;
+        bool decode = i > up->prefill_count;
         c->up = up;
         c->out_fd = -1;
-        c->program = i == 0 ? "tandem-router" : prefill ? "tandem-prefill" : "tandem-decode";
-        c->first_cpu = pin && i > 0 ? first + (int)((i - 1) * up->threads) : -1;
-        snprintf(c->name, sizeof c->name, "%s%u", i == 0 ? "r" : prefill ? "p" : "d", number);
-        if (i > 0) plan_device(up, c, !prefill, number);
+        c->program = "tandem-router";
+        snprintf(c->name, sizeof c->name, "r0");
+        if (i > 0) plan_node(up, c, decode, decode ? i - 1 - up->prefill_count : i - 1);
     }
     for (uint32_t i = 1; i <= nodes; i++)
-        up->child[i].sharers = count_sharers(up, &up->child[i]);
+        up->child[i].sharers = count_sharers(&up->plan, up->child[i].node);
+    return up_plan_make(&up->plan);
 }
 
 static enum err find_folder(struct up *up)
@@ -578,8 +570,8 @@ static enum err prepare(struct up *up)
     snprintf(up->clients, sizeof up->clients, "%s", up->options->zmq);
     snprintf(up->nodes, sizeof up->nodes, "%s", up->options->nodes);
     if ((e = plan_gpus(up)) != OK) return e;
-    plan_children(up);
-    if ((e = check_metrics(up)) != OK) return e;
+    if ((e = plan_children(up)) != OK || (e = check_metrics(up)) != OK) return e;
+    if (up->options->dry_run) return OK;
     if ((e = loop_new(&up->loop)) != OK) return e;
     if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;
     for (uint32_t i = 0; i < up->children_count; i++) {
@@ -599,6 +591,7 @@ static void finish(struct up *up)
     }
     if (up->deadline) loop_timer_free(up->deadline);
     loop_free(up->loop);
+    up_plan_fini(&up->plan);
 }
 
 static int run_up(const struct options *o)
@@ -608,9 +601,10 @@ static int run_up(const struct options *o)
     up->options = o;
     up->began_ns = clock_now_ns();
     enum err e = prepare(up);
-    if (e == OK) e = child_start(&up->child[0]);
+    if (e == OK) up_plan_print(&up->plan, o->dry_run ? stdout : stderr);
+    if (e == OK && !o->dry_run) e = child_start(&up->child[0]);
     if (e == OK) {
-        loop_run(up->loop);
+        if (!o->dry_run) loop_run(up->loop);
     } else {
         fprintf(stderr, "tandem up: %s\n", err_text());
         up->code = CMD_FAILED;

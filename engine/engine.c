@@ -1,12 +1,12 @@
 #include "engine/engine.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/cpus.h"
 #include "common/hash.h"
 #include "common/log.h"
 #include "common/mailbox.h"
@@ -275,14 +275,15 @@ enum err engine_run_scored(struct engine *g, struct step *step, float *logits)
 
 /* The thread. */
 
-static void pin(int32_t cpu)
+/* This thread is compute thread 0. */
+static void pin(const cpu_set_t *cpus)
 {
-    cpu_set_t set;
-    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-    CPU_ZERO(&set);
-    CPU_SET((size_t)cpu, &set);
-    if (pthread_setaffinity_np(pthread_self(), sizeof set, &set) != 0)
-        log_warn("engine_not_pinned", "cpu=%d", cpu);
+    cpu_set_t first;
+    int cpu = cpus_nth(cpus, 0);
+    if (cpu < 0) return;
+    CPU_ZERO(&first);
+    CPU_SET(cpu, &first);
+    if (cpus_bind(&first) != OK) log_warn("engine_not_pinned", "reason=\"%s\"", err_text());
 }
 
 static void tell_done(struct engine *g, const struct flight *f, enum err status)
@@ -333,7 +334,7 @@ static void *engine_main(void *ctx)
     struct engine *g = ctx;
     struct step *step;
     pthread_setname_np(pthread_self(), "engine");
-    pin(g->options.first_cpu);
+    pin(&g->options.cpus);
     for (;;) {
         if (g->flights_count > 0 && settle(g, 0)) continue;
         bool idle = g->flights_count == 0;
@@ -413,12 +414,23 @@ static enum err split_device(const char *device, char *name, size_t name_size, u
     return OK;
 }
 
+enum err engine_pci_address(const char *backend, char *text, size_t size)
+{
+    char name[32];
+    uint32_t index = 0;
+    const struct backend_ops *ops;
+    text[0] = '\0';
+    enum err e = split_device(backend, name, sizeof name, &index);
+    if (e != OK || (e = backend_find(name, &ops)) != OK) return e;
+    return ops->pci_address ? ops->pci_address(index, text, size) : OK;
+}
+
 static enum err open_backend(struct engine *g, enum dtype dtype)
 {
     const struct step_limits *l = &g->options.limits;
     struct backend_options o = {
         .threads = g->options.threads,
-        .first_cpu = g->options.first_cpu,
+        .cpus = g->options.cpus,
         .dtype = dtype,
         .deterministic = g->options.deterministic,
         .limits = {l->rows_max, l->sequences_max, l->table_max, g->options.slots_count,

@@ -1,7 +1,7 @@
 /* engine: one model on one device, run step by step on a thread of its own.
  *
  *     struct engine *engine;
- *     struct engine_options o = {.model_dir = dir, .threads = 2, .first_cpu = -1, ...};
+ *     struct engine_options o = {.model_dir = dir, .threads = 2, ...};
  *     if ((e = engine_open(&engine, &o)) != OK) return e;   // loads and checks everything
  *     e = engine_run(engine, step);                         // tests and tools: on this thread
  *
@@ -34,7 +34,7 @@ struct engine_options {
     bool deterministic;    /* kernels/backend.h */
     enum dtype dtype;      /* DTYPE_NONE: the file's (fp16 files compute in fp32) */
     uint32_t threads;      /* 0: all CPUs that the process may use */
-    int32_t first_cpu;     /* negative: no pinning */
+    cpu_set_t cpus;        /* compute thread i is pinned to the i-th of these; empty: no pinning */
     uint32_t blocks_count; /* KV pool; 0: as many as kv_bytes holds */
     uint64_t kv_bytes; /* used when blocks_count is 0; 0 too: kv_share of what is free on a device
                            * that tells it, else room for one full context, at least 64 MiB */
@@ -70,6 +70,9 @@ typedef void engine_event_fn(void *ctx, const struct engine_event *event);
 
 enum err engine_open(struct engine **engine, const struct engine_options *options);
 void engine_close(struct engine *engine); /* NULL is allowed */
+/* Where the device that engine_open would take is on the PCI bus, in `size` bytes (16 do); "": nowhere,
+ * for the CPUs. */
+enum err engine_pci_address(const char *backend, char *text, size_t size);
 const struct engine_facts *engine_facts(const struct engine *engine);
 /* KV memory: links read and write blocks of it that the loop thread gave them. NULL where it is on a
  * device: then one thread, the link's, may call engine_kv_read and engine_kv_write: one layer of some

@@ -3,7 +3,7 @@
  *
  *     const struct backend_ops *ops;
  *     struct backend *b;
- *     struct backend_options options = {.threads = 2, .first_cpu = -1, .dtype = DTYPE_BF16};
+ *     struct backend_options options = {.threads = 2, .dtype = DTYPE_BF16};
  *     if ((e = backend_find("cpu", &ops)) != OK) return e;   // or cpu-c, cpu-avx2, cpu-avx512
  *     if ((e = ops->open(&b, &options)) != OK) return e;
  *     ops->step(b, &batch, enqueue, ctx);       // calls enqueue(ctx, rows, outputs), which calls ops:
@@ -28,6 +28,7 @@
 #ifndef TANDEM_KERNELS_BACKEND_H
 #define TANDEM_KERNELS_BACKEND_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -50,8 +51,8 @@ struct backend_limits {
 struct backend_options {
     uint32_t threads;      /* 0: one per CPU that the process may use */
     uint32_t device_index; /* ignored by the CPU */
-    int32_t first_cpu;     /* pin worker i to CPU first_cpu + i; negative: no pinning. Worker 0 is
-                            * the caller of the ops, whose place is its owner's business */
+    cpu_set_t cpus;        /* pin worker i to the i-th of these; empty: no pinning. Worker 0 is the
+                            * caller of the ops, whose place is its owner's business */
     enum dtype dtype;      /* what the model computes in: F32 or BF16 */
     bool deterministic;    /* the same bits for a row whatever the batch, also where that costs
                             * speed. The CPU always gives them */
@@ -137,6 +138,8 @@ struct backend_ops {
     /* ERR_UNSUPPORTED, with what is missing, if this machine cannot run it. Starts the workers. */
     enum err (*open)(struct backend **b, const struct backend_options *options);
     void (*close)(struct backend *b); /* NULL is allowed; waits for the workers */
+    /* Where device `index` is: "0000:17:00.0", with no device opened. NULL: devices are the CPUs. */
+    enum err (*pci_address)(uint32_t index, char *text, size_t size);
     const struct backend_facts *(*facts)(const struct backend *b);
 
     /* Memory: zeroed, aligned to 64 at least. NULL with ERR_MEMORY or ERR_DEVICE set. */

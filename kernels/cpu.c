@@ -136,7 +136,7 @@ static enum err cpu_open(struct backend **out, const struct backend_options *opt
                                       .threads = threads,
                                       .host_memory = true,
                                       .numerics = NUMERICS_CPU};
-    if ((e = workers_new(&b->workers, threads, options->first_cpu)) != OK) goto fail;
+    if ((e = workers_new(&b->workers, threads, &options->cpus)) != OK) goto fail;
     *out = b;
     return OK;
 fail:

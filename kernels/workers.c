@@ -1,5 +1,6 @@
 #include "kernels/workers.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/mem.h"
 
 /* A word that one side changes and the other waits for. The waiter says that it sleeps before it
@@ -103,29 +105,46 @@ void workers_run(struct workers *w, uint32_t threads, workers_fn *fn, void *ctx)
     if (threads > 1) signal_wait(&w->pending, 0, true);
 }
 
-static enum err worker_start(struct workers *w, uint32_t index, int32_t first_cpu)
+/* The next CPU of a set that is not empty, around. */
+static int next_cpu(const cpu_set_t *cpus, int cpu)
+{
+    do
+        cpu = (cpu + 1) % CPU_SETSIZE;
+    while (!CPU_ISSET(cpu, cpus));
+    return cpu;
+}
+
+static int worker_create(struct worker *worker, int cpu)
+{
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    if (cpu >= 0) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_attr_setaffinity_np(&attr, sizeof one, &one);
+    }
+    int failed = pthread_create(&worker->thread, &attr, worker_main, worker);
+    pthread_attr_destroy(&attr);
+    return failed;
+}
+
+/* On `cpu`, or anywhere if that is negative, or not there, or not ours. */
+static enum err worker_start(struct workers *w, uint32_t index, int cpu)
 {
     struct worker *worker = &w->worker[index];
     worker->owner = w;
     worker->index = index;
-    pthread_attr_t attr;
-    pthread_attr_init(&attr);
-    if (first_cpu >= 0) {
-        cpu_set_t cpus;
-        CPU_ZERO(&cpus);
-        CPU_SET((size_t)first_cpu + index, &cpus);
-        pthread_attr_setaffinity_np(&attr, sizeof cpus, &cpus);
+    int failed = worker_create(worker, cpu);
+    if (failed == EINVAL && cpu >= 0) {
+        log_warn("worker_not_pinned", "thread=%u cpu=%d", index, cpu);
+        failed = worker_create(worker, -1);
     }
-    int failed = pthread_create(&worker->thread, &attr, worker_main, worker);
-    pthread_attr_destroy(&attr);
     if (!failed) return OK;
-    if (first_cpu < 0)
-        return err_set(ERR_MEMORY, "cannot start worker thread %u: %s", index, strerror(failed));
-    return err_set(ERR_INVALID, "cannot start worker thread %u on CPU %u: %s", index,
-                   (uint32_t)first_cpu + index, strerror(failed));
+    return err_set(ERR_MEMORY, "cannot start worker thread %u: %s", index, strerror(failed));
 }
 
-enum err workers_new(struct workers **out, uint32_t threads, int32_t first_cpu)
+enum err workers_new(struct workers **out, uint32_t threads, const cpu_set_t *cpus)
 {
     enum err e = ERR_MEMORY;
     *out = NULL;
@@ -134,8 +153,11 @@ enum err workers_new(struct workers **out, uint32_t threads, int32_t first_cpu)
     struct workers *w = mem_aligned(sizeof *w, 64);
     if (!w) goto fail;
     if (!(w->worker = mem_aligned(threads * sizeof *w->worker, 64))) goto fail;
+    bool pinned = cpus && CPU_COUNT(cpus) > 0;
+    int cpu = pinned ? next_cpu(cpus, -1) : -1; /* the caller's */
     for (uint32_t i = 1; i < threads; i++) {
-        if ((e = worker_start(w, i, first_cpu)) != OK) goto fail;
+        if (pinned) cpu = next_cpu(cpus, cpu);
+        if ((e = worker_start(w, i, cpu)) != OK) goto fail;
         w->started_count = i;
     }
     *out = w;

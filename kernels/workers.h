@@ -1,7 +1,7 @@
 /* workers: a few threads that run one function together with their caller, many times a second.
  *
  *     struct workers *w;
- *     if ((e = workers_new(&w, 4, -1)) != OK) return e;   // the caller and three threads
+ *     if ((e = workers_new(&w, 4, NULL)) != OK) return e;   // the caller and three threads
  *     workers_run(w, 4, fn, ctx);                         // fn(ctx, 0 … 3), returns when all did
  *     workers_free(w);
  *
@@ -12,6 +12,7 @@
 #ifndef TANDEM_KERNELS_WORKERS_H
 #define TANDEM_KERNELS_WORKERS_H
 
+#include <sched.h>
 #include <stdint.h>
 
 #include "common/err.h"
@@ -22,9 +23,10 @@
 struct workers;
 typedef void workers_fn(void *ctx, uint32_t index);
 
-/* 1 to WORKERS_MAX threads, the caller among them. Thread i > 0 is pinned to CPU first_cpu + i; a
- * negative first_cpu pins none. The caller's own place is its owner's business. */
-enum err workers_new(struct workers **w, uint32_t threads, int32_t first_cpu);
+/* 1 to WORKERS_MAX threads, the caller among them. Thread i > 0 is pinned to the i-th of `cpus`, counted
+ * from 0 and around; one that the kernel refuses is a warning. NULL or empty: none is pinned. The
+ * caller's own place is its owner's business. */
+enum err workers_new(struct workers **w, uint32_t threads, const cpu_set_t *cpus);
 void workers_free(struct workers *w); /* NULL is allowed */
 /* Runs fn with indices 0 … threads - 1; threads is at most what workers_new was told. */
 void workers_run(struct workers *w, uint32_t threads, workers_fn *fn, void *ctx);

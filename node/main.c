@@ -9,12 +9,12 @@
 #include "node/shell.h"
 
 struct options {
-    const char *model, *name, *device, *cache_dir, *listen_kv, *metrics;
+    const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
     int dtype, link, log_level;
-    int64_t threads, first_cpu, blocks_count, context_max, chunk_tokens, sequences_max;
+    int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max;
     uint64_t kv_bytes, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
 };
 
@@ -28,10 +28,17 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, device, "device", "cpu",
                    "cpu: the best path of this machine; cpu-c, cpu-avx2, cpu-avx512 force one; "
                    "cuda or cuda:N: GPU N"),
-    SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
-                "compute threads; 0: one for each CPU that the process may use"),
-    SETTING_INT(struct options, first_cpu, "first-cpu", "-1", -1, 65535,
-                "pins the compute threads to this CPU and the next ones; -1: no pinning"),
+    SETTING_INT(
+        struct options, threads, "threads", "0", 0, 1024,
+        "compute threads; 0: one for each of cpus, or for each CPU that the process may use"),
+    SETTING_STRING(
+        struct options, cpus, "cpus", NULL,
+        "CPUs for this node alone, like 0-7,16: a compute thread is pinned to each; on a "
+        "GPU engine, link and loop share them out (near the GPU, and not pinned)"),
+    SETTING_STRING(
+        struct options, numa, "numa", "auto",
+        "NUMA node of its memory, and of threads that cpus does not place: a number, off, "
+        "or auto: the GPU's, or that of cpus"),
     SETTING_CHOICE(struct options, dtype, "dtype", "auto|fp32|bf16", "auto",
                    "type of weights and KV; auto: the file's"),
     SETTING_STRING(struct options, cache_dir, "cache-dir", NULL,
@@ -91,6 +98,8 @@ static struct node_options shell_options(const struct options *o, const struct n
         .listen_kv = o->listen_kv,
         .metrics = o->metrics,
         .link = (enum node_link)o->link,
+        .cpus = o->cpus,
+        .numa = o->numa,
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,
         .engine = {.model_dir = o->model,
@@ -98,7 +107,6 @@ static struct node_options shell_options(const struct options *o, const struct n
                    .backend = o->device,
                    .dtype = dtypes[o->dtype],
                    .threads = (uint32_t)o->threads,
-                   .first_cpu = (int32_t)o->first_cpu,
                    .blocks_count = (uint32_t)o->blocks_count,
                    .kv_bytes = o->kv_bytes,
                    .kv_share = o->kv_share,

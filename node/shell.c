@@ -12,6 +12,7 @@
 #include "common/mem.h"
 #include "node/core.h"
 #include "node/op_queue.h"
+#include "node/place.h"
 #include "proto/channel.h"
 #include "proto/monitor.h"
 
@@ -37,6 +38,7 @@ struct router_end {
 
 struct node_shell {
     struct node_options options;
+    struct node_place place;
     char host[HOST_BYTES];
     const char *link_address[XFER_ADDRESSES_MAX];
     struct engine *engine;
@@ -287,9 +289,19 @@ static enum err check_name(const char *name)
     return err_set(ERR_INVALID, "--name %s: 1 to %d of A-Z a-z 0-9 . _ -", name, MSG_NAME_MAX);
 }
 
+/* What the settings say of the node's place. */
+static enum err read_place(const struct node_options *o, struct node_place_options *place)
+{
+    enum err e = OK;
+    *place = (struct node_place_options){.device = o->engine.backend};
+    if (o->cpus && (e = cpus_parse(o->cpus, &place->cpus)) != OK) return err_prefix(e, "--cpus");
+    return node_numa_parse(o->numa ? o->numa : "auto", &place->numa);
+}
+
 enum err node_options_check(const struct node_options *o)
 {
     enum err e;
+    struct node_place_options place;
     char host[ADDRESS_HOST_MAX];
     uint16_t port;
     if ((e = check_name(o->name)) != OK) return e;
@@ -297,6 +309,7 @@ enum err node_options_check(const struct node_options *o)
     for (uint32_t i = 0; i < o->routers_count; i++)
         if ((e = address_split(o->routers[i], host, &port)) != OK) return err_prefix(e, "--router");
     if ((e = address_split(o->listen_kv, host, &port)) != OK) return err_prefix(e, "--listen-kv");
+    if ((e = read_place(o, &place)) != OK) return e;
     if (o->link != NODE_LINK_SHM && !o->trusted_network && !address_is_loopback(o->listen_kv))
         return err_set(ERR_INVALID,
                        "--listen-kv %s is beyond loopback, where anybody could read and write "
@@ -318,6 +331,28 @@ static enum err open_monitor(struct node_shell *s)
     static const struct monitor_pages pages = {print_metrics, say_missing};
     const char *address = s->options.metrics;
     return address ? monitor_open(&s->monitor, s->loop, address, &pages, s) : OK;
+}
+
+/* Before anything is opened, since threads and memory are inherited and pinned where it is. */
+static enum err find_place(struct node_shell *s)
+{
+    struct node_place_options o;
+    struct engine_options *engine = &s->options.engine;
+    enum err e = read_place(&s->options, &o);
+    if (e != OK) return e;
+    node_place_find(&s->place, &o);
+    engine->cpus = s->place.engine;
+    if (engine->threads == 0) engine->threads = (uint32_t)CPU_COUNT(&o.cpus);
+    return OK;
+}
+
+/* A thread begins where the one is that starts it. */
+static enum err start_xfer(struct node_shell *s)
+{
+    node_place_bind(&s->place, &s->place.link);
+    enum err e = xfer_start(s->xfer);
+    node_place_bind(&s->place, &s->place.loop);
+    return e;
 }
 
 static enum err open_engine(struct node_shell *s)
@@ -483,6 +518,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     struct node_shell *s = mem_new(sizeof *s);
     if (!s) return ERR_MEMORY;
     s->options = *options;
+    if ((e = find_place(s)) != OK) goto fail;
     if ((e = open_engine(s)) != OK) goto fail;
     if ((e = open_xfer(s)) != OK) goto fail;
     if ((e = open_loop(s)) != OK) goto fail;
@@ -490,7 +526,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     if ((e = open_core(s)) != OK) goto fail;
     if ((e = open_monitor(s)) != OK) goto fail;
     if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
-    if ((e = xfer_start(s->xfer)) != OK) goto fail;
+    if ((e = start_xfer(s)) != OK) goto fail;
     const struct engine_facts *f = engine_facts(s->engine);
     log_info("node_starts", "name=%s model=%s device=\"%s\" blocks=%u context=%u load_ms=%llu",
              options->name, f->model_name, f->device, f->blocks_count, f->context_max,

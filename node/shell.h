@@ -27,8 +27,10 @@ struct node_options {
     const char *metrics;   /* "HOST:PORT" of the page of metrics; NULL: none */
     enum node_link link;
     bool trusted_network; /* else listen_kv and metrics must be loopback */
+    const char *cpus;     /* "0-3,8"; NULL: anywhere */
+    const char *numa;     /* "auto", "off", a number; NULL: auto */
     bool prefix_cache;
-    struct engine_options engine; /* limits and slots are the shell's to fill in */
+    struct engine_options engine; /* limits, slots and cpus are the shell's to fill in */
     uint32_t chunk_tokens, sequences_max;
     struct session_limits session;
     uint64_t reserve_timeout_ns, prefix_wait_ns;

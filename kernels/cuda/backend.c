@@ -150,6 +150,12 @@ fail:
     return e;
 }
 
+static enum err cuda_pci_address(uint32_t index, char *text, size_t size)
+{
+    cudaError_t c = cudaDeviceGetPCIBusId(text, (int)size, (int)index);
+    return cuda_check(c, "the device's PCI address");
+}
+
 static const struct backend_facts *cuda_facts(const struct backend *b)
 {
     return &b->facts;
@@ -316,6 +322,7 @@ const struct backend_ops cuda_backend_ops = {
     .open = cuda_open,
     .close = cuda_close,
     .facts = cuda_facts,
+    .pci_address = cuda_pci_address,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .host_alloc = cuda_host_alloc,

@@ -82,7 +82,7 @@ enum err upload_new(struct upload **out, const struct upload_options *options)
     if (!u) return ERR_MEMORY;
     u->options = *options;
     u->begun_ns = u->told_ns = clock_now_ns();
-    if ((e = workers_new(&u->workers, options->threads, -1)) != OK) goto fail;
+    if ((e = workers_new(&u->workers, options->threads, NULL)) != OK) goto fail;
     for (uint32_t i = 0; i < options->threads; i++)
         if ((e = lane_open(&u->lane[i], options->buffer_bytes)) != OK) goto fail;
     *out = u;

@@ -121,7 +121,7 @@ static double best_seconds(struct ceilings *c, workers_fn *fn, int rounds)
 void ceilings_init(struct ceilings *c, uint32_t threads)
 {
     *c = (struct ceilings){.threads = threads};
-    if (workers_new(&c->workers, threads, -1) != OK ||
+    if (workers_new(&c->workers, threads, NULL) != OK ||
         !(c->memory = mem_aligned(READ_BYTES, 4096))) {
         fprintf(stderr, "ceilings: %s\n", err_text());
         exit(1);

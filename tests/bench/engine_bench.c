@@ -65,7 +65,6 @@ static void open_engine(struct bench *x, const char *cache_dir)
     struct engine_options o = {.model_dir = x->model,
                                .cache_dir = cache_dir,
                                .threads = x->threads,
-                               .first_cpu = -1,
                                .blocks_count = BLOCKS,
                                .limits = {SEQUENCES_MAX, PREFILL_MAX, BLOCKS},
                                .slots_count = SEQUENCES_MAX};

@@ -273,7 +273,7 @@ static struct matrix matrix_random(struct bench *x, uint32_t n, uint32_t k)
 static void bench_open(struct bench *x, const char *path, uint32_t threads)
 {
     const struct kv_geometry g = {1, KV_HEADS, HEAD_DIM, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_BF16};
-    struct backend_options options = {.threads = threads, .first_cpu = -1};
+    struct backend_options options = {.threads = threads};
     *x = (struct bench){.threads = threads};
     CHECK(backend_find(path, &x->ops) == OK && x->ops->open(&x->b, &options) == OK);
     ceilings_init(&x->ceilings, threads);

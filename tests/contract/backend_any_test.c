@@ -21,7 +21,6 @@ static struct subject any_open_as(const char *name, enum dtype dtype, bool deter
     struct subject s;
     struct backend_options options = {
         .threads = 2,
-        .first_cpu = -1,
         .dtype = dtype,
         .deterministic = deterministic,
         .limits = {ROWS_MAX, SEQUENCES_MAX, TABLE_MAX, SLOTS, VOCAB},

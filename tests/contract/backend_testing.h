@@ -55,7 +55,7 @@ struct subject {
 static inline struct subject subject_open(const char *name, uint32_t threads)
 {
     struct subject s;
-    struct backend_options options = {.threads = threads, .first_cpu = -1};
+    struct backend_options options = {.threads = threads};
     assert_ok(backend_find(name, &s.ops));
     assert_ok(s.ops->open(&s.b, &options));
     return s;

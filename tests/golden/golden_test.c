@@ -88,7 +88,6 @@ static void open_run(struct run *run, const char *model_dir, const char *backend
                                .backend = backend,
                                .dtype = dtype,
                                .threads = 2,
-                               .first_cpu = -1,
                                .context_max = CONTEXT_MAX,
                                .limits = {1, 700, CONTEXT_MAX / BLOCK_TOKENS},
                                .blocks_count = CONTEXT_MAX / BLOCK_TOKENS,

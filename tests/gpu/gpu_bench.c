@@ -236,7 +236,6 @@ static struct engine_options plan_engine(struct bench *x)
         .model_dir = model_dir,
         .cache_dir = model_dir,
         .backend = x->device,
-        .first_cpu = -1,
         .deterministic = x->deterministic,
         .context_max = longest,
         .limits = {x->sequences_max, rows_max,

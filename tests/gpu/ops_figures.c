@@ -340,7 +340,6 @@ static void open_all(struct bench *x, const char *backend, bool deterministic)
     if (x->table_max < blocks_for_tokens(x->rows_max))
         x->table_max = blocks_for_tokens(x->rows_max);
     struct backend_options o = {
-        .first_cpu = -1,
         .dtype = DTYPE_BF16,
         .deterministic = deterministic,
         .limits = {x->rows_max, x->sequences_max, x->table_max, x->sequences_max, m->vocab}};

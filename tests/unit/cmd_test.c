@@ -10,6 +10,7 @@
 #include <jansson.h>
 
 #include "common/log.h"
+#include "common/settings.h"
 #include "tests/unit/fake_router.h"
 
 enum { ARGS_MAX = 24 };
@@ -296,6 +297,72 @@ static void up_says_what_is_missing(void **state)
     assert_non_null(strstr(x.err, "have no ports from there on"));
 }
 
+/* The machine is a file, and the plan for it has one right form. */
+static void up_plans_for_the_topology_that_it_finds(void **state)
+{
+    static const struct {
+        const char *visible, *order, *prefill, *decode;
+        const char *lines[5];
+    } cases[] = {
+        {NULL,
+         NULL,
+         "0,1",
+         "2,7",
+         {"2 packages, 2 NUMA nodes, 16 cores, 32 CPUs, 8 GPUs, 5 network cards\n",
+          "  p0   on cuda:0  0000:19:00.0  numa 0  cpus 0-1,16-17  card mlx5_0 (switch)\n",
+          "  p1   on cuda:1  0000:1a:00.0  numa 0  cpus 2-3,18-19  card mlx5_0 (switch)\n",
+          "  d0   on cuda:2  0000:49:00.0  numa 0  cpus 4-5,20-21  card mlx5_1 (switch)\n",
+          "  d1   on cuda:7  0000:ca:00.0  numa 1  cpus 8-15,24-31  card mlx5_2 (numa)\n"}},
+        {"6,1",
+         "PCI_BUS_ID",
+         "0",
+         "1",
+         {"  p0   on cuda:0  0000:c9:00.0  numa 1  cpus 8-15,24-31  card mlx5_2 (numa)\n",
+          "  d0   on cuda:1  0000:1a:00.0  numa 0  cpus 0-7,16-23  card mlx5_0 (switch)\n"}},
+        /* Which GPU that is cannot be told from here. */
+        {"GPU-8d7c",
+         NULL,
+         "0",
+         "0",
+         {"  p0   on cuda:0  cpus any\n", "  d0   on cuda:0  cpus any\n"}},
+        {"1", NULL, "0", "1", {"  d0   on cuda:1  cpus any\n"}},
+        {NULL, "FASTEST_FIRST", "0", "1", {"  p0   on cuda:0  cpus any\n"}},
+        {NULL, NULL, "8", "0", {"  p0   on cuda:8  cpus any\n"}},
+        {NULL,
+         NULL,
+         NULL,
+         NULL,
+         {"  p0   on cpu  numa 0  cpus 0-7,16-23  threads 16\n",
+          "  d0   on cpu  numa 1  cpus 8-15,24-31  threads 16\n"}},
+    };
+    (void)state;
+    setenv("HWLOC_XMLFILE", TANDEM_SOURCE_DIR "/tests/unit/topologies/server.xml", 1);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        unsetenv("CUDA_VISIBLE_DEVICES");
+        unsetenv("CUDA_DEVICE_ORDER");
+        if (cases[i].visible) setenv("CUDA_VISIBLE_DEVICES", cases[i].visible, 1);
+        if (cases[i].order) setenv("CUDA_DEVICE_ORDER", cases[i].order, 1);
+        struct result x = cases[i].prefill ? RUN("up", "--dry-run", "--model", "/tmp", "--device",
+                                                 "cuda", "--prefill-gpus", cases[i].prefill,
+                                                 "--decode-gpus", cases[i].decode)
+                                           : RUN("up", "--dry-run", "--model", "/tmp");
+        assert_int_equal(x.code, 0);
+        assert_string_equal(x.err, "");
+        for (size_t k = 0; k < COUNT_OF(cases[i].lines) && cases[i].lines[k]; k++)
+            if (!strstr(x.out, cases[i].lines[k]))
+                fail_msg("no line \"%s\" in:\n%s", cases[i].lines[k], x.out);
+    }
+    unsetenv("CUDA_VISIBLE_DEVICES");
+    unsetenv("CUDA_DEVICE_ORDER");
+    unsetenv("HWLOC_XMLFILE");
+    setenv("HWLOC_COMPONENTS", "stop", 1); /* no topology, and yet a plan */
+    struct result x = RUN("up", "--dry-run", "--model", "/tmp", "--threads", "3");
+    unsetenv("HWLOC_COMPONENTS");
+    assert_int_equal(x.code, 0);
+    assert_non_null(strstr(x.out, "topology is not known"));
+    assert_non_null(strstr(x.out, "  p0   on cpu  cpus any  threads 3\n"));
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -309,6 +376,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
         cmocka_unit_test(version_is_one_line_on_stdout),
         cmocka_unit_test(up_says_what_is_missing),
+        cmocka_unit_test(up_plans_for_the_topology_that_it_finds),
     };
     log_setup(LOG_OFF, NULL);
     if (argc != 2) return 2;

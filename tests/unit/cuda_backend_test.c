@@ -383,6 +383,20 @@ static void options_that_cannot_be_are_refused(void **state)
     assert_null(b);
 }
 
+static void a_devices_place_on_the_bus_is_told_before_it_is_opened(void **state)
+{
+    char text[16];
+    (void)state;
+    fake_knobs()->devices = 3;
+    fake_knobs()->pci = "0000:19:00.0+0000:CA:00.0";
+    assert_ok(ops->pci_address(0, text, sizeof text));
+    assert_string_equal(text, "0000:19:00.0");
+    assert_ok(ops->pci_address(1, text, sizeof text));
+    assert_string_equal(text, "0000:CA:00.0");
+    assert_ok(ops->pci_address(2, text, sizeof text));
+    assert_int_equal(ops->pci_address(3, text, sizeof text), ERR_DEVICE);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, reset, check_nothing_is_left)
 
 int main(void)
@@ -399,6 +413,7 @@ int main(void)
         TEST(waiting_ends_with_its_time),
         TEST(every_call_that_fails_is_told),
         TEST(options_that_cannot_be_are_refused),
+        TEST(a_devices_place_on_the_bus_is_told_before_it_is_opened),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -92,7 +92,6 @@ static struct engine *open_on(const struct fixture *f, const char *name, enum dt
                                .dtype = dtype,
                                .deterministic = deterministic,
                                .threads = 1,
-                               .first_cpu = -1,
                                .blocks_count = POOL,
                                .limits = {SEQUENCES, ROWS_MAX, POOL},
                                .slots_count = SEQUENCES};
@@ -391,7 +390,6 @@ static void the_pool_is_what_is_left(void **state)
                                .cache_dir = "none",
                                .backend = backend,
                                .threads = 1,
-                               .first_cpu = -1,
                                .kv_share = 0.25,
                                .limits = {SEQUENCES, ROWS_MAX, POOL},
                                .slots_count = SEQUENCES};

@@ -87,7 +87,6 @@ static void open_engine(struct round *r, const char *backend, uint32_t threads)
                                .backend = backend,
                                .dtype = r->dtype,
                                .threads = threads,
-                               .first_cpu = -1,
                                .blocks_count = BLOCKS,
                                .limits = {TEXTS, ROWS_MAX, TEXTS * TABLE_MAX},
                                .slots_count = TEXTS};

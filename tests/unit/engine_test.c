@@ -36,7 +36,6 @@ static int setup(void **state)
                                          .cache_dir = f->cache,
                                          .backend = "cpu-c",
                                          .threads = 1,
-                                         .first_cpu = -1,
                                          .blocks_count = 32,
                                          .limits = {4, 32, 64},
                                          .slots_count = 4};

@@ -30,7 +30,6 @@ static struct node_options options(void)
         .engine = {.model_dir = TANDEM_SOURCE_DIR "/examples/demo_model/model",
                    .cache_dir = cache_dir,
                    .threads = 1,
-                   .first_cpu = -1,
                    .blocks_count = 64,
                    .context_max = 256},
         .chunk_tokens = 16,

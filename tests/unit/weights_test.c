@@ -35,7 +35,7 @@ static int setup(void **state)
     snprintf(f->cache, sizeof f->cache, "%s/cache", f->dir);
     tiny_model_write(f->dir, &f->shape);
     assert_ok(backend_find("cpu-c", &f->ops));
-    assert_ok(f->ops->open(&f->backend, &(struct backend_options){.threads = 1, .first_cpu = -1}));
+    assert_ok(f->ops->open(&f->backend, &(struct backend_options){.threads = 1}));
     return 0;
 }
 

@@ -26,7 +26,7 @@ static void every_index_runs_once_and_is_seen_by_the_caller(void **state)
     struct workers *w;
     struct tally t = {0};
     uint32_t want[THREADS] = {0};
-    assert_ok(workers_new(&w, THREADS, -1));
+    assert_ok(workers_new(&w, THREADS, NULL));
     for (uint32_t round = 0; round < 300; round++) {
         uint32_t threads = 1 + round % THREADS;
         workers_run(w, threads, tally_add, &t);
@@ -53,7 +53,7 @@ static void who_sleeps_is_woken(void **state)
     (void)state;
     struct workers *w;
     struct tally t = {0};
-    assert_ok(workers_new(&w, THREADS, -1));
+    assert_ok(workers_new(&w, THREADS, NULL));
     for (uint32_t round = 0; round < 10; round++)
         workers_run(w, 2, round % 2 ? tally_add : sleep_longer_than_the_spin, &t);
     workers_run(w, THREADS, tally_add, &t); /* the others slept all the while */
@@ -62,16 +62,44 @@ static void who_sleeps_is_woken(void **state)
     workers_free(w);
 }
 
+static void tell_cpu(void *ctx, uint32_t index)
+{
+    int *cpu = ctx;
+    cpu[index] = sched_getcpu();
+}
+
+static void threads_are_pinned_in_turn_where_there_are_cpus(void **state)
+{
+    (void)state;
+    cpu_set_t here, set;
+    struct workers *w;
+    assert_int_equal(sched_getaffinity(0, sizeof here, &here), 0);
+    int first = 0, cpu[3] = {-1, -1, -1};
+    while (!CPU_ISSET(first, &here))
+        first++;
+    CPU_ZERO(&set);
+    CPU_SET(first, &set);
+    assert_ok(workers_new(&w, 3, &set));
+    workers_run(w, 3, tell_cpu, cpu);
+    assert_int_equal(cpu[1], first);
+    assert_int_equal(cpu[2], first);
+    workers_free(w);
+    CPU_ZERO(&set);
+    CPU_SET(900, &set); /* not here: a warning, and the threads run anywhere */
+    assert_ok(workers_new(&w, 3, &set));
+    workers_run(w, 3, tell_cpu, cpu);
+    workers_free(w);
+}
+
 static void bad_numbers_and_failing_allocations_leave_nothing_behind(void **state)
 {
     (void)state;
     struct workers *w;
-    assert_int_equal(workers_new(&w, 0, -1), ERR_INVALID);
-    assert_int_equal(workers_new(&w, WORKERS_MAX + 1, -1), ERR_INVALID);
-    assert_int_equal(workers_new(&w, 3, 900), ERR_INVALID); /* no such CPU */
+    assert_int_equal(workers_new(&w, 0, NULL), ERR_INVALID);
+    assert_int_equal(workers_new(&w, WORKERS_MAX + 1, NULL), ERR_INVALID);
     for (uint64_t nth = 1; nth <= 2; nth++) {
         mem_fail_at(nth);
-        assert_int_equal(workers_new(&w, 2, -1), ERR_MEMORY);
+        assert_int_equal(workers_new(&w, 2, NULL), ERR_MEMORY);
         assert_null(w);
     }
     mem_fail_at(0);
@@ -83,6 +111,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_index_runs_once_and_is_seen_by_the_caller),
         cmocka_unit_test(who_sleeps_is_woken),
+        cmocka_unit_test(threads_are_pinned_in_turn_where_there_are_cpus),
         cmocka_unit_test(bad_numbers_and_failing_allocations_leave_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -42,6 +42,7 @@ struct fake_knobs {
     uint64_t device_bytes;    /* what cudaMemGetInfo calls total; 0: 1 GiB */
     uint64_t seed;            /* of fiber and stream order; 0: graphs run as they were recorded */
     uint32_t devices;         /* 0: one */
+    const char *pci;          /* addresses of devices, "0000:17:00.0+0000:65:00.0"; NULL: made up */
     uint32_t processor_shared_bytes; /* shared memory of a multiprocessor; 0: 228 KiB */
 };
 /* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a

@@ -64,6 +64,8 @@ static void set_knob(struct fake_knobs *k, const char *name, const char *value)
         k->seed = number;
     else if (!strcmp(name, "devices"))
         k->devices = (uint32_t)number;
+    else if (!strcmp(name, "pci"))
+        k->pci = value;
     else if (!strcmp(name, "processor_shared_bytes"))
         k->processor_shared_bytes = (uint32_t)number;
     else
@@ -104,6 +106,11 @@ int fake_devices_count(void)
     uint32_t wanted = knobs_locked()->devices;
     if (wanted == 0) return 1;
     return (int)(wanted < FAKE_DEVICES_MAX ? wanted : FAKE_DEVICES_MAX);
+}
+
+const char *fake_devices_pci(void)
+{
+    return knobs_locked()->pci;
 }
 
 uint64_t fake_device_bytes(void)

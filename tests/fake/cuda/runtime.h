@@ -78,6 +78,7 @@ void *fake_zeroed(size_t size);
 int fake_devices_count(void);
 uint32_t fake_processor_shared_bytes(void);
 uint64_t fake_device_bytes(void);
+const char *fake_devices_pci(void);
 
 /* --- handles --- */
 

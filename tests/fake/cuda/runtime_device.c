@@ -107,12 +107,26 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     return fake_leave(e);
 }
 
+/* The device's part of the knob, else one that is not anywhere. */
+static void print_address(char *id, int size, int device)
+{
+    const char *part = fake_devices_pci();
+    for (int i = 0; part && i < device; i++) {
+        part = strchr(part, '+');
+        if (part) part++;
+    }
+    if (part)
+        snprintf(id, (size_t)size, "%.*s", (int)strcspn(part, "+"), part);
+    else
+        snprintf(id, (size_t)size, "0000:%02X:00.0", (unsigned)device + 1);
+}
+
 cudaError_t cudaDeviceGetPCIBusId(char *id, int size, int device)
 {
     cudaError_t e = fake_enter("cudaDeviceGetPCIBusId", 0);
     if (e == cudaSuccess) e = check_device(device);
     if (e == cudaSuccess && size < 13) e = cudaErrorInvalidValue;
-    if (e == cudaSuccess) snprintf(id, (size_t)size, "0000:%02X:00.0", (unsigned)device + 1);
+    if (e == cudaSuccess) print_address(id, size, device);
     return fake_leave(e);
 }
 
