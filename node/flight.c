@@ -169,12 +169,12 @@ static struct flight *find(struct node_core *c, uint64_t step_id)
     return NULL;
 }
 
-static void on_layer(struct node_core *c, struct flight *f, uint32_t layer)
+static void on_layer(struct node_core *c, uint64_t now_ns, struct flight *f, uint32_t layer)
 {
     for (uint32_t i = 0; i < f->step->sequences_count; i++) {
         struct flight_part *p = &f->part[i];
         if (p->s->kind != SEQ_PUSH || p->s->state != SEQ_PREFILL) continue;
-        handover_push(c, p->s, layer, p->first, p->first + p->rows_count);
+        handover_push(c, now_ns, p->s, layer, p->first, p->first + p->rows_count);
     }
 }
 
@@ -274,7 +274,7 @@ void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_
     if (!f)
         c->counts.stale_messages++;
     else if (e->kind == ENGINE_LAYER)
-        on_layer(c, f, e->layer);
+        on_layer(c, now_ns, f, e->layer);
     else
         on_done(c, now_ns, f, e);
 }

@@ -101,6 +101,9 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
     if ((e = addresses_of(p, &addresses)) != OK) return e;
     s->ticket = p->ticket;
     if ((e = moved_new(s, p->held_tokens, seq_total(s))) != OK) return e;
+    s->push_layer = arena_take(&s->arena, XFER_PUSHES_TOLD * sizeof *s->push_layer);
+    s->push_computed_us = arena_take(&s->arena, XFER_PUSHES_TOLD * sizeof *s->push_computed_us);
+    if (!s->push_layer || !s->push_computed_us) return ERR_MEMORY;
     if ((e = ticket_enter(c, s)) != OK) return e;
     struct xfer_op op = {
         .kind = XFER_OPEN,
@@ -115,8 +118,14 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
     return OK;
 }
 
-void handover_push(struct node_core *c, struct sequence *s, uint32_t layer, uint32_t from,
-                   uint32_t end)
+/* 0 before the job's first step, which is when it begins. */
+static uint32_t since_us(uint64_t now_ns, uint64_t then_ns)
+{
+    return then_ns != 0 && now_ns > then_ns ? (uint32_t)((now_ns - then_ns) / NS_PER_US) : 0;
+}
+
+void handover_push(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t layer,
+                   uint32_t from, uint32_t end)
 {
     from = from / BLOCK_TOKENS * BLOCK_TOKENS;
     if (from < s->held_tokens) from = s->held_tokens;
@@ -132,13 +141,30 @@ void handover_push(struct node_core *c, struct sequence *s, uint32_t layer, uint
         .blocks_count = count,
         .layer = layer,
     };
+    uint32_t i = s->pushes_count++ % XFER_PUSHES_TOLD;
+    s->push_layer[i] = layer;
+    s->push_computed_us[i] = since_us(now_ns, s->began_ns);
     c->out.xfer(c->out.ctx, &op);
 }
 
-void handover_push_cached(struct node_core *c, struct sequence *s)
+void handover_push_cached(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     for (uint32_t layer = 0; layer < c->config.hello.geometry.layers_count; layer++)
-        handover_push(c, s, layer, 0, s->kv_count);
+        handover_push(c, now_ns, s, layer, 0, s->kv_count);
+}
+
+void handover_times(const struct sequence *s, const struct xfer_event *e, struct push_times *t)
+{
+    uint32_t end = s->pushes_count;
+    t->count = 0;
+    if (end != e->pushes_count)
+        return; /* ranges that were refused count once; anything else is odd */
+    for (uint32_t i = end > XFER_PUSHES_TOLD ? end - XFER_PUSHES_TOLD : 0; i < end; i++) {
+        t->layer[t->count] = s->push_layer[i % XFER_PUSHES_TOLD];
+        t->computed_us[t->count] = s->push_computed_us[i % XFER_PUSHES_TOLD];
+        t->sent_us[t->count++] =
+            since_us(e->began_ns, s->began_ns) + e->sent_us[i % XFER_PUSHES_TOLD];
+    }
 }
 
 void handover_commit(struct node_core *c, struct sequence *s, const struct token_info *first,

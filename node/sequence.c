@@ -276,6 +276,8 @@ static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s
 static void on_delivered(struct node_core *c, uint64_t now_ns, struct sequence *s,
                          const struct xfer_event *x)
 {
+    struct push_times t;
+    handover_times(s, x, &t);
     struct msg m = {
         .kind = MSG_PREFILLED,
         .prefilled = {.key = s->job.key,
@@ -284,7 +286,13 @@ static void on_delivered(struct node_core *c, uint64_t now_ns, struct sequence *
                       .compute_us = (s->computed_ns - s->began_ns) / NS_PER_US,
                       .transfer_tail_us = (now_ns - s->computed_ns) / NS_PER_US,
                       .transfer_bytes = x->bytes,
-                      .link = x->link ? x->link : ""},
+                      .link = x->link ? x->link : "",
+                      .push_layer = t.layer,
+                      .push_computed_us = t.computed_us,
+                      .push_sent_us = t.sent_us,
+                      .push_layer_count = t.count,
+                      .push_computed_us_count = t.count,
+                      .push_sent_us_count = t.count},
     };
     say(c, now_ns, s->router, &m);
     end(c, now_ns, s);
@@ -343,7 +351,7 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
         enter(c, now_ns, s, SEQ_PREFILL);
         if (!s->preempted) s->cached_tokens = s->kv_count;
         c->counts.cached_tokens += s->kv_count;
-        if (s->kind == SEQ_PUSH) handover_push_cached(c, s);
+        if (s->kind == SEQ_PUSH) handover_push_cached(c, now_ns, s);
         return;
     case SEQ_EV_COMPUTED:
         if (s->state != SEQ_PREFILL) break;

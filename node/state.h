@@ -110,6 +110,8 @@ struct sequence {
     struct block_id
         *moved; /* blocks with HOLD_TRANSFER, from held_tokens on; BLOCK_NONE: not yet */
     uint32_t moved_count;
+    uint32_t *push_layer, *push_computed_us; /* of push i at [i % XFER_PUSHES_TOLD] */
+    uint32_t pushes_count;
 
     /* Time. */
     struct heap_entry timer;
@@ -350,10 +352,16 @@ enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *
 enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
                        const struct msg_prefill *p);
 /* Pushes the whole blocks of tokens [from, end), or up to the goal, of one layer. */
-void handover_push(struct node_core *c, struct sequence *s, uint32_t layer, uint32_t from,
-                   uint32_t end);
+void handover_push(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t layer,
+                   uint32_t from, uint32_t end);
 /* Pushes what P found in its own cache beyond what the receiver holds: all layers. */
-void handover_push_cached(struct node_core *c, struct sequence *s);
+void handover_push_cached(struct node_core *c, uint64_t now_ns, struct sequence *s);
+/* When each layer was computed and sent, for PREFILLED. */
+struct push_times {
+    uint32_t layer[XFER_PUSHES_TOLD], computed_us[XFER_PUSHES_TOLD], sent_us[XFER_PUSHES_TOLD];
+    uint32_t count;
+};
+void handover_times(const struct sequence *s, const struct xfer_event *e, struct push_times *t);
 void handover_commit(struct node_core *c, struct sequence *s, const struct token_info *first,
                      enum finish finish);
 /* RELEASE or CANCEL, once, if the ticket lives. */

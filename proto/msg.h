@@ -39,6 +39,7 @@ enum {
     MSG_ADDRESS_MAX = 128,
     MSG_LIVE_MAX = 65536,     /* keys in one LIVE */
     MSG_PARTS_MAX = 4096,     /* sequences in one TOKENS */
+    MSG_PUSHES_MAX = 128,     /* in one PREFILLED */
     MSG_TOKENS_MAX = 1 << 16, /* tokens in one TOKENS or OUTPUT: a longer RESEND takes several */
 };
 
@@ -115,11 +116,6 @@ struct msg_hello {
     uint32_t eos_count;
     const char *const *addresses; /* links, best first */
     uint32_t addresses_count;
-    /* Where it is on its host, for people; "" and 0: not told. */
-    const char *pci;   /* of its GPU: "0000:17:00.0" */
-    uint32_t numa;     /* the kernel's number + 1 */
-    const char *cpus;  /* "0-3,8" */
-    const char *cards; /* network cards near the GPU: "mlx5_0,mlx5_1" */
 };
 struct msg_welcome {
     const char *name;          /* the router's */
@@ -184,6 +180,9 @@ struct msg_prefilled {
         transfer_tail_us; /* tail: from the last layer's end to commit */
     uint64_t transfer_bytes;
     const char *link; /* "shm", "tcp", "" */
+    /* The last pushes of a layer's KV, in order: columns of one length. Times are after the job began. */
+    const uint32_t *push_layer, *push_computed_us, *push_sent_us;
+    uint32_t push_layer_count, push_computed_us_count, push_sent_us_count;
 };
 struct token_run { /* consecutive tokens of one sequence */
     struct job_key key;

@@ -141,10 +141,6 @@ static const struct field hello_rows[] = {
     U32(blocks_total, ANY),
     IDS(eos, JOB_STOP_IDS_MAX),
     STRINGS(addresses, MSG_ADDRESS_MAX, MSG_ADDRESSES_MAX),
-    PROSE(pci, MSG_NAME_MAX),
-    U32(numa, 65536),
-    PROSE(cpus, MSG_TEXT_MAX),
-    PROSE(cards, MSG_ADDRESS_MAX),
 };
 #undef C
 #undef W
@@ -222,9 +218,16 @@ static const struct field first_rows[] = {
 #define C struct msg_prefilled
 #define W Tandem__Prefilled
 static const struct field prefilled_rows[] = {
-    KEY(key),        U32(cached_tokens, TOKENS_MAX), U64(queued_us),
-    U64(compute_us), U64(transfer_tail_us),          U64(transfer_bytes),
+    KEY(key),
+    U32(cached_tokens, TOKENS_MAX),
+    U64(queued_us),
+    U64(compute_us),
+    U64(transfer_tail_us),
+    U64(transfer_bytes),
     NAME(link, 0),
+    IDS(push_layer, MSG_PUSHES_MAX),
+    IDS(push_computed_us, MSG_PUSHES_MAX),
+    IDS(push_sent_us, MSG_PUSHES_MAX),
 };
 #undef C
 #undef W
@@ -514,6 +517,11 @@ static enum err check_received(const struct msg_submit *s, enum err bad)
 
 enum err msg_check_whole(const struct msg *m, enum err bad)
 {
+    const struct msg_prefilled *p = &m->prefilled;
+    if (m->kind == MSG_PREFILLED && (p->push_layer_count != p->push_computed_us_count ||
+                                     p->push_layer_count != p->push_sent_us_count))
+        return err_set(bad, "columns of %u, %u and %u pushes", p->push_layer_count,
+                       p->push_computed_us_count, p->push_sent_us_count);
     if (m->kind == MSG_SUBMIT && m->submit.tokens_count && m->submit.text_bytes)
         return err_set(bad, "a prompt both as text and as token ids: give one of the two");
     return m->kind == MSG_SUBMIT ? check_received(&m->submit, bad) : OK;

@@ -599,6 +599,17 @@ static void smooth(uint64_t *average, uint64_t value)
     *average = *average ? (*average * 7 + value) / 8 : value;
 }
 
+/* For explain alone: without memory there is none. */
+static void keep_pushes(struct choice *c, const struct msg_prefilled *m)
+{
+    mem_free(c->pushes);
+    c->pushes = mem_array(m->push_layer_count, sizeof *c->pushes);
+    c->pushes_count = c->pushes ? m->push_layer_count : 0;
+    for (uint32_t i = 0; i < c->pushes_count; i++)
+        c->pushes[i] =
+            (struct push_time){m->push_layer[i], m->push_computed_us[i], m->push_sent_us[i]};
+}
+
 void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node *from,
                          const struct msg_prefilled *m)
 {
@@ -609,6 +620,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     c->progress_ns = now_ns;
     note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
     c->timing.transfer_tail = m->transfer_tail_us;
+    keep_pushes(c, m);
     from->prompt_tokens += c->request->prompt_count;
     from->transfer_bytes += m->transfer_bytes;
     snprintf(from->link, sizeof from->link, "%s", m->link);

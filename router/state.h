@@ -112,6 +112,11 @@ struct trail {
     char node[MSG_NAME_MAX + 1];
 };
 
+/* One layer of one chunk on its way; times are after the prefill began. */
+struct push_time {
+    uint32_t layer, computed_us, sent_us;
+};
+
 struct request;
 struct choice {
     struct request *request;
@@ -144,6 +149,8 @@ struct choice {
     char prefill_name[MSG_NAME_MAX + 1], decode_name[MSG_NAME_MAX + 1];
     uint32_t cached_tokens;
     struct request_timing timing;
+    struct push_time *pushes; /* of the last PREFILLED */
+    uint32_t pushes_count;
     uint64_t picked_ns, first_ns, ended_ns;
     struct trail trail[ROUTER_TRAIL_MAX];
     uint32_t trail_count;
@@ -309,7 +316,8 @@ void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
 
 /* meters.c: what the page of metrics shows */
 enum err router_meters_new(struct router_core *core);
-void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns, uint64_t to_ns);
+void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns,
+                       uint64_t to_ns);
 
 /* choice.c: the state machine of a choice; every function may end it */
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c);

@@ -20,13 +20,6 @@ static const char *role_name(enum role role)
     return role == ROLE_PREFILL ? "prefill" : "decode";
 }
 
-static json_t *place_json(const struct msg_hello *h)
-{
-    return json_pack("{s:s,s:I,s:s,s:s}", "pci", h->pci ? h->pci : "", "numa",
-                     (json_int_t)h->numa - 1, "cpus", h->cpus ? h->cpus : "", "cards",
-                     h->cards ? h->cards : "");
-}
-
 static json_t *node_json(const struct node *n)
 {
     const struct node_load *l = &n->load;
@@ -41,10 +34,10 @@ static json_t *node_json(const struct node *n)
         (json_int_t)l->step_us, "prefill_ns_per_token", (json_int_t)l->token_ns, "prompt_tokens",
         (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens,
         "slow_callbacks", (json_int_t)l->slow_callbacks);
-    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o}", "name", n->hello.name, "role",
+    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o}", "name", n->hello.name, "role",
                      role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
                      (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,
-                     "place", place_json(&n->hello), "blocks", blocks, "load", load);
+                     "blocks", blocks, "load", load);
 }
 
 static json_t *links_json(const struct router_core *core)
@@ -110,6 +103,19 @@ static json_t *trail_json(const struct choice *c)
     return trail;
 }
 
+/* Layers as they were computed and sent, times after the prefill began. */
+static json_t *layers_json(const struct choice *c)
+{
+    json_t *layers = json_array();
+    for (uint32_t i = 0; i < c->pushes_count; i++) {
+        const struct push_time *p = &c->pushes[i];
+        json_array_append_new(layers, json_pack("{s:I,s:f,s:f}", "layer", (json_int_t)p->layer,
+                                                "computed_ms", ms(p->computed_us), "sent_ms",
+                                                ms(p->sent_us)));
+    }
+    return layers;
+}
+
 static const char *finish_name(const struct choice *c)
 {
     static const char *const names[] = {"", "stop", "length", "cancelled", "error"};
@@ -122,13 +128,13 @@ static json_t *choice_json(const struct router_core *core, uint64_t now_ns, cons
     json_t *timing = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "queue", ms(t->queue), "prefill",
                                ms(t->prefill), "transfer_tail", ms(t->transfer_tail), "ttft",
                                ms(t->ttft), "decode", ms(t->decode), "total", ms(t->total));
-    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:{s:s,s:s},s:o,s:o}", "choice",
+    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:{s:s,s:s},s:o,s:o,s:o}", "choice",
                      (json_int_t)c->index, "state", choice_state_name(c->state), "waiting",
                      waiting(core, now_ns, c), "finish_reason", finish_name(c), "reason", c->reason,
                      "attempts", (json_int_t)(c->attempt + 1), "completion_tokens",
                      (json_int_t)c->generated_count, "cached_tokens", (json_int_t)c->cached_tokens,
                      "nodes", "prefill", c->prefill_name, "decode", c->decode_name, "timing_ms",
-                     timing, "events", trail_json(c));
+                     timing, "events", trail_json(c), "layers", layers_json(c));
 }
 
 enum err router_core_explain(const struct router_core *core, uint64_t now_ns, struct id128 request,

@@ -176,6 +176,7 @@ void request_free(struct router_core *core, struct request *r)
         stream_free(c->stream);
         stop_free(c->stop);
         mem_free(c->generated);
+        mem_free(c->pushes);
     }
     mem_free(r->choice);
     arena_fini(&r->arena);

@@ -10,6 +10,7 @@
  *
  * Words in capitals without ERR_ are the final event; "+ FAIL" tells the receiver. Pushes are kept
  * as descriptors until the end; bytes are read out of the blocks when a frame is sent. */
+#include "common/clock.h"
 #include "common/mem.h"
 #include "xfer/core_state.h"
 
@@ -180,6 +181,8 @@ static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struc
     }
     t->next_block += send->blocks_count;
     if (t->next_block < t->next_push->blocks_count) return;
+    t->event.sent_us[t->event.pushes_count++ % XFER_PUSHES_TOLD] =
+        (uint32_t)((now_ns - t->event.began_ns) / NS_PER_US);
     struct list_link *next = t->next_push->link.next;
     t->next_push = next == &t->pushes ? NULL : list_member(next, struct xfer_push, link);
     t->next_block = 0;

@@ -34,7 +34,12 @@
 
 struct xfer;
 
-enum { XFER_ADDRESSES_MAX = 4, XFER_ADDRESS_BYTES_MAX = 128, XFER_TEXT_MAX = 160 };
+enum {
+    XFER_ADDRESSES_MAX = 4,
+    XFER_ADDRESS_BYTES_MAX = 128,
+    XFER_TEXT_MAX = 160,
+    XFER_PUSHES_TOLD = 128, /* of which an event says when they were sent */
+};
 
 /* How a node's links can be reached: "shm:NAME", "tcp:HOST:PORT", best first. shm names carry the
  * host's boot id, so that a node on another host skips them. */
@@ -92,6 +97,9 @@ struct xfer_event {
     uint64_t bytes;    /* of KV that crossed the link for this ticket, repeats included */
     uint64_t began_ns; /* first frame */
     uint64_t ended_ns; /* commit verified (D) or acknowledged (P) */
+    /* P: when the link had taken all of PUSH i, at [i % XFER_PUSHES_TOLD], after began_ns. */
+    uint32_t pushes_count;
+    uint32_t sent_us[XFER_PUSHES_TOLD];
 };
 
 /* How one link from here to another node does; whoever dialled it tells. */

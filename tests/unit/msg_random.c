@@ -170,10 +170,6 @@ static struct msg_hello hello(struct msg_random *r)
     h.eos = ids(r, h.eos_count);
     h.addresses_count = count(r, MSG_ADDRESSES_MAX);
     h.addresses = strings(r, h.addresses_count, MSG_ADDRESS_MAX);
-    h.pci = string(r, 0, MSG_NAME_MAX);
-    h.numa = below(r, 65537);
-    h.cpus = string(r, 0, MSG_TEXT_MAX);
-    h.cards = string(r, 0, MSG_ADDRESS_MAX);
     return h;
 }
 
@@ -268,6 +264,15 @@ static struct msg_heartbeat heartbeat(struct msg_random *r)
         {r32(r), r32(r), r32(r), r32(r), r32(r), r32(r), r32(r), r32(r), r32(r), r32(r), r32(r)}};
 }
 
+static void fill_pushes(struct msg_random *r, struct msg_prefilled *m)
+{
+    uint32_t n = count(r, MSG_PUSHES_MAX);
+    m->push_layer_count = m->push_computed_us_count = m->push_sent_us_count = n;
+    m->push_layer = ids(r, n);
+    m->push_computed_us = ids(r, n);
+    m->push_sent_us = ids(r, n);
+}
+
 struct msg msg_random(struct msg_random *r, enum msg_kind kind)
 {
     struct msg m = {.kind = kind, .envelope = {r64(r), r64(r), r64(r), r32(r)}};
@@ -301,6 +306,7 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         m.prefilled =
             (struct msg_prefilled){key(r), below(r, JOB_TOKENS_MAX),  r64(r), r64(r), r64(r),
                                    r64(r), string(r, 0, MSG_NAME_MAX)};
+        fill_pushes(r, &m.prefilled);
         break;
     case MSG_TOKENS:
         m.tokens.runs_count = count(r, 500);
@@ -432,10 +438,6 @@ static const char *hello_difference(const struct msg_hello *a, const struct msg_
     SAME(blocks_total);
     SAME_ARRAY(eos, eos_count);
     SAME_STRINGS(addresses, addresses_count);
-    SAME_STRING(pci);
-    SAME(numa);
-    SAME_STRING(cpus);
-    SAME_STRING(cards);
     return NULL;
 }
 
@@ -502,6 +504,9 @@ static const char *prefilled_difference(const struct msg_prefilled *a,
     SAME(transfer_tail_us);
     SAME(transfer_bytes);
     SAME_STRING(link);
+    SAME_ARRAY(push_layer, push_layer_count);
+    SAME_ARRAY(push_computed_us, push_computed_us_count);
+    SAME_ARRAY(push_sent_us, push_sent_us_count);
     return NULL;
 }
 

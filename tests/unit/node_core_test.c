@@ -10,6 +10,19 @@
 /* Most tests have one node; `p` pushes to `d` where there are two. */
 static struct rig p, d;
 
+/* Every layer of every chunk, or the last of them, in the order computed and sent. */
+static void assert_pushes(const struct msg_prefilled *m, uint32_t layers_count)
+{
+    uint32_t n = m->push_layer_count;
+    assert_true(n > 0 && (n == XFER_PUSHES_TOLD || n % layers_count == 0));
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t before = i > 0 ? i - 1 : i;
+        assert_int_equal(m->push_layer[i], (m->push_layer[0] + i) % layers_count);
+        assert_true(m->push_computed_us[i] >= m->push_computed_us[before]);
+        assert_int_equal(m->push_sent_us[i] - m->push_sent_us[0], i);
+    }
+}
+
 /* Both of them through to the last token; the stream, the end and the early first token are right. */
 static void serve(const struct job *job)
 {
@@ -25,6 +38,7 @@ static void serve(const struct job *job)
     assert_int_equal(rig_stream(&d, job->key, got), n);
     assert_memory_equal(got, want, n * sizeof *got);
     assert_int_equal(rig_said(&p, MSG_FIRST)->first.token.token, want[0]);
+    assert_pushes(&rig_said(&p, MSG_PREFILLED)->prefilled, d.config.hello.geometry.layers_count);
     assert_true(job_key_equal(rig_said(&p, MSG_PREFILLED)->prefilled.key, job->key));
     const struct msg *end = rig_said(&d, MSG_FINISHED);
     assert_non_null(end);

@@ -153,6 +153,7 @@ static void push(struct rig *r, const struct xfer_op *op)
     assert_int_equal(op->blocks_count,
                      blocks_for_tokens(op->tokens_end) - op->tokens_first / BLOCK_TOKENS);
     r->pushes_total++;
+    mine->pushes_count++;
     mine->arrived[op->layer] += op->tokens_end - op->tokens_first;
     if (!t) return;
     for (uint32_t p = op->tokens_first; p < op->tokens_end; p++) {
@@ -183,9 +184,11 @@ static void commit(struct rig *r, const struct xfer_op *op)
                                           .ticket = op->ticket,
                                           .first = op->first,
                                           .finish = op->finish});
-    close_ticket(
-        r, op->ticket,
-        &(struct xfer_event){.kind = XFER_DONE, .ticket = op->ticket, .link = "shm", .bytes = 64});
+    struct xfer_event done = {.kind = XFER_DONE, .ticket = op->ticket, .link = "shm", .bytes = 64};
+    done.pushes_count = mine->pushes_count;
+    for (uint32_t i = 0; i < done.pushes_count; i++) /* of the last ones */
+        done.sent_us[i % XFER_PUSHES_TOLD] = i;
+    close_ticket(r, op->ticket, &done);
 }
 
 bool rig_link(struct rig *r)

@@ -50,6 +50,7 @@ struct rig_ticket {
     uint32_t tokens_first, tokens_end;
     uint32_t blocks[64];
     uint32_t arrived[RIG_LAYERS]; /* tokens */
+    uint32_t pushes_count;
 };
 
 struct rig {

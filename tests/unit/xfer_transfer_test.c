@@ -50,6 +50,9 @@ static void assert_done(struct pair *w, const struct travel *t)
     struct xfer_event at_d = node_wait(&w->d, t->ticket), at_p = node_wait(&w->p, t->ticket);
     assert_event(&at_d, XFER_COMMITTED, OK);
     assert_event(&at_p, XFER_DONE, OK);
+    assert_true(at_p.pushes_count > 0);
+    for (uint32_t i = 1; i < at_p.pushes_count && at_p.pushes_count <= XFER_PUSHES_TOLD; i++)
+        assert_true(at_p.sent_us[i] >= at_p.sent_us[i - 1]);
     assert_int_equal(at_d.first.token, 42);
     assert_int_equal(at_d.first.tops_count, 1);
     assert_int_equal(at_d.first.top[0].token, 42);
