@@ -87,6 +87,7 @@ struct dslink {
     bool open;    /* there is a transport */
     bool lingers; /* a posted operation of a transport that is to be closed */
     bool has_turn;
+    bool let_go; /* the owner holds no payload */
     bool warm_heard, ready_heard, drain_heard, drained_told, drained_heard;
     enum transport_end end;
     uint64_t next_number;
@@ -676,8 +677,8 @@ static struct control message_due(const struct dslink *s, enum due due)
 static bool next_due(const struct dslink *s, struct dslink_act *act)
 {
     uint32_t due = s->due;
-    if (s->count > 0 || s->slot_in_hand != NO_SLOT)
-        if (s->state == DSLINK_CLOSED) due &= ~(uint32_t)DUE_CLOSE; /* somebody holds a payload */
+    bool in_hands = !s->let_go && (s->count > 0 || s->slot_in_hand != NO_SLOT);
+    if (s->state == DSLINK_CLOSED && in_hands) due &= ~(uint32_t)DUE_CLOSE;
     due &= -due;
     switch (due) {
     case 0: return false;
@@ -842,14 +843,17 @@ bool dslink_operating(const struct dslink *s)
 
 /* ---- frames ---- */
 
-enum err dslink_slot(struct dslink *s, uint32_t *slot)
+bool dslink_slot_free(const struct dslink *s)
 {
     uint32_t free = s->granted & ~slots_of_ring(s, false);
-    if (s->state != DSLINK_READY || !s->options.dialler) return ERR_AGAIN;
-    if (s->slot_in_hand == NO_SLOT) {
-        if (free == 0) return ERR_AGAIN;
-        s->slot_in_hand = (uint32_t)__builtin_ctz(free);
-    }
+    return s->options.dialler && s->state == DSLINK_READY && (free || s->slot_in_hand != NO_SLOT);
+}
+
+enum err dslink_slot(struct dslink *s, uint32_t *slot)
+{
+    if (!dslink_slot_free(s)) return ERR_AGAIN;
+    if (s->slot_in_hand == NO_SLOT)
+        s->slot_in_hand = (uint32_t)__builtin_ctz(s->granted & ~slots_of_ring(s, false));
     *slot = s->slot_in_hand;
     return OK;
 }
@@ -901,6 +905,12 @@ bool dslink_release(struct dslink *s)
     bool goes_on = s->state == DSLINK_READY || s->state == DSLINK_DRAINING;
     if (goes_on && !PLANTED("dslink_grant_at_receive")) s->owed |= 1u << slot;
     return false;
+}
+
+void dslink_let_go(struct dslink *s)
+{
+    s->slot_in_hand = NO_SLOT;
+    s->let_go = true;
 }
 
 /* ---- the object ---- */

@@ -157,6 +157,7 @@ bool dslink_operating(const struct dslink *s); /* ask it whether its oldest oper
 
 /* Dialler, READY. ERR_AGAIN: no slot is free, or the session is not READY. The same until it is sent. */
 enum err dslink_slot(struct dslink *s, uint32_t *slot);
+bool dslink_slot_free(const struct dslink *s); /* dslink_slot would say OK */
 void dslink_send_slot(struct dslink *s, const void *head, size_t head_bytes,
                       uint32_t payload_bytes);
 /* Whether a frame without payload may be told now, behind all that was sent before. */
@@ -165,6 +166,7 @@ bool dslink_may_send(const struct dslink *s);
  * that dslink_message has kept. */
 bool dslink_front(const struct dslink *s, struct dslink_frame *f);
 bool dslink_release(struct dslink *s);
+void dslink_let_go(struct dslink *s); /* the owner holds no payload, and will not ask for frames */
 
 enum dslink_state dslink_state(const struct dslink *s);
 uint32_t dslink_epoch(const struct dslink *s);
