@@ -3,8 +3,8 @@
  *     if (PLANTED("no_step_fence")) return;       // in the product's code, where the bug would be
  *     for (i = 0; i < count + PLANTED("one_too_far"); i++)
  *
- * Rules: without TANDEM_PLANTS, which only tests' own builds of the cores and of the CUDA backend
- * define, PLANTED is 0 at compile time and nothing of it is left. One bug is planted per process,
+ * Rules: without TANDEM_PLANTS, which only tests' own builds of the cores, the CUDA backend
+ * and the transports define, PLANTED is 0 at compile time and nothing of it is left. One bug is planted per process,
  * before anything runs (plant_set, or TANDEM_PLANT in the environment). tests/sim/plants.txt and
  * tests/fake/backend/plants.txt say what each one is and list them for the test run. */
 #ifndef TANDEM_COMMON_PLANT_H

@@ -1,0 +1,590 @@
+/* The transport over NCCL, on the stand-ins of tests/fake: both ends in this process, on devices 0 and 1,
+ * or the acceptor in another one, which is this program again. */
+#include "xfer/device/nccl.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/log.h"
+#include "common/mem.h"
+#include "tests/fake/cuda/fake.h"
+#include "tests/fake/nccl/fake_nccl.h"
+#include "tests/unit/testing.h"
+#include "xfer/device/reaper.h"
+
+enum { SLOTS = 3, SLOT_BYTES = 100000, WAIT_MS = 20000, CHILD_S = 5 };
+
+static const struct transport_ops *const ops = &nccl_transport_ops;
+
+struct pair {
+    struct transport *end[2]; /* the dialler's, the acceptor's */
+    bool joined[2];
+};
+
+static enum err open_end(struct transport **t, bool dialler)
+{
+    return ops->open(t, &(struct transport_options){.device_index = dialler ? 0 : 1,
+                                                    .slots_count = SLOTS,
+                                                    .slot_bytes = SLOT_BYTES,
+                                                    .dialler = dialler,
+                                                    .peer = dialler ? "d0" : "p0"});
+}
+
+static enum err open_pair(struct pair *p)
+{
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size = 0;
+    enum err e;
+    *p = (struct pair){0};
+    if ((e = open_end(&p->end[0], true)) != OK) return e;
+    if ((e = open_end(&p->end[1], false)) != OK) return e;
+    if ((e = ops->offer(p->end[0], offer, &size)) != OK) return e;
+    if ((e = ops->join(p->end[0], NULL, 0)) != OK) return e;
+    return ops->join(p->end[1], offer, size);
+}
+
+/* Until one of the fds is readable. */
+static void wait_for(const struct pair *p)
+{
+    struct pollfd fds[2];
+    for (int i = 0; i < 2; i++)
+        fds[i] = (struct pollfd){.fd = p->end[i] ? ops->fd(p->end[i]) : -1, .events = POLLIN};
+    assert_true(poll(fds, 2, WAIT_MS) > 0);
+}
+
+static enum err join_pair(struct pair *p)
+{
+    while (!p->joined[0] || !p->joined[1]) {
+        for (int i = 0; i < 2; i++) {
+            if (p->joined[i]) continue;
+            enum err e = ops->joined(p->end[i]);
+            if (e != OK && e != ERR_AGAIN) return e;
+            p->joined[i] = e == OK;
+        }
+        if (!p->joined[0] || !p->joined[1]) wait_for(p);
+    }
+    return OK;
+}
+
+static enum err end_both(struct pair *p, uint32_t slot)
+{
+    bool over[2] = {false, false};
+    while (!over[0] || !over[1]) {
+        for (int i = 0; i < 2; i++) {
+            uint32_t ended = UINT32_MAX;
+            if (over[i]) continue;
+            enum err e = ops->ended(p->end[i], &ended);
+            if (e != OK && e != ERR_AGAIN) return e;
+            if (e == OK) assert_int_equal(ended, slot);
+            over[i] = e == OK;
+        }
+        if (!over[0] || !over[1]) wait_for(p);
+    }
+    return OK;
+}
+
+static void close_pair(struct pair *p, enum transport_end end)
+{
+    ops->close(p->end[0], end);
+    ops->close(p->end[1], end);
+    while (nccl_held_count() > 0)
+        usleep(500);
+}
+
+static void fill(struct transport *t, uint32_t slot, size_t bytes, uint32_t number)
+{
+    uint8_t *host = mem_new(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        host[i] = (uint8_t)(number * 31 + i * 7 + i / 251);
+    assert_int_equal(cudaMemcpy(ops->slot(t, slot), host, bytes, cudaMemcpyHostToDevice), 0);
+    mem_free(host);
+}
+
+static void assert_came(const struct pair *p, uint32_t slot, size_t bytes)
+{
+    uint8_t *sent = mem_new(bytes), *came = mem_new(bytes);
+    assert_int_equal(cudaMemcpy(sent, ops->slot(p->end[0], slot), bytes, cudaMemcpyDeviceToHost),
+                     0);
+    assert_int_equal(cudaMemcpy(came, ops->slot(p->end[1], slot), bytes, cudaMemcpyDeviceToHost),
+                     0);
+    assert_memory_equal(sent, came, bytes);
+    mem_free(sent);
+    mem_free(came);
+}
+
+static enum err move(struct pair *p, uint32_t slot, size_t bytes)
+{
+    enum err e;
+    if ((e = ops->begin(p->end[0], slot, bytes)) != OK) return e;
+    if ((e = ops->begin(p->end[1], slot, bytes)) != OK) return e;
+    return end_both(p, slot);
+}
+
+static int start(void **state)
+{
+    (void)state;
+    fake_knobs()->devices = 2;
+    return 0;
+}
+
+/* Nothing is left of any test, and no mistake was seen by the stand-ins. */
+static int finish(void **state)
+{
+    (void)state;
+    bool sick = cudaPeekAtLastError() != cudaSuccess;
+    uint32_t nccl_left = fake_nccl_reset(), cuda_left = fake_reset();
+    if (sick || nccl_left || cuda_left)
+        printf("sick %d, left of NCCL's %u, of CUDA's %u\n", sick, nccl_left, cuda_left);
+    return sick || nccl_left || cuda_left;
+}
+
+/* --- what it is for --- */
+
+static void bytes_are_there_when_their_operation_has_ended(void **state)
+{
+    static const size_t sizes[] = {1, 4096, SLOT_BYTES, 77, 65536};
+    static const struct {
+        uint32_t in_progress_ms, stream_delay_us, register_unsupported, one_at_a_time;
+    } cases[] = {{0, 0, 0, 0}, {2, 0, 0, 0}, {0, 500, 0, 1}, {1, 500, 1, 0}};
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        struct pair p;
+        start(state);
+        fake_knobs()->stream_delay_us = cases[c].stream_delay_us;
+        fake_nccl_knobs()->in_progress_ms = cases[c].in_progress_ms;
+        fake_nccl_knobs()->register_unsupported = cases[c].register_unsupported;
+        fake_nccl_knobs()->one_at_a_time = cases[c].one_at_a_time;
+        assert_ok(open_pair(&p));
+        assert_ok(join_pair(&p));
+        for (uint32_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            fill(p.end[0], i % SLOTS, sizes[i], i);
+            assert_ok(move(&p, i % SLOTS, sizes[i]));
+            assert_came(&p, i % SLOTS, sizes[i]);
+        }
+        close_pair(&p, TRANSPORT_DRAINED);
+        assert_int_equal(finish(state), 0);
+    }
+}
+
+static void several_operations_end_in_the_order_of_begin(void **state)
+{
+    static const uint32_t order[SLOTS] = {2, 0, 1};
+    struct pair p;
+    (void)state;
+    fake_nccl_knobs()->in_progress_ms = 1;
+    assert_ok(open_pair(&p));
+    assert_ok(join_pair(&p));
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        fill(p.end[0], order[i], 1000 + i, i);
+        assert_ok(ops->begin(p.end[0], order[i], 1000 + i));
+    }
+    for (uint32_t i = 0; i < SLOTS; i++)
+        assert_ok(ops->begin(p.end[1], order[i], 1000 + i));
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        assert_ok(end_both(&p, order[i]));
+        assert_came(&p, order[i], 1000 + i);
+    }
+    close_pair(&p, TRANSPORT_DRAINED);
+}
+
+/* --- what fails --- */
+
+static enum err whole_life(struct pair *p)
+{
+    enum err e;
+    if ((e = open_pair(p)) != OK) return e;
+    if ((e = join_pair(p)) != OK) return e;
+    for (uint32_t i = 0; i < 2; i++)
+        if ((e = move(p, i, 5000)) != OK) return e;
+    return OK;
+}
+
+static void every_call_that_fails_is_told(void **state)
+{
+    static const struct {
+        const char *call;
+        uint32_t at;
+        int with;
+        const char *says;
+    } cases[] = {
+        {"ncclGetVersion", 1, 0, "nccl: its version: internal error"},
+        {"ncclGetVersion", 3, 0, "nccl: a unique id"},
+        {"ncclGetVersion", 4, 0, "nccl: its version"},
+        {"ncclGetUniqueId", 1, ncclSystemError, "nccl: a unique id: unhandled system error"},
+        {"ncclCommInitRankConfig", 1, 0, "nccl: a communicator"},
+        {"ncclCommInitRankConfig", 2, ncclInvalidUsage, "a communicator: invalid usage"},
+        {"init", 1, ncclSystemError, "nccl: connecting: unhandled system error"},
+        {"init", 2, ncclRemoteError, "nccl: connecting: remote process exited"},
+        {"ncclCommGetAsyncError", 1, 0, "nccl: connecting: internal error"},
+        {"ncclSend", 1, 0, "nccl: a send"},
+        {"ncclSend", 2, 0, "nccl: a send"},
+        {"ncclRecv", 2, 0, "nccl: a receive"},
+        {"launch", 1, ncclUnhandledCudaError, "launching a transfer: unhandled cuda error"},
+        {"cudaSetDevice", 1, 1, "cuda: the device: cudaErrorInvalidValue"},
+        {"cudaDeviceGetStreamPriorityRange", 1, 1, "cuda: priorities of streams"},
+        {"cudaStreamCreateWithPriority", 1, 2, "cuda: a stream: cudaErrorMemoryAllocation"},
+        {"cudaEventCreateWithFlags", 2, 1, "cuda: an event"},
+        {"cudaEventRecord", 1, 1, "cuda: the end of a transfer"},
+        {"cudaLaunchHostFunc", 1, 1, "cuda: the end of a transfer"},
+        {"cudaEventQuery", 1, 1, "cuda: a transfer"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        bool cuda = strncmp(cases[i].call, "cuda", 4) == 0;
+        struct pair p;
+        start(state);
+        if (cuda) {
+            fake_knobs()->fail_call = cases[i].call;
+            fake_knobs()->fail_at = cases[i].at;
+            fake_knobs()->fail_with = cases[i].with;
+        } else {
+            fake_nccl_knobs()->fail_call = cases[i].call;
+            fake_nccl_knobs()->fail_at = cases[i].at;
+            fake_nccl_knobs()->fail_with = cases[i].with;
+        }
+        assert_int_not_equal(whole_life(&p), OK);
+        if (!strstr(err_text(), cases[i].says)) fail_msg("%s: %s", cases[i].call, err_text());
+        close_pair(&p, TRANSPORT_BROKEN);
+        cudaGetLastError();
+        fake_nccl_reset(); /* an id that nobody used, say */
+        assert_int_equal(finish(state), 0);
+    }
+}
+
+static void what_can_be_done_without_is_done_without(void **state)
+{
+    static const char *const calls[] = {"ncclMemAlloc", "ncclCommRegister", "ncclCommDeregister",
+                                        "ncclCommFinalize", "finalize"};
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        struct pair p;
+        start(state);
+        fake_nccl_knobs()->fail_call = calls[i];
+        fake_nccl_knobs()->fail_at = 1;
+        assert_ok(whole_life(&p));
+        close_pair(&p, TRANSPORT_DRAINED);
+        cudaGetLastError();
+        fake_nccl_reset();
+        assert_int_equal(finish(state), 0);
+    }
+}
+
+static void memory_that_is_short_is_told(void **state)
+{
+    struct transport *t;
+    (void)state;
+    fake_knobs()->device_bytes = 2 * SLOT_BYTES;
+    assert_int_equal(open_end(&t, true), ERR_MEMORY);
+    assert_non_null(strstr(err_text(), "staging slots"));
+    mem_fail_at(1);
+    assert_int_equal(open_end(&t, true), ERR_MEMORY);
+    mem_fail_at(0);
+    close_pair(&(struct pair){0}, TRANSPORT_BROKEN);
+    cudaGetLastError();
+}
+
+static void an_environment_that_makes_calls_wait_is_refused(void **state)
+{
+    static const char *const names[] = {"NCCL_COMM_BLOCKING", "CUDA_LAUNCH_BLOCKING"};
+    struct transport *t;
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        setenv(names[i], "1", 1);
+        assert_int_equal(open_end(&t, true), ERR_UNSUPPORTED);
+        assert_non_null(strstr(err_text(), names[i]));
+        unsetenv(names[i]);
+    }
+    fake_nccl_knobs()->version = 21805;
+    assert_int_equal(open_end(&t, true), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_text(), "NCCL 2.19 or later is needed"));
+}
+
+static void the_interface_is_set_unless_the_user_has_set_one(void **state)
+{
+    struct transport *t;
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        if (i == 0) unsetenv("NCCL_SOCKET_IFNAME");
+        if (i == 1) setenv("NCCL_SOCKET_IFNAME", "mine", 1);
+        assert_ok(ops->open(&t, &(struct transport_options){
+                                    .slots_count = 1, .slot_bytes = 100, .interface = "ib0"}));
+        assert_string_equal(getenv("NCCL_SOCKET_IFNAME"), i == 0 ? "ib0" : "mine");
+        close_pair(&(struct pair){.end = {t}}, TRANSPORT_BROKEN);
+    }
+    unsetenv("NCCL_SOCKET_IFNAME");
+}
+
+static void an_offer_that_is_none_is_refused(void **state)
+{
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size;
+    struct pair p = {0};
+    (void)state;
+    assert_ok(open_end(&p.end[0], true));
+    assert_ok(open_end(&p.end[1], false));
+    assert_ok(ops->offer(p.end[0], offer, &size));
+    assert_int_equal(ops->join(p.end[1], offer, size - 1), ERR_FORMAT);
+    assert_int_equal(ops->join(p.end[1], offer, size + 1), ERR_FORMAT);
+    assert_int_equal(ops->join(p.end[1], NULL, 0), ERR_FORMAT);
+    offer[0]++;
+    assert_int_equal(ops->join(p.end[1], offer, size), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_text(), "code 22810, this side 22809"));
+    close_pair(&p, TRANSPORT_BROKEN);
+    fake_nccl_reset(); /* the id */
+}
+
+/* --- peers that are not there --- */
+
+static void slots_are_freed_when_the_abort_has_returned(void **state)
+{
+    size_t before, after, total;
+    struct pair p;
+    (void)state;
+    assert_int_equal(cudaMemGetInfo(&before, &total), 0);
+    assert_ok(open_pair(&p));
+    assert_ok(join_pair(&p));
+    assert_ok(move(&p, 0, 10)); /* connections are made; what comes now is launched at once */
+    assert_ok(ops->begin(p.end[0], 1, 4000));
+    assert_int_equal(fake_nccl_moving(), 1); /* a send without its receive */
+    ops->close(p.end[0], TRANSPORT_BROKEN);
+    while (nccl_held_count() > 1)
+        usleep(500);
+    assert_int_equal(fake_nccl_moving(), 0);
+    p.end[0] = NULL;
+    close_pair(&p, TRANSPORT_DRAINED); /* finalizing without the peer ends in an abort */
+    assert_int_equal(cudaMemGetInfo(&after, &total), 0);
+    assert_int_equal(before, after);
+}
+
+static void what_never_connects_can_be_closed(void **state)
+{
+    struct pair p;
+    (void)state;
+    fake_nccl_knobs()->init_hangs = 1;
+    assert_ok(open_pair(&p));
+    assert_int_equal(ops->joined(p.end[0]), ERR_AGAIN);
+    close_pair(&p, TRANSPORT_BROKEN);
+    fake_nccl_reset(); /* the id */
+}
+
+static void what_is_taken_down_counts_until_its_memory_is_free(void **state)
+{
+    const struct transport_options o = {.slots_count = 1, .slot_bytes = 100, .links_max = 2};
+    struct transport *t[3];
+    (void)state;
+    assert_ok(ops->open(&t[0], &o));
+    assert_ok(ops->open(&t[1], &o));
+    assert_int_equal(ops->open(&t[2], &o), ERR_FULL);
+    ops->close(t[1], TRANSPORT_BROKEN);
+    while (ops->open(&t[2], &o) == ERR_FULL)
+        usleep(500);
+    assert_int_equal(nccl_held_count(), 2);
+    close_pair(&(struct pair){.end = {t[0], t[2]}}, TRANSPORT_BROKEN);
+}
+
+static void pairs_used_in_different_orders_stand_still(void **state)
+{
+    struct pair a, b;
+    uint32_t slot;
+    (void)state;
+    assert_ok(open_pair(&a));
+    assert_ok(join_pair(&a));
+    assert_ok(move(&a, 0, 10));
+    assert_ok(open_pair(&b));
+    assert_ok(join_pair(&b));
+    assert_ok(move(&b, 0, 10));
+    fake_nccl_knobs()->one_at_a_time = 1;
+    assert_ok(ops->begin(a.end[0], 1, 10)); /* device 0: first a, device 1: first b */
+    assert_ok(ops->begin(b.end[1], 1, 10));
+    while (fake_nccl_turns() < 2)
+        usleep(500);
+    assert_ok(ops->begin(b.end[0], 1, 10));
+    assert_ok(ops->begin(a.end[1], 1, 10));
+    assert_int_equal(ops->ended(a.end[0], &slot), ERR_AGAIN);
+    assert_int_equal(fake_nccl_moving(), 4);
+    ops->close(a.end[0], TRANSPORT_BROKEN);
+    ops->close(a.end[1], TRANSPORT_BROKEN);
+    assert_ok(end_both(&b, 1));
+    close_pair(&b, TRANSPORT_DRAINED);
+}
+
+/* --- in another process --- */
+
+enum { CHILD_FD = 3 };
+
+/* An acceptor that takes its offer from CHILD_FD, moves one operation and tells when it has begun the
+ * next. */
+static int child_accepts(void)
+{
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    struct pair p = {0};
+    uint32_t slot;
+    fake_knobs()->devices = 2;
+    ssize_t size = read(CHILD_FD, offer, sizeof offer);
+    if (size <= 0 || open_end(&p.end[1], false) != OK) return 2;
+    if (ops->join(p.end[1], offer, (size_t)size) != OK) return 2;
+    while (ops->joined(p.end[1]) == ERR_AGAIN)
+        wait_for(&p);
+    if (ops->begin(p.end[1], 0, 1000) != OK) return 2;
+    while (ops->ended(p.end[1], &slot) == ERR_AGAIN)
+        wait_for(&p);
+    if (write(CHILD_FD, "", 1) != 1) return 2;
+    for (;;)
+        pause();
+}
+
+/* Its communicator is never connected, and its abort never returns. */
+static int child_hangs(void)
+{
+    struct pair p = {0};
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size;
+    alarm(CHILD_S);
+    setenv("TANDEM_ABORT_MS", "50", 1);
+    fake_nccl_knobs()->abort_hangs = 1;
+    if (open_end(&p.end[0], true) != OK || ops->offer(p.end[0], offer, &size) != OK) return 2;
+    if (ops->join(p.end[0], NULL, 0) != OK) return 2;
+    ops->close(p.end[0], TRANSPORT_BROKEN);
+    if (write(CHILD_FD, "closed", 6) != 6) return 2;
+    for (;;)
+        pause();
+}
+
+/* Ends while a communicator is taken down. */
+static int child_exits(void)
+{
+    struct pair p;
+    alarm(CHILD_S);
+    fake_knobs()->devices = 2;
+    if (open_pair(&p) != OK || join_pair(&p) != OK) return 2;
+    ops->close(p.end[0], TRANSPORT_DRAINED);
+    ops->close(p.end[1], TRANSPORT_DRAINED);
+    exit(0);
+}
+
+static pid_t start_child(const char *role, int *fd)
+{
+    int both[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, both), 0);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        dup2(both[1], CHILD_FD);
+        dup2(CHILD_FD, STDERR_FILENO);
+        unsetenv("TANDEM_TEST");
+        execl("/proc/self/exe", "nccl_transport_test", role, (char *)NULL);
+        _exit(127);
+    }
+    close(both[1]);
+    *fd = both[0];
+    return child;
+}
+
+/* What the child says until it closes its end. */
+static void read_all(int fd, char *text, size_t size)
+{
+    size_t used = 0;
+    ssize_t n;
+    while (used < size - 1 && (n = read(fd, text + used, size - 1 - used)) > 0)
+        used += (size_t)n;
+    text[used] = '\0';
+    close(fd);
+}
+
+static void a_peer_that_is_killed_leaves_an_operation_that_is_aborted(void **state)
+{
+    (void)state;
+    for (uint32_t loud = 0; loud < 2; loud++) {
+        uint8_t offer[TRANSPORT_OFFER_MAX];
+        struct pair p = {0};
+        size_t size;
+        uint32_t slot;
+        int fd, status;
+        char byte = 1;
+        start(NULL);
+        fake_nccl_knobs()->loud_death = loud;
+        pid_t child = start_child("accepts", &fd);
+        assert_ok(open_end(&p.end[0], true));
+        assert_ok(ops->offer(p.end[0], offer, &size));
+        assert_int_equal(write(fd, offer, size), size);
+        assert_ok(ops->join(p.end[0], NULL, 0));
+        enum err e;
+        while ((e = ops->joined(p.end[0])) == ERR_AGAIN)
+            wait_for(&p);
+        assert_ok(e);
+        assert_ok(ops->begin(p.end[0], 0, 1000));
+        while ((e = ops->ended(p.end[0], &slot)) == ERR_AGAIN)
+            wait_for(&p);
+        assert_ok(e);
+        while (byte != 0) /* before it, the lines that the child logs */
+            assert_int_equal(read(fd, &byte, 1), 1);
+        assert_ok(ops->begin(p.end[0], 1, 1000));
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        close(fd);
+        while ((e = ops->ended(p.end[0], &slot)) == ERR_AGAIN && loud)
+            wait_for(&p);
+        assert_int_equal(e, loud ? ERR_PEER : ERR_AGAIN);
+        assert_int_equal(fake_nccl_moving(), 1);
+        close_pair(&p, TRANSPORT_BROKEN);
+        assert_int_equal(fake_nccl_moving(), 0);
+        assert_int_equal(finish(NULL), 0);
+    }
+}
+
+static void an_abort_that_hangs_ends_the_process(void **state)
+{
+    char said[2000];
+    int fd, status;
+    (void)state;
+    pid_t child = start_child("hangs", &fd);
+    read_all(fd, said, sizeof said);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), REAPER_EXIT);
+    assert_non_null(strstr(said, "closed"));
+    assert_non_null(strstr(said, "link_abort_hangs peer=d0"));
+}
+
+static void a_process_that_exits_waits_for_what_is_taken_down(void **state)
+{
+    char said[2000];
+    int fd, status;
+    (void)state;
+    pid_t child = start_child("exits", &fd);
+    read_all(fd, said, sizeof said);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_null(strstr(said, "fault"));
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "accepts") == 0) return child_accepts();
+    if (argc > 1 && strcmp(argv[1], "hangs") == 0) return child_hangs();
+    if (argc > 1 && strcmp(argv[1], "exits") == 0) return child_exits();
+#define TEST(f) cmocka_unit_test_setup_teardown(f, start, finish)
+    const struct CMUnitTest tests[] = {
+        TEST(bytes_are_there_when_their_operation_has_ended),
+        TEST(several_operations_end_in_the_order_of_begin),
+        TEST(every_call_that_fails_is_told),
+        TEST(what_can_be_done_without_is_done_without),
+        TEST(memory_that_is_short_is_told),
+        TEST(an_environment_that_makes_calls_wait_is_refused),
+        TEST(the_interface_is_set_unless_the_user_has_set_one),
+        TEST(an_offer_that_is_none_is_refused),
+        TEST(slots_are_freed_when_the_abort_has_returned),
+        TEST(what_never_connects_can_be_closed),
+        TEST(what_is_taken_down_counts_until_its_memory_is_free),
+        TEST(pairs_used_in_different_orders_stand_still),
+        TEST(a_peer_that_is_killed_leaves_an_operation_that_is_aborted),
+        TEST(an_abort_that_hangs_ends_the_process),
+        TEST(a_process_that_exits_waits_for_what_is_taken_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
