@@ -1,11 +1,10 @@
 #include "xfer/device/reaper.h"
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/plant.h"
 
@@ -25,28 +24,32 @@ static unsigned wait_ms(void)
     return ms ? ms : REAPER_WAIT_MS;
 }
 
+static void start_thread(struct reaper_work *work, void *(*main)(void *))
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, main, work) != 0) give_up(work, "no thread for it");
+    pthread_detach(thread);
+}
+
 static void *run_main(void *arg)
 {
     struct reaper_work *work = arg;
     work->run(work->arg);
+    atomic_store(&work->over, true); /* it is the watchdog's from here on */
     return NULL;
 }
 
+/* It looks each millisecond: this lasts for a few of them, or ends the process. */
 static void *watch_main(void *arg)
 {
     struct reaper_work *work = arg;
-    struct timespec until;
-    pthread_t thread;
-    unsigned ms = wait_ms();
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += ms % 1000 * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    if (PLANTED("abort_not_watched")) until.tv_sec += 3600;
-    if (pthread_create(&thread, NULL, run_main, work) != 0) give_up(work, "no thread for it");
-    if (pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &until) != 0)
-        give_up(work, "it has not returned in time");
+    uint64_t until_ns = clock_now_ns() + wait_ms() * NS_PER_MS;
+    start_thread(work, run_main);
+    while (!atomic_load(&work->over)) {
+        if (clock_now_ns() >= until_ns && !PLANTED("abort_not_watched"))
+            give_up(work, "it has not returned in time");
+        usleep(1000);
+    }
     work->done(work->arg);
     atomic_fetch_sub(&under_way_count, 1);
     return NULL;
@@ -68,9 +71,8 @@ static void register_exit(void)
 void reaper_start(struct reaper_work *work)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_t thread;
     pthread_once(&once, register_exit);
+    atomic_store(&work->over, false);
     atomic_fetch_add(&under_way_count, 1);
-    if (pthread_create(&thread, NULL, watch_main, work) != 0) give_up(work, "no thread for it");
-    pthread_detach(thread);
+    start_thread(work, watch_main);
 }

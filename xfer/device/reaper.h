@@ -15,6 +15,9 @@
 #ifndef TANDEM_XFER_DEVICE_REAPER_H
 #define TANDEM_XFER_DEVICE_REAPER_H
 
+#include <stdatomic.h>
+#include <stdbool.h>
+
 enum {
     REAPER_WAIT_MS = 10000,
     REAPER_EXIT = 1,
@@ -26,6 +29,7 @@ struct reaper_work {
     void (*done)(void *arg);
     void *arg;
     char peer[REAPER_PEER_MAX]; /* for the log line */
+    atomic_bool over;           /* the reaper's own */
 };
 
 /* Neither allocates nor fails. */
