@@ -66,6 +66,8 @@ static void set_knob(struct fake_knobs *k, const char *name, const char *value)
         k->devices = (uint32_t)number;
     else if (!strcmp(name, "pci"))
         k->pci = value;
+    else if (!strcmp(name, "ipc_same_process"))
+        k->ipc_same_process = number != 0;
     else if (!strcmp(name, "processor_shared_bytes"))
         k->processor_shared_bytes = (uint32_t)number;
     else
@@ -117,6 +119,11 @@ uint64_t fake_device_bytes(void)
 {
     uint64_t bytes = knobs_locked()->device_bytes;
     return bytes ? bytes : 1ull << 30;
+}
+
+bool fake_own_handles(void)
+{
+    return knobs_locked()->ipc_same_process;
 }
 
 uint32_t fake_processor_shared_bytes(void)

@@ -77,6 +77,7 @@ uint64_t fake_random(void); /* lock held */
 void *fake_zeroed(size_t size);
 int fake_devices_count(void);
 uint32_t fake_processor_shared_bytes(void);
+bool fake_own_handles(void);
 uint64_t fake_device_bytes(void);
 const char *fake_devices_pci(void);
 
