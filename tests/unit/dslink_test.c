@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "tests/sim/links.h"
 #include "xfer/device/session.h"
 
 enum { D, A, SIDES, SLOTS = 3, SLOT_BYTES = 1000, QUEUE = 64 };
@@ -686,6 +687,135 @@ static void the_owner_may_close_in_every_state_of_setting_up(void **state)
         }
 }
 
+/* ---- every event in every state ---- */
+
+/* Both sides, and `side` in this state. False: it is not one of this side's. */
+static bool bring(struct pair *p, int side, enum dslink_state state)
+{
+    bool joining = state == DSLINK_JOINING || state == DSLINK_ABORTED;
+    start(p, &posted);
+    if (state == DSLINK_OPENING || state == DSLINK_ACCEPTING)
+        return (state == DSLINK_OPENING) == (side == D);
+    if (state == DSLINK_OFFERING) {
+        step(p, D);
+        for (int i = 0; i < 3; i++)
+            step(p, A);
+        return side == A;
+    }
+    p->hold_join = joining;
+    p->hold_end = state == DSLINK_WARMING;
+    run(p);
+    if (state == DSLINK_ABORTED) dslink_broken(p->s[side], ERR_DEVICE, "it fails", p->now_ns);
+    p->mute = true;
+    if (state == DSLINK_DRAINING) dslink_drain(p->s[side], p->now_ns);
+    if (state == DSLINK_CLOSED) dslink_lost(p->s[side], ERR_PEER, "gone", p->now_ns);
+    return true;
+}
+
+/* What becomes of each kind of message: r refused, d dropped, . something else. States in their order, those
+ * of the other side left blank. */
+static const char *const answers[SIDES][CONTROL_KINDS] = {
+    [D] = {[CONTROL_OPEN] = "r  rrrrrd",
+           [CONTROL_ACCEPT] = ".  rrrrdd",
+           [CONTROL_OFFER] = "r  rrrrrd",
+           [CONTROL_WARM] = "r  .rrrdd", /* WARMING: it was heard */
+           [CONTROL_READY] = "r  r.rrdd",
+           [CONTROL_PUSH] = "r  rrrrrd",
+           [CONTROL_FRAME] = "r  rr..dd",
+           [CONTROL_GRANT] = "r  rrrrdd", /* the slots are free */
+           [CONTROL_DRAIN] = "r  rr..dd",
+           [CONTROL_DRAINED] = "r  rrr.dd",
+           [CONTROL_ABORT] = ".  ....dd"},
+    [A] = {[CONTROL_OPEN] = " .rrrrr.d",
+           [CONTROL_ACCEPT] = " rrrrrrrd",
+           [CONTROL_OFFER] = " r.rrrrdd",
+           [CONTROL_WARM] = " rrrrrrdd",
+           [CONTROL_READY] = " rrrrrrrd",
+           [CONTROL_PUSH] = " rrrr..dd",
+           [CONTROL_FRAME] = " rrrr..dd",
+           [CONTROL_GRANT] = " rrrrrrrd",
+           [CONTROL_DRAIN] = " rrrr..dd",
+           [CONTROL_DRAINED] = " rrrrr.dd",
+           [CONTROL_ABORT] = " r.....dd"},
+};
+
+static size_t any_message(const struct dslink *s, enum control_kind kind, uint8_t *bytes)
+{
+    uint32_t epoch = dslink_epoch(s) + (kind == CONTROL_OPEN);
+    struct control m = {.kind = kind,
+                        .epoch = epoch ? epoch : 1,
+                        .slots_count = 1,
+                        .slot_bytes = 1,
+                        .name = "posted",
+                        .number = 1,
+                        .payload_bytes = 1,
+                        .slots_mask = 1,
+                        .error = ERR_DEVICE};
+    return kind == CONTROL_FRAME ? control_frame_header(m.epoch, bytes) : control_print(&m, bytes);
+}
+
+static void hear(struct pair *p, int side, enum control_kind kind)
+{
+    uint8_t bytes[CONTROL_BYTES_MAX];
+    struct dslink *s = p->s[side];
+    enum dslink_state before = dslink_state(s);
+    enum err e = dslink_message(s, bytes, any_message(s, kind, bytes), p->now_ns);
+    char answer = answers[side][kind][before];
+    bool as_said = answer == 'r'   ? e == ERR_STATE && dslink_state(s) == DSLINK_CLOSED
+                   : answer == 'd' ? e == OK && dslink_state(s) == before
+                                   : e == OK || e == ERR_AGAIN;
+    if (!as_said)
+        fail_msg("%s in state %s: %s", control_name(kind), dslink_state_name(before), err_name(e));
+}
+
+/* Something other than a message. */
+static void meet(struct pair *p, int side, enum dslink_event event)
+{
+    struct dslink *s = p->s[side];
+    enum dslink_state before = dslink_state(s);
+    bool has_transport = before >= DSLINK_OFFERING && before <= DSLINK_DRAINING;
+    if (event == DSLINK_EV_BROKEN && has_transport) {
+        dslink_broken(s, ERR_DEVICE, "it fails", p->now_ns);
+        assert_int_equal(dslink_state(s), before < DSLINK_READY ? DSLINK_ABORTED : DSLINK_CLOSED);
+    } else if (event == DSLINK_EV_LOST) {
+        dslink_lost(s, ERR_PEER, "gone", p->now_ns);
+        assert_int_equal(dslink_state(s), DSLINK_CLOSED);
+    } else if (event == DSLINK_EV_DEADLINE && dslink_wake_at(s) != TIME_NEVER) {
+        dslink_timer(s, dslink_wake_at(s));
+        assert_int_not_equal(dslink_state(s), before);
+    } else if (event == DSLINK_EV_DRAIN) {
+        dslink_drain(s, p->now_ns);
+        assert_int_equal(dslink_state(s), before == DSLINK_READY || before == DSLINK_DRAINING
+                                              ? DSLINK_DRAINING
+                                              : DSLINK_CLOSED);
+    }
+}
+
+static void every_event_in_every_state_is_answered(void **state)
+{
+    (void)state;
+    static uint32_t met[SIDES][DSLINK_STATES][DSLINK_EVENTS];
+    for (int side = 0; side < SIDES; side++)
+        for (enum dslink_state s = 0; s < DSLINK_STATES; s++)
+            for (enum dslink_event e = 1; e < DSLINK_EVENTS; e++) {
+                struct pair p;
+                if (bring(&p, side, s)) {
+                    assert_int_equal(dslink_state(p.s[side]), s);
+                    if (e < DSLINK_EV_JOINED)
+                        hear(&p, side, (enum control_kind)e);
+                    else
+                        meet(&p, side, e);
+                    met[side][s][e] += dslink_counts(p.s[side])->met[s][e];
+                }
+                stop(&p);
+            }
+    for (int side = 0; side < SIDES; side++) /* what the simulator leaves to this test */
+        for (enum dslink_state s = 0; s < DSLINK_STATES; s++)
+            for (enum dslink_event e = 1; e < DSLINK_EVENTS; e++)
+                if (links_reached_mark(side == D, e, s) == 'u' && met[side][s][e] == 0)
+                    fail_msg("not met: %s in state %s", dslink_event_name(e), dslink_state_name(s));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -705,6 +835,7 @@ int main(void)
         cmocka_unit_test(what_has_come_whole_is_handed_out_after_the_channel_is_lost),
         cmocka_unit_test(a_dialler_with_all_slots_back_leaves_in_order),
         cmocka_unit_test(the_owner_may_close_in_every_state_of_setting_up),
+        cmocka_unit_test(every_event_in_every_state_is_answered),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

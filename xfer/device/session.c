@@ -8,31 +8,32 @@
  * OPEN     -         OFFERING, refused   refused       refused        refused     refused     as
  *                    JOINING                                                                  ACCEPTING
  * ACCEPT   JOINING   -         -         refused       refused        refused     refused     dropped
- * OFFER    -         refused   JOINING   refused       refused        refused     refused     dropped
- * WARM     refused   refused   refused   d: noted      operation 0    refused     refused     dropped
+ * OFFER    -         -         JOINING   refused       refused        refused     refused     dropped
+ * WARM     refused   -         refused   d: noted      operation 0    refused     refused     dropped
  *                                        a: refused
  * READY    refused   -         -         refused       READY when 0   refused     refused     dropped
  *                                                      is over
- * PUSH     -         refused   refused   refused       refused        operation   operation   dropped
- * FRAME    refused   refused   refused   refused       d, after READY: in its place           dropped
+ * PUSH     -         -         refused   refused       refused        operation   operation   dropped
+ * FRAME    refused   -         refused   refused       d, after READY: in its place           dropped
  * GRANT    refused   -         -         refused       refused        free again  free again  dropped
- * DRAIN    refused   refused   refused   refused       d, after       DRAINING    noted       dropped
+ * DRAIN    refused   -         refused   refused       d, after       DRAINING    noted       dropped
  *                                                      READY: dead
- * DRAINED  refused   refused   refused   refused       refused        refused     CLOSED      dropped
+ * DRAINED  refused   -         refused   refused       refused        refused     CLOSED      dropped
  *                                                                                 when told
- * ABORT    again     refused   again     again         again          CLOSED      CLOSED      dropped
+ * ABORT    again     -         again     again         again          CLOSED      CLOSED      dropped
  *          (final: CLOSED in every state)
  * joined   -         -         -         WARMING       -              -           -           -
  * ended    -         -         -         -             READY          frame       frame       -
- * broken   again     -         again     again         again          dead        dead        -
+ * broken   -         -         again     again         again          dead        dead        -
  * lost     CLOSED in every state; the frames that have come are still handed out
  * deadline dead      dead      again     again         again          dead        dead        d: OPENING
  *                                                                                             a: dead
  * drain    dead      dead      dead      dead          dead           DRAINING    -           dead
  *
- * In CLOSED whatever comes is dropped. counts.met counts each entry; the simulator (tests/sim/links.c) says
- * which were not met. */
-#include "xfer/device/session.h"
+ * In CLOSED whatever comes is dropped. A message for the other direction, or of an epoch that cannot be, is
+ * refused before the table is asked; so in ACCEPTING, which has had no epoch, all but OPEN. counts.met
+ * counts each entry; tests/sim/links_reached.c says where each of them is met. */
+#include "xfer/device/session_state.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -51,75 +52,15 @@ const struct dslink_times dslink_times_default = {
     .pause_ns = 100 * NS_PER_MS,
 };
 
-/* What is to be done once, in this order. */
-enum due {
-    DUE_CLOSE = 1,
-    DUE_TELL_ABORT = 2,
-    DUE_OPEN = 4,
-    DUE_TELL_OPEN = 8,
-    DUE_TELL_ACCEPT = 16,
-    DUE_TELL_OFFER = 32,
-    DUE_JOIN = 64,
-    DUE_TELL_WARM = 128, /* the acceptor's: it has joined */
-    DUE_TELL_READY = 256,
-    DUE_TELL_DRAIN = 512,
-};
-
-enum { NO_SLOT = UINT32_MAX };
-
-/* The dialler's until it is told and over; the acceptor's until its frame is released. */
-struct operation {
-    uint64_t number; /* 0: the one that warms */
-    uint32_t slot, payload_bytes;
-    bool told, begun, ended;
-    uint64_t deadline_ns;
-    size_t head_bytes;
-    uint8_t head[CONTROL_HEAD_MAX];
-};
-
-struct dslink {
-    struct dslink_options options;
-    enum dslink_state state;
-    uint32_t epoch, due;
-    uint32_t known_epoch; /* the newest that the other side may have heard of, 0: none */
-    uint64_t deadline_ns; /* of the state */
-    uint32_t slots_count, slot_bytes;
-    bool open;    /* there is a transport */
-    bool lingers; /* a posted operation of a transport that is to be closed */
-    bool has_turn;
-    bool let_go; /* the owner holds no payload */
-    bool warm_heard, ready_heard, drain_heard, drained_told, drained_heard;
-    enum transport_end end;
-    uint64_t next_number;
-    uint32_t granted;      /* a mask. Dialler: may be written; acceptor: may be announced */
-    uint32_t owed;         /* acceptor: released, to be granted */
-    uint32_t slot_in_hand; /* dialler: handed out by dslink_slot */
-    struct operation ring[TRANSPORT_SLOTS_MAX];
-    uint32_t first, count;
-    const uint8_t *kept; /* the frame without payload that waits for its place behind the ring's */
-    size_t kept_bytes;
-    uint8_t ours[TRANSPORT_OFFER_MAX], theirs[TRANSPORT_OFFER_MAX];
-    size_t ours_bytes, theirs_bytes;
-    uint32_t abort_epoch;
-    bool abort_final;
-    enum err error;
-    char text[CONTROL_TEXT_MAX];
-    struct dslink_counts counts;
-};
-
 typedef enum err step(struct dslink *s, const struct control *m, uint64_t now_ns);
 
 /* ---- operations ---- */
 
-static struct operation *nth(const struct dslink *s, uint32_t i)
-{
-    return (struct operation *)&s->ring[(s->first + i) % TRANSPORT_SLOTS_MAX];
-}
-
-static struct operation *ring_push(struct dslink *s, uint32_t slot, uint32_t payload_bytes)
+static struct dslink_operation *operations_push(struct dslink *s, uint32_t slot,
+                                                uint32_t payload_bytes)
 {
     CHECK(s->count < TRANSPORT_SLOTS_MAX);
-    struct operation *o = nth(s, s->count++);
+    struct dslink_operation *o = operation_nth(s, s->count++);
     o->number = s->next_number++;
     o->slot = slot;
     o->payload_bytes = payload_bytes;
@@ -127,20 +68,6 @@ static struct operation *ring_push(struct dslink *s, uint32_t slot, uint32_t pay
     o->deadline_ns = TIME_NEVER;
     o->head_bytes = 0;
     return o;
-}
-
-static void ring_pop(struct dslink *s)
-{
-    s->first = (s->first + 1) % TRANSPORT_SLOTS_MAX;
-    s->count--;
-}
-
-/* The oldest that is not over, NULL: none. */
-static struct operation *oldest(const struct dslink *s)
-{
-    for (uint32_t i = 0; i < s->count; i++)
-        if (!nth(s, i)->ended) return nth(s, i);
-    return NULL;
 }
 
 static uint32_t all_slots(const struct dslink *s)
@@ -153,7 +80,7 @@ static uint32_t slots_of_ring(const struct dslink *s, bool untold_only)
 {
     uint32_t mask = 0;
     for (uint32_t i = 0; i < s->count; i++)
-        if (!untold_only || !nth(s, i)->told) mask |= 1u << nth(s, i)->slot;
+        if (!untold_only || !operation_nth(s, i)->told) mask |= 1u << operation_nth(s, i)->slot;
     return mask;
 }
 
@@ -162,7 +89,7 @@ static bool known_quiet(const struct dslink *s)
 {
     if (s->state != DSLINK_READY && s->state != DSLINK_DRAINING) return false;
     if (s->options.dialler) return s->count == 0 && s->granted == all_slots(s);
-    return (s->drain_heard || s->drained_heard) && !oldest(s);
+    return (s->drain_heard || s->drained_heard) && !operation_oldest(s);
 }
 
 /* ---- states ---- */
@@ -182,11 +109,11 @@ static void keep_reason(struct dslink *s, enum err e, const char *text)
 /* The transport, if there is one, is to be closed; the other side is to hear of it. */
 static void throw_away(struct dslink *s, bool tell, bool final)
 {
-    const struct operation *o = oldest(s);
+    const struct dslink_operation *o = operation_oldest(s);
     s->lingers |= s->open && s->options.transport->posted && o && o->begun;
-    s->due = s->open ? DUE_CLOSE : 0;
+    s->due = s->open ? DSLINK_DUE_CLOSE : 0;
     if (!tell || s->known_epoch == 0) return;
-    s->due |= DUE_TELL_ABORT;
+    s->due |= DSLINK_DUE_TELL_ABORT;
     s->abort_epoch = s->known_epoch;
     s->abort_final = final;
 }
@@ -198,7 +125,7 @@ static enum err close_as(struct dslink *s, enum err e, const char *text, bool te
     keep_reason(s, e, text);
     enter(s, DSLINK_CLOSED, TIME_NEVER);
     for (uint32_t i = 0; i < s->count; i++) { /* what has come whole is still handed out */
-        if (nth(s, i)->ended && !s->options.dialler) continue;
+        if (operation_nth(s, i)->ended && !s->options.dialler) continue;
         s->count = i;
         if (!s->options.dialler) s->kept = NULL; /* its place is behind what is lost */
     }
@@ -213,7 +140,8 @@ static enum err dead(struct dslink *s, enum err e, const char *text)
 /* This try has failed. */
 static enum err again(struct dslink *s, enum err e, const char *text, bool tell, uint64_t now_ns)
 {
-    if (s->epoch >= DSLINK_EPOCHS_MAX) return close_as(s, e, text, tell, false);
+    if (s->epoch >= DSLINK_EPOCHS_MAX || s->ready_heard) /* the other side is READY: too late */
+        return close_as(s, e, text, tell, false);
     s->end = TRANSPORT_BROKEN;
     throw_away(s, tell, false);
     keep_reason(s, e, text);
@@ -236,7 +164,7 @@ static void begin_try(struct dslink *s, uint32_t epoch)
 static void dial_again(struct dslink *s, uint64_t now_ns)
 {
     begin_try(s, s->epoch + 1);
-    s->due |= DUE_TELL_OPEN;
+    s->due |= DSLINK_DUE_TELL_OPEN;
     enter(s, DSLINK_OPENING, now_ns + s->options.times.open_ns);
 }
 
@@ -248,9 +176,9 @@ static void become_ready(struct dslink *s)
 }
 
 /* Operation 0, in slot 0. */
-static struct operation *warm(struct dslink *s)
+static struct dslink_operation *warm(struct dslink *s)
 {
-    return ring_push(s, 0, s->slot_bytes);
+    return operations_push(s, 0, s->slot_bytes);
 }
 
 /* ---- messages ---- */
@@ -287,7 +215,7 @@ static enum err on_open(struct dslink *s, const struct control *m, uint64_t now_
     s->slots_count =
         m->slots_count < s->options.slots_count ? m->slots_count : s->options.slots_count;
     s->slot_bytes = m->slot_bytes < s->options.slot_bytes ? m->slot_bytes : s->options.slot_bytes;
-    s->due |= DUE_OPEN;
+    s->due |= DSLINK_DUE_OPEN;
     if (transport->dialler_offers)
         enter(s, DSLINK_OFFERING, now_ns + s->options.times.open_ns);
     else
@@ -302,7 +230,7 @@ static enum err on_accept(struct dslink *s, const struct control *m, uint64_t no
     s->slots_count = m->slots_count;
     s->slot_bytes = m->slot_bytes;
     keep_theirs(s, m);
-    s->due |= DUE_OPEN;
+    s->due |= DSLINK_DUE_OPEN;
     enter(s, DSLINK_JOINING, now_ns + s->options.times.join_ns);
     return OK;
 }
@@ -310,13 +238,13 @@ static enum err on_accept(struct dslink *s, const struct control *m, uint64_t no
 static enum err on_offer(struct dslink *s, const struct control *m, uint64_t now_ns)
 {
     keep_theirs(s, m);
-    s->due |= DUE_JOIN;
+    s->due |= DSLINK_DUE_JOIN;
     enter(s, DSLINK_JOINING, now_ns + s->options.times.join_ns);
     return OK;
 }
 
 /* A posted operation has to be received; of another one the bytes are there. */
-static void announced(struct dslink *s, struct operation *o, uint64_t now_ns)
+static void announced(struct dslink *s, struct dslink_operation *o, uint64_t now_ns)
 {
     o->told = true;
     o->begun = o->ended = !s->options.transport->posted;
@@ -325,11 +253,11 @@ static void announced(struct dslink *s, struct operation *o, uint64_t now_ns)
 
 static void warmed(struct dslink *s, uint64_t now_ns)
 {
-    ring_pop(s);
-    s->due |= DUE_TELL_READY;
+    operations_pop(s);
+    s->due |= DSLINK_DUE_TELL_READY;
     become_ready(s);
     if (PLANTED("dslink_unmatched_receive"))
-        announced(s, ring_push(s, s->slots_count - 1, s->slot_bytes), now_ns);
+        announced(s, operations_push(s, s->slots_count - 1, s->slot_bytes), now_ns);
 }
 
 static enum err on_warm(struct dslink *s, const struct control *m, uint64_t now_ns)
@@ -341,15 +269,15 @@ static enum err on_warm(struct dslink *s, const struct control *m, uint64_t now_
         if (!early) warm(s);
         return OK;
     }
-    if (early || s->count > 0 || s->due & DUE_TELL_WARM) return refused(s, m, now_ns);
+    if (early || s->count > 0 || s->due & DSLINK_DUE_TELL_WARM) return refused(s, m, now_ns);
     announced(s, warm(s), now_ns);
-    if (!oldest(s)) warmed(s, now_ns);
+    if (!operation_oldest(s)) warmed(s, now_ns);
     return OK;
 }
 
 static enum err on_ready(struct dslink *s, const struct control *m, uint64_t now_ns)
 {
-    bool told = s->next_number == 1 && (s->count == 0 || nth(s, 0)->told);
+    bool told = s->next_number == 1 && (s->count == 0 || operation_nth(s, 0)->told);
     if (!told || s->ready_heard) return refused(s, m, now_ns);
     s->ready_heard = true;
     if (s->count == 0) become_ready(s);
@@ -365,7 +293,7 @@ static enum err on_push(struct dslink *s, const struct control *m, uint64_t now_
     if (m->payload_bytes > s->slot_bytes)
         return dead(s, ERR_FORMAT, "a payload longer than its slot");
     s->granted &= ~(1u << m->slot);
-    struct operation *o = ring_push(s, m->slot, m->payload_bytes);
+    struct dslink_operation *o = operations_push(s, m->slot, m->payload_bytes);
     if (m->size > 0) memcpy(o->head, m->bytes, m->size);
     o->head_bytes = m->size;
     announced(s, o, now_ns);
@@ -396,17 +324,18 @@ static enum err on_grant(struct dslink *s, const struct control *m, uint64_t now
 static void drain(struct dslink *s, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < s->count; i++)
-        if (!nth(s, i)->told && !PLANTED("dslink_send_after_drain")) {
+        if (!operation_nth(s, i)->told && !PLANTED("dslink_send_after_drain")) {
             for (uint32_t j = i; j < s->count; j++)
-                s->granted |= 1u << nth(s, j)->slot;
+                s->granted |= 1u << operation_nth(s, j)->slot;
             s->count = i;
         }
     enter(s, DSLINK_DRAINING, now_ns + s->options.times.drain_ns);
 }
 
-static void close_if_drained(struct dslink *s)
+void dslink_close_if_drained(struct dslink *s)
 {
-    if (s->drained_told && s->drained_heard && !oldest(s)) close_as(s, OK, "drained", false, true);
+    if (s->drained_told && s->drained_heard && !operation_oldest(s))
+        close_as(s, OK, "drained", false, true);
 }
 
 static enum err on_drain(struct dslink *s, const struct control *m, uint64_t now_ns)
@@ -426,7 +355,7 @@ static enum err on_drained(struct dslink *s, const struct control *m, uint64_t n
 {
     if (s->drained_heard) return refused(s, m, now_ns);
     s->drained_heard = true;
-    close_if_drained(s);
+    dslink_close_if_drained(s);
     return OK;
 }
 
@@ -449,32 +378,32 @@ static enum err on_joined(struct dslink *s, const struct control *m, uint64_t no
     (void)m;
     enter(s, DSLINK_WARMING, now_ns + s->options.times.warm_ns);
     if (!s->options.dialler)
-        s->due |= DUE_TELL_WARM;
+        s->due |= DSLINK_DUE_TELL_WARM;
     else if (s->warm_heard)
         warm(s);
     return OK;
 }
 
-static void pop_if_over(struct dslink *s)
+void dslink_pop_if_over(struct dslink *s)
 {
-    if (nth(s, 0)->told && nth(s, 0)->ended) ring_pop(s);
+    if (operation_nth(s, 0)->told && operation_nth(s, 0)->ended) operations_pop(s);
     if (s->state == DSLINK_WARMING && s->count == 0 && s->ready_heard) become_ready(s);
 }
 
 static enum err on_ended(struct dslink *s, const struct control *m, uint64_t now_ns)
 {
     (void)m;
-    struct operation *o = oldest(s);
+    struct dslink_operation *o = operation_oldest(s);
     CHECK(o && o->begun);
     o->ended = true;
     o->deadline_ns = TIME_NEVER;
     if (s->options.dialler)
-        pop_if_over(s);
+        dslink_pop_if_over(s);
     else if (s->state == DSLINK_WARMING)
         warmed(s, now_ns);
     else if (PLANTED("dslink_grant_at_receive"))
         s->owed |= 1u << o->slot;
-    if (s->state == DSLINK_DRAINING) close_if_drained(s);
+    if (s->state == DSLINK_DRAINING) dslink_close_if_drained(s);
     return OK;
 }
 
@@ -512,7 +441,7 @@ static enum err on_owner(struct dslink *s, const struct control *m, uint64_t now
 {
     (void)m;
     if (s->state != DSLINK_READY) return dead(s, ERR_CANCELLED, "closed while it was set up");
-    s->due |= DUE_TELL_DRAIN;
+    s->due |= DSLINK_DUE_TELL_DRAIN;
     drain(s, now_ns);
     return OK;
 }
@@ -520,17 +449,17 @@ static enum err on_owner(struct dslink *s, const struct control *m, uint64_t now
 /* clang-format off */
 static step *const table[DSLINK_EVENTS][DSLINK_STATES] = {
     /*                       OPENING      ACCEPTING    OFFERING     JOINING      WARMING      READY        DRAINING     ABORTED      CLOSED */
-    [CONTROL_OPEN]        = {NULL,        on_open,     refused,     refused,     refused,     refused,     refused,     on_open,     dropped},
-    [CONTROL_ACCEPT]      = {on_accept,   NULL,        NULL,        refused,     refused,     refused,     refused,     dropped,     dropped},
-    [CONTROL_OFFER]       = {NULL,        refused,     on_offer,    refused,     refused,     refused,     refused,     dropped,     dropped},
-    [CONTROL_WARM]        = {refused,     refused,     refused,     on_warm,     on_warm,     refused,     refused,     dropped,     dropped},
-    [CONTROL_READY]       = {refused,     NULL,        NULL,        refused,     on_ready,    refused,     refused,     dropped,     dropped},
-    [CONTROL_PUSH]        = {NULL,        refused,     refused,     refused,     refused,     on_push,     on_push,     dropped,     dropped},
-    [CONTROL_FRAME]       = {refused,     refused,     refused,     refused,     on_frame,    on_frame,    on_frame,    dropped,     dropped},
-    [CONTROL_GRANT]       = {refused,     NULL,        NULL,        refused,     refused,     on_grant,    on_grant,    dropped,     dropped},
-    [CONTROL_DRAIN]       = {refused,     refused,     refused,     refused,     on_drain,    on_drain,    on_drain,    dropped,     dropped},
-    [CONTROL_DRAINED]     = {refused,     refused,     refused,     refused,     refused,     refused,     on_drained,  dropped,     dropped},
-    [CONTROL_ABORT]       = {on_abort,    refused,     on_abort,    on_abort,    on_abort,    on_abort,    on_abort,    on_abort,    dropped},
+    [CONTROL_OPEN]        = {NULL,        on_open,     refused,     refused,     refused,     refused,     refused,     on_open,     NULL},
+    [CONTROL_ACCEPT]      = {on_accept,   NULL,        NULL,        refused,     refused,     refused,     refused,     dropped,     NULL},
+    [CONTROL_OFFER]       = {NULL,        NULL,        on_offer,    refused,     refused,     refused,     refused,     dropped,     NULL},
+    [CONTROL_WARM]        = {refused,     NULL,        refused,     on_warm,     on_warm,     refused,     refused,     dropped,     NULL},
+    [CONTROL_READY]       = {refused,     NULL,        NULL,        refused,     on_ready,    refused,     refused,     dropped,     NULL},
+    [CONTROL_PUSH]        = {NULL,        NULL,        refused,     refused,     refused,     on_push,     on_push,     dropped,     NULL},
+    [CONTROL_FRAME]       = {refused,     NULL,        refused,     refused,     on_frame,    on_frame,    on_frame,    dropped,     NULL},
+    [CONTROL_GRANT]       = {refused,     NULL,        NULL,        refused,     refused,     on_grant,    on_grant,    dropped,     NULL},
+    [CONTROL_DRAIN]       = {refused,     NULL,        refused,     refused,     on_drain,    on_drain,    on_drain,    dropped,     NULL},
+    [CONTROL_DRAINED]     = {refused,     NULL,        refused,     refused,     refused,     refused,     on_drained,  dropped,     NULL},
+    [CONTROL_ABORT]       = {on_abort,    NULL,        on_abort,    on_abort,    on_abort,    on_abort,    on_abort,    on_abort,    NULL},
     [DSLINK_EV_JOINED]    = {NULL,        NULL,        NULL,        on_joined,   NULL,        NULL,        NULL,        NULL,        NULL},
     [DSLINK_EV_ENDED]     = {NULL,        NULL,        NULL,        NULL,        on_ended,    on_ended,    on_ended,    NULL,        NULL},
     [DSLINK_EV_BROKEN]    = {NULL,        NULL,        on_broken,   on_broken,   on_broken,   on_broken,   on_broken,   NULL,        NULL},
@@ -615,7 +544,7 @@ uint64_t dslink_wake_at(const struct dslink *s)
 {
     uint64_t at_ns = s->deadline_ns;
     for (uint32_t i = 0; i < s->count; i++)
-        if (nth(s, i)->deadline_ns < at_ns) at_ns = nth(s, i)->deadline_ns;
+        if (operation_nth(s, i)->deadline_ns < at_ns) at_ns = operation_nth(s, i)->deadline_ns;
     return at_ns;
 }
 
@@ -632,227 +561,19 @@ void dslink_start(struct dslink *s, uint64_t now_ns)
         enter(s, DSLINK_ACCEPTING, now_ns + s->options.times.open_ns);
 }
 
-/* ---- what is to be done ---- */
-
-static void tell(struct dslink_act *act, const struct control *m)
-{
-    act->kind = DSLINK_TELL;
-    act->tell = m->kind;
-    act->size = control_print(m, act->bytes);
-}
-
-static struct control message_due(const struct dslink *s, enum due due)
-{
-    struct control m = {.epoch = s->epoch,
-                        .slots_count = s->slots_count,
-                        .slot_bytes = s->slot_bytes,
-                        .device_index = s->options.device_index,
-                        .bytes = s->ours,
-                        .size = s->ours_bytes};
-    switch (due) {
-    case DUE_TELL_ABORT:
-        m = (struct control){.kind = CONTROL_ABORT,
-                             .epoch = s->abort_epoch,
-                             .error = s->error,
-                             .final = s->abort_final};
-        snprintf(m.text, sizeof m.text, "%s", s->text);
-        return m;
-    case DUE_TELL_ACCEPT: m.kind = CONTROL_ACCEPT; return m;
-    case DUE_TELL_OFFER: m.kind = CONTROL_OFFER; return m;
-    case DUE_TELL_OPEN:
-        m.kind = CONTROL_OPEN;
-        m.slots_count = s->options.slots_count;
-        m.slot_bytes = s->options.slot_bytes;
-        snprintf(m.name, sizeof m.name, "%s", s->options.transport->name);
-        break;
-    case DUE_TELL_WARM: m.kind = CONTROL_WARM; break;
-    case DUE_TELL_READY: m.kind = CONTROL_READY; break;
-    default: m.kind = CONTROL_DRAIN;
-    }
-    m.bytes = NULL;
-    m.size = 0;
-    return m;
-}
-
-static bool next_due(const struct dslink *s, struct dslink_act *act)
-{
-    uint32_t due = s->due;
-    bool in_hands = !s->let_go && (s->count > 0 || s->slot_in_hand != NO_SLOT);
-    if (s->state == DSLINK_CLOSED && in_hands) due &= ~(uint32_t)DUE_CLOSE;
-    due &= -due;
-    switch (due) {
-    case 0: return false;
-    case DUE_CLOSE:
-        act->kind = DSLINK_CLOSE;
-        act->end = s->end;
-        return true;
-    case DUE_OPEN:
-        act->kind = DSLINK_OPEN;
-        act->slots_count = s->slots_count;
-        act->slot_bytes = s->slot_bytes;
-        return true;
-    case DUE_JOIN:
-        act->kind = DSLINK_JOIN;
-        act->size = s->theirs_bytes;
-        memcpy(act->bytes, s->theirs, s->theirs_bytes);
-        return true;
-    default:;
-        struct control m = message_due(s, (enum due)due);
-        tell(act, &m);
-        return true;
-    }
-}
-
-static bool begin(struct dslink_act *act, const struct operation *o)
-{
-    act->kind = DSLINK_BEGIN;
-    act->slot = o->slot;
-    act->payload_bytes = o->payload_bytes;
-    act->number = o->number;
-    return true;
-}
-
-static void announce(const struct dslink *s, struct dslink_act *act, const struct operation *o)
-{
-    struct control m = {.kind = o->number == 0 ? CONTROL_WARM : CONTROL_PUSH,
-                        .epoch = s->epoch,
-                        .number = o->number,
-                        .slot = o->slot,
-                        .payload_bytes = o->payload_bytes,
-                        .bytes = o->head,
-                        .size = o->head_bytes};
-    tell(act, &m);
-}
-
-static bool next_operation(const struct dslink *s, struct dslink_act *act)
-{
-    bool posted = s->options.transport->posted;
-    bool free_to = !posted || s->has_turn || PLANTED("dslink_turns_ignored");
-    const struct operation *o = s->options.dialler ? nth(s, 0) : oldest(s);
-    if (s->count == 0 || !o || !free_to) return false;
-    if (s->options.dialler && posted && !o->told) {
-        announce(s, act, o);
-        return true;
-    }
-    if (!o->begun) return begin(act, o);
-    if (!s->options.dialler || posted || !o->ended || o->told) return false;
-    announce(s, act, o); /* its bytes are in place */
-    return true;
-}
-
-/* Whether it may say that nothing of it is under way. */
-static bool is_drained(const struct dslink *s)
-{
-    if (s->state != DSLINK_DRAINING || s->drained_told || s->count > 0 || s->kept) return false;
-    return s->options.dialler || s->drain_heard || s->drained_heard;
-}
-
-bool dslink_next(const struct dslink *s, struct dslink_act *act)
-{
-    struct control m = {.epoch = s->epoch};
-    act->size = 0;
-    if (next_due(s, act)) return true;
-    if (s->state == DSLINK_CLOSED || s->state == DSLINK_ABORTED) return false;
-    if (s->owed) {
-        m.kind = CONTROL_GRANT;
-        m.slots_mask = s->owed;
-        tell(act, &m);
-        return true;
-    }
-    if (next_operation(s, act)) return true;
-    if (!is_drained(s)) return false;
-    m.kind = CONTROL_DRAINED;
-    tell(act, &m);
-    return true;
-}
-
-static void told(struct dslink *s, enum control_kind kind, uint64_t now_ns)
-{
-    if (kind == CONTROL_GRANT) {
-        s->granted |= s->owed;
-        s->owed = 0;
-    } else if (kind == CONTROL_DRAINED) {
-        s->drained_told = true;
-        close_if_drained(s);
-    } else {
-        struct operation *o = nth(s, 0);
-        o->told = true;
-        s->counts.operations += o->number > 0;
-        if (!o->ended) o->deadline_ns = now_ns + s->options.times.operation_ns;
-        pop_if_over(s);
-    }
-}
-
-void dslink_done(struct dslink *s, const struct dslink_act *act, uint64_t now_ns)
-{
-    uint32_t due = s->due & ~(uint32_t)DUE_CLOSE; /* which may wait for a payload's holder */
-    due &= -due;
-    if (act->kind == DSLINK_CLOSE) {
-        s->open = s->lingers = false;
-        s->due &= ~(uint32_t)DUE_CLOSE;
-    } else if (act->kind == DSLINK_BEGIN) {
-        struct operation *o = s->options.dialler ? nth(s, 0) : oldest(s);
-        o->begun = true;
-        uint64_t receive_ns = now_ns + s->options.times.receive_ns;
-        if (!s->options.dialler && receive_ns < o->deadline_ns) o->deadline_ns = receive_ns;
-    } else if (due) {
-        if (due & DUE_TELL_OPEN) s->known_epoch = s->epoch;
-        s->due &= ~due;
-    } else {
-        told(s, act->tell, now_ns);
-    }
-}
-
-void dslink_opened(struct dslink *s, const uint8_t *offer, size_t size)
-{
-    const struct transport_ops *transport = s->options.transport;
-    CHECK(s->due & DUE_OPEN && size <= TRANSPORT_OFFER_MAX);
-    s->due &= ~(uint32_t)DUE_OPEN;
-    s->open = true;
-    if (size > 0) memcpy(s->ours, offer, size);
-    s->ours_bytes = size;
-    if (!s->options.dialler) s->due |= DUE_TELL_ACCEPT;
-    if (s->options.dialler && transport->dialler_offers) s->due |= DUE_TELL_OFFER;
-    if (s->options.dialler || !transport->dialler_offers) s->due |= DUE_JOIN;
-}
-
-/* ---- turns ---- */
-
-bool dslink_wants_turn(const struct dslink *s)
-{
-    return s->options.transport->posted && (s->lingers || (s->state != DSLINK_CLOSED && oldest(s)));
-}
-
-void dslink_turn(struct dslink *s, bool has, uint64_t now_ns)
-{
-    struct operation *o = s->options.dialler && has ? oldest(s) : NULL;
-    s->has_turn = has;
-    if (o && !o->told) o->deadline_ns = now_ns + s->options.times.operation_ns;
-}
-
-bool dslink_joining(const struct dslink *s)
-{
-    return s->state == DSLINK_JOINING && s->open && !(s->due & DUE_JOIN);
-}
-
-bool dslink_operating(const struct dslink *s)
-{
-    const struct operation *o = oldest(s);
-    return s->open && s->state != DSLINK_CLOSED && o && o->begun;
-}
-
 /* ---- frames ---- */
 
 bool dslink_slot_free(const struct dslink *s)
 {
     uint32_t free = s->granted & ~slots_of_ring(s, false);
-    return s->options.dialler && s->state == DSLINK_READY && (free || s->slot_in_hand != NO_SLOT);
+    return s->options.dialler && s->state == DSLINK_READY &&
+           (free || s->slot_in_hand != DSLINK_NO_SLOT);
 }
 
 enum err dslink_slot(struct dslink *s, uint32_t *slot)
 {
     if (!dslink_slot_free(s)) return ERR_AGAIN;
-    if (s->slot_in_hand == NO_SLOT)
+    if (s->slot_in_hand == DSLINK_NO_SLOT)
         s->slot_in_hand = (uint32_t)__builtin_ctz(s->granted & ~slots_of_ring(s, false));
     *slot = s->slot_in_hand;
     return OK;
@@ -860,21 +581,21 @@ enum err dslink_slot(struct dslink *s, uint32_t *slot)
 
 void dslink_send_slot(struct dslink *s, const void *head, size_t head_bytes, uint32_t payload_bytes)
 {
-    CHECK(s->slot_in_hand != NO_SLOT && head_bytes <= CONTROL_HEAD_MAX);
+    CHECK(s->slot_in_hand != DSLINK_NO_SLOT && head_bytes <= CONTROL_HEAD_MAX);
     CHECK(payload_bytes > 0 && payload_bytes <= s->slot_bytes);
     uint32_t slot = s->slot_in_hand;
-    s->slot_in_hand = NO_SLOT;
+    s->slot_in_hand = DSLINK_NO_SLOT;
     if (s->state != DSLINK_READY) return; /* it has ended meanwhile */
     s->granted &= ~(1u << slot);
-    struct operation *o = ring_push(s, slot, payload_bytes);
+    struct dslink_operation *o = operations_push(s, slot, payload_bytes);
     if (head_bytes > 0) memcpy(o->head, head, head_bytes);
     o->head_bytes = head_bytes;
 }
 
 bool dslink_may_send(const struct dslink *s)
 {
-    bool untold = s->options.dialler && s->count > 0 && !nth(s, s->count - 1)->told;
-    return s->state == DSLINK_READY && !(s->due & DUE_TELL_READY) && !untold;
+    bool untold = s->options.dialler && s->count > 0 && !operation_nth(s, s->count - 1)->told;
+    return s->state == DSLINK_READY && !(s->due & DSLINK_DUE_TELL_READY) && !untold;
 }
 
 bool dslink_front(const struct dslink *s, struct dslink_frame *f)
@@ -884,7 +605,7 @@ bool dslink_front(const struct dslink *s, struct dslink_frame *f)
     *f = (struct dslink_frame){0};
     if (!receives) return false;
     if (!s->options.dialler && s->count > 0) {
-        const struct operation *o = nth(s, 0);
+        const struct dslink_operation *o = operation_nth(s, 0);
         *f = (struct dslink_frame){true, o->head, o->head_bytes, o->slot, o->payload_bytes};
         return o->ended;
     }
@@ -900,8 +621,8 @@ bool dslink_release(struct dslink *s)
         s->kept = NULL;
         return true;
     }
-    uint32_t slot = nth(s, 0)->slot;
-    ring_pop(s);
+    uint32_t slot = operation_nth(s, 0)->slot;
+    operations_pop(s);
     bool goes_on = s->state == DSLINK_READY || s->state == DSLINK_DRAINING;
     if (goes_on && !PLANTED("dslink_grant_at_receive")) s->owed |= 1u << slot;
     return false;
@@ -909,7 +630,7 @@ bool dslink_release(struct dslink *s)
 
 void dslink_let_go(struct dslink *s)
 {
-    s->slot_in_hand = NO_SLOT;
+    s->slot_in_hand = DSLINK_NO_SLOT;
     s->let_go = true;
 }
 
@@ -924,7 +645,7 @@ enum err dslink_new(struct dslink **out, const struct dslink_options *options)
     CHECK(s->options.slots_count > 0 && s->options.slot_bytes > 0);
     s->slots_count = s->options.slots_count;
     s->slot_bytes = s->options.slot_bytes;
-    s->slot_in_hand = NO_SLOT;
+    s->slot_in_hand = DSLINK_NO_SLOT;
     s->deadline_ns = TIME_NEVER;
     s->state = options->dialler ? DSLINK_OPENING : DSLINK_ACCEPTING;
     return OK;
