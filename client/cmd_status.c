@@ -30,6 +30,20 @@ static long long count_of(json_t *object, const char *name)
     return json_integer_value(json_object_get(object, name));
 }
 
+/* "cuda NVIDIA H200 at 0000:17:00.0, numa 0, cpus 0-3, card mlx5_0" */
+static void show_place(json_t *node)
+{
+    json_t *place = json_object_get(node, "place");
+    const char *pci = text_of(place, "pci"), *cpus = text_of(place, "cpus"),
+               *cards = text_of(place, "cards");
+    printf("%s", text_of(node, "device"));
+    if (pci[0]) printf(" at %s", pci);
+    if (place && count_of(place, "numa") >= 0) printf(", numa %lld", count_of(place, "numa"));
+    if (cpus[0]) printf(", cpus %s", cpus);
+    if (cards[0]) printf(", card %s", cards);
+    putchar('\n');
+}
+
 static void show_status(const char *argument, json_t *answer)
 {
     (void)argument;
@@ -46,10 +60,11 @@ static void show_status(const char *argument, json_t *answer)
     json_array_foreach(json_object_get(answer, "nodes"), i, n)
     {
         json_t *b = json_object_get(n, "blocks"), *l = json_object_get(n, "load");
-        printf("%-16s %-8s %-9s %8lld %8lld %8lld %8lld %8lld %9.2f  %s\n", text_of(n, "name"),
+        printf("%-16s %-8s %-9s %8lld %8lld %8lld %8lld %8lld %9.2f  ", text_of(n, "name"),
                text_of(n, "role"), text_of(n, "state"), count_of(n, "pid"), count_of(b, "total"),
                count_of(b, "free"), count_of(b, "cached"), count_of(l, "running"),
-               (double)count_of(l, "step_us") / 1000.0, text_of(n, "device"));
+               (double)count_of(l, "step_us") / 1000.0);
+        show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
 }

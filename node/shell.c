@@ -468,6 +468,10 @@ static struct msg_hello hello_of(struct node_shell *s)
         .eos_count = f->eos_count,
         .addresses = s->link_address,
         .addresses_count = xfer_addresses(s->xfer)->count,
+        .pci = s->place.pci,
+        .numa = (uint32_t)(s->place.numa + 1),
+        .cpus = s->place.cpus,
+        .cards = s->place.nics,
     };
 }
 

@@ -116,6 +116,11 @@ struct msg_hello {
     uint32_t eos_count;
     const char *const *addresses; /* links, best first */
     uint32_t addresses_count;
+    /* Where it is on its host, for people; "" and 0: not told. */
+    const char *pci;   /* of its GPU: "0000:17:00.0" */
+    uint32_t numa;     /* the kernel's number + 1 */
+    const char *cpus;  /* "0-3,8" */
+    const char *cards; /* network cards near the GPU: "mlx5_0,mlx5_1" */
 };
 struct msg_welcome {
     const char *name;          /* the router's */

@@ -141,6 +141,10 @@ static const struct field hello_rows[] = {
     U32(blocks_total, ANY),
     IDS(eos, JOB_STOP_IDS_MAX),
     STRINGS(addresses, MSG_ADDRESS_MAX, MSG_ADDRESSES_MAX),
+    PROSE(pci, MSG_NAME_MAX),
+    U32(numa, 65536),
+    PROSE(cpus, MSG_TEXT_MAX),
+    PROSE(cards, MSG_ADDRESS_MAX),
 };
 #undef C
 #undef W

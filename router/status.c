@@ -20,6 +20,13 @@ static const char *role_name(enum role role)
     return role == ROLE_PREFILL ? "prefill" : "decode";
 }
 
+static json_t *place_json(const struct msg_hello *h)
+{
+    return json_pack("{s:s,s:I,s:s,s:s}", "pci", h->pci ? h->pci : "", "numa",
+                     (json_int_t)h->numa - 1, "cpus", h->cpus ? h->cpus : "", "cards",
+                     h->cards ? h->cards : "");
+}
+
 static json_t *node_json(const struct node *n)
 {
     const struct node_load *l = &n->load;
@@ -34,10 +41,10 @@ static json_t *node_json(const struct node *n)
         (json_int_t)l->step_us, "prefill_ns_per_token", (json_int_t)l->token_ns, "prompt_tokens",
         (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens,
         "slow_callbacks", (json_int_t)l->slow_callbacks);
-    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o}", "name", n->hello.name, "role",
+    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o}", "name", n->hello.name, "role",
                      role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
                      (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,
-                     "blocks", blocks, "load", load);
+                     "place", place_json(&n->hello), "blocks", blocks, "load", load);
 }
 
 static json_t *links_json(const struct router_core *core)

@@ -249,6 +249,38 @@ static void a_missing_plugin_is_named(void **state)
     setenv("TANDEM_PLUGIN_DIR", TANDEM_FAKE_DIR, 1);
 }
 
+static void expect_place(struct cluster *c, const char *name, const char *pci, int numa,
+                         const char *cpus, const char *cards)
+{
+    json_t *status = cluster_status(c);
+    json_t *place = json_object_get(cluster_find_node(status, name), "place");
+    assert_string_equal(json_string_value(json_object_get(place, "pci")), pci);
+    assert_int_equal(json_integer_value(json_object_get(place, "numa")), numa);
+    assert_string_equal(json_string_value(json_object_get(place, "cpus")), cpus);
+    assert_string_equal(json_string_value(json_object_get(place, "cards")), cards);
+    json_decref(status);
+}
+
+/* The host is a file, the GPUs' addresses are told to the stand-in. */
+static void nodes_find_their_places_by_their_gpus(void **state)
+{
+    struct rig *rig = *state;
+    setenv("HWLOC_XMLFILE", TANDEM_SOURCE_DIR "/tests/unit/topologies/server.xml", 1);
+    setenv("TANDEM_FAKE_CUDA", "devices=2,pci=0000:1A:00.0+0000:C9:00.0", 1);
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, ANY_NUMERICS);
+    cluster_node(rig->cluster, PROGRAM_PREFILL, CUDA "--device cuda:0");
+    cluster_node(rig->cluster, PROGRAM_DECODE, CUDA "--device cuda:1 --cpus 9-11,25-27");
+    cluster_node(rig->cluster, PROGRAM_DECODE, CPU "--cpus 12,13");
+    cluster_await_nodes(rig->cluster);
+    unsetenv("HWLOC_XMLFILE");
+    unsetenv("TANDEM_FAKE_CUDA");
+    expect_place(rig->cluster, "p0", "0000:1a:00.0", 0, "0-7,16-23", "mlx5_0");
+    expect_place(rig->cluster, "d0", "0000:c9:00.0", 1, "9-11,25-27", "mlx5_2");
+    expect_place(rig->cluster, "d1", "", 1, "12-13", "");
+    cluster_stop(rig->cluster);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -264,6 +296,7 @@ int main(void)
         RIG_TEST(a_device_too_small_is_told_with_the_sums),
         RIG_TEST(a_device_that_is_not_there_is_named),
         RIG_TEST(a_missing_plugin_is_named),
+        RIG_TEST(nodes_find_their_places_by_their_gpus),
     };
     return cmocka_run_group_tests(tests, learn, forget);
 }

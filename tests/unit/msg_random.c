@@ -170,6 +170,10 @@ static struct msg_hello hello(struct msg_random *r)
     h.eos = ids(r, h.eos_count);
     h.addresses_count = count(r, MSG_ADDRESSES_MAX);
     h.addresses = strings(r, h.addresses_count, MSG_ADDRESS_MAX);
+    h.pci = string(r, 0, MSG_NAME_MAX);
+    h.numa = below(r, 65537);
+    h.cpus = string(r, 0, MSG_TEXT_MAX);
+    h.cards = string(r, 0, MSG_ADDRESS_MAX);
     return h;
 }
 
@@ -438,6 +442,10 @@ static const char *hello_difference(const struct msg_hello *a, const struct msg_
     SAME(blocks_total);
     SAME_ARRAY(eos, eos_count);
     SAME_STRINGS(addresses, addresses_count);
+    SAME_STRING(pci);
+    SAME(numa);
+    SAME_STRING(cpus);
+    SAME_STRING(cards);
     return NULL;
 }
 
