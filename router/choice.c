@@ -279,6 +279,7 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
         .blocks = blocks_for_tokens(tokens + 1),
         .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
         .blocks_full = blocks_for_tokens((uint32_t)full - 1), /* the last token needs no KV */
+        .kv_bytes = (uint64_t)blocks_for_tokens(tokens) * kv_block_bytes(&core->cluster.geometry),
     };
 }
 
@@ -319,6 +320,7 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
         return;
     }
     node_attach_decode(c, core->nodes[pair->decode]);
+    if (c->prefill) registry_note_try(core, c->prefill, c->decode);
     send_reserve(core, now_ns, c);
 }
 
@@ -625,6 +627,9 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     from->transfer_bytes += m->transfer_bytes;
     snprintf(from->link, sizeof from->link, "%s", m->link);
     if (m->transfer_bytes) smooth(&core->hand_over_ns, m->transfer_tail_us * 1000);
+    if (c->decode)
+        registry_note_transfer(core, from, c->decode, m->transfer_bytes,
+                               m->transfer_tail_us * 1000);
     node_detach_prefill(core, c);
 }
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/hash.h"
 #include "common/log.h"
 #include "common/rng.h"
 #include "router/state.h"
@@ -76,7 +77,11 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     struct msg from = {.kind = MSG_HELLO, .hello = *h}, copy;
     struct node *n = mem_new(sizeof *n);
     if (!n) return ERR_MEMORY;
-    if ((e = msg_copy(&from, &n->arena, &copy)) != OK) {
+    e = msg_copy(&from, &n->arena, &copy);
+    bool pushes = h->role == ROLE_PREFILL;
+    if (e == OK && pushes && !(n->rates = mem_array(ROUTER_NODES_MAX, sizeof *n->rates)))
+        e = ERR_MEMORY;
+    if (e != OK) {
         arena_fini(&n->arena);
         mem_free(n);
         return e;
@@ -89,7 +94,9 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
                                    .window_tokens = h->window_tokens,
                                    .blocks_total = h->blocks_total,
                                    .blocks_free = h->blocks_total,
-                                   .sequences_max = h->sequences_max};
+                                   .sequences_max = h->sequences_max,
+                                   .host = hash64(n->hello.host, strlen(n->hello.host)),
+                                   .rates = n->rates};
     for (uint32_t i = 0; i < h->addresses_count; i++)
         n->sched.links[i] = sched_link(h->addresses[i]);
     n->load.blocks_total = n->load.blocks_free = h->blocks_total;
@@ -102,9 +109,31 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     return OK;
 }
 
+static void forget_rate(struct sched_rate *rates, uint32_t index)
+{
+    memmove(&rates[index], &rates[index + 1], (ROUTER_NODES_MAX - 1 - index) * sizeof *rates);
+    rates[ROUTER_NODES_MAX - 1] = (struct sched_rate){0};
+}
+
+void registry_note_try(const struct router_core *core, struct node *from, const struct node *to)
+{
+    if (from->rates && from->rates[to->index].bytes_per_s == 0)
+        from->rates[to->index].bytes_per_s = core->rate.bytes_per_s; /* until it is measured */
+}
+
+void registry_note_transfer(struct router_core *core, struct node *from, const struct node *to,
+                            uint64_t bytes, uint64_t ns)
+{
+    if (!from->rates || bytes == 0) return;
+    sched_rate_add(&from->rates[to->index], bytes, ns);
+    sched_rate_add(&core->rate, bytes, ns);
+}
+
 /* The others keep their order: ties go to the node that joined first. */
 static void node_free(struct router_core *core, struct node *n)
 {
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        if (core->nodes[i]->rates) forget_rate(core->nodes[i]->rates, n->index);
     core->nodes_count--;
     for (uint32_t i = n->index; i < core->nodes_count; i++) {
         core->nodes[i] = core->nodes[i + 1];
@@ -113,6 +142,7 @@ static void node_free(struct router_core *core, struct node *n)
     }
     core->nodes[core->nodes_count] = NULL;
     core->sched[core->nodes_count] = NULL;
+    mem_free(n->rates);
     arena_fini(&n->arena);
     mem_free(n);
 }

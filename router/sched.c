@@ -61,50 +61,86 @@ bool sched_share_link(const struct sched_node *a, const struct sched_node *b)
     return false;
 }
 
-/* With a link to `to`, unless that is NULL. `any`: there is one, though its window may be closed. */
-static uint32_t pick_prefill(const struct sched_node *const *nodes, uint32_t count,
-                             const struct sched_job *job, const struct sched_node *to, bool *any)
+void sched_rate_add(struct sched_rate *rate, uint64_t bytes, uint64_t ns)
 {
-    uint32_t best = SCHED_NODE_NONE;
-    *any = false;
+    rate->bytes = rate->bytes - rate->bytes / 8 + bytes;
+    rate->ns = rate->ns - rate->ns / 8 + (ns ? ns : 1);
+    double per_s = (double)rate->bytes * 1e9 / (double)rate->ns;
+    rate->bytes_per_s = per_s < 1 ? 1 : per_s < 1e18 ? (uint64_t)per_s : (uint64_t)1e18;
+}
+
+uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
+                           uint32_t to, const struct sched_job *job)
+{
+    uint64_t per_s = from->rates ? from->rates[to].bytes_per_s : 0;
+    if (per_s == 0) return from->host == nodes[to]->host ? 0 : 1;
+    double ns = (double)job->kv_bytes * 1e9 / (double)per_s;
+    return 2 + (ns < 1e15 ? (uint64_t)ns : (uint64_t)1e15);
+}
+
+struct prefill_pick {
+    uint32_t index;   /* SCHED_NODE_NONE: none has an open window */
+    uint64_t cost_ns; /* until the prompt would be computed, and be on D */
+    bool any;         /* one could do it, though its window may be closed */
+};
+
+/* For the D of index `to`, with a link to it; SCHED_NODE_NONE: for none. */
+static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, uint32_t count,
+                                        const struct sched_job *job, uint32_t to)
+{
+    struct prefill_pick best = {SCHED_NODE_NONE, UINT64_MAX, false};
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
         if (!n->open || n->role != ROLE_PREFILL || n->blocks_total < job->blocks) continue;
-        if (to && !sched_share_link(n, to)) continue;
-        *any = true;
+        if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
+        best.any = true;
         if (!window_open(n, job->tokens)) continue;
-        if (best == SCHED_NODE_NONE ||
-            work_ahead(n, job->tokens) < work_ahead(nodes[best], job->tokens))
-            best = i;
+        uint64_t cost_ns = work_ahead(n, job->tokens);
+        if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
+        if (cost_ns >= best.cost_ns) continue;
+        best.index = i;
+        best.cost_ns = cost_ns;
     }
     return best;
 }
 
-static bool better_decode(const struct sched_node *a, const struct sched_node *b)
+/* Negative: a has the emptier batch. */
+static int compare_load(const struct sched_node *a, const struct sched_node *b)
 {
     uint64_t load_a = (uint64_t)a->running * b->sequences_max;
     uint64_t load_b = (uint64_t)b->running * a->sequences_max;
-    if (load_a != load_b) return load_a < load_b;
-    return blocks_left(a) > blocks_left(b);
+    return load_a < load_b ? -1 : load_a > load_b;
 }
 
-/* With a link from `from`, unless that is NULL. */
-static uint32_t pick_decode(const struct sched_node *const *nodes, uint32_t count,
-                            const struct sched_job *job, const struct sched_node *from,
-                            uint64_t now_ns, enum sched_answer *none)
+/* The D with room and the P for it. One that a free P has a link to goes before one that must wait or
+ * prefill itself. Returns SCHED_PICKED, or why there is no D. */
+static enum sched_answer pick_decode(const struct sched_node *const *nodes, uint32_t count,
+                                     const struct sched_job *job, uint64_t now_ns, uint32_t *decode,
+                                     struct prefill_pick *prefill)
 {
-    uint32_t best = SCHED_NODE_NONE;
-    *none = SCHED_NO_NODES;
+    enum sched_answer none = SCHED_NO_NODES;
+    *decode = SCHED_NODE_NONE;
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != ROLE_DECODE || (from && !sched_share_link(n, from))) continue;
-        if (*none == SCHED_NO_NODES) *none = SCHED_NEVER;
+        if (!n->open || n->role != ROLE_DECODE) continue;
+        if (none == SCHED_NO_NODES) none = SCHED_NEVER;
         if (n->blocks_total < job->blocks_full) continue;
-        *none = SCHED_NO_DECODE;
+        none = SCHED_NO_DECODE;
         if (!has_room(n, job, now_ns)) continue;
-        if (best == SCHED_NODE_NONE || better_decode(n, nodes[best])) best = i;
+        bool first = *decode == SCHED_NODE_NONE;
+        bool best_is_free = !first && prefill->index != SCHED_NODE_NONE;
+        int load = first ? -1 : compare_load(n, nodes[*decode]);
+        if (load > 0 && best_is_free) continue;
+        struct prefill_pick p = pick_prefill(nodes, count, job, i);
+        bool is_free = p.index != SCHED_NODE_NONE;
+        if (!first && is_free != best_is_free) load = is_free ? -1 : 1;
+        if (load == 0 && p.cost_ns != prefill->cost_ns)
+            load = p.cost_ns < prefill->cost_ns ? -1 : 1;
+        if (load > 0 || (load == 0 && blocks_left(n) <= blocks_left(nodes[*decode]))) continue;
+        *decode = i;
+        *prefill = p;
     }
-    return best;
+    return *decode == SCHED_NODE_NONE ? none : SCHED_PICKED;
 }
 
 static bool cheaper_local(const struct sched_node *d, const struct sched_job *job,
@@ -121,36 +157,19 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair)
 {
-    bool any_prefill;
-    enum sched_answer no_decode;
     *pair = (struct sched_pair){SCHED_NODE_NONE, SCHED_NODE_NONE, false};
-    uint32_t p = pick_prefill(nodes, nodes_count, job, NULL, &any_prefill);
-    if (job->prefill_only && any_prefill) {
-        if (p == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
-        pair->prefill = p;
-        return SCHED_PICKED;
+    if (job->prefill_only) {
+        struct prefill_pick alone = pick_prefill(nodes, nodes_count, job, SCHED_NODE_NONE);
+        if (alone.any && alone.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
+        pair->prefill = alone.index;
+        if (alone.any) return SCHED_PICKED;
     }
-    uint32_t d = pick_decode(nodes, nodes_count, job, NULL, now_ns, &no_decode);
-    if (d == SCHED_NODE_NONE) return no_decode;
-    /* The best two share no link: the best P of this D, or else the best D of that P. */
-    if (p == SCHED_NODE_NONE || !sched_share_link(nodes[p], nodes[d])) {
-        bool any_of_d;
-        enum sched_answer none_of_p;
-        uint32_t p_of_d = pick_prefill(nodes, nodes_count, job, nodes[d], &any_of_d);
-        uint32_t d_of_p = SCHED_NODE_NONE;
-        if (p != SCHED_NODE_NONE && p_of_d == SCHED_NODE_NONE)
-            d_of_p = pick_decode(nodes, nodes_count, job, nodes[p], now_ns, &none_of_p);
-        if (d_of_p != SCHED_NODE_NONE) {
-            d = d_of_p;
-        } else {
-            p = p_of_d;
-            any_prefill = any_of_d;
-        }
-    }
-    pair->decode = d;
-    pair->local = !any_prefill || cheaper_local(nodes[d], job, rules);
+    struct prefill_pick p = {SCHED_NODE_NONE, UINT64_MAX, false};
+    enum sched_answer a = pick_decode(nodes, nodes_count, job, now_ns, &pair->decode, &p);
+    if (a != SCHED_PICKED) return a;
+    pair->local = !p.any || cheaper_local(nodes[pair->decode], job, rules);
     if (pair->local) return SCHED_PICKED;
-    if (p == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
-    pair->prefill = p;
+    if (p.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
+    pair->prefill = p.index;
     return SCHED_PICKED;
 }

@@ -15,6 +15,12 @@
 #include "proto/msg.h"
 #include "router/core.h"
 
+/* What a request waits for KV from P to one D: measured, or taken for it until it is. */
+struct sched_rate {
+    uint64_t bytes_per_s; /* 0: never tried */
+    uint64_t bytes, ns;   /* what was measured, older transfers counting less; 0: nothing was */
+};
+
 /* One node as the scheduler sees it. Sums are the router's own of what it sent there; what other
  * routers did shows in `blocks_free` of the node's last heartbeat. */
 struct sched_node {
@@ -29,6 +35,8 @@ struct sched_node {
     uint32_t running, sequences_max;
     uint64_t full_until_ns;            /* D refused a reservation: not asked again before */
     uint64_t links[MSG_ADDRESSES_MAX]; /* that it has, by sched_link; 0 behind the last */
+    uint64_t host;                     /* a hash of its name; 0: not told */
+    const struct sched_rate *rates;    /* P: to each of the nodes, by index; NULL: all unknown */
 };
 
 struct sched_job {
@@ -36,6 +44,7 @@ struct sched_job {
     uint32_t blocks; /* a decode node must have: for tokens and one more */
     bool prefill_only;
     uint32_t blocks_full; /* of a decode node, at the request's full length */
+    uint64_t kv_bytes;    /* of its tokens: what may have to travel */
 };
 
 struct sched_rules {
@@ -70,8 +79,16 @@ uint64_t sched_queue_key(uint64_t arrived_ns, int32_t priority);
 uint64_t sched_link(const char *address);
 bool sched_share_link(const struct sched_node *a, const struct sched_node *b);
 
-/* Nodes whose whole pool is smaller than the request are passed over. P: the open window with the least
- * work in time, D: the room with the fewest sequences, then the most free blocks; of those that share a
+/* Adds a transfer of so many bytes for which a request waited so long. */
+void sched_rate_add(struct sched_rate *rate, uint64_t bytes, uint64_t ns);
+/* How long this job's KV is expected to keep it waiting between two nodes; `to` is an index. A pair that was
+ * never tried is expected to be the best there is, on one host a little better still, so that it is tried. */
+uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
+                           uint32_t to, const struct sched_job *job);
+
+/* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;
+ * P: the open window with the least time until the prompt would be computed there and be on D. Among D's of
+ * one load, the pair with the least of that time, then the most free blocks; of those that share a
  * link. Local, if there is no prefill node that D could be reached from, or by the rules: when computing
  * the prompt on D would cost it and its running streams less than the hand-over costs this request. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,

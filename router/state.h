@@ -46,7 +46,8 @@ struct node {
     bool busy;
     uint64_t progress, progress_ns;
     uint64_t prompt_tokens, generated_tokens, transfer_bytes;
-    char link[16]; /* last seen on a transfer from here */
+    char link[16];            /* last seen on a transfer from here */
+    struct sched_rate *rates; /* P: sched.rates, ROUTER_NODES_MAX of them */
 };
 
 struct client {
@@ -248,9 +249,10 @@ struct router_core {
     struct list_link queries;
     uint64_t ids_minted, epochs;
     uint64_t hand_over_ns;
-    uint64_t retry_ns;   /* when a full node may be asked again */
-    uint64_t woken_ns;   /* what out.wake_at was told */
-    uint64_t goodbye_ns; /* when the clients were told that it leaves; 0: not yet */
+    struct sched_rate rate; /* of all pairs */
+    uint64_t retry_ns;      /* when a full node may be asked again */
+    uint64_t woken_ns;      /* what out.wake_at was told */
+    uint64_t goodbye_ns;    /* when the clients were told that it leaves; 0: not yet */
     bool dispatch_wanted, draining, left;
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;
@@ -271,6 +273,10 @@ void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct nod
                            const struct msg_heartbeat *beat);
 void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
                       const struct msg_live *live);
+/* A pair was chosen for a transfer; one of its transfers has ended, and a request waited for it. */
+void registry_note_try(const struct router_core *core, struct node *from, const struct node *to);
+void registry_note_transfer(struct router_core *core, struct node *from, const struct node *to,
+                            uint64_t bytes, uint64_t ns);
 void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node *node);
 /* Answers who waits for this node, or for all of them (NULL), to have left. */
 void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node);

@@ -47,14 +47,26 @@ static json_t *node_json(const struct node *n)
                      "place", place_json(&n->hello), "blocks", blocks, "load", load);
 }
 
+/* Bytes a second of what requests waited for, by decode node. */
+static json_t *rates_json(const struct router_core *core, const struct node *from)
+{
+    json_t *rates = json_object();
+    for (uint32_t i = 0; i < core->nodes_count && from->rates; i++)
+        if (from->rates[i].ns > 0)
+            json_object_set_new(rates, core->nodes[i]->hello.name,
+                                json_integer((json_int_t)from->rates[i].bytes_per_s));
+    return rates;
+}
+
 static json_t *links_json(const struct router_core *core)
 {
     json_t *links = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++) {
         const struct node *n = core->nodes[i];
         if (n->hello.role != ROLE_PREFILL || !n->link[0]) continue;
-        json_array_append_new(links, json_pack("{s:s,s:s,s:I}", "from", n->hello.name, "kind",
-                                               n->link, "bytes", (json_int_t)n->transfer_bytes));
+        json_array_append_new(links, json_pack("{s:s,s:s,s:I,s:o}", "from", n->hello.name, "kind",
+                                               n->link, "bytes", (json_int_t)n->transfer_bytes,
+                                               "rates", rates_json(core, n)));
     }
     return links;
 }

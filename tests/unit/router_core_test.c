@@ -487,6 +487,54 @@ static void a_client_that_does_not_hang_up_does_not_hold_the_router(void **state
     world_close(&w);
 }
 
+/* A request through P0 and this D, which was a MiB that it waited for so long. */
+static void pass_through(struct world *w, uint32_t d, uint32_t tail_us)
+{
+    submit(w, 2);
+    struct job_key key = reserve(w, d);
+    tell_first(w, P0, key, 0);
+    say(w, P0,
+        (struct msg){.kind = MSG_PREFILLED,
+                     .prefilled = {.key = key,
+                                   .transfer_tail_us = tail_us,
+                                   .transfer_bytes = 1 << 20,
+                                   .link = "tcp"}});
+    tell_tokens(w, d, key, 0, 2);
+    tell_finished(w, d, key, 2);
+}
+
+static void the_faster_pair_is_preferred_once_both_were_tried(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    pass_through(&w, D0, 10000);
+    pass_through(&w, D1, 1000); /* never tried before */
+    pass_through(&w, D1, 1000);
+    pass_through(&w, D1, 1000);
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"rates\":{\"d0\":104857600,\"d1\":1048576000}"));
+    pass_through(&w, D1, 200000);
+    pass_through(&w, D0, 10000); /* d1 has become the slower one */
+    world_close(&w);
+}
+
+static void rates_go_with_the_node_that_they_are_of(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    pass_through(&w, D0, 10000);
+    pass_through(&w, D1, 1000);
+    say(&w, D0, (struct msg){.kind = MSG_BYE});
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_non_null(strstr(m->answer.text, "\"rates\":{\"d1\":1048576000}"));
+    pass_through(&w, D1, 1000);
+    world_close(&w);
+}
+
 static void status_and_explain_are_json(void **state)
 {
     (void)state;
@@ -645,6 +693,8 @@ int main(void)
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),
         cmocka_unit_test(draining_finishes_then_sends_everybody_home),
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
+        cmocka_unit_test(the_faster_pair_is_preferred_once_both_were_tried),
+        cmocka_unit_test(rates_go_with_the_node_that_they_are_of),
         cmocka_unit_test(status_and_explain_are_json),
         cmocka_unit_test(a_queued_request_says_what_it_waits_for),
         cmocka_unit_test(the_queues_time_out_says_what_was_waited_for),

@@ -305,6 +305,134 @@ static void a_node_that_refused_is_asked_again_later(void **state)
     assert_int_equal(sched_pick_pair(nodes, 2, &job, &rules, 100, &pair), SCHED_PICKED);
 }
 
+#define MIB (1ull << 20)
+
+/* Nodes 0 and 1 prefill, 2 and 3 decode, each on the host of its letter; a prompt of 100 tokens, 1 us each,
+ * has 100 MiB of KV. */
+static const struct {
+    const char *what;
+    uint64_t host[4];
+    uint64_t mib_per_s[2][2];        /* from 0 and 1 to 2 and 3; 0: never tried */
+    uint32_t outstanding[2], run[2]; /* of the two that prefill, of the two that decode */
+    uint32_t free[2];                /* blocks */
+    struct sched_pair pair;
+} links[] = {
+    {"nothing is known", {1, 1, 1, 1}, {{0, 0}, {0, 0}}, {0, 0}, {0, 0}, {9, 9}, {0, 2}},
+    {"the fastest of all pairs",
+     {1, 1, 1, 1},
+     {{1000, 1000}, {1000, 1001}},
+     {0, 0},
+     {0, 0},
+     {9, 9},
+     {1, 3}},
+    {"a slower pair's memory does not help it",
+     {1, 1, 1, 1},
+     {{100, 1000}, {100, 1000}},
+     {0, 0},
+     {0, 0},
+     {99, 9},
+     {0, 3}},
+    {"equally fast ones are told apart by memory",
+     {1, 1, 1, 1},
+     {{1000, 1000}, {1000, 1000}},
+     {0, 0},
+     {0, 0},
+     {9, 99},
+     {0, 3}},
+    {"what was never tried is tried",
+     {1, 1, 1, 1},
+     {{90000, 90000}, {90000, 0}},
+     {0, 0},
+     {0, 0},
+     {9, 9},
+     {1, 3}},
+    {"of what was never tried, one host before two",
+     {1, 2, 3, 1},
+     {{0, 0}, {0, 0}},
+     {0, 0},
+     {0, 0},
+     {9, 9},
+     {0, 3}},
+    {"one that was tried on its host comes after one that was not on another",
+     {1, 2, 1, 2},
+     {{90000, 0}, {0, 90000}},
+     {0, 0},
+     {0, 0},
+     {9, 9},
+     {1, 2}},
+    {"time that a busy node takes counts against its link",
+     {1, 1, 1, 1},
+     {{10000, 10000}, {9000, 9000}}, /* 10.0 and 11.1 ms */
+     {1200, 0},                      /* 1.2 ms */
+     {0, 0},
+     {9, 9},
+     {1, 2}},
+    {"and a busy node with a much faster link is waited for",
+     {1, 1, 1, 1},
+     {{10000, 10000}, {8000, 8000}}, /* 10.0 and 12.5 ms */
+     {1200, 0},
+     {0, 0},
+     {9, 9},
+     {0, 2}},
+    {"an emptier batch outweighs a link",
+     {1, 1, 1, 1},
+     {{10000, 1}, {10000, 1}},
+     {0, 0},
+     {1, 0},
+     {9, 9},
+     {0, 3}},
+};
+
+static void of_equal_pairs_the_faster_wins(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) {
+        struct sched_node node[4] = {P(0, 2000, 1000), P(0, 2000, 1000), D(0, 0, 0), D(0, 0, 0)};
+        struct sched_rate rates[2][4] = {0};
+        const struct sched_node *nodes[4];
+        struct sched_job job = {
+            .tokens = 100, .blocks = 7, .blocks_full = 8, .kv_bytes = 100 * MIB};
+        struct sched_rules rules = {DISAGGREGATE_ALWAYS, 0};
+        struct sched_pair pair;
+        for (int k = 0; k < 4; k++) {
+            nodes[k] = &node[k];
+            node[k].host = links[i].host[k];
+        }
+        for (int k = 0; k < 2; k++) {
+            node[k].rates = rates[k];
+            node[k].outstanding_tokens = links[i].outstanding[k];
+            rates[k][2].bytes_per_s = links[i].mib_per_s[k][0] * MIB;
+            rates[k][3].bytes_per_s = links[i].mib_per_s[k][1] * MIB;
+            node[2 + k].running = links[i].run[k];
+            node[2 + k].blocks_free = links[i].free[k];
+        }
+        assert_int_equal(sched_pick_pair(nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+        if (pair.prefill != links[i].pair.prefill || pair.decode != links[i].pair.decode)
+            fail_msg("%s: picked (%u, %u)", links[i].what, pair.prefill, pair.decode);
+    }
+}
+
+static void a_rate_is_that_of_recent_transfers_and_large_ones_count_more(void **state)
+{
+    (void)state;
+    struct sched_rate rate = {.bytes_per_s = 77}; /* taken for it until now */
+    sched_rate_add(&rate, 1000, 1000);
+    assert_int_equal(rate.bytes_per_s, 1000000000);
+    sched_rate_add(&rate, 1, 1000); /* small, and kept waiting by other things */
+    assert_in_range(rate.bytes_per_s, 400000000, 500000000);
+    sched_rate_add(&rate, 1000000, 1000000);
+    assert_in_range(rate.bytes_per_s, 990000000, 1000000000);
+    for (int i = 0; i < 100; i++)
+        sched_rate_add(&rate, 1000, 1000000);
+    assert_in_range(rate.bytes_per_s, 1000000, 1100000);
+    rate = (struct sched_rate){0};
+    sched_rate_add(&rate, 1, UINT64_MAX / 16); /* never 0: it was tried */
+    assert_int_equal(rate.bytes_per_s, 1);
+    rate = (struct sched_rate){0};
+    sched_rate_add(&rate, UINT64_MAX / 16, 0);
+    assert_true(rate.bytes_per_s > 1000000000);
+}
+
 static void nodes_share_a_link_of_one_kind_and_for_shm_of_one_host(void **state)
 {
     (void)state;
@@ -336,6 +464,8 @@ int main(void)
         cmocka_unit_test(picks_as_the_table_says),
         cmocka_unit_test(closed_nodes_are_never_picked),
         cmocka_unit_test(a_node_that_refused_is_asked_again_later),
+        cmocka_unit_test(of_equal_pairs_the_faster_wins),
+        cmocka_unit_test(a_rate_is_that_of_recent_transfers_and_large_ones_count_more),
         cmocka_unit_test(nodes_share_a_link_of_one_kind_and_for_shm_of_one_host),
         cmocka_unit_test(waiting_outweighs_any_priority),
     };
