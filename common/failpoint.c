@@ -26,7 +26,7 @@ static void read_environment(void)
 {
     const char *text = getenv("TANDEM_FAILPOINT");
     if (!text) return;
-    if (sscanf(text, "%47[a-z_]=%15[a-z0-9:]@%u", wanted.point, wanted.action, &wanted.at) == 3)
+    if (sscanf(text, "%47[A-Za-z_]=%15[a-z0-9:]@%u", wanted.point, wanted.action, &wanted.at) == 3)
         return;
     fprintf(stderr, "TANDEM_FAILPOINT: \"%s\" is not POINT=ACTION@TIME\n", text);
     exit(2);

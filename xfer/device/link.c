@@ -8,12 +8,14 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/failpoint.h"
 #include "common/mem.h"
 #include "xfer/device/turns.h"
 
@@ -246,6 +248,7 @@ static bool do_act(struct device_link *l, const struct dslink_act *act, uint64_t
         dslink_broken(l->session, e, err_text(), now_ns);
     else if (act->kind != DSLINK_OPEN)
         dslink_done(l->session, act, now_ns);
+    if (e == OK && act->kind == DSLINK_BEGIN) FAILPOINT("link_begin");
     return true;
 }
 
@@ -253,10 +256,9 @@ static bool do_acts(struct device_link *l, uint64_t now_ns)
 {
     struct dslink_act act;
     bool any = false;
-    while (dslink_next(l->session, &act)) {
-        if (!do_act(l, &act, now_ns)) return any;
+    while (dslink_next(l->session, &act) && do_act(l, &act, now_ns))
         any = true;
-    }
+    if (l->started) FAILPOINT_KIND("link", dslink_state_name(dslink_state(l->session)));
     return any;
 }
 
@@ -299,6 +301,7 @@ static bool ask_transport(struct device_link *l, uint64_t now_ns)
     } else if (joining) {
         dslink_joined(l->session, now_ns);
     } else {
+        FAILPOINT("link_ended");
         dslink_ended(l->session, now_ns);
         give_turn(l); /* others first */
     }
@@ -410,6 +413,7 @@ void device_link_release(struct kv_link *link)
 {
     struct device_link *l = device_link(link);
     uint64_t now_ns = clock_now_ns();
+    FAILPOINT("link_release");
     if (dslink_release(l->session)) {
         l->held = false;
         l->control->ops->release(l->control);
@@ -500,6 +504,18 @@ static enum err watch_own(struct device_link *l)
     return err_set(ERR_IO, "%s link: %s", l->base.ops->name, strerror(errno));
 }
 
+static struct dslink_times times_of(const struct device_link_kind *kind)
+{
+    struct dslink_times t = kind->times ? *kind->times : dslink_times_default;
+    const char *set = getenv("TANDEM_LINK_HASTE");
+    uint64_t haste = set ? strtoull(set, NULL, 10) : 0;
+    uint64_t *const each[] = {&t.open_ns,    &t.join_ns,  &t.warm_ns, &t.operation_ns,
+                              &t.receive_ns, &t.drain_ns, &t.pause_ns};
+    for (size_t i = 0; haste > 0 && i < sizeof each / sizeof *each; i++)
+        *each[i] /= haste;
+    return t;
+}
+
 /* Takes `control` over, also when it fails. */
 static enum err link_new(struct kv_link **out, const struct device_link_kind *kind,
                          const struct kv_link_options *options, struct kv_link *control,
@@ -511,7 +527,7 @@ static enum err link_new(struct kv_link **out, const struct device_link_kind *ki
                                 .device_index = options->device_index,
                                 .slots_count = options->slots_count,
                                 .slot_bytes = options->slot_bytes,
-                                .times = kind->times ? *kind->times : dslink_times_default};
+                                .times = times_of(kind)};
     enum err e = ERR_MEMORY;
     *out = NULL;
     if (!l) {

@@ -35,7 +35,8 @@ struct device_link_kind {
     const struct kv_link_ops *ops; /* the table that is made of it */
     const struct transport_ops *transport;
     const struct kv_link_ops *control;
-    const struct dslink_times *times; /* NULL: dslink_times_default */
+    /* NULL: dslink_times_default. Tests divide them by TANDEM_LINK_HASTE in the environment. */
+    const struct dslink_times *times;
 };
 
 /* What the session has counted; of a link of this file only. */
