@@ -42,7 +42,7 @@ struct options {
     int64_t prefill, decode, threads, blocks;
 };
 
-#define LINKS "auto|shm|tcp"
+#define LINKS "auto|shm|tcp|nccl|ipc"
 #define LOG_LEVELS "debug|info|warn|error|off"
 
 static const struct setting rows[] = {

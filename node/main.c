@@ -10,12 +10,13 @@
 
 struct options {
     const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
+    const char *nccl_interface;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
     int dtype, link, log_level;
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max;
-    uint64_t kv_bytes, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
+    uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
 };
 
 static const struct setting rows[] = {
@@ -59,8 +60,15 @@ static const struct setting rows[] = {
                 "sequences decoded in one step; 0: the role's (prefill 8, decode 32)"),
     SETTING_BOOL(struct options, prefix_cache, "prefix-cache", "true",
                  "keep blocks of ended sequences for prompts that begin alike"),
-    SETTING_CHOICE(struct options, link, "link", "auto|shm|tcp", "auto",
-                   "how KV travels between nodes; auto: the best that both have"),
+    SETTING_CHOICE(struct options, link, "link", NODE_LINKS, "auto",
+                   "how KV travels between nodes; auto: the best that both have, by what was "
+                   "measured; nccl and ipc: from GPU to GPU"),
+    SETTING_STRING(struct options, nccl_interface, "nccl-interface", "",
+                   "network interface of NCCL's own connections, as NCCL_SOCKET_IFNAME names it; "
+                   "none: lo, or what NCCL chooses on a trusted network"),
+    SETTING_DURATION(struct options, link_retry_ns, "link-retry", "1s", NS_PER_MS, 60 * NS_PER_S,
+                     "a link that broke is tried again after so long, then twice as long each "
+                     "time up to 60 times that; others carry meanwhile"),
     SETTING_STRING(struct options, listen_kv, "listen-kv", "127.0.0.1:0",
                    "HOST:PORT of the tcp link; port 0: any"),
     SETTING_STRING(
@@ -100,6 +108,8 @@ static struct node_options shell_options(const struct options *o, const struct n
         .link = (enum node_link)o->link,
         .cpus = o->cpus,
         .numa = o->numa,
+        .nccl_interface = o->nccl_interface,
+        .link_retry_ns = o->link_retry_ns,
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,
         .engine = {.model_dir = o->model,

@@ -298,6 +298,13 @@ static enum err read_place(const struct node_options *o, struct node_place_optio
     return node_numa_parse(o->numa ? o->numa : "auto", &place->numa);
 }
 
+/* NCCL neither encrypts nor authenticates: without a network to be trusted it stays on this host. */
+static const char *interface_of(const struct node_options *o)
+{
+    bool told = o->nccl_interface && o->nccl_interface[0];
+    return told ? o->nccl_interface : o->trusted_network ? "" : "lo";
+}
+
 enum err node_options_check(const struct node_options *o)
 {
     enum err e;
@@ -310,12 +317,18 @@ enum err node_options_check(const struct node_options *o)
         if ((e = address_split(o->routers[i], host, &port)) != OK) return err_prefix(e, "--router");
     if ((e = address_split(o->listen_kv, host, &port)) != OK) return err_prefix(e, "--listen-kv");
     if ((e = read_place(o, &place)) != OK) return e;
-    if (o->link != NODE_LINK_SHM && !o->trusted_network && !address_is_loopback(o->listen_kv))
+    bool of_host = o->link == NODE_LINK_SHM || o->link == NODE_LINK_IPC;
+    if (!of_host && !o->trusted_network && !address_is_loopback(o->listen_kv))
         return err_set(ERR_INVALID,
                        "--listen-kv %s is beyond loopback, where anybody could read and write "
                        "prompts' KV: listen on 127.0.0.1, or say --trusted-network if nobody else "
                        "reaches it",
                        o->listen_kv);
+    if (!o->trusted_network && strcmp(interface_of(o), "lo") != 0)
+        return err_set(ERR_INVALID,
+                       "--nccl-interface %s is beyond loopback, where NCCL neither encrypts nor "
+                       "authenticates: say --trusted-network if nobody else reaches it",
+                       o->nccl_interface);
     if (!o->metrics) return OK;
     if ((e = address_split(o->metrics, host, &port)) != OK) return err_prefix(e, "--metrics");
     if (!o->trusted_network && !address_is_loopback(o->metrics))
@@ -386,26 +399,76 @@ static enum err write_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint
     return engine_kv_write(ctx, layer, blocks, blocks_count, layout, host);
 }
 
+static enum err gather_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                          uint32_t layout, void *slot, uint64_t *hash)
+{
+    return engine_kv_gather(ctx, layer, blocks, blocks_count, layout, slot, hash);
+}
+static enum err scatter_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
+                           uint32_t layout, const void *slot, uint64_t *hash)
+{
+    return engine_kv_scatter(ctx, layer, blocks, blocks_count, layout, slot, hash);
+}
+
+/* A pool that the link thread cannot touch itself. */
+static enum err use_device(struct node_shell *s, struct xfer_options *x)
+{
+    const struct engine_facts *f = engine_facts(s->engine);
+    s->staging = engine_host_alloc(s->engine, xfer_staging_bytes(&f->geometry));
+    if (!s->staging) return ERR_MEMORY;
+    x->device = (struct xfer_device){.ctx = s->engine,
+                                     .read = read_kv,
+                                     .write = write_kv,
+                                     .staging = s->staging,
+                                     .index = f->device_index};
+    if (!f->kv_slots) return OK;
+    x->device.gather = gather_kv;
+    x->device.scatter = scatter_kv;
+    return OK;
+}
+
+static const char *const link_names[] = {"", "shm", "tcp", "nccl", "ipc"};
+
+/* The one that is forced, or all that this node may have, of which tcp must work. */
+static void choose_links(const struct node_shell *s, struct xfer_options *x, const char *control)
+{
+    static const enum node_link order[] = {NODE_LINK_IPC, NODE_LINK_NCCL, NODE_LINK_SHM,
+                                           NODE_LINK_TCP};
+    const struct node_options *o = &s->options;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        enum node_link link = order[i];
+        bool of_device = link == NODE_LINK_IPC || link == NODE_LINK_NCCL;
+        if (o->link != NODE_LINK_AUTO ? o->link != link : of_device && !x->device.gather) continue;
+        x->listen[x->listen_count++] = (struct xfer_listen){
+            .name = link_names[link],
+            .where = link == NODE_LINK_TCP    ? o->listen_kv
+                     : link == NODE_LINK_NCCL ? control
+                                              : "",
+            .optional = o->link == NODE_LINK_AUTO && link != NODE_LINK_TCP,
+        };
+    }
+}
+
 static enum err open_xfer(struct node_shell *s)
 {
     enum err e;
+    char control[ADDRESS_HOST_MAX + 8]; /* of NCCL, beside the tcp link's own port */
     const struct node_options *o = &s->options;
     const struct engine_facts *f = engine_facts(s->engine);
     struct xfer_options x = {
         .geometry = f->geometry,
         .kv_base = engine_kv_host(s->engine),
         .blocks_count = f->blocks_count,
-        .listen_tcp = o->link == NODE_LINK_SHM ? NULL : o->listen_kv,
-        .listen_shm = o->link != NODE_LINK_TCP,
+        .retry_ns = o->link_retry_ns,
+        .interface = interface_of(o),
         .tickets_max = f->slots_count,
     };
     if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
         return e;
-    if (!x.kv_base) {
-        x.device = (struct xfer_device){s->engine, read_kv, write_kv, NULL};
-        x.device.staging = engine_host_alloc(s->engine, xfer_staging_bytes(&f->geometry));
-        if (!(s->staging = x.device.staging)) return ERR_MEMORY;
-    }
+    if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;
+    int host_bytes = (int)(strrchr(o->listen_kv, ':') - o->listen_kv); /* its form was checked */
+    snprintf(control, sizeof control, "%.*s:0", host_bytes, o->listen_kv);
+    choose_links(s, &x, control);
     if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
     const struct xfer_addresses *a = xfer_addresses(s->xfer);
     for (uint32_t i = 0; i < a->count; i++)
@@ -481,7 +544,6 @@ static enum err open_core(struct node_shell *s)
     struct id128 life, tickets;
     const struct node_options *o = &s->options;
     const struct engine_facts *f = engine_facts(s->engine);
-    static const char *const links[] = {"", "shm", "tcp"};
     const struct node_out out = {.ctx = s,
                                  .send = out_send,
                                  .wake_at = out_wake_at,
@@ -509,7 +571,7 @@ static enum err open_core(struct node_shell *s)
         .reserve_timeout_ns = o->reserve_timeout_ns,
         .prefix_wait_ns = o->prefix_wait_ns,
         .prefix_cache = o->prefix_cache,
-        .link = links[o->link],
+        .link = link_names[o->link],
         .tombstones_max = TOMBSTONES_MAX,
     };
     return node_core_new(&s->core, &config, &out);

@@ -16,7 +16,8 @@
 #include "node/policy.h"
 #include "proto/session.h"
 
-enum node_link { NODE_LINK_AUTO, NODE_LINK_SHM, NODE_LINK_TCP };
+enum node_link { NODE_LINK_AUTO, NODE_LINK_SHM, NODE_LINK_TCP, NODE_LINK_NCCL, NODE_LINK_IPC };
+#define NODE_LINKS "auto|shm|tcp|nccl|ipc" /* the names, for settings */
 
 struct node_options {
     const struct node_policy *policy;
@@ -26,6 +27,8 @@ struct node_options {
     const char *listen_kv; /* "HOST:PORT" of the tcp link */
     const char *metrics;   /* "HOST:PORT" of the page of metrics; NULL: none */
     enum node_link link;
+    const char *nccl_interface; /* NULL or "": lo; on a trusted network NCCL chooses */
+    uint64_t link_retry_ns;
     bool trusted_network; /* else listen_kv and metrics must be loopback */
     const char *cpus;     /* "0-3,8"; NULL: anywhere */
     const char *numa;     /* "auto", "off", a number; NULL: auto */

@@ -29,8 +29,8 @@
  *     DATA    24   4  layer
  *             28   8  tokens_first, tokens_end of this payload
  *             36   4  try: 0, 1, 2
- *             40   8  XXH3 of the payload
- *             48   …  payload: the layer's bytes of each block, in the layout that lies between
+ *             40   8  XXH3 of the payload; kv_hash (common/geometry.h) of one in a slot
+ *             48   …  payload, unless it came in a slot (xfer/link.h): the layer's bytes of each block, in the layout that lies between
  *                     the two HELLOs' (kv_layout_between)
  *     COMMIT  24   4  first token
  *             28   4  its logprob

@@ -24,9 +24,12 @@
 #include "common/mem.h"
 #include "xfer/core.h"
 #include "xfer/link.h"
+#include "xfer/plugin.h"
 
 enum {
-    LISTENERS_MAX = 2,
+    SLOT_BYTES = 8 << 20,
+    SLOTS_COUNT = 3,
+    LINKS_MAX = 32,
     ACCEPTS_PER_TURN = 16,
     FRAMES_PER_TURN = 8, /* of one link, each way: some 2 MB, so that nobody waits for long */
     MAILBOX_MESSAGES_MIN = 4096,
@@ -35,8 +38,6 @@ enum {
 #define HANDSHAKE_NS (5 * NS_PER_S)
 #define IDLE_CLOSE_NS (60 * NS_PER_S)
 #define LAYER_BYTES_MAX ((size_t)64 << 20)
-
-static const struct kv_link_ops *const links[] = {&kv_link_shm, &kv_link_tcp};
 
 enum watch_kind { WATCH_MAILBOX, WATCH_LISTENER, WATCH_LINK };
 
@@ -57,7 +58,8 @@ struct conn {
     struct kv_link *link;
     struct xfer_session *session;
     bool connected;
-    bool more; /* frames may be waiting, either way, that no wake-up will tell of */
+    bool slots; /* payloads go through device memory */
+    bool more;  /* frames may be waiting, either way, that no wake-up will tell of */
 };
 
 struct xfer {
@@ -70,8 +72,10 @@ struct xfer {
     struct xfer_core *core;
     struct mailbox *mailbox;
     struct watch mailbox_watch;
-    struct listener listener[LISTENERS_MAX];
+    struct listener listener[XFER_ADDRESSES_MAX];
     uint32_t listeners_count;
+    const struct kv_link_ops *links[XFER_ADDRESSES_MAX + 2]; /* that can be dialled */
+    uint32_t links_count;
     struct list_link conns;
     int epoll;
     bool started, stopping;
@@ -101,6 +105,18 @@ static enum err store_on_device(const struct xfer *x, const struct xfer_store *s
     return *good ? d->write(d->ctx, store->range.layer, store->blocks, store->blocks_count, layout,
                             d->staging)
                  : OK;
+}
+
+/* Out of a slot into the pool; both are the device's. */
+static enum err store_slot(const struct xfer *x, const struct xfer_store *store, const void *slot,
+                           uint32_t layout, bool *good)
+{
+    const struct xfer_device *d = &x->options.device;
+    uint64_t hash;
+    enum err e = d->scatter(d->ctx, store->range.layer, store->blocks, store->blocks_count, layout,
+                            slot, &hash);
+    *good = e == OK && hash == store->hash;
+    return e;
 }
 
 /* Copies a payload into its blocks. The hash is that of the bytes after the copy, since a peer may
@@ -147,6 +163,12 @@ static enum err gather_staged(const struct xfer *x, struct xfer_send *send, uint
     return e;
 }
 
+static void spoil(const struct xfer *x, struct xfer_send *send)
+{
+    uint32_t every = x->options.corrupt_every;
+    if (send->blocks_count > 0 && every && (x->data_frames + 1) % every == 0) send->frame.hash ^= 1;
+}
+
 /* Finds the pieces of a frame. */
 static enum err gather(const struct xfer *x, struct xfer_send *send, uint32_t layout,
                        uint8_t head[FRAME_HEAD_MAX], struct kv_piece pieces[KV_LINK_PIECES_MAX],
@@ -161,8 +183,7 @@ static enum err gather(const struct xfer *x, struct xfer_send *send, uint32_t la
         *count += 1;
         e = gather_staged(x, send, layout, pieces + 1);
     }
-    if (data && x->options.corrupt_every && (x->data_frames + 1) % x->options.corrupt_every == 0)
-        send->frame.hash ^= 1;
+    spoil(x, send);
     pieces[0] = (struct kv_piece){head, frame_print(&send->frame, head)};
     return e;
 }
@@ -239,10 +260,10 @@ static void dial(struct xfer *x, struct xfer_session *session, const char *addre
 {
     enum err e = err_set(ERR_UNSUPPORTED, "no link for %.32s", address);
     struct kv_link *link = NULL;
-    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
-        size_t n = strlen(links[i]->name);
-        if (strncmp(address, links[i]->name, n) == 0 && address[n] == ':')
-            e = links[i]->dial(&link, address, &x->link_options);
+    for (uint32_t i = 0; i < x->links_count; i++) {
+        size_t n = strlen(x->links[i]->name);
+        if (strncmp(address, x->links[i]->name, n) == 0 && address[n] == ':')
+            e = x->links[i]->dial(&link, address, &x->link_options);
     }
     if (e == OK) e = conn_new(x, link, session);
     if (e != OK) xfer_core_lost(x->core, session, e, err_text(), x->now_ns);
@@ -284,11 +305,29 @@ static void drain_mailbox(struct xfer *x)
 
 /* ---- frames ---- */
 
+/* The frame that lies in the link, and the slot with its payload, NULL if that is in the frame. */
+static enum err read_frame(const struct conn *c, const void *bytes, size_t size,
+                           struct frame *frame, const void **slot)
+{
+    size_t slot_bytes = 0;
+    enum err e = frame_parse(bytes, size, frame);
+    if (e != OK) return e;
+    *slot = c->slots ? c->link->ops->payload(c->link, &slot_bytes) : NULL;
+    if (c->slots && (frame->kind == FRAME_DATA) != (*slot != NULL))
+        return err_set(ERR_FORMAT, "%s frame %s", frame_name(frame->kind),
+                       *slot ? "with a slot" : "without a slot");
+    if (*slot && frame->payload_bytes > 0)
+        return err_set(ERR_FORMAT, "%zu bytes of payload beside a slot", frame->payload_bytes);
+    if (*slot) frame->payload_bytes = slot_bytes;
+    return OK;
+}
+
 static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, size_t size)
 {
     struct frame frame;
     struct xfer_store store;
-    enum err e = frame_parse(bytes, size, &frame);
+    const void *slot;
+    enum err e = read_frame(c, bytes, size, &frame, &slot);
     if (e != OK) return e;
     if (frame.kind == FRAME_OPEN) drain_mailbox(x);
     if (frame.kind == FRAME_DATA) FAILPOINT("store");
@@ -296,7 +335,9 @@ static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, si
     e = xfer_core_frame(x->core, c->session, &frame, x->now_ns, &store);
     if (e == OK && store.blocks_count > 0) {
         bool good;
-        e = store_payload(x, &store, frame.payload, xfer_session_layout(c->session), &good);
+        uint32_t layout = xfer_session_layout(c->session);
+        e = slot ? store_slot(x, &store, slot, layout, &good)
+                 : store_payload(x, &store, frame.payload, layout, &good);
         if (e != OK) return e;
         x->now_ns =
             clock_now_ns(); /* copying takes long enough to tell the end of a ticket wrongly */
@@ -322,22 +363,44 @@ static enum err receive_frames(struct xfer *x, struct conn *c)
     return OK;
 }
 
-static enum err send_frames(struct xfer *x, struct conn *c)
+/* A DATA frame by way of a slot. ERR_AGAIN: none is free, or the whole frame waits. */
+static enum err send_slotted(const struct xfer *x, const struct conn *c, struct xfer_send *send)
+{
+    const struct kv_link_ops *ops = c->link->ops;
+    const struct xfer_device *d = &x->options.device;
+    uint8_t head[FRAME_HEAD_MAX];
+    void *slot;
+    enum err e = ops->slot(c->link, &slot);
+    if (e != OK) return e;
+    e = d->gather(d->ctx, send->frame.range.layer, send->blocks, send->blocks_count,
+                  xfer_session_layout(c->session), slot, &send->frame.hash);
+    if (e != OK) return e;
+    spoil(x, send);
+    size_t head_bytes = frame_print(&send->frame, head);
+    return ops->send_slot(c->link, head, head_bytes, send->blocks_count * x->layer_bytes);
+}
+
+static enum err send_plain(const struct xfer *x, const struct conn *c, struct xfer_send *send)
 {
     uint8_t head[FRAME_HEAD_MAX];
     struct kv_piece pieces[KV_LINK_PIECES_MAX];
+    uint32_t count;
+    enum err e = gather(x, send, xfer_session_layout(c->session), head, pieces, &count);
+    return e == OK ? c->link->ops->send(c->link, pieces, count) : e;
+}
+
+static enum err send_frames(struct xfer *x, struct conn *c)
+{
     struct xfer_send send;
     for (int i = 0; i < FRAMES_PER_TURN; i++) {
         if (!xfer_core_wants(x->core, c->session, &send)) return OK;
-        uint32_t count;
-        enum err e = gather(x, &send, xfer_session_layout(c->session), head, pieces, &count);
-        if (e != OK) return e;
+        bool data = send.blocks_count > 0;
         if (send.frame.kind == FRAME_DATA) FAILPOINT("push");
         if (send.frame.kind == FRAME_COMMIT) FAILPOINT("commit");
-        e = c->link->ops->send(c->link, pieces, count);
+        enum err e = data && c->slots ? send_slotted(x, c, &send) : send_plain(x, c, &send);
         if (e == ERR_AGAIN) return OK;
         if (e != OK) return e;
-        x->data_frames += send.blocks_count > 0;
+        x->data_frames += data;
         xfer_core_sent(x->core, c->session, &send, x->now_ns);
     }
     c->more = true;
@@ -350,6 +413,7 @@ static enum err conn_poll(struct xfer *x, struct conn *c)
     if (e == OK && !c->connected) {
         c->connected = true;
         struct kv_link_facts facts = c->link->ops->facts(c->link);
+        c->slots = facts.slot_bytes > 0;
         xfer_core_connected(x->core, c->session, c->link->ops->name, &facts, x->now_ns);
     }
     return e == ERR_AGAIN ? OK : e;
@@ -467,19 +531,56 @@ static enum err check_options(const struct xfer_options *o)
     bool device = o->device.read && o->device.write && o->device.staging;
     if ((!o->kv_base && !device) || o->blocks_count == 0)
         return err_set(ERR_INVALID, "no KV memory");
+    if (o->listen_count > XFER_ADDRESSES_MAX)
+        return err_set(ERR_INVALID, "%u links to listen on, %d are possible", o->listen_count,
+                       XFER_ADDRESSES_MAX);
     if (o->tickets_max == 0 || o->tickets_max > TICKETS_MAX)
         return err_set(ERR_INVALID, "tickets_max is %u, 1 to %d are possible", o->tickets_max,
                        TICKETS_MAX);
     return OK;
 }
 
-static enum err add_listener(struct xfer *x, const struct kv_link_ops *ops, const char *where)
+static bool has_slots(const struct kv_link_ops *ops)
+{
+    return ops->slot != NULL;
+}
+
+static enum err find_link(const struct xfer *x, const struct xfer_listen *row,
+                          const struct kv_link_ops **ops)
+{
+    const struct xfer_device *d = &x->options.device;
+    bool device = d->gather && d->scatter && !x->options.kv_base;
+    enum err e = OK;
+    *ops = row->ops                                   ? row->ops
+           : strcmp(row->name, kv_link_shm.name) == 0 ? &kv_link_shm
+           : strcmp(row->name, kv_link_tcp.name) == 0 ? &kv_link_tcp
+                                                      : NULL;
+    if (!*ops && !device)
+        e = err_set(ERR_UNSUPPORTED, "a link named %.32s needs a pool on a device", row->name);
+    else if (!*ops)
+        e = link_plugin_find(row->name, ops);
+    if (e == OK && has_slots(*ops) && !device)
+        e = err_set(ERR_UNSUPPORTED, "link %s needs a pool on a device", (*ops)->name);
+    return e;
+}
+
+static void can_dial(struct xfer *x, const struct kv_link_ops *ops)
+{
+    for (uint32_t i = 0; i < x->links_count; i++)
+        if (x->links[i] == ops) return;
+    x->links[x->links_count++] = ops;
+}
+
+static enum err add_listener(struct xfer *x, const struct xfer_listen *row)
 {
     struct listener *l = &x->listener[x->listeners_count];
+    const struct kv_link_ops *ops;
     l->watch.kind = WATCH_LISTENER;
-    enum err e = ops->listen(&l->listener, where, &x->link_options);
+    enum err e = find_link(x, row, &ops);
     if (e != OK) return e;
+    if ((e = ops->listen(&l->listener, row->where, &x->link_options)) != OK) return e;
     x->listeners_count++;
+    can_dial(x, ops);
     snprintf(x->addresses.address[x->addresses.count++], XFER_ADDRESS_BYTES_MAX, "%s",
              ops->address(l->listener));
     return watch_fd(x, ops->listener_fd(l->listener), &l->watch);
@@ -488,12 +589,35 @@ static enum err add_listener(struct xfer *x, const struct kv_link_ops *ops, cons
 static enum err start_listening(struct xfer *x)
 {
     const struct xfer_options *o = &x->options;
-    enum err e;
-    if (o->listen_shm && (e = add_listener(x, &kv_link_shm, "")) != OK) {
-        if (!o->listen_tcp || e == ERR_MEMORY) return e;
-        log_warn("shm_link_off", "reason=\"%s\"", err_text());
+    can_dial(x, &kv_link_shm);
+    can_dial(x, &kv_link_tcp);
+    for (uint32_t i = 0; i < o->listen_count; i++) {
+        enum err e = add_listener(x, &o->listen[i]);
+        if (e == OK) continue;
+        if (e == ERR_MEMORY || !o->listen[i].optional) return e;
+        log_info("link_off", "link=%s reason=\"%s\"", o->listen[i].name, err_text());
     }
-    return o->listen_tcp ? add_listener(x, &kv_link_tcp, o->listen_tcp) : OK;
+    return x->listeners_count > 0 ? OK : err_set(ERR_INVALID, "no link to listen on");
+}
+
+static uint32_t or_default(uint32_t told, uint32_t otherwise)
+{
+    return told > 0 ? told : otherwise;
+}
+
+static struct kv_link_options link_options(const struct xfer_options *o)
+{
+    size_t layer_bytes = kv_layer_bytes(&o->geometry);
+    uint32_t slot_bytes = or_default(o->slot_bytes, SLOT_BYTES);
+    return (struct kv_link_options){
+        .frame_bytes_max = xfer_frame_bytes_max(&o->geometry),
+        .ring_bytes = o->ring_bytes,
+        .device_index = o->device.index,
+        .slot_bytes = slot_bytes < layer_bytes ? (uint32_t)layer_bytes : slot_bytes,
+        .slots_count = or_default(o->slots_count, SLOTS_COUNT),
+        .links_max = or_default(o->links_max, LINKS_MAX),
+        .interface = o->interface ? o->interface : "",
+    };
 }
 
 static enum err make_parts(struct xfer *x)
@@ -504,6 +628,7 @@ static enum err make_parts(struct xfer *x)
         .tickets_max = o->tickets_max,
         .handshake_ns = HANDSHAKE_NS,
         .idle_close_ns = o->idle_close_ns ? o->idle_close_ns : IDLE_CLOSE_NS,
+        .retry_ns = o->retry_ns,
     };
     uint32_t messages = 4 * o->tickets_max;
     enum err e;
@@ -530,8 +655,7 @@ enum err xfer_open(struct xfer **out, const struct xfer_options *options, xfer_e
     x->epoll = -1;
     x->layer_bytes = kv_layer_bytes(&options->geometry);
     x->block_bytes = kv_block_bytes(&options->geometry);
-    x->link_options.frame_bytes_max = xfer_frame_bytes_max(&options->geometry);
-    x->link_options.ring_bytes = options->ring_bytes;
+    x->link_options = link_options(options);
     list_init(&x->conns);
     if ((e = make_parts(x)) != OK || (e = start_listening(x)) != OK) {
         xfer_close(x);

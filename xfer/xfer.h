@@ -41,8 +41,8 @@ enum {
     XFER_PUSHES_TOLD = 128, /* of which an event says when they were sent */
 };
 
-/* How a node's links can be reached: "shm:NAME", "tcp:HOST:PORT", best first. shm names carry the
- * host's boot id, so that a node on another host skips them. */
+/* How a node's links can be reached: "nccl:…", "ipc:…", "shm:NAME", "tcp:HOST:PORT", in the order in which
+ * the node prefers them. shm names carry the host's boot id, so that a node on another host skips them. */
 struct xfer_addresses {
     uint32_t count;
     char address[XFER_ADDRESSES_MAX][XFER_ADDRESS_BYTES_MAX];
@@ -68,10 +68,10 @@ struct xfer_op {
     uint32_t blocks_count;
     uint32_t layer;                         /* PUSH */
     const struct xfer_addresses *addresses; /* OPEN: the receiver's */
-    const char *link;                       /* OPEN: "shm" or "tcp" forces one, NULL or "": best */
-    uint64_t deadline_ns;                   /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
-    struct token_info first;                /* COMMIT */
-    enum finish finish;                     /* COMMIT: of the first token */
+    const char *link;        /* OPEN: the name of a link forces it, NULL or "": best */
+    uint64_t deadline_ns;    /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
+    struct token_info first; /* COMMIT */
+    enum finish finish;      /* COMMIT: of the first token */
 };
 
 enum xfer_event_kind {
@@ -93,7 +93,7 @@ struct xfer_event {
     char text[XFER_TEXT_MAX];
     struct token_info first;
     enum finish finish;
-    const char *link;  /* "shm" or "tcp", "" if none stood: static strings */
+    const char *link;  /* its name, "" if none stood: static strings */
     uint64_t bytes;    /* of KV that crossed the link for this ticket, repeats included */
     uint64_t began_ns; /* first frame */
     uint64_t ended_ns; /* commit verified (D) or acknowledged (P) */
@@ -133,17 +133,33 @@ struct xfer_device {
     uint32_t index; /* the device's number */
 };
 
+struct kv_link_ops;
+
+/* A link to listen on, and one that may be dialled. */
+struct xfer_listen {
+    const char *name; /* shm, tcp; where the pool has device.gather also nccl, ipc: plugins */
+    const char
+        *where;    /* tcp, nccl (for its control channel): "HOST:PORT", port 0: any; shm, ipc: "" */
+    bool optional; /* without it the others do */
+    const struct kv_link_ops *ops; /* NULL: found by name */
+};
+
 struct xfer_options {
     struct kv_geometry geometry;
     /* Block b, layer l at kv_base + b * kv_block_bytes + l * kv_layer_bytes, or NULL and `device`. */
     void *kv_base;
     struct xfer_device device;
     uint32_t blocks_count;
-    const char *listen_tcp; /* "HOST:PORT", port 0: any; NULL: no tcp link */
-    bool listen_shm;        /* a name of its own */
+    struct xfer_listen listen[XFER_ADDRESSES_MAX]; /* the one preferred first */
+    uint32_t listen_count;
     uint32_t tickets_max;   /* live at once */
     uint32_t ring_bytes;    /* shm: per connected pair; 0: 8 MiB */
+    uint32_t slot_bytes;    /* device links: of a slot; 0: 8 MiB; at least one block's layer */
+    uint32_t slots_count;   /* device links: of each link, per direction; 0: 3 */
+    uint32_t links_max;     /* device links: open at once; 0: 32 */
+    const char *interface;  /* nccl: for its own sockets; NULL or "": NCCL chooses */
     uint64_t idle_close_ns; /* a link without tickets for so long is closed; 0: 60 s */
+    uint64_t retry_ns;      /* a link that broke is left alone for so long at first; 0: 1 s */
     uint32_t corrupt_every; /* tests: spoil every n-th frame sent; 0: none */
 };
 

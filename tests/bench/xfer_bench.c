@@ -42,12 +42,13 @@ static void node_open(struct node *n)
     n->kv = mem_aligned(BLOCKS * kv_block_bytes(&geometry), 64);
     CHECK(n->kv && mailbox_new(&n->events, sizeof(struct xfer_event), 64) == OK);
     memset(n->kv, 1, BLOCKS * kv_block_bytes(&geometry));
-    struct xfer_options o = {.geometry = geometry,
-                             .kv_base = n->kv,
-                             .blocks_count = BLOCKS,
-                             .listen_tcp = "127.0.0.1:0",
-                             .listen_shm = true,
-                             .tickets_max = 16};
+    struct xfer_options o = {
+        .geometry = geometry,
+        .kv_base = n->kv,
+        .blocks_count = BLOCKS,
+        .listen = {{.name = "shm", .where = ""}, {.name = "tcp", .where = "127.0.0.1:0"}},
+        .listen_count = 2,
+        .tickets_max = 16};
     CHECK(xfer_open(&n->x, &o, on_event, n) == OK && xfer_start(n->x) == OK);
 }
 

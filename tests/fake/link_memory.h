@@ -1,10 +1,14 @@
-/* link_memory: links within one process and one thread, for the simulator and tests of cores.
+/* link_memory: links within one process, for tests of what stands on links.
  *
  *     kv_link_memory.listen(&l, "d0", &options);        // "memory:d0"
  *     kv_link_memory.dial(&link, "memory:d0", &options);
  *
- * Rules: the contract of xfer/link.h. ring_bytes bounds what is under way each way. All ends belong
- * to one thread; names are that process's, at most LINK_MEMORY_NAMES_MAX at a time. */
+ * kv_link_slots ("slots:d0") is the same with slots, in plain memory, as links of devices have them
+ * (options slots_count, slot_bytes); its frames without a payload are frames like the others'.
+ *
+ * Rules: the contract of xfer/link.h, and any thread: one lock for all. ring_bytes bounds what is under
+ * way each way, slots_count the payloads. Names are the process's, at most LINK_MEMORY_NAMES_MAX at a
+ * time. */
 #ifndef TANDEM_TESTS_FAKE_LINK_MEMORY_H
 #define TANDEM_TESTS_FAKE_LINK_MEMORY_H
 
@@ -12,6 +16,6 @@
 
 enum { LINK_MEMORY_NAMES_MAX = 32 };
 
-extern const struct kv_link_ops kv_link_memory;
+extern const struct kv_link_ops kv_link_memory, kv_link_slots;
 
 #endif

@@ -94,7 +94,7 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"explain"}, ""},
         {{"tokenize", "x"}, "--model DIR is missing"},
         {{"up", "--decode", "0"}, "decode"},
-        {{"up", "--link", "rdma"}, "auto|shm|tcp"},
+        {{"up", "--link", "rdma"}, "auto|shm|tcp|nccl|ipc"},
         {{"up", "--log-level", "loud"}, "debug|info"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {

@@ -130,7 +130,8 @@ static void ops_beyond_the_mailbox_wait_and_follow(void **state)
                                                 .dtype = DTYPE_F32},
                                    .kv_base = memory,
                                    .blocks_count = 16,
-                                   .listen_shm = true,
+                                   .listen = {{.name = "shm", .where = ""}},
+                                   .listen_count = 1,
                                    .tickets_max = 4};
     assert_ok(xfer_open(&x, &o, no_event, NULL));
     const uint32_t blocks[] = {3};

@@ -33,6 +33,7 @@ struct node {
     void *staging;            /* of a node whose pool is a device's */
     uint32_t device_fails_at; /* its n-th read or write fails; 0: none */
     uint32_t device_calls;    /* blocks that it read and wrote; the link thread counts */
+    uint32_t slots_count;     /* payloads that it put into slots or took from them */
     pthread_mutex_t lock;
     pthread_cond_t change;
     struct xfer_event event[NODE_EVENTS];
@@ -54,8 +55,8 @@ static inline struct xfer_options node_options(void)
     return (struct xfer_options){
         .geometry = small_geometry,
         .blocks_count = NODE_BLOCKS,
-        .listen_tcp = "127.0.0.1:0",
-        .listen_shm = true,
+        .listen = {{.name = "shm", .where = ""}, {.name = "tcp", .where = "127.0.0.1:0"}},
+        .listen_count = 2,
         .tickets_max = 64,
     };
 }
@@ -95,6 +96,27 @@ static inline enum err node_device_write(void *ctx, uint32_t layer, const uint32
     return e;
 }
 
+/* The same to and from a slot. */
+static inline enum err node_device_gather(void *ctx, uint32_t layer, const uint32_t *blocks,
+                                          uint32_t blocks_count, uint32_t layout, void *slot,
+                                          uint64_t *hash)
+{
+    struct node *n = ctx;
+    enum err e = node_device_read(ctx, layer, blocks, blocks_count, layout, slot);
+    *hash = kv_hash(slot, blocks_count * kv_layer_bytes(&n->geometry) / 8);
+    n->slots_count++;
+    return e;
+}
+static inline enum err node_device_scatter(void *ctx, uint32_t layer, const uint32_t *blocks,
+                                           uint32_t blocks_count, uint32_t layout, const void *slot,
+                                           uint64_t *hash)
+{
+    struct node *n = ctx;
+    *hash = kv_hash(slot, blocks_count * kv_layer_bytes(&n->geometry) / 8);
+    n->slots_count++;
+    return node_device_write(ctx, layer, blocks, blocks_count, layout, slot);
+}
+
 static inline void node_start_device(struct node *n, struct xfer_options options,
                                      uint32_t device_fails_at)
 {
@@ -105,8 +127,12 @@ static inline void node_start_device(struct node *n, struct xfer_options options
     assert_non_null(n->kv);
     if (options.geometry.layout == KV_LAYOUT_CUDA)
         options.device = (struct xfer_device){
-            n, node_device_read, node_device_write,
-            n->staging = mem_aligned(xfer_staging_bytes(&options.geometry), 64)};
+            .ctx = n,
+            .read = node_device_read,
+            .write = node_device_write,
+            .staging = n->staging = mem_aligned(xfer_staging_bytes(&options.geometry), 64),
+            .gather = node_device_gather,
+            .scatter = node_device_scatter};
     else
         options.kv_base = n->kv;
     pthread_mutex_init(&n->lock, NULL);

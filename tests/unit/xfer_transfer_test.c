@@ -598,7 +598,7 @@ static void settings_that_cannot_work_are_refused(void **state)
     row[3].kv_base = NULL;
     row[4].blocks_count = 0;
     row[5].tickets_max = 0;
-    row[6].listen_tcp = "nowhere";
+    row[6].listen[1].where = "nowhere";
     for (int i = 0; i < 7; i++) {
         if (xfer_open(&x, &row[i], node_on_event, NULL) != ERR_INVALID) fail_msg("row %d", i);
         assert_null(x);
