@@ -64,6 +64,14 @@ enum err pack_want_place(struct pack_want *want)
     return OK;
 }
 
+/* A step reads all weights once, and in small pages waits for address translation on its way: 10 % of
+ * the bandwidth. Asked for before the first byte is touched, as that is when the page cache chooses
+ * the size; a file system or kernel without huge pages keeps its small ones. */
+static void ask_for_huge_pages(const struct pack_file *f)
+{
+    madvise(f->bytes, f->size_bytes, MADV_HUGEPAGE);
+}
+
 /* The header as a whole must be the one that would be written now: every field is checked by one
  * comparison, the hash of the contents, which is not known before, apart. */
 static enum err check(const struct pack_file *f, const char *path, const struct pack_want *want)
@@ -93,6 +101,7 @@ enum err pack_file_map(struct pack_file *f, const char *path, const struct pack_
                             .size_bytes = map.size_bytes,
                             .in_file = true,
                             .write.fd = -1};
+    if (f->size_bytes > 0) ask_for_huge_pages(f);
     if ((e = check(f, path, want)) != OK) pack_file_close(f);
     return e;
 }
@@ -123,6 +132,7 @@ enum err pack_file_create(struct pack_file *f, const char *path, const struct pa
     f->bytes = bytes;
     f->size_bytes = want->file_bytes;
     f->in_file = path != NULL;
+    ask_for_huge_pages(f);
     return OK;
 }
 

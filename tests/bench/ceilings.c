@@ -12,7 +12,7 @@
 #include "common/mem.h"
 #include "kernels/workers.h"
 
-enum { READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
+enum { HUGE_PAGE_BYTES = 2 << 20, READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
 enum { PEAK_ROUNDS = 200, READ_ROUNDS = 12 }; /* 0.1 and 5 ms each */
 
 #if defined(__x86_64__)
@@ -122,7 +122,7 @@ void ceilings_init(struct ceilings *c, uint32_t threads)
 {
     *c = (struct ceilings){.threads = threads};
     if (workers_new(&c->workers, threads, NULL) != OK ||
-        !(c->memory = mem_aligned(READ_BYTES, 4096))) {
+        !(c->memory = mem_aligned(READ_BYTES, HUGE_PAGE_BYTES))) {
         fprintf(stderr, "ceilings: %s\n", err_text());
         exit(1);
     }
