@@ -28,11 +28,17 @@ enum {
     ATTEND_MACS_PER_NS = 40,
 };
 
+/* Items that a thread has left, first | end << 32: it takes them from the front, others from the end. */
+struct share {
+    _Alignas(64) _Atomic uint64_t items;
+};
+
 struct backend {
     const struct cpu_kernels *kernels;
     struct backend_facts facts;
     struct workers *workers;
-    uint16_t *rounded; /* activations as bf16, grown to the largest matmul so far */
+    struct share *share; /* [facts.threads], of the op that runs */
+    uint16_t *rounded;   /* activations as bf16, grown to the largest matmul so far */
     size_t rounded_count;
     enum err status; /* of the ops since the last sync */
     uint64_t marks;
@@ -42,8 +48,8 @@ struct backend {
 struct op {
     cpu_kernel *kernel;
     const void *args;
-    uint32_t items, threads;
-    _Atomic uint32_t next;
+    struct share *share; /* [threads] */
+    uint32_t threads;
 };
 
 /* Denormals are zero in and out, for the time of an op (G2). */
@@ -66,26 +72,47 @@ static void flush_end(uint32_t before)
 #endif
 }
 
-/* The next items for one thread: half of its fair share of what is left. So pieces are long, which
- * memory likes, until the end, where no thread should wait long for another. False: none is left. */
-static bool op_take(struct op *op, uint32_t *first, uint32_t *last)
+static uint64_t items_of(uint32_t first, uint32_t end)
 {
-    *first = atomic_load_explicit(&op->next, memory_order_relaxed);
+    return first | (uint64_t)end << 32;
+}
+
+/* The front half of a share, or its back half: the rest stays. False: there is none. */
+static bool share_take(struct share *s, bool front, uint32_t *first, uint32_t *end)
+{
+    uint64_t had = atomic_load_explicit(&s->items, memory_order_relaxed), rest;
     do {
-        if (*first == op->items) return false;
-        *last = *first + (op->items - *first + 2 * op->threads - 1) / (2 * op->threads);
-    } while (!atomic_compare_exchange_weak_explicit(&op->next, first, *last, memory_order_relaxed,
+        uint32_t from = (uint32_t)had, to = (uint32_t)(had >> 32), half = (to - from + 1) / 2;
+        if (from == to) return false;
+        *first = front ? from : to - half;
+        *end = front ? from + half : to;
+        rest = front ? items_of(*end, to) : items_of(from, *first);
+    } while (!atomic_compare_exchange_weak_explicit(&s->items, &had, rest, memory_order_relaxed,
                                                     memory_order_relaxed));
     return true;
+}
+
+/* The next items for one thread. Those of its own share follow each other, so that what one piece asks
+ * memory for behind its end is what the next one needs; only a thread that has none left takes from
+ * others, half of what they have. False: none is left. */
+static bool op_take(struct op *op, uint32_t index, uint32_t *first, uint32_t *end)
+{
+    struct share *own = &op->share[index];
+    if (share_take(own, true, first, end)) return true;
+    for (uint32_t i = 1; i < op->threads; i++) {
+        if (!share_take(&op->share[(index + i) % op->threads], false, first, end)) continue;
+        atomic_store_explicit(&own->items, items_of(*first, *end), memory_order_relaxed);
+        if (share_take(own, true, first, end)) return true;
+    }
+    return false;
 }
 
 static void op_work(void *ctx, uint32_t index)
 {
     struct op *op = ctx;
-    uint32_t before = flush_begin(), first, last;
-    (void)index;
-    while (op_take(op, &first, &last))
-        op->kernel(op->args, first, last);
+    uint32_t before = flush_begin(), first, end;
+    while (op_take(op, index, &first, &end))
+        op->kernel(op->args, first, end);
     flush_end(before);
 }
 
@@ -97,7 +124,12 @@ static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_
     if (threads > b->facts.threads) threads = b->facts.threads;
     if (threads > items) threads = items;
     if (threads < 1) threads = 1;
-    struct op op = {kernel, args, .items = items, .threads = (uint32_t)threads};
+    struct op op = {kernel, args, b->share, (uint32_t)threads};
+    for (uint64_t i = 0; i < threads; i++) {
+        uint64_t own =
+            items_of((uint32_t)(items * i / threads), (uint32_t)(items * (i + 1) / threads));
+        atomic_store_explicit(&b->share[i].items, own, memory_order_relaxed);
+    }
     workers_run(b->workers, (uint32_t)threads, op_work, &op);
 }
 
@@ -105,6 +137,7 @@ static void cpu_close(struct backend *b)
 {
     if (!b) return;
     workers_free(b->workers);
+    mem_free(b->share);
     mem_free(b->rounded);
     mem_free(b);
 }
@@ -137,6 +170,10 @@ static enum err cpu_open(struct backend **out, const struct backend_options *opt
                                       .host_memory = true,
                                       .numerics = NUMERICS_CPU};
     if ((e = workers_new(&b->workers, threads, &options->cpus)) != OK) goto fail;
+    if (!(b->share = mem_aligned(threads * sizeof *b->share, 64))) {
+        e = ERR_MEMORY;
+        goto fail;
+    }
     *out = b;
     return OK;
 fail:
