@@ -207,39 +207,65 @@ static inline struct vec own_lanes(struct vec v, uint32_t from, uint32_t to, uin
     return vec_keep(v, part_below(from, block * 16, 16), part_below(to, block * 16, 16), other);
 }
 
-static void softmax_along(struct attend_item *it, const struct attend_tile *t, float *rescale)
+/* The query's scores of the tile, `whole`: all of them are its own. */
+static inline __attribute__((always_inline)) float
+tile_largest(const struct attend_item *it, const struct attend_tile *t, uint32_t query, bool whole)
+{
+    const struct vec low = vec_set1(-INFINITY);
+    const uint32_t from = whole ? 0 : tile_from(it, t, query);
+    const uint32_t to = whole ? TILE_TOKENS : tile_to(it, t, query);
+    struct vec most = low;
+    for (uint32_t n = from / BLOCK_TOKENS; n * BLOCK_TOKENS < to; n++) {
+        struct vec s = vec_load(it->score + query * TILE_TOKENS + n * 16);
+        most = vec_max(whole ? s : own_lanes(s, from, to, n, low), most);
+    }
+    return vec_largest(most);
+}
+
+/* Its probabilities, and their sum. */
+static inline __attribute__((always_inline)) float
+tile_weights(struct attend_item *it, const struct attend_tile *t, uint32_t query, bool whole)
+{
+    const struct vec zero = vec_set1(0), largest = vec_set1(it->largest[query]);
+    const uint32_t begin = whole ? 0 : t->block_first, end = whole ? TILE_BLOCKS : t->block_end;
+    const uint32_t from = whole ? 0 : tile_from(it, t, query);
+    const uint32_t to = whole ? TILE_TOKENS : tile_to(it, t, query);
+    struct vec sum = zero;
+    for (uint32_t n = begin; n < end; n++) {
+        uint32_t at = query * TILE_TOKENS + n * 16;
+        struct vec p = vec_exp(vec_sub(vec_load(it->score + at), largest));
+        if (!whole) p = own_lanes(p, from, to, n, zero);
+        sum = vec_add(sum, p);
+        if (it->bf16)
+            vec_store_bf16(it->weight + at, p, 16);
+        else
+            vec_store(it->score + at, p);
+    }
+    return vec_sum(sum);
+}
+
+static inline __attribute__((always_inline)) void
+softmax_along_form(struct attend_item *it, const struct attend_tile *t, float *rescale, bool whole)
 {
     _Alignas(64) float sums[ATTEND_QUERIES] = {0};
-    const struct vec low = vec_set1(-INFINITY), zero = vec_set1(0);
     struct vec before = vec_load(it->largest);
     for (uint32_t j = t->begin; j < t->end; j++) {
-        uint32_t from = tile_from(it, t, j), to = tile_to(it, t, j);
-        struct vec most = low;
-        for (uint32_t n = t->block_first; n < t->block_end; n++) {
-            struct vec s = vec_load(it->score + j * TILE_TOKENS + n * 16);
-            most = vec_max(own_lanes(s, from, to, n, low), most);
-        }
-        float largest = vec_largest(most);
+        float largest = tile_largest(it, t, j, whole);
         if (largest > it->largest[j]) it->largest[j] = largest;
     }
     struct vec factor = vec_exp(vec_sub(before, vec_load(it->largest)));
     vec_store(rescale, factor);
-    for (uint32_t j = t->begin; j < t->end; j++) {
-        uint32_t from = tile_from(it, t, j), to = tile_to(it, t, j);
-        struct vec largest = vec_set1(it->largest[j]), sum = zero;
-        for (uint32_t n = t->block_first; n < t->block_end; n++) {
-            uint32_t at = j * TILE_TOKENS + n * 16;
-            struct vec p = vec_exp(vec_sub(vec_load(it->score + at), largest));
-            p = own_lanes(p, from, to, n, zero);
-            sum = vec_add(sum, p);
-            if (it->bf16)
-                vec_store_bf16(it->weight + at, p, 16);
-            else
-                vec_store(it->score + at, p);
-        }
-        sums[j] = vec_sum(sum);
-    }
+    for (uint32_t j = t->begin; j < t->end; j++)
+        sums[j] = tile_weights(it, t, j, whole);
     vec_store(it->sum, vec_fma(vec_load(it->sum), factor, vec_load(sums)));
+}
+
+static void softmax_along(struct attend_item *it, const struct attend_tile *t, float *rescale)
+{
+    if (t->whole)
+        softmax_along_form(it, t, rescale, true);
+    else
+        softmax_along_form(it, t, rescale, false);
 }
 
 /* The queries that take a token: those that began and did not end. Tokens are asked for upward. */
@@ -370,6 +396,10 @@ static inline __attribute__((always_inline)) void weigh_group(struct attend_item
                                                               float *rescale, enum weigh_form form)
 {
     uint32_t first = 0, end = TILE_TOKENS;
+    if (t->whole) { /* the same, without looking for the ends */
+        weigh(it, t, query, queries, 0, TILE_TOKENS, rescale, form, false);
+        return;
+    }
     for (uint32_t j = query; j < query + queries; j++) {
         uint32_t from = (tile_from(it, t, j) + 1) / 2 * 2, to = tile_to(it, t, j) / 2 * 2;
         first = from > first ? from : first;
