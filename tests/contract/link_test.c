@@ -30,6 +30,8 @@ static const struct suite {
     {&kv_link_memory, "here", NULL},
     {&kv_link_memory_posted, "here", &kv_link_memory},
     {&kv_link_memory_placed, "here", &kv_link_memory},
+    {&kv_link_posted_tcp, "127.0.0.1:0", &kv_link_tcp},
+    {&kv_link_placed_shm, "", &kv_link_shm},
 };
 static struct suite plugin_suite;
 static const struct suite *suites = own_suites;
@@ -607,11 +609,11 @@ static void strange_bytes_in_the_control_channel_end_the_link(void **state)
         assert_ok(s->control->dial(&stranger, address, &o));
         accept_far(&w);
         while ((e = s->control->send(stranger, &piece, 1)) == ERR_AGAIN) {
+            (void)w.ops->poll(w.far); /* the control link may need both to connect */
             assert_true(readable(s->control->fd(stranger), WAIT_MS));
-            s->control->poll(stranger);
+            (void)s->control->poll(stranger);
         }
         assert_ok(e);
-        assert_true(readable(w.ops->fd(w.far), WAIT_MS));
         while ((e = w.ops->poll(w.far)) == ERR_AGAIN)
             assert_true(readable(w.ops->fd(w.far), WAIT_MS));
         if (e != ERR_FORMAT && e != ERR_UNSUPPORTED) fail_msg("row %zu: %s", i, err_name(e));

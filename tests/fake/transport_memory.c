@@ -250,3 +250,12 @@ DEVICE_LINK_THUNKS(posted, &posted_kind)
 DEVICE_LINK_THUNKS(placed, &placed_kind)
 const struct kv_link_ops kv_link_memory_posted = DEVICE_LINK_OPS("memory-posted", posted);
 const struct kv_link_ops kv_link_memory_placed = DEVICE_LINK_OPS("memory-placed", placed);
+
+static struct device_link_kind tcp_kind = {&kv_link_posted_tcp, &transport_memory_posted,
+                                           &kv_link_tcp, NULL};
+static struct device_link_kind shm_kind = {&kv_link_placed_shm, &transport_memory_placed,
+                                           &kv_link_shm, NULL};
+DEVICE_LINK_THUNKS(over_tcp, &tcp_kind)
+DEVICE_LINK_THUNKS(over_shm, &shm_kind)
+const struct kv_link_ops kv_link_posted_tcp = DEVICE_LINK_OPS("posted-tcp", over_tcp);
+const struct kv_link_ops kv_link_placed_shm = DEVICE_LINK_OPS("placed-shm", over_shm);

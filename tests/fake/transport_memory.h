@@ -5,7 +5,8 @@
  *                              number; the dialler offers an id, no fd: asked each millisecond
  *     kv_link_memory_placed    the dialler writes into the acceptor's slots; the acceptor offers an id
  *
- * Both over kv_link_memory. What must never happen is CHECKed here: two operations posted on one device
+ * Both over kv_link_memory; kv_link_posted_tcp and kv_link_placed_shm are the same over the control links
+ * that NCCL and CUDA IPC have. What must never happen is CHECKed here: two operations posted on one device
  * in one direction, operations of different slots or sizes that meet, use after close.
  *
  * Rules: one thread. The knobs hold for all transports, and are reset by transport_memory_reset. */
@@ -33,7 +34,8 @@ extern struct transport_memory_counts transport_memory_counts;
 
 extern const struct transport_ops transport_memory_posted, transport_memory_placed;
 extern const struct kv_link_ops kv_link_memory_posted, kv_link_memory_placed;
-/* Of both kinds; NULL: the default. */
+extern const struct kv_link_ops kv_link_posted_tcp, kv_link_placed_shm;
+/* Of those over kv_link_memory; NULL: the default. */
 void transport_memory_set_times(const struct dslink_times *times);
 
 #endif
