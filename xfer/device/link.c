@@ -41,7 +41,8 @@ struct device_link {
     struct kv_link_options options;
     struct kv_link *control;
     struct dslink *session;
-    struct transport *transport; /* NULL: none */
+    struct transport *transport;    /* NULL: none */
+    char peer[KV_LINK_ADDRESS_MAX]; /* for log lines */
     int epoll, timer;
     uint64_t armed_ns; /* what the timer is set to; TIME_NEVER: it is not set */
     bool dialler, started, lost, has_turn;
@@ -49,6 +50,7 @@ struct device_link {
     bool starved; /* the caller has been told ERR_AGAIN by send or slot */
     bool blocked; /* ... by the control link's send */
     bool held;    /* a frame of the control link that waits for its place */
+    bool watched; /* the control link's fd is in epoll */
 };
 
 struct device_listener {
@@ -99,11 +101,16 @@ static void device_drop(struct device *d)
     mem_free(d);
 }
 
+static uint32_t links_max_of(const struct kv_link_options *options)
+{
+    return options->links_max ? options->links_max : DEVICE_LINKS_MAX;
+}
+
 static enum err check_room(const struct device_link_kind *kind,
                            const struct kv_link_options *options)
 {
     const struct device *d = device_find(kind->transport, options->device_index);
-    uint32_t links_max = options->links_max ? options->links_max : DEVICE_LINKS_MAX;
+    uint32_t links_max = links_max_of(options);
     if (!d || d->links_count < links_max) return OK;
     return err_set(ERR_FULL, "%s link: device %u has %u open", kind->ops->name,
                    options->device_index, d->links_count);
@@ -137,8 +144,21 @@ static bool may_try_again(const struct device_link *l)
     return dslink_may_send(l->session) || dslink_slot_free(l->session);
 }
 
+/* While a frame waits for the operation before it nothing behind it is read, the end of the control link
+ * neither: its fd would be readable all that time. */
+static void watch_control(struct device_link *l)
+{
+    struct epoll_event event = {.events = EPOLLIN};
+    struct dslink_frame f;
+    bool wanted = !l->held || dslink_front(l->session, &f);
+    if (wanted == l->watched) return;
+    int op = wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
+    if (epoll_ctl(l->epoll, op, l->control->ops->fd(l->control), &event) == 0) l->watched = wanted;
+}
+
 static void settle(struct device_link *l, uint64_t now_ns)
 {
+    watch_control(l);
     bool waits = dslink_joining(l->session) || dslink_operating(l->session);
     uint64_t at_ns = l->started ? dslink_wake_at(l->session) : TIME_NEVER;
     if (waits && l->transport->ops->fd(l->transport) < 0 && at_ns > now_ns + TICK_NS)
@@ -214,7 +234,9 @@ static enum err open_transport(struct device_link *l, const struct dslink_act *a
                                   .slots_count = act->slots_count,
                                   .slot_bytes = act->slot_bytes,
                                   .dialler = l->dialler,
-                                  .interface = l->options.interface ? l->options.interface : ""};
+                                  .interface = l->options.interface ? l->options.interface : "",
+                                  .links_max = links_max_of(&l->options),
+                                  .peer = l->peer};
     enum err e = ops->open(&l->transport, &o);
     if (e != OK) {
         l->transport = NULL;
@@ -499,8 +521,10 @@ static enum err watch_own(struct device_link *l)
     l->timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     if (l->epoll >= 0 && l->timer >= 0 &&
         epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->timer, &event) == 0 &&
-        epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->control->ops->fd(l->control), &event) == 0)
+        epoll_ctl(l->epoll, EPOLL_CTL_ADD, l->control->ops->fd(l->control), &event) == 0) {
+        l->watched = true;
         return OK;
+    }
     return err_set(ERR_IO, "%s link: %s", l->base.ops->name, strerror(errno));
 }
 
@@ -519,7 +543,7 @@ static struct dslink_times times_of(const struct device_link_kind *kind)
 /* Takes `control` over, also when it fails. */
 static enum err link_new(struct kv_link **out, const struct device_link_kind *kind,
                          const struct kv_link_options *options, struct kv_link *control,
-                         bool dialler)
+                         bool dialler, const char *peer)
 {
     struct device_link *l = mem_new(sizeof *l);
     struct dslink_options so = {.dialler = dialler,
@@ -543,6 +567,7 @@ static enum err link_new(struct kv_link **out, const struct device_link_kind *ki
                               .epoll = -1,
                               .timer = -1};
     list_init(&l->turn.waiting);
+    snprintf(l->peer, sizeof l->peer, "%s", peer);
     if ((l->device = device_take(kind->transport, options->device_index)) &&
         (e = watch_own(l)) == OK)
         e = dslink_new(&l->session, &so);
@@ -587,7 +612,7 @@ enum err device_link_dial(const struct device_link_kind *kind, struct kv_link **
     snprintf(control_address, sizeof control_address, "%s%s", kind->control->name, address + n);
     struct kv_link_options o = control_options(options);
     if ((e = kind->control->dial(&control, control_address, &o)) != OK) return e;
-    return link_new(link, kind, options, control, true);
+    return link_new(link, kind, options, control, true, address);
 }
 
 /* Tells the caller that it was turned away, if the control link takes that. */
@@ -612,7 +637,7 @@ enum err device_link_accept(struct kv_listener *listener, struct kv_link **link)
         turn_away(control, e);
         return e;
     }
-    if ((e = link_new(link, l->kind, &l->options, control, false)) != OK) return e;
+    if ((e = link_new(link, l->kind, &l->options, control, false, "accepted")) != OK) return e;
     uint64_t now_ns = clock_now_ns();
     start(device_link(*link), now_ns);
     settle(device_link(*link), now_ns);

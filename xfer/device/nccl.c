@@ -1,10 +1,11 @@
 /* An operation goes through three steps, since every call of a non-blocking communicator may answer
  * "in progress": it waits for the one before to be launched; NCCL launches it, on a thread of its own and
  * for the first one not before the peer is there too; it runs on the stream. Only when the launch is over
- * does work that is put on the stream come behind it: its event, and the host function that rings the bell.
+ * does work that is put on the stream come behind it: the host function that rings the bell. The bell's
+ * count is the only word on what has ended, so that it never rings for something that is known already.
  *
  * The transport's fd holds that bell and a timer, for what nothing rings for: NCCL's state while it
- * connects or launches, and errors of the network while an operation runs. */
+ * connects or launches, and errors of the device and the network while an operation runs. */
 #include "xfer/device/nccl.h"
 
 #include <errno.h>
@@ -41,7 +42,6 @@ enum {
 struct operation {
     uint32_t slot;
     size_t bytes;
-    cudaEvent_t over;
 };
 
 struct nccl {
@@ -61,7 +61,8 @@ struct nccl {
     cudaStream_t stream;
     struct operation ring[TRANSPORT_SLOTS_MAX];
     uint32_t first, count; /* begun and not told as ended */
-    uint32_t launched;     /* of them: with their event recorded */
+    uint32_t launched;     /* of them: with the bell behind them */
+    uint64_t rung;         /* of these: ended */
     bool launching;        /* the next one is NCCL's to launch */
 };
 
@@ -181,9 +182,6 @@ static enum err open_stream(struct nccl *t)
     if (e == OK)
         e = device_check(cudaStreamCreateWithPriority(&t->stream, cudaStreamNonBlocking, greatest),
                          "a stream");
-    for (uint32_t i = 0; e == OK && i < TRANSPORT_SLOTS_MAX; i++)
-        e = device_check(cudaEventCreateWithFlags(&t->ring[i].over, cudaEventDisableTiming),
-                         "an event");
     return e;
 }
 
@@ -212,7 +210,7 @@ static enum err nccl_open(struct transport **transport, const struct transport_o
     struct nccl *t = mem_new(sizeof *t);
     if (!t) return ERR_MEMORY;
     size_t stride = ((size_t)o->slot_bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
-    *t = (struct nccl){.base.ops = &nccl_transport_ops,
+    *t = (struct nccl){.base.ops = &transport_nccl,
                        .dialler = o->dialler,
                        .device = (int)o->device_index,
                        .fd = -1,
@@ -296,8 +294,7 @@ static enum err nccl_join(struct transport *transport, const uint8_t *bytes, siz
 static void drain_fds(struct nccl *t)
 {
     uint64_t count;
-    if (read(t->bell_fd, &count, sizeof count) < 0 && errno != EAGAIN)
-        log_debug("nccl_bell", "error=\"%s\"", strerror(errno));
+    if (read(t->bell_fd, &count, sizeof count) == sizeof count) t->rung += count;
     if (t->timer_ns > 0 && read(t->timer_fd, &count, sizeof count) < 0 && errno != EAGAIN)
         log_debug("nccl_timer", "error=\"%s\"", strerror(errno));
 }
@@ -354,13 +351,6 @@ static enum err launch(struct nccl *t, const struct operation *o)
     return check(t, r, t->dialler ? "a send" : "a receive");
 }
 
-static enum err record(struct nccl *t, const struct operation *o)
-{
-    enum err e = device_check(cudaEventRecord(o->over, t->stream), "the end of a transfer");
-    if (e != OK) return e;
-    return device_check(cudaLaunchHostFunc(t->stream, ring_bell, t), "the end of a transfer");
-}
-
 /* Takes each operation as far as it goes without waiting. */
 static enum err advance(struct nccl *t)
 {
@@ -370,9 +360,10 @@ static enum err advance(struct nccl *t)
         if (!t->launching && (e = launch(t, o)) != OK) return e;
         t->launching = true;
         e = look(t, "launching a transfer");
-        if (e == ERR_AGAIN && !PLANTED("event_before_launch")) return set_timer(t, LAUNCH_POLL_NS);
+        if (e == ERR_AGAIN && !PLANTED("bell_before_launch")) return set_timer(t, LAUNCH_POLL_NS);
         if (e != OK && e != ERR_AGAIN) return e;
-        if ((e = record(t, o)) != OK) return e;
+        e = device_check(cudaLaunchHostFunc(t->stream, ring_bell, t), "the end of a transfer");
+        if (e != OK) return e;
         t->launching = false;
         t->launched++;
     }
@@ -393,6 +384,15 @@ static enum err nccl_begin(struct transport *transport, uint32_t slot, size_t by
     return advance(t);
 }
 
+/* What would keep the bell from ringing. */
+static enum err look_at_all(struct nccl *t)
+{
+    cudaError_t c = cudaStreamQuery(t->stream);
+    if (c == cudaErrorNotReady) cudaGetLastError();
+    enum err e = c == cudaErrorNotReady ? OK : device_check(c, "a transfer");
+    return e == OK ? look(t, "a transfer") : e;
+}
+
 static enum err nccl_ended(struct transport *transport, uint32_t *slot)
 {
     struct nccl *t = of(transport);
@@ -402,15 +402,12 @@ static enum err nccl_ended(struct transport *transport, uint32_t *slot)
     if ((e = device_check(cudaSetDevice(t->device), "the device")) != OK) return e;
     if ((e = advance(t)) != OK) return e;
     if (t->launched == 0) return ERR_AGAIN;
-    struct operation *o = at(t, 0);
-    cudaError_t c = cudaEventQuery(o->over);
-    if (c == cudaErrorNotReady && !PLANTED("end_not_waited_for")) {
-        cudaGetLastError();
-        e = look(t, "a transfer");
+    if (t->rung == 0 && !PLANTED("end_not_waited_for")) {
+        e = look_at_all(t);
         return e == OK ? ERR_AGAIN : e;
     }
-    if (c != cudaErrorNotReady && (e = device_check(c, "a transfer")) != OK) return e;
-    *slot = o->slot;
+    *slot = at(t, 0)->slot;
+    t->rung--;
     t->first = (t->first + 1) % TRANSPORT_SLOTS_MAX;
     t->count--;
     t->launched--;
@@ -473,8 +470,6 @@ static void take_down(void *arg)
         cudaStreamSynchronize(t->stream);
         cudaStreamDestroy(t->stream);
     }
-    for (uint32_t i = 0; i < TRANSPORT_SLOTS_MAX; i++)
-        if (t->ring[i].over) cudaEventDestroy(t->ring[i].over);
     free_memory(t);
     cudaGetLastError();
 }
@@ -505,7 +500,7 @@ static void nccl_close(struct transport *transport, enum transport_end end)
     reaper_start(&t->work);
 }
 
-const struct transport_ops nccl_transport_ops = {
+const struct transport_ops transport_nccl = {
     .name = "nccl",
     .posted = true,
     .dialler_offers = true,

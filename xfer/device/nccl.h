@@ -13,7 +13,7 @@
 
 #include "xfer/device/transport.h"
 
-extern const struct transport_ops nccl_transport_ops;
+extern const struct transport_ops transport_nccl;
 
 /* Transports that hold memory: those that are open, and those that are still being taken down. */
 uint32_t nccl_held_count(void);

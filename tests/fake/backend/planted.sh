@@ -40,7 +40,8 @@ for test in "$@"; do
 done
 [ "$name" = none ] || { echo "$name is not found by $*"; exit 1; }
 
-mapfile -t planted < <(grep -oh 'PLANTED("[a-z0-9_]*")' "$here"/../../../kernels/cuda/* "$here"/../../../xfer/device/* | cut -d '"' -f 2)
+root=$here/../../..
+mapfile -t planted < <(grep -oh 'PLANTED("[a-z0-9_]*")' "$root"/kernels/cuda/* "$root"/xfer/device/{ipc,nccl,reaper}.c | cut -d '"' -f 2)
 for name in "${planted[@]}"; do
     grep -q "^$name " "$here/plants.txt" || { echo "$name is not in plants.txt"; exit 1; }
 done
