@@ -1,7 +1,8 @@
 /* geometry: the shape of the KV cache that one node holds, told in its hello and checked wherever
  * two nodes meet. Pure arithmetic on a plain struct.
  *
- * One block holds BLOCK_TOKENS consecutive tokens of one sequence for all layers of the node.
+ * One block holds block_tokens consecutive tokens of one sequence for all layers of the node:
+ * BLOCK_TOKENS, or a multiple of it where a transfer's other side has other blocks (xfer/slice.h).
  * Within a block the layers follow each other; within a layer first K of all kv heads, then V:
  *
  *     K        [kv_heads][head_dim / 2][16 tokens][2]
@@ -57,6 +58,58 @@ static inline bool kv_geometry_equal(const struct kv_geometry *a, const struct k
            a->head_dim == b->head_dim && a->block_tokens == b->block_tokens &&
            a->layout == b->layout && a->dtype == b->dtype;
 }
+/* Which part of a model's KV a node holds where several share it (the ranks of a tensor- or
+ * pipeline-parallel node): the geometry's layers_count layers of layers_all from layers_first on, and of each
+ * of them its kv_heads of heads_all. All zero: the node holds everything. */
+struct kv_part {
+    uint32_t layers_first, layers_all;
+    uint32_t heads_first, heads_all;
+};
+
+/* Layers and kv heads, numbered as in the model. */
+struct kv_range {
+    uint32_t layers_first, layers_end, heads_first, heads_end;
+};
+
+/* The part with the model's sizes told. */
+static inline struct kv_part kv_part_told(const struct kv_geometry *g, struct kv_part p)
+{
+    if (p.layers_all == 0) p.layers_all = g->layers_count;
+    if (p.heads_all == 0) p.heads_all = g->kv_heads;
+    return p;
+}
+/* Whether it lies in the model. */
+static inline bool kv_part_fits(const struct kv_geometry *g, const struct kv_part *told)
+{
+    return (uint64_t)told->layers_first + g->layers_count <= told->layers_all &&
+           (uint64_t)told->heads_first + g->kv_heads <= told->heads_all;
+}
+/* Of a part that fits. */
+static inline struct kv_range kv_part_range(const struct kv_geometry *g, const struct kv_part *told)
+{
+    return (struct kv_range){told->layers_first, told->layers_first + g->layers_count,
+                             told->heads_first, told->heads_first + g->kv_heads};
+}
+static inline bool kv_range_empty(const struct kv_range *r)
+{
+    return r->layers_first >= r->layers_end || r->heads_first >= r->heads_end;
+}
+/* What is in both. */
+static inline struct kv_range kv_range_both(struct kv_range a, const struct kv_range *b)
+{
+    if (a.layers_first < b->layers_first) a.layers_first = b->layers_first;
+    if (a.layers_end > b->layers_end) a.layers_end = b->layers_end;
+    if (a.heads_first < b->heads_first) a.heads_first = b->heads_first;
+    if (a.heads_end > b->heads_end) a.heads_end = b->heads_end;
+    return a;
+}
+/* Whether `inner` has nothing that `outer` has not. */
+static inline bool kv_range_within(const struct kv_range *inner, const struct kv_range *outer)
+{
+    return inner->layers_first >= outer->layers_first && inner->layers_end <= outer->layers_end &&
+           inner->heads_first >= outer->heads_first && inner->heads_end <= outer->heads_end;
+}
+
 /* Checksum of a payload of `words` 64-bit little-endian words, which a device computes while it copies
  * them, in any order: the sum of the words, each with its place in it and sent through splitmix64's
  * finalizer (Steele, Lea and Flood, 2014). */
@@ -93,6 +146,20 @@ static inline bool kv_geometry_fits(const struct kv_geometry *a, const struct kv
     same.layout = a->layout;
     return kv_geometry_equal(a, &same) && kv_layout_between(a->layout, b->layout) != 0;
 }
+/* Whether both hold KV of one model, in orders that can meet; perhaps not the same part of it. */
+static inline bool kv_same_model(const struct kv_geometry *a, const struct kv_part *a_told,
+                                 const struct kv_geometry *b, const struct kv_part *b_told)
+{
+    return a_told->layers_all == b_told->layers_all && a_told->heads_all == b_told->heads_all &&
+           a->head_dim == b->head_dim && a->dtype == b->dtype &&
+           kv_layout_between(a->layout, b->layout) != 0;
+}
+/* How many blocks of so many tokens have one of tokens [first, end), not none. */
+static inline uint32_t blocks_between(uint32_t block_tokens, uint32_t first, uint32_t end)
+{
+    return (end - 1) / block_tokens - first / block_tokens + 1;
+}
+/* Of BLOCK_TOKENS. */
 static inline uint32_t blocks_for_tokens(uint32_t tokens)
 {
     return tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);

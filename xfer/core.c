@@ -167,7 +167,6 @@ static struct xfer_session *session_new(struct xfer_core *core, uint64_t now_ns)
     s->link = "";
     s->used_ns = now_ns;
     s->meter.dry = true;
-    s->frame_blocks = xfer_frame_blocks(&core->options.geometry);
     core->sessions_count++;
     return s;
 }
@@ -278,21 +277,13 @@ struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link
     return s;
 }
 
-/* How many blocks of one layer go into a frame on this link. */
-static uint32_t frame_blocks(const struct kv_geometry *g, const struct kv_link_facts *facts)
-{
-    if (facts->slot_bytes == 0) return xfer_frame_blocks(g);
-    size_t fit = facts->slot_bytes / kv_layer_bytes(g);
-    return fit < XFER_SLOT_BLOCKS_MAX ? (uint32_t)fit : XFER_SLOT_BLOCKS_MAX;
-}
-
 void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const char *link,
                          const struct kv_link_facts *facts, uint64_t now_ns)
 {
     s->window_bytes = facts->window_bytes;
-    s->frame_blocks = frame_blocks(&core->options.geometry, facts);
+    s->slot_bytes = facts->slot_bytes;
     if (s->state != SESSION_DIALLING) return;
-    if (s->frame_blocks == 0) {
+    if (s->slot_bytes > 0 && s->slot_bytes < kv_layer_bytes(&core->options.geometry)) {
         err_set(ERR_INVALID, "slots of %u bytes are shorter than a block's layer",
                 facts->slot_bytes);
         session_end(core, s, ERR_INVALID, err_text(), now_ns);
@@ -317,21 +308,14 @@ static void session_ready(struct xfer_core *core, struct xfer_session *s, uint64
 static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
                          uint64_t now_ns)
 {
-    const struct kv_geometry *theirs = &f->geometry, *ours = &core->options.geometry;
     if (s->state != SESSION_GREETING) return err_set(ERR_STATE, "a second HELLO");
-    if (!kv_geometry_fits(theirs, ours)) {
-        s->error = err_set(ERR_INVALID,
-                           "KV differs: %u layers x %u heads x %u, dtype %u, layout %u there, "
-                           "%u x %u x %u, %u, %u here",
-                           theirs->layers_count, theirs->kv_heads, theirs->head_dim, theirs->dtype,
-                           theirs->layout, ours->layers_count, ours->kv_heads, ours->head_dim,
-                           ours->dtype, ours->layout);
+    s->error = session_meet(core, s, f);
+    if (s->error != OK) {
         snprintf(s->text, sizeof s->text, "%s", err_text());
         s->state = SESSION_PARTING;
         s->hello_due = false;
         return OK;
     }
-    s->layout = kv_layout_between(theirs->layout, ours->layout);
     if (s->dialler) {
         s->credit_bytes = f->window_bytes;
     } else {
@@ -425,6 +409,7 @@ static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct
         f->kind = FRAME_HELLO;
         f->incarnation = core->options.incarnation;
         f->geometry = core->options.geometry;
+        f->part = core->options.part;
         f->window_bytes = s->dialler ? 0 : s->window_bytes;
         return true;
     }
@@ -660,6 +645,7 @@ enum err xfer_core_new(struct xfer_core **out, const struct xfer_core_options *o
     *out = NULL;
     if (!core) return ERR_MEMORY;
     core->options = *options;
+    core->options.part = kv_part_told(&options->geometry, options->part);
     if (core->options.retry_ns == 0) core->options.retry_ns = NS_PER_S;
     core->tell_ns = TIME_NEVER;
     list_init(&core->peers);

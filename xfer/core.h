@@ -21,6 +21,7 @@
 
 #include "xfer/frame.h"
 #include "xfer/link.h"
+#include "xfer/slice.h"
 
 struct xfer_core;
 struct xfer_session;
@@ -30,16 +31,17 @@ struct xfer_commit;
 
 enum {
     XFER_SESSIONS_MAX = 256,
-    XFER_PEERS_MAX = 512,    /* that are remembered; those not in use make way */
-    XFER_GREETINGS_MAX = 32, /* accepted links that have not said HELLO */
-    XFER_FRAME_BLOCKS_MAX = 256,
-    XFER_SLOT_BLOCKS_MAX = 1024, /* of a frame whose payload goes through a slot */
-    XFER_FRAME_BYTES =
-        256 << 10, /* payload of a DATA frame, or one block's layer if that is more */
+    XFER_PEERS_MAX = 512,         /* that are remembered; those not in use make way */
+    XFER_GREETINGS_MAX = 32,      /* accepted links that have not said HELLO */
+    XFER_FRAME_UNITS_MAX = 256,   /* of 16 tokens of one layer */
+    XFER_SLOT_UNITS_MAX = 1024,   /* of a frame whose payload goes through a slot */
+    XFER_FRAME_BYTES = 256 << 10, /* payload of a DATA frame, or one unit if that is more */
 };
 
 struct xfer_core_options {
     struct kv_geometry geometry;
+    struct kv_part part; /* fits the geometry */
+    bool whole_blocks;   /* the pool takes and gives blocks with all their heads only */
     struct id128 incarnation;
     uint32_t tickets_max;
     uint64_t handshake_ns; /* six times that for links that are slow to make */
@@ -63,12 +65,22 @@ struct xfer_message {
 struct xfer_store {
     struct id128 ticket;
     struct frame_range range;
-    const uint32_t *blocks; /* until the next call */
+    const uint32_t *blocks; /* until the next call: those that the range's tokens lie in */
     uint32_t blocks_count;  /* 0: nowhere, throw it away */
     uint64_t hash;
+    /* NULL: nothing of it is verified. Else bits, see xfer_store_has: those are not to be written. */
+    const uint64_t *verified;
+    uint64_t verified_first;
+    uint32_t unit_bits;
 };
+/* Whether the range's n-th 16 tokens are there already in its n-th head. */
+static inline bool xfer_store_has(const struct xfer_store *s, uint32_t unit, uint32_t head)
+{
+    uint64_t i = s->verified_first + (uint64_t)unit * s->unit_bits + head;
+    return s->verified && s->verified[i / 64] >> i % 64 & 1;
+}
 
-/* A frame to send. DATA: its hash is left to fill in, its payload is this layer of these blocks. */
+/* A frame to send. DATA: its hash is left to fill in, its payload is the range's part of these blocks. */
 struct xfer_send {
     struct frame frame;
     const uint32_t *blocks;
@@ -94,10 +106,18 @@ struct xfer_core_counts {
     uint64_t sent_bytes, received_bytes, frames_refused, frames_dead, tickets_done, tickets_failed;
 };
 
-/* How many blocks of one layer a DATA frame in host memory carries at most, and the longest frame that
- * makes. */
-uint32_t xfer_frame_blocks(const struct kv_geometry *g);
+/* How many units (16 tokens of one layer in some heads) of this size a DATA frame in host memory carries at
+ * most, and the longest frame that makes between this node and any other. */
+uint32_t xfer_frame_units(size_t unit_bytes);
 uint32_t xfer_frame_bytes_max(const struct kv_geometry *g);
+
+/* Where a range lies in the pool of a node that holds this part: from slice `first` of its first block on. */
+struct xfer_place {
+    uint32_t layer, units_count;
+    struct slice first;
+};
+struct xfer_place xfer_place(const struct kv_geometry *g, const struct kv_part *told,
+                             const struct frame_range *range);
 
 /* The op's copy. ERR_INVALID if it breaks the rules of its kind; ERR_MEMORY. */
 enum err xfer_message_new(const struct xfer_op *op, const struct kv_geometry *g,

@@ -29,7 +29,9 @@ enum session_state {
 
 struct xfer_push {
     struct list_link link; /* in the ticket's pushes: all of them, for ranges that are refused */
-    uint32_t layer, tokens_first, tokens_end, blocks_count;
+    uint32_t layer;        /* of the pool's */
+    uint32_t tokens_first, tokens_end;
+    uint32_t units_count; /* of 16 tokens */
     uint32_t blocks[];
 };
 
@@ -53,8 +55,9 @@ struct xfer_ticket {
     struct list_link in_session;  /* session->tickets; CONNECTING: peer->waiting */
     struct list_link ready;       /* session->ready: may have something to say */
     struct list_link ended;       /* core->ended: its event is to be fetched */
-    uint32_t tokens_first, tokens_end, blocks_count;
-    uint64_t units_count; /* layers x blocks: what has to travel */
+    uint32_t tokens_first, tokens_end;
+    uint32_t layer_units; /* 16 tokens each, of one layer */
+    uint64_t units_count; /* all layers: what has to travel; receiver: in each head by itself */
     uint64_t units_done;  /* sender: pushed; receiver: verified */
     struct list_link agains;
     uint64_t agains_count;     /* ever */
@@ -66,7 +69,7 @@ struct xfer_ticket {
     uint64_t asked;                  /* sender: core->order when it was opened */
     struct list_link pushes;         /* sender */
     struct xfer_push *next_push;     /* sender: the first that is not all sent; NULL: none */
-    uint32_t next_block;             /* sender: of next_push */
+    uint32_t next_unit;              /* sender: of next_push */
     bool opened, committed;          /* sender: OPEN was sent; COMMIT was asked for */
 
     uint32_t *blocks;   /* receiver */
@@ -119,16 +122,19 @@ struct xfer_session {
     struct heap_entry timer;
     enum session_state state;
     bool dialler, hello_due;
-    uint32_t layout;      /* READY: of KV on the link */
-    bool retired;         /* takes no new tickets: the other side seems frozen */
-    struct xfer_way *way; /* dialler: it is the one for new tickets; NULL: it is not, any more */
+    uint32_t layout;       /* READY: of KV on the link */
+    struct kv_range share; /* READY: what both sides hold */
+    size_t unit_bytes;     /* READY: of 16 tokens of a layer in the heads of the share */
+    uint32_t slot_bytes;   /* 0: payloads are in host memory */
+    bool retired;          /* takes no new tickets: the other side seems frozen */
+    struct xfer_way *way;  /* dialler: it is the one for new tickets; NULL: it is not, any more */
     const char *link;
     void *user;
     struct list_link tickets, ready, notes;
     uint32_t notes_count;
-    uint32_t live_count;   /* of the tickets: those that have not ended */
-    uint64_t used_ns;      /* when it last got one */
-    uint32_t frame_blocks; /* of one layer in a DATA frame */
+    uint32_t live_count;  /* of the tickets: those that have not ended */
+    uint64_t used_ns;     /* when it last got one */
+    uint32_t frame_units; /* of one layer in a DATA frame */
     struct rate_meter meter;
     uint64_t window_bytes;  /* acceptor's */
     uint64_t credit_bytes;  /* dialler: may be sent */
@@ -174,6 +180,20 @@ void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, con
                  uint64_t now_ns);
 /* Ends the least recently used idle one over this kind of link (NULL: any); false: there is none. */
 bool session_evict(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
+
+/* part.c: what two nodes have to do with each other. */
+
+/* READY's layout, share and sizes from the other side's HELLO. ERR_INVALID: they cannot exchange KV. */
+enum err session_meet(struct xfer_core *core, struct xfer_session *s, const struct frame *hello);
+/* What of these blocks, the first of which has token `tokens_first`, the range lies in. */
+static inline const uint32_t *range_blocks(const struct xfer_core *core,
+                                           const struct frame_range *r, const uint32_t *blocks,
+                                           uint32_t tokens_first, uint32_t *count)
+{
+    uint32_t block_tokens = core->options.geometry.block_tokens;
+    *count = blocks_between(block_tokens, r->tokens_first, r->tokens_end);
+    return blocks + (r->tokens_first / block_tokens - tokens_first / block_tokens);
+}
 
 /* peer.c: which session a sender's ticket gets. */
 

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static const uint8_t magic[4] = {'T', 'K', 'V', '1'};
+static const uint8_t magic[4] = {'T', 'K', 'V', '2'};
 
 enum { COMMON_BYTES = 24 };
 
@@ -85,6 +85,12 @@ static enum err get_hello(struct reader *r, struct frame *f)
     uint32_t dtype = get_u32(r);
     if (dtype > DTYPE_BF16) return bad(f, "dtype", dtype);
     g->dtype = (enum dtype)dtype;
+    f->part.layers_first = get_u32(r);
+    f->part.layers_all = get_u32(r);
+    f->part.heads_first = get_u32(r);
+    f->part.heads_all = get_u32(r);
+    if (!kv_part_fits(g, &f->part))
+        return bad(f, "a part beyond its model, its layers_first", f->part.layers_first);
     f->window_bytes = get(r, 8);
     return OK;
 }
@@ -101,7 +107,11 @@ static enum err get_range(struct reader *r, struct frame *f)
     f->range.layer = get_u32(r);
     f->range.tokens_first = get_u32(r);
     f->range.tokens_end = get_u32(r);
+    f->range.heads_first = get_u32(r);
+    f->range.heads_count = get_u32(r);
     f->range.attempt = get_u32(r);
+    if (f->range.heads_count == 0 || f->range.heads_count > UINT32_MAX - f->range.heads_first)
+        return bad(f, "heads_count", f->range.heads_count);
     if (f->range.attempt >= FRAME_TRIES_MAX) return bad(f, "try", f->range.attempt);
     return check_tokens(f, f->range.tokens_first, f->range.tokens_end);
 }
@@ -205,8 +215,10 @@ static uint8_t *put_commit(uint8_t *at, const struct frame *f)
 static uint8_t *put_hello(uint8_t *at, const struct frame *f)
 {
     const struct kv_geometry *g = &f->geometry;
-    uint32_t numbers[] = {g->layers_count, g->kv_heads, g->head_dim,
-                          g->block_tokens, g->layout,   (uint32_t)g->dtype};
+    const struct kv_part *p = &f->part;
+    uint32_t numbers[] = {g->layers_count, g->kv_heads,        g->head_dim,     g->block_tokens,
+                          g->layout,       (uint32_t)g->dtype, p->layers_first, p->layers_all,
+                          p->heads_first,  p->heads_all};
     at = put_id(at, f->incarnation);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         at = put(at, numbers[i], 4);
@@ -218,6 +230,8 @@ static uint8_t *put_range(uint8_t *at, const struct frame_range *range)
     at = put(at, range->layer, 4);
     at = put(at, range->tokens_first, 4);
     at = put(at, range->tokens_end, 4);
+    at = put(at, range->heads_first, 4);
+    at = put(at, range->heads_count, 4);
     return put(at, range->attempt, 4);
 }
 

@@ -15,7 +15,7 @@
  * All numbers are little-endian. Every frame starts with
  *
  *     offset size
- *          0    4  magic: the bytes "TKV1"
+ *          0    4  magic: the bytes "TKV2"
  *          4    1  kind
  *          5    3  zero
  *          8   16  ticket: hi, lo; zero where a frame is about the link itself
@@ -24,20 +24,23 @@
  *
  *     HELLO   24  16  incarnation of the speaker: hi, lo
  *             40  24  geometry: layers_count, kv_heads, head_dim, block_tokens, layout, dtype
- *             64   8  window: payload bytes that the other side may send before it gets CREDIT
+ *             64  16  part of the model: layers_first, layers_all, heads_first, heads_all
+ *             80   8  window: payload bytes that the other side may send before it gets CREDIT
  *     OPEN    24   8  tokens_first, tokens_end: what travels under this ticket
- *     DATA    24   4  layer
+ *     DATA    24   4  layer, as the model counts
  *             28   8  tokens_first, tokens_end of this payload
- *             36   4  try: 0, 1, 2
- *             40   8  XXH3 of the payload; kv_hash (common/geometry.h) of one in a slot
- *             48   …  payload, unless it came in a slot (xfer/link.h): the layer's bytes of each block, in the layout that lies between
- *                     the two HELLOs' (kv_layout_between)
+ *             36   8  heads_first, heads_count of this payload: kv heads, as the model counts
+ *             44   4  try: 0, 1, 2
+ *             48   8  XXH3 of the payload; kv_hash (common/geometry.h) of one in a slot
+ *             56   …  payload, unless it came in a slot (xfer/link.h): for each 16 tokens K of these heads,
+ *                     then V, in the layout that lies between the two HELLOs' (kv_layout_between),
+ *                     however long either side's blocks
  *     COMMIT  24   4  first token
  *             28   4  its logprob
  *             32   4  finish
  *             36   4  tops_count, at most JOB_TOPS_MAX
  *             40  8n  token, logprob of each
- *     REFUSE  24  16  layer, tokens_first, tokens_end, try of a DATA frame with a wrong checksum
+ *     REFUSE  24  24  layer, tokens, heads, try of a DATA frame with a wrong checksum
  *     CREDIT  24   8  payload bytes that may be sent in addition
  *     FAIL    24   4  error: the sender of this frame has ended the ticket, or the link if none
  *             28   4  text_bytes, below XFER_TEXT_MAX
@@ -45,7 +48,8 @@
  *     DONE    24   0  all has arrived, was verified and is committed
  *
  * The dialler speaks first: HELLO, then it waits for the other HELLO. After that it sends OPEN,
- * DATA, COMMIT and FAIL; the accepting side sends REFUSE, CREDIT, FAIL and DONE. */
+ * DATA, COMMIT and FAIL; the accepting side sends REFUSE, CREDIT, FAIL and DONE. DATA carries what both
+ * sides' parts have in common: layers and heads that the other side does not hold stay where they are. */
 #ifndef TANDEM_XFER_FRAME_H
 #define TANDEM_XFER_FRAME_H
 
@@ -64,13 +68,13 @@ enum frame_kind {
 
 enum {
     FRAME_HEAD_MAX = 256, /* everything but a payload */
-    FRAME_DATA_HEAD = 48,
+    FRAME_DATA_HEAD = 56,
     FRAME_TRIES_MAX = 3,
 };
 
-/* One layer of some tokens, the tries of it so far. */
+/* One layer of some tokens and kv heads, the tries of it so far. */
 struct frame_range {
-    uint32_t layer, tokens_first, tokens_end, attempt;
+    uint32_t layer, tokens_first, tokens_end, heads_first, heads_count, attempt;
 };
 
 struct frame {
@@ -78,6 +82,7 @@ struct frame {
     struct id128 ticket;
     struct id128 incarnation;          /* HELLO */
     struct kv_geometry geometry;       /* HELLO */
+    struct kv_part part;               /* HELLO: lies in the model that it tells */
     uint64_t window_bytes;             /* HELLO, CREDIT */
     uint32_t tokens_first, tokens_end; /* OPEN: a multiple of 16 before, and more than none */
     struct frame_range range;          /* DATA, REFUSE: the same, attempt below FRAME_TRIES_MAX */

@@ -5,15 +5,33 @@
 #include "common/mem.h"
 #include "xfer/core_state.h"
 
-uint32_t xfer_frame_blocks(const struct kv_geometry *g)
+uint32_t xfer_frame_units(size_t unit_bytes)
 {
-    size_t fit = XFER_FRAME_BYTES / kv_layer_bytes(g);
-    return fit < 1 ? 1 : fit > XFER_FRAME_BLOCKS_MAX ? XFER_FRAME_BLOCKS_MAX : (uint32_t)fit;
+    size_t fit = XFER_FRAME_BYTES / unit_bytes;
+    return fit < 1 ? 1 : fit > XFER_FRAME_UNITS_MAX ? XFER_FRAME_UNITS_MAX : (uint32_t)fit;
+}
+
+size_t xfer_staging_bytes(const struct kv_geometry *g)
+{
+    size_t unit_bytes = slice_bytes(g, g->kv_heads);
+    return unit_bytes > XFER_FRAME_BYTES ? unit_bytes : XFER_FRAME_BYTES;
 }
 
 uint32_t xfer_frame_bytes_max(const struct kv_geometry *g)
 {
-    return FRAME_HEAD_MAX + xfer_frame_blocks(g) * (uint32_t)kv_layer_bytes(g);
+    return FRAME_HEAD_MAX + (uint32_t)xfer_staging_bytes(g);
+}
+
+struct xfer_place xfer_place(const struct kv_geometry *g, const struct kv_part *told,
+                             const struct frame_range *r)
+{
+    return (struct xfer_place){
+        .layer = r->layer - told->layers_first,
+        .units_count = blocks_for_tokens(r->tokens_end - r->tokens_first),
+        .first = {.unit = r->tokens_first % g->block_tokens / BLOCK_TOKENS,
+                  .heads_first = r->heads_first - told->heads_first,
+                  .heads_count = r->heads_count},
+    };
 }
 
 static enum err check_tokens(const struct xfer_op *op)
@@ -25,9 +43,10 @@ static enum err check_tokens(const struct xfer_op *op)
     return OK;
 }
 
-static enum err check_blocks(const struct xfer_op *op, uint32_t blocks_in_pool)
+static enum err check_blocks(const struct xfer_op *op, uint32_t block_tokens,
+                             uint32_t blocks_in_pool)
 {
-    uint32_t wanted = blocks_for_tokens(op->tokens_end - op->tokens_first);
+    uint32_t wanted = blocks_between(block_tokens, op->tokens_first, op->tokens_end);
     if (op->blocks_count != wanted)
         return err_set(ERR_INVALID, "%u blocks for tokens %u to %u", op->blocks_count,
                        op->tokens_first, op->tokens_end);
@@ -64,8 +83,8 @@ static struct xfer_ticket *ticket_new(const struct xfer_op *op, const struct kv_
     t->timer.key = op->deadline_ns;
     t->tokens_first = op->tokens_first;
     t->tokens_end = op->tokens_end;
-    t->blocks_count = blocks_for_tokens(op->tokens_end - op->tokens_first);
-    t->units_count = (uint64_t)t->blocks_count * g->layers_count;
+    t->layer_units = blocks_for_tokens(op->tokens_end - op->tokens_first);
+    t->units_count = (uint64_t)t->layer_units * g->layers_count * (t->sends ? 1 : g->kv_heads);
     t->event.link = "";
     return t;
 }
@@ -75,13 +94,13 @@ static enum err expect_new(const struct xfer_op *op, const struct kv_geometry *g
 {
     struct xfer_ticket *t = ticket_new(op, g);
     if (!t) return ERR_MEMORY;
-    t->blocks = mem_array(t->blocks_count, sizeof *t->blocks);
+    t->blocks = mem_array(op->blocks_count, sizeof *t->blocks);
     t->verified = mem_array(t->units_count / 64 + 1, sizeof *t->verified);
     if (!t->blocks || !t->verified) {
         ticket_free(t);
         return ERR_MEMORY;
     }
-    memcpy(t->blocks, op->blocks, t->blocks_count * sizeof *t->blocks);
+    memcpy(t->blocks, op->blocks, op->blocks_count * sizeof *t->blocks);
     *out = t;
     return OK;
 }
@@ -104,7 +123,7 @@ static enum err push_new(const struct xfer_op *op, struct xfer_push **out)
     p->layer = op->layer;
     p->tokens_first = op->tokens_first;
     p->tokens_end = op->tokens_end;
-    p->blocks_count = op->blocks_count;
+    p->units_count = blocks_for_tokens(op->tokens_end - op->tokens_first);
     memcpy(p->blocks, op->blocks, op->blocks_count * sizeof p->blocks[0]);
     *out = p;
     return OK;
@@ -129,13 +148,17 @@ enum err xfer_message_new(const struct xfer_op *op, const struct kv_geometry *g,
     if (id128_is_none(op->ticket)) return err_set(ERR_INVALID, "no ticket");
     switch (op->kind) {
     case XFER_EXPECT:
-        if ((e = check_tokens(op)) != OK || (e = check_blocks(op, blocks_in_pool)) != OK) return e;
+        if ((e = check_tokens(op)) != OK ||
+            (e = check_blocks(op, g->block_tokens, blocks_in_pool)) != OK)
+            return e;
         return expect_new(op, g, &m->opened);
     case XFER_OPEN:
         if ((e = check_tokens(op)) != OK || (e = check_addresses(op)) != OK) return e;
         return open_new(op, g, &m->opened);
     case XFER_PUSH:
-        if ((e = check_tokens(op)) != OK || (e = check_blocks(op, blocks_in_pool)) != OK) return e;
+        if ((e = check_tokens(op)) != OK ||
+            (e = check_blocks(op, g->block_tokens, blocks_in_pool)) != OK)
+            return e;
         if (op->layer >= g->layers_count)
             return err_set(ERR_INVALID, "layer %u of %u", op->layer, g->layers_count);
         return push_new(op, &m->push);

@@ -12,23 +12,44 @@
  *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
  * Frames that come over another link than the one that opened the ticket are dead too. ERR_STATE
- * costs the peer its link. A verified unit (one layer of one block) is never written again. */
+ * costs the peer its link. A verified unit (16 tokens of one layer in one kv head) is never written
+ * again. */
 #include "common/mem.h"
 #include "xfer/core_state.h"
 
-static uint64_t unit(const struct xfer_ticket *t, uint32_t layer, uint32_t block)
+/* The units of a range: in each of rows_count 16 tokens, heads_count bits of `verified` from
+ * first + row * heads here on. */
+struct units {
+    uint64_t first;
+    uint32_t rows_count, heads_count;
+};
+
+static struct units units_of(const struct xfer_core *core, const struct xfer_ticket *t,
+                             const struct frame_range *r)
 {
-    return (uint64_t)layer * t->blocks_count + block;
+    const struct xfer_core_options *o = &core->options;
+    uint64_t layer = r->layer - o->part.layers_first;
+    uint64_t row = layer * t->layer_units + (r->tokens_first - t->tokens_first) / BLOCK_TOKENS;
+    return (struct units){
+        .first = row * o->geometry.kv_heads + r->heads_first - o->part.heads_first,
+        .rows_count = blocks_for_tokens(r->tokens_end - r->tokens_first),
+        .heads_count = r->heads_count,
+    };
 }
 
-static bool is_verified(const struct xfer_ticket *t, uint64_t i)
+/* How many of them are verified; from here on all of them, if `mark`. */
+static uint64_t count_verified(const struct xfer_core *core, struct xfer_ticket *t,
+                               const struct units *u, bool mark)
 {
-    return t->verified[i / 64] >> i % 64 & 1;
-}
-
-static uint32_t first_block(const struct xfer_ticket *t, const struct frame_range *r)
-{
-    return (r->tokens_first - t->tokens_first) / BLOCK_TOKENS;
+    uint64_t count = 0;
+    for (uint32_t row = 0; row < u->rows_count; row++) {
+        uint64_t i = u->first + (uint64_t)row * core->options.geometry.kv_heads;
+        for (uint64_t end = i + u->heads_count; i < end; i++) {
+            count += t->verified[i / 64] >> i % 64 & 1;
+            if (mark) t->verified[i / 64] |= 1ull << i % 64;
+        }
+    }
+    return count;
 }
 
 static enum err on_open(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
@@ -46,34 +67,44 @@ static enum err on_open(struct xfer_core *core, struct xfer_ticket *t, struct xf
 }
 
 static enum err check_range(const struct xfer_core *core, const struct xfer_ticket *t,
-                            const struct frame *f)
+                            const struct xfer_session *s, const struct frame *f)
 {
     const struct frame_range *r = &f->range;
-    if (r->layer >= core->options.geometry.layers_count || r->tokens_first < t->tokens_first ||
+    struct kv_range range = {r->layer, r->layer + 1, r->heads_first,
+                             r->heads_first + r->heads_count};
+    uint32_t units = blocks_for_tokens(r->tokens_end - r->tokens_first);
+    bool all_heads = r->heads_count == s->share.heads_end - s->share.heads_first;
+    if (kv_range_empty(&range) || !kv_range_within(&range, &s->share) ||
+        (core->options.whole_blocks && !all_heads) || r->tokens_first < t->tokens_first ||
         r->tokens_end > t->tokens_end ||
-        (r->tokens_end % BLOCK_TOKENS != 0 && r->tokens_end != t->tokens_end))
-        return err_set(ERR_STATE, "DATA for layer %u, tokens %u to %u", r->layer, r->tokens_first,
-                       r->tokens_end);
-    size_t bytes = blocks_for_tokens(r->tokens_end - r->tokens_first) *
-                   kv_layer_bytes(&core->options.geometry);
+        (r->tokens_end % BLOCK_TOKENS != 0 && r->tokens_end != t->tokens_end) ||
+        units > s->frame_units)
+        return err_set(ERR_STATE, "DATA for layer %u, heads %u to %u, tokens %u to %u", r->layer,
+                       range.heads_first, range.heads_end, r->tokens_first, r->tokens_end);
+    size_t bytes = units * slice_bytes(&core->options.geometry, r->heads_count);
     if (f->payload_bytes != bytes)
         return err_set(ERR_STATE, "DATA of %zu bytes for %zu", f->payload_bytes, bytes);
     return OK;
 }
 
-static enum err on_data(struct xfer_core *core, struct xfer_ticket *t, const struct frame *f,
-                        struct xfer_store *store)
+static enum err on_data(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_session *s,
+                        const struct frame *f, struct xfer_store *store)
 {
-    enum err e = check_range(core, t, f);
+    enum err e = check_range(core, t, s, f);
     if (e != OK) return e;
-    uint32_t first = first_block(t, &f->range);
-    uint32_t count = blocks_for_tokens(f->range.tokens_end - f->range.tokens_first);
-    for (uint32_t i = 0; i < count; i++)
-        if (is_verified(t, unit(t, f->range.layer, first + i))) {
-            core->counts.frames_dead++;
-            return OK;
-        }
-    *store = (struct xfer_store){t->id, f->range, t->blocks + first, count, f->hash};
+    struct units units = units_of(core, t, &f->range);
+    uint64_t verified = count_verified(core, t, &units, false);
+    if (verified == (uint64_t)units.rows_count * units.heads_count) {
+        core->counts.frames_dead++;
+        return OK;
+    }
+    *store = (struct xfer_store){.ticket = t->id,
+                                 .range = f->range,
+                                 .hash = f->hash,
+                                 .verified = verified > 0 ? t->verified : NULL,
+                                 .verified_first = units.first,
+                                 .unit_bits = core->options.geometry.kv_heads};
+    store->blocks = range_blocks(core, &f->range, t->blocks, t->tokens_first, &store->blocks_count);
     t->event.bytes += f->payload_bytes;
     core->counts.received_bytes += f->payload_bytes;
     return OK;
@@ -105,7 +136,7 @@ enum err receiver_frame(struct xfer_core *core, struct xfer_ticket *t, struct xf
         return OK;
     }
     switch (f->kind) {
-    case FRAME_DATA: return on_data(core, t, f, store);
+    case FRAME_DATA: return on_data(core, t, s, f, store);
     case FRAME_COMMIT: return on_commit(core, t, f, now_ns);
     case FRAME_FAIL: ticket_end(core, t, XFER_FAILED, f->error, f->text, 0, now_ns); return OK;
     default: return err_set(ERR_STATE, "%s from a sender", frame_name(f->kind));
@@ -132,10 +163,9 @@ void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct
         refuse(core, t, &store->range, now_ns);
         return;
     }
-    uint64_t first = unit(t, store->range.layer, first_block(t, &store->range));
-    for (uint64_t i = first; i < first + store->blocks_count; i++)
-        t->verified[i / 64] |= 1ull << i % 64;
-    t->units_done += store->blocks_count;
+    struct units units = units_of(core, t, &store->range);
+    uint64_t all = (uint64_t)units.rows_count * units.heads_count;
+    t->units_done += all - count_verified(core, t, &units, true);
     commit_if_complete(core, t, now_ns);
 }
 

@@ -26,7 +26,7 @@ static enum err check_push(const struct xfer_ticket *t, const struct xfer_push *
         (p->tokens_end % BLOCK_TOKENS != 0 && p->tokens_end != t->tokens_end))
         return err_set(ERR_INVALID, "tokens %u to %u pushed, %u to %u are to travel",
                        p->tokens_first, p->tokens_end, t->tokens_first, t->tokens_end);
-    if (t->units_done + p->blocks_count > t->units_count)
+    if (t->units_done + p->units_count > t->units_count)
         return err_set(ERR_INVALID, "more pushed than there is: layer %u again?", p->layer);
     return OK;
 }
@@ -41,7 +41,7 @@ void sender_push(struct xfer_core *core, struct xfer_ticket *t, struct xfer_push
         return;
     }
     list_push_back(&t->pushes, &push->link);
-    t->units_done += push->blocks_count;
+    t->units_done += push->units_count;
     if (!t->next_push) t->next_push = push;
     ticket_wake(t);
 }
@@ -53,7 +53,7 @@ void sender_commit(struct xfer_core *core, struct xfer_ticket *t, const struct x
     if (t->committed)
         e = err_set(ERR_INVALID, "a second commit");
     else if (t->units_done != t->units_count)
-        e = err_set(ERR_INVALID, "commit after %llu of %llu blocks and layers",
+        e = err_set(ERR_INVALID, "commit after %llu of %llu units and layers",
                     (unsigned long long)t->units_done, (unsigned long long)t->units_count);
     if (e != OK) {
         fail(core, t, e, now_ns);
@@ -65,14 +65,22 @@ void sender_commit(struct xfer_core *core, struct xfer_ticket *t, const struct x
     ticket_wake(t);
 }
 
+/* The layer's number in the model. */
+static uint32_t layer_of(const struct xfer_core *core, const struct xfer_push *p)
+{
+    return core->options.part.layers_first + p->layer;
+}
+
 /* The push that these tokens were sent from; NULL: they were not. */
-static const struct xfer_push *find_push(const struct xfer_ticket *t, const struct frame_range *r)
+static const struct xfer_push *find_push(const struct xfer_core *core, const struct xfer_ticket *t,
+                                         const struct frame_range *r)
 {
     for (const struct list_link *l = t->pushes.next; l != &t->pushes; l = l->next) {
         const struct xfer_push *p = list_member(l, struct xfer_push, link);
         uint32_t sent_end = p->tokens_end;
-        if (p == t->next_push) sent_end = p->tokens_first + t->next_block * BLOCK_TOKENS;
-        if (p->layer == r->layer && p->tokens_first <= r->tokens_first && r->tokens_end <= sent_end)
+        if (p == t->next_push) sent_end = p->tokens_first + t->next_unit * BLOCK_TOKENS;
+        if (layer_of(core, p) == r->layer && p->tokens_first <= r->tokens_first &&
+            r->tokens_end <= sent_end)
             return p;
         if (p == t->next_push) break;
     }
@@ -82,9 +90,13 @@ static const struct xfer_push *find_push(const struct xfer_ticket *t, const stru
 static enum err on_refuse(struct xfer_core *core, struct xfer_ticket *t,
                           const struct frame_range *refused, uint64_t now_ns)
 {
-    const struct xfer_push *p = find_push(t, refused);
-    uint32_t blocks = blocks_for_tokens(refused->tokens_end - refused->tokens_first);
-    if (!p || blocks > t->session->frame_blocks ||
+    const struct kv_range *share = &t->session->share;
+    const struct xfer_push *p = find_push(core, t, refused);
+    uint32_t units = blocks_for_tokens(refused->tokens_end - refused->tokens_first);
+    bool sent = p && refused->layer >= share->layers_first && refused->layer < share->layers_end &&
+                refused->heads_first == share->heads_first &&
+                refused->heads_count == share->heads_end - share->heads_first;
+    if (!sent || units > t->session->frame_units ||
         (refused->tokens_end % BLOCK_TOKENS != 0 && refused->tokens_end != p->tokens_end))
         return err_set(ERR_STATE, "layer %u, tokens %u to %u refused, which were not sent",
                        refused->layer, refused->tokens_first, refused->tokens_end);
@@ -114,39 +126,60 @@ enum err sender_frame(struct xfer_core *core, struct xfer_ticket *t, const struc
     }
 }
 
-/* A DATA frame for blocks [block, block + count) of the push. */
-static void data_frame(struct xfer_send *send, const struct xfer_push *p, uint32_t block,
+/* The first push from here on whose layer the receiver holds. */
+static struct xfer_push *wanted(const struct xfer_core *core, const struct xfer_ticket *t,
+                                struct list_link *l)
+{
+    const struct kv_range *share = &t->session->share;
+    for (; l != &t->pushes; l = l->next) {
+        struct xfer_push *p = list_member(l, struct xfer_push, link);
+        uint32_t layer = layer_of(core, p);
+        if (layer >= share->layers_first && layer < share->layers_end) return p;
+    }
+    return NULL;
+}
+
+/* A DATA frame for units [unit, unit + count) of the push. */
+static void data_frame(const struct xfer_core *core, const struct xfer_ticket *t,
+                       struct xfer_send *send, const struct xfer_push *p, uint32_t unit,
                        uint32_t count, uint32_t attempt)
 {
-    uint32_t end = p->tokens_first + (block + count) * BLOCK_TOKENS;
+    const struct kv_range *share = &t->session->share;
+    uint32_t end = p->tokens_first + (unit + count) * BLOCK_TOKENS;
     send->frame.kind = FRAME_DATA;
     send->frame.range = (struct frame_range){
-        .layer = p->layer,
-        .tokens_first = p->tokens_first + block * BLOCK_TOKENS,
+        .layer = layer_of(core, p),
+        .tokens_first = p->tokens_first + unit * BLOCK_TOKENS,
         .tokens_end = end < p->tokens_end ? end : p->tokens_end,
+        .heads_first = share->heads_first,
+        .heads_count = share->heads_end - share->heads_first,
         .attempt = attempt,
     };
-    send->blocks = p->blocks + block;
-    send->blocks_count = count;
+    send->blocks =
+        range_blocks(core, &send->frame.range, p->blocks, p->tokens_first, &send->blocks_count);
+}
+
+static uint64_t data_bytes(const struct xfer_ticket *t, const struct frame_range *r)
+{
+    return blocks_for_tokens(r->tokens_end - r->tokens_first) * (uint64_t)t->session->unit_bytes;
 }
 
 static bool next_data(const struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send)
 {
     if (!list_empty(&t->agains)) {
         const struct frame_range *r = &list_member(t->agains.next, struct again, link)->range;
-        const struct xfer_push *p = find_push(t, r);
+        const struct xfer_push *p = find_push(core, t, r);
         CHECK(p);
-        data_frame(send, p, (r->tokens_first - p->tokens_first) / BLOCK_TOKENS,
+        data_frame(core, t, send, p, (r->tokens_first - p->tokens_first) / BLOCK_TOKENS,
                    blocks_for_tokens(r->tokens_end - r->tokens_first), r->attempt);
     } else if (t->next_push) {
-        uint32_t left = t->next_push->blocks_count - t->next_block;
-        uint32_t most = t->session->frame_blocks;
-        data_frame(send, t->next_push, t->next_block, left < most ? left : most, 0);
+        uint32_t left = t->next_push->units_count - t->next_unit;
+        uint32_t most = t->session->frame_units;
+        data_frame(core, t, send, t->next_push, t->next_unit, left < most ? left : most, 0);
     } else {
         return false;
     }
-    uint64_t bytes = send->blocks_count * kv_layer_bytes(&core->options.geometry);
-    return bytes <= t->session->credit_bytes;
+    return data_bytes(t, &send->frame.range) <= t->session->credit_bytes;
 }
 
 bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send)
@@ -159,6 +192,7 @@ bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xf
         f->tokens_end = t->tokens_end;
         return true;
     }
+    if (t->next_push && t->next_unit == 0) t->next_push = wanted(core, t, &t->next_push->link);
     if (!list_empty(&t->agains) || t->next_push) return next_data(core, t, send);
     if (!t->committed || t->state == TICKET_COMMITTING) return false;
     f->kind = FRAME_COMMIT;
@@ -170,7 +204,7 @@ bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xf
 static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,
                       uint64_t now_ns)
 {
-    uint64_t bytes = send->blocks_count * kv_layer_bytes(&core->options.geometry);
+    uint64_t bytes = data_bytes(t, &send->frame.range);
     t->session->credit_bytes -= bytes;
     rate_sent(core, t->session, bytes, now_ns);
     t->event.bytes += bytes;
@@ -179,13 +213,14 @@ static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struc
         mem_free(list_member(list_pop_front(&t->agains), struct again, link));
         return;
     }
-    t->next_block += send->blocks_count;
-    if (t->next_block < t->next_push->blocks_count) return;
+    t->next_unit +=
+        blocks_for_tokens(send->frame.range.tokens_end - send->frame.range.tokens_first);
+    if (t->next_unit < t->next_push->units_count) return;
     t->event.sent_us[t->event.pushes_count++ % XFER_PUSHES_TOLD] =
         (uint32_t)((now_ns - t->event.began_ns) / NS_PER_US);
     struct list_link *next = t->next_push->link.next;
     t->next_push = next == &t->pushes ? NULL : list_member(next, struct xfer_push, link);
-    t->next_block = 0;
+    t->next_unit = 0;
 }
 
 void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,

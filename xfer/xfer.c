@@ -24,6 +24,7 @@
 #include "common/mem.h"
 #include "xfer/core.h"
 #include "xfer/link.h"
+#include "xfer/payload.h"
 #include "xfer/plugin.h"
 
 enum {
@@ -68,7 +69,8 @@ struct xfer {
     struct xfer_addresses addresses;
     xfer_event_fn *on_event;
     void *ctx;
-    size_t layer_bytes, block_bytes;
+    size_t layer_bytes;
+    struct payload_pool pool; /* in host memory */
     struct xfer_core *core;
     struct mailbox *mailbox;
     struct watch mailbox_watch;
@@ -89,9 +91,10 @@ struct xfer {
 
 /* ---- bytes ---- */
 
-static uint8_t *block_layer(const struct xfer *x, uint32_t block, uint32_t layer)
+/* The pool's own number of a layer. */
+static uint32_t own_layer(const struct xfer *x, const struct frame_range *range)
 {
-    return (uint8_t *)x->options.kv_base + block * x->block_bytes + layer * x->layer_bytes;
+    return range->layer - x->options.part.layers_first;
 }
 
 /* Into a pool that is not ours to touch: through the staging memory, if that has the right bytes. */
@@ -102,9 +105,16 @@ static enum err store_on_device(const struct xfer *x, const struct xfer_store *s
     size_t bytes = store->blocks_count * x->layer_bytes;
     memcpy(d->staging, payload, bytes);
     *good = hash64(d->staging, bytes) == store->hash;
-    return *good ? d->write(d->ctx, store->range.layer, store->blocks, store->blocks_count, layout,
-                            d->staging)
-                 : OK;
+    if (!*good) return OK;
+    uint32_t layer = own_layer(x, &store->range);
+    if (!store->verified)
+        return d->write(d->ctx, layer, store->blocks, store->blocks_count, layout, d->staging);
+    enum err e = OK;
+    for (uint32_t i = 0; i < store->blocks_count && e == OK; i++)
+        if (!xfer_store_has(store, i, 0))
+            e = d->write(d->ctx, layer, store->blocks + i, 1, layout,
+                         (const uint8_t *)d->staging + i * x->layer_bytes);
+    return e;
 }
 
 /* Out of a slot into the pool; both are the device's. */
@@ -113,41 +123,18 @@ static enum err store_slot(const struct xfer *x, const struct xfer_store *store,
 {
     const struct xfer_device *d = &x->options.device;
     uint64_t hash;
-    enum err e = d->scatter(d->ctx, store->range.layer, store->blocks, store->blocks_count, layout,
-                            slot, &hash);
+    enum err e = d->scatter(d->ctx, own_layer(x, &store->range), store->blocks, store->blocks_count,
+                            layout, slot, &hash);
     *good = e == OK && hash == store->hash;
     return e;
 }
 
-/* Copies a payload into its blocks. The hash is that of the bytes after the copy, since a peer may
- * still be writing to the frame. */
 static enum err store_payload(const struct xfer *x, const struct xfer_store *store,
                               const uint8_t *payload, uint32_t layout, bool *good)
 {
-    struct hash_stream hash;
     if (!x->options.kv_base) return store_on_device(x, store, payload, layout, good);
-    hash_start(&hash);
-    for (uint32_t i = 0; i < store->blocks_count; i++) {
-        uint8_t *to = block_layer(x, store->blocks[i], store->range.layer);
-        memcpy(to, payload + i * x->layer_bytes, x->layer_bytes);
-        hash_more(&hash, to, x->layer_bytes);
-    }
-    *good = hash_end64(&hash) == store->hash;
+    *good = payload_store(&x->pool, store, payload);
     return OK;
-}
-
-/* The blocks as pieces. Hashing brings them into the cache, so that sending reads memory once. */
-static uint32_t gather_blocks(const struct xfer *x, struct xfer_send *send, struct kv_piece *pieces)
-{
-    struct hash_stream hash;
-    hash_start(&hash);
-    for (uint32_t i = 0; i < send->blocks_count; i++) {
-        const uint8_t *from = block_layer(x, send->blocks[i], send->frame.range.layer);
-        pieces[i] = (struct kv_piece){from, x->layer_bytes};
-        hash_more(&hash, from, x->layer_bytes);
-    }
-    send->frame.hash = hash_end64(&hash);
-    return send->blocks_count;
 }
 
 /* The blocks as one piece, read from the device. */
@@ -157,8 +144,8 @@ static enum err gather_staged(const struct xfer *x, struct xfer_send *send, uint
     const struct xfer_device *d = &x->options.device;
     const struct frame *f = &send->frame;
     *piece = (struct kv_piece){d->staging, send->blocks_count * x->layer_bytes};
-    enum err e =
-        d->read(d->ctx, f->range.layer, send->blocks, send->blocks_count, layout, d->staging);
+    enum err e = d->read(d->ctx, own_layer(x, &f->range), send->blocks, send->blocks_count, layout,
+                         d->staging);
     if (e == OK) send->frame.hash = hash64(d->staging, piece->size);
     return e;
 }
@@ -178,7 +165,7 @@ static enum err gather(const struct xfer *x, struct xfer_send *send, uint32_t la
     enum err e = OK;
     *count = 1;
     if (data && x->options.kv_base) {
-        *count += gather_blocks(x, send, pieces + 1);
+        *count += payload_gather(&x->pool, send, pieces + 1);
     } else if (data) {
         *count += 1;
         e = gather_staged(x, send, layout, pieces + 1);
@@ -372,7 +359,7 @@ static enum err send_slotted(const struct xfer *x, const struct conn *c, struct 
     void *slot;
     enum err e = ops->slot(c->link, &slot);
     if (e != OK) return e;
-    e = d->gather(d->ctx, send->frame.range.layer, send->blocks, send->blocks_count,
+    e = d->gather(d->ctx, own_layer(x, &send->frame.range), send->blocks, send->blocks_count,
                   xfer_session_layout(c->session), slot, &send->frame.hash);
     if (e != OK) return e;
     spoil(x, send);
@@ -524,11 +511,17 @@ static void *run(void *arg)
 static enum err check_options(const struct xfer_options *o)
 {
     const struct kv_geometry *g = &o->geometry;
-    if (g->layers_count == 0 || g->block_tokens != BLOCK_TOKENS || kv_layer_bytes(g) == 0 ||
+    const struct kv_part part = kv_part_told(g, o->part);
+    bool device = o->device.read && o->device.write && o->device.staging;
+    bool blocks = g->block_tokens == BLOCK_TOKENS ||
+                  (o->kv_base && g->block_tokens > 0 && g->block_tokens % BLOCK_TOKENS == 0);
+    if (g->layers_count == 0 || !blocks || kv_layer_bytes(g) == 0 ||
         kv_layer_bytes(g) > LAYER_BYTES_MAX)
         return err_set(ERR_INVALID, "KV of %u layers, %zu bytes each, %u tokens a block",
                        g->layers_count, kv_layer_bytes(g), g->block_tokens);
-    bool device = o->device.read && o->device.write && o->device.staging;
+    if (!kv_part_fits(g, &part))
+        return err_set(ERR_INVALID, "layers from %u of %u on, kv heads from %u of %u on",
+                       part.layers_first, part.layers_all, part.heads_first, part.heads_all);
     if ((!o->kv_base && !device) || o->blocks_count == 0)
         return err_set(ERR_INVALID, "no KV memory");
     if (o->listen_count > XFER_ADDRESSES_MAX)
@@ -620,11 +613,22 @@ static struct kv_link_options link_options(const struct xfer_options *o)
     };
 }
 
+static enum err make_pool(struct xfer *x)
+{
+    const struct xfer_options *o = &x->options;
+    x->pool = (struct payload_pool){.geometry = o->geometry, .part = o->part, .base = o->kv_base};
+    if (!o->kv_base) return OK;
+    x->pool.staging = mem_aligned(payload_staging_bytes(&o->geometry), 64);
+    return x->pool.staging ? OK : ERR_MEMORY;
+}
+
 static enum err make_parts(struct xfer *x)
 {
     const struct xfer_options *o = &x->options;
     struct xfer_core_options core = {
         .geometry = o->geometry,
+        .part = o->part,
+        .whole_blocks = !o->kv_base,
         .tickets_max = o->tickets_max,
         .handshake_ns = HANDSHAKE_NS,
         .idle_close_ns = o->idle_close_ns ? o->idle_close_ns : IDLE_CLOSE_NS,
@@ -650,24 +654,19 @@ enum err xfer_open(struct xfer **out, const struct xfer_options *options, xfer_e
     struct xfer *x = mem_new(sizeof *x);
     if (!x) return ERR_MEMORY;
     x->options = *options;
+    x->options.part = kv_part_told(&options->geometry, options->part);
     x->on_event = on_event;
     x->ctx = ctx;
     x->epoll = -1;
     x->layer_bytes = kv_layer_bytes(&options->geometry);
-    x->block_bytes = kv_block_bytes(&options->geometry);
     x->link_options = link_options(options);
     list_init(&x->conns);
-    if ((e = make_parts(x)) != OK || (e = start_listening(x)) != OK) {
+    if ((e = make_pool(x)) != OK || (e = make_parts(x)) != OK || (e = start_listening(x)) != OK) {
         xfer_close(x);
         return e;
     }
     *out = x;
     return OK;
-}
-
-size_t xfer_staging_bytes(const struct kv_geometry *geometry)
-{
-    return xfer_frame_blocks(geometry) * kv_layer_bytes(geometry);
 }
 
 const struct xfer_addresses *xfer_addresses(const struct xfer *x)
@@ -721,6 +720,7 @@ void xfer_close(struct xfer *x)
     xfer_core_free(x->core);
     mailbox_free(x->mailbox);
     if (x->epoll >= 0) close(x->epoll);
+    mem_free(x->pool.staging);
     mem_free(x);
 }
 

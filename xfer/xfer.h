@@ -20,8 +20,8 @@
  * HOLD_TRANSFER on all named blocks, after it the link thread touches none of them. Only the node
  * itself writes its pool: frames arrive in a ring or in staging memory, the ticket is checked, then
  * bytes are copied into the blocks of EXPECT and hashed in one pass. A wire address is (ticket,
- * layer, tokens), never a pointer or a block number of the other side. A range whose checksum is
- * wrong is refused and sent again, twice; then the transfer fails. Frames of a dead ticket are read
+ * layer, tokens, kv heads), never a pointer or a block number of the other side. A range whose checksum
+ * is wrong is refused and sent again, twice; then the transfer fails. Frames of a dead ticket are read
  * and thrown away. XFER_COMMITTED comes only when every layer of every expected token has arrived
  * and is verified. Ops of one ticket take effect in the order posted; ops for an unknown ticket are
  * ignored (its final event is on its way). */
@@ -66,7 +66,7 @@ struct xfer_op {
     uint32_t tokens_first, tokens_end;
     const uint32_t *blocks; /* EXPECT, PUSH: block numbers from the one of tokens_first on */
     uint32_t blocks_count;
-    uint32_t layer;                         /* PUSH */
+    uint32_t layer;                         /* PUSH: of this node's, from 0 on */
     const struct xfer_addresses *addresses; /* OPEN: the receiver's */
     const char *link;        /* OPEN: the name of a link forces it, NULL or "": best */
     uint64_t deadline_ns;    /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
@@ -145,7 +145,8 @@ struct xfer_listen {
 };
 
 struct xfer_options {
-    struct kv_geometry geometry;
+    struct kv_geometry geometry; /* what this node holds; blocks of 16 * n tokens, a device's 16 */
+    struct kv_part part;         /* which part of the model that is; zero: all */
     /* Block b, layer l at kv_base + b * kv_block_bytes + l * kv_layer_bytes, or NULL and `device`. */
     void *kv_base;
     struct xfer_device device;
@@ -163,7 +164,7 @@ struct xfer_options {
     uint32_t corrupt_every; /* tests: spoil every n-th frame sent; 0: none */
 };
 
-/* Room for the longest payload. */
+/* Room for the longest payload in host memory. */
 size_t xfer_staging_bytes(const struct kv_geometry *geometry);
 
 typedef void xfer_event_fn(void *ctx, const struct xfer_event *event);

@@ -16,6 +16,7 @@ enum { LAYERS = 2, BLOCKS = 8, EVENTS = 64 };
 #define DEADLINE (100 * NS_PER_S)
 
 static const struct kv_geometry geometry = {LAYERS, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32};
+static const struct kv_part all = {0, LAYERS, 0, 1};
 static const uint32_t blocks[BLOCKS] = {7, 6, 5, 4, 3, 2, 1, 0};
 static const struct xfer_addresses two_addresses = {2, {"shm:x", "tcp:y"}};
 
@@ -286,7 +287,7 @@ static void payload_without_credit_costs_the_link(void **state)
     struct side p, d;
     uint8_t head[FRAME_HEAD_MAX + 1000] = {0};
     start(&p, &d);
-    struct frame f = {.kind = FRAME_DATA, .ticket = {5, 5}, .range = {0, 0, 16, 0}};
+    struct frame f = {.kind = FRAME_DATA, .ticket = {5, 5}, .range = {0, 0, 16, 0, 1, 0}};
     size_t n = frame_print(&f, head);
     assert_ok(frame_parse(head, n + 512, &f));
     f.payload_bytes = 1 << 20;
@@ -405,21 +406,23 @@ static void breaches_cost_the_link(void **state)
     (void)state;
     struct frame at_d[] = {
         {.kind = FRAME_DONE, .ticket = ticket(1)},
-        {.kind = FRAME_REFUSE, .ticket = ticket(1), .range = {0, 0, 16, 0}},
+        {.kind = FRAME_REFUSE, .ticket = ticket(1), .range = {0, 0, 16, 0, 1, 0}},
         {.kind = FRAME_CREDIT, .window_bytes = 5},
-        {.kind = FRAME_HELLO, .geometry = geometry},
+        {.kind = FRAME_HELLO, .geometry = geometry, .part = all},
         {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40},
-        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {LAYERS, 0, 16, 0}},
-        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 32, 48, 0}},
-        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 17, 0}},
-        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 16, 0}}, /* no payload */
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {LAYERS, 0, 16, 0, 1, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 32, 48, 0, 1, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 17, 0, 1, 0}},
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 16, 0, 1, 0}}, /* no payload */
     };
     struct frame at_p[] = {
         {.kind = FRAME_DONE, .ticket = ticket(1)}, /* before COMMIT */
         {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40},
         {.kind = FRAME_COMMIT, .ticket = ticket(1)},
-        {.kind = FRAME_REFUSE, .ticket = ticket(1), .range = {0, 0, 16, 0}}, /* was never sent */
-        {.kind = FRAME_HELLO, .geometry = geometry},
+        {.kind = FRAME_REFUSE,
+         .ticket = ticket(1),
+         .range = {0, 0, 16, 0, 1, 0}}, /* was never sent */
+        {.kind = FRAME_HELLO, .geometry = geometry, .part = all},
     };
     for (size_t i = 0; i < sizeof at_d / sizeof *at_d + sizeof at_p / sizeof *at_p; i++) {
         size_t i_p = i - sizeof at_d / sizeof *at_d;
@@ -562,7 +565,7 @@ static void a_second_link_cannot_take_an_open_ticket_over(void **state)
     struct xfer_session *thief = xfer_core_accepted(d.core, "tcp", 2);
     struct xfer_store store;
     stand(&d, thief, "tcp", 4096, 2);
-    struct frame hello = {.kind = FRAME_HELLO, .geometry = geometry};
+    struct frame hello = {.kind = FRAME_HELLO, .geometry = geometry, .part = all};
     struct frame open = {.kind = FRAME_OPEN, .ticket = ticket(1), .tokens_end = 40};
     struct frame fail = {.kind = FRAME_FAIL, .ticket = ticket(1), .error = ERR_CANCELLED};
     assert_ok(xfer_core_frame(d.core, thief, &hello, 2, &store));

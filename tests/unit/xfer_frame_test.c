@@ -9,18 +9,19 @@ static const struct frame samples[] = {
     {.kind = FRAME_HELLO,
      .incarnation = {1, 2},
      .geometry = {3, 4, 5, 16, KV_LAYOUT_CPU, DTYPE_BF16},
+     .part = {5, 8, 12, 16},
      .window_bytes = 1ull << 40},
     {.kind = FRAME_OPEN, .ticket = {1, 2}, .tokens_first = 32, .tokens_end = 33},
     {.kind = FRAME_DATA,
      .ticket = {~0ull, ~0ull},
-     .range = {7, 16, 100, 2},
+     .range = {7, 16, 100, 4, 2, 2},
      .hash = 0x0123456789abcdef},
     {.kind = FRAME_COMMIT,
      .ticket = {0, 1},
      .first = {.token = 5, .logprob = -1.5f, .tops_count = 2, .top = {{5, -1.5f}, {6, -2.5f}}},
      .finish = FINISH_STOP},
     {.kind = FRAME_COMMIT, .ticket = {9, 9}, .first = {.tops_count = JOB_TOPS_MAX}},
-    {.kind = FRAME_REFUSE, .ticket = {4, 0}, .range = {0, 0, JOB_TOKENS_MAX, 0}},
+    {.kind = FRAME_REFUSE, .ticket = {4, 0}, .range = {0, 0, JOB_TOKENS_MAX, 0, 1, 0}},
     {.kind = FRAME_CREDIT, .window_bytes = 77},
     {.kind = FRAME_FAIL, .ticket = {4, 0}, .error = ERR_TIMEOUT, .text = "too late"},
     {.kind = FRAME_FAIL, .error = ERR_INVALID},
@@ -86,14 +87,23 @@ static void numbers_out_of_range_are_refused(void **state)
         {1, 5, 1, 1},                   /* zeros */
         {0, 60, 4, DTYPE_BF16 + 1},     /* dtype */
         {0, 8, 1, 1},                   /* HELLO with a ticket */
+        {0, 64, 4, 6},                  /* layers_first: 3 layers from there are too many */
+        {0, 64, 4, UINT32_MAX},         /* layers_first */
+        {0, 68, 4, 7},                  /* layers_all */
+        {0, 72, 4, 13},                 /* heads_first */
+        {0, 76, 4, 15},                 /* heads_all */
+        {0, 44, 4, UINT32_MAX},         /* kv_heads */
         {6, 8, 1, 1},                   /* CREDIT with a ticket */
         {1, 24, 4, 33},                 /* tokens_first */
         {1, 28, 4, 32},                 /* tokens_end */
         {1, 28, 4, JOB_TOKENS_MAX + 1}, /* tokens_end */
         {2, 28, 4, 17},                 /* DATA: tokens_first */
         {2, 32, 4, 16},                 /* tokens_end */
-        {2, 36, 4, FRAME_TRIES_MAX},    /* try */
-        {5, 36, 4, FRAME_TRIES_MAX},    /* REFUSE: try */
+        {2, 40, 4, 0},                  /* heads_count */
+        {2, 36, 4, UINT32_MAX - 1},     /* heads_first: its end is beyond all numbers */
+        {5, 40, 4, 0},                  /* REFUSE: heads_count */
+        {2, 44, 4, FRAME_TRIES_MAX},    /* try */
+        {5, 44, 4, FRAME_TRIES_MAX},    /* REFUSE: try */
         {3, 32, 4, FINISH_ERROR + 1},   /* finish */
         {3, 36, 4, JOB_TOPS_MAX + 1},   /* tops_count */
         {3, 36, 4, 3},                  /* more tops than there are */

@@ -18,6 +18,7 @@ enum { EVENTS = 64, ROWS = 256, TOKENS = 40, WINDOW = 1 << 20 };
 
 enum way { NCCL, SHM, TCP, WAYS };
 static const struct kv_geometry geometry = {2, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32};
+static const struct kv_part all = {0, 2, 0, 1};
 static const char *const name[WAYS] = {"nccl", "shm", "tcp"};
 
 /* P's core; the other side is what the test says for it. */
@@ -117,7 +118,9 @@ static void make_ready(struct world *w, enum way way)
     xfer_core_connected(w->core, w->session[way], name[way], &facts, w->now);
     assert_true(xfer_core_wants(w->core, w->session[way], &send));
     xfer_core_sent(w->core, w->session[way], &send, w->now);
-    hear(w, way, (struct frame){.kind = FRAME_HELLO, .geometry = geometry, .window_bytes = WINDOW});
+    hear(w, way,
+         (struct frame){
+             .kind = FRAME_HELLO, .geometry = geometry, .part = all, .window_bytes = WINDOW});
 }
 
 static void lose(struct world *w, enum way way, enum err e, const char *why)
@@ -374,8 +377,8 @@ static void kv_that_differs_is_said_by_the_ticket_that_waits(void **state)
                         w.now);
     assert_true(xfer_core_wants(w.core, w.session[NCCL], &send));
     xfer_core_sent(w.core, w.session[NCCL], &send, w.now);
-    struct frame other = {.kind = FRAME_HELLO, .geometry = geometry};
-    other.geometry.layers_count = 5;
+    struct frame other = {.kind = FRAME_HELLO, .geometry = geometry, .part = all};
+    other.geometry.layers_count = other.part.layers_all = 5;
     hear(&w, NCCL, other);
     assert_true(xfer_core_wants(w.core, w.session[NCCL], &send)); /* FAIL */
     xfer_core_sent(w.core, w.session[NCCL], &send, w.now);

@@ -3,22 +3,11 @@
 
 #include <string.h>
 
+#include "tests/unit/kv_place.h"
 #include "xfer/slice.h"
 
 enum { HEADS = 3, DIM = 6, UNITS_MAX = 3, TOKENS_MAX = UNITS_MAX * BLOCK_TOKENS };
 enum { LAYER_BYTES_MAX = 2 * HEADS * DIM * TOKENS_MAX * 4 };
-
-/* The place of one element in a layer of a block (common/geometry.h). */
-static size_t place(const struct kv_geometry *g, bool v, uint32_t head, uint32_t token,
-                    uint32_t dim)
-{
-    size_t tokens = g->block_tokens, d = g->head_dim;
-    size_t at = ((v ? g->kv_heads : 0) + head) * tokens * d;
-    if (g->layout == KV_LAYOUT_CPU && !v) return at + dim / 2 * tokens * 2 + token * 2 + dim % 2;
-    if (g->layout == KV_LAYOUT_CPU && g->dtype == DTYPE_BF16)
-        return at + token / 2 * d * 2 + dim * 2 + token % 2;
-    return at + token * d + dim;
-}
 
 /* What the payload of a slice is: a block of 16 tokens and of its heads. */
 static struct kv_geometry of_payload(const struct kv_geometry *g, const struct slice *s)
@@ -39,9 +28,9 @@ static void naive(const struct kv_geometry *g, const struct slice *s, uint8_t *b
         for (uint32_t head = 0; head < s->heads_count; head++)
             for (uint32_t token = 0; token < BLOCK_TOKENS; token++)
                 for (uint32_t dim = 0; dim < DIM; dim++) {
-                    uint8_t *there = block + size * place(g, v, s->heads_first + head,
-                                                          s->unit * BLOCK_TOKENS + token, dim);
-                    uint8_t *here = payload + size * place(&p, v, head, token, dim);
+                    uint8_t *there = block + size * kv_place(g, v, s->heads_first + head,
+                                                             s->unit * BLOCK_TOKENS + token, dim);
+                    uint8_t *here = payload + size * kv_place(&p, v, head, token, dim);
                     memcpy(get ? here : there, get ? there : here, size);
                 }
 }

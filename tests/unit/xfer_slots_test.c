@@ -220,7 +220,8 @@ static void bytes_beside_a_slot_cost_the_link(void **state)
         uint8_t head[FRAME_HEAD_MAX + 512] = {0};
         void *slot;
         struct frame hello = {.kind = FRAME_HELLO, .incarnation = {3, 4}, .geometry = d.geometry};
-        struct frame data = {.kind = FRAME_DATA, .ticket = {8, 8}, .range = {0, 0, 16, 0}};
+        hello.part = kv_part_told(&d.geometry, hello.part);
+        struct frame data = {.kind = FRAME_DATA, .ticket = {8, 8}, .range = {0, 0, 16, 0, 1, 0}};
         assert_ok(kv_link_slots.dial(&link, "slots:d", &o));
         while (kv_link_slots.poll(link) == ERR_AGAIN)
             sched_yield();

@@ -480,7 +480,10 @@ static void garbage_costs_the_stranger_his_link_and_nobody_else(void **state)
     struct pair w;
     pair_start(&w, node_options(), node_options());
     fill_all(&w, 4);
-    struct frame hello = {.kind = FRAME_HELLO, .incarnation = {3, 4}, .geometry = small_geometry};
+    struct frame hello = {.kind = FRAME_HELLO,
+                          .incarnation = {3, 4},
+                          .geometry = small_geometry,
+                          .part = {0, 3, 0, 2}};
     struct frame open = {.kind = FRAME_OPEN, .ticket = {8, 8}, .tokens_end = 16};
     struct frame credit = {.kind = FRAME_CREDIT, .window_bytes = 100};
     struct frame done = {.kind = FRAME_DONE, .ticket = {0x7e57, 1}};
@@ -587,19 +590,22 @@ static void settings_that_cannot_work_are_refused(void **state)
 {
     (void)state;
     static uint8_t kv[16];
-    struct xfer_options good = node_options(), row[7];
+    struct xfer_options good = node_options(), row[10];
     struct xfer *x;
     good.kv_base = kv;
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < 10; i++)
         row[i] = good;
     row[0].geometry.layers_count = 0;
     row[1].geometry.kv_heads = 0;
-    row[2].geometry.block_tokens = 32;
+    row[2].geometry.block_tokens = 24;
     row[3].kv_base = NULL;
     row[4].blocks_count = 0;
     row[5].tickets_max = 0;
     row[6].listen[1].where = "nowhere";
-    for (int i = 0; i < 7; i++) {
+    row[7].geometry.block_tokens = 0;
+    row[8].part = (struct kv_part){.layers_first = 2, .layers_all = 4};
+    row[9].part = (struct kv_part){.heads_first = UINT32_MAX, .heads_all = 4};
+    for (int i = 0; i < 10; i++) {
         if (xfer_open(&x, &row[i], node_on_event, NULL) != ERR_INVALID) fail_msg("row %d", i);
         assert_null(x);
     }
