@@ -2,6 +2,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "client/cmd.h"
 #include "client/layers.h"
@@ -44,6 +45,52 @@ static void show_place(json_t *node)
     putchar('\n');
 }
 
+static bool same_pair(json_t *a, json_t *b)
+{
+    return strcmp(text_of(a, "from"), text_of(b, "from")) == 0 &&
+           strcmp(text_of(a, "to"), text_of(b, "to")) == 0;
+}
+
+/* Which of its links carries a pair for which the broken one does not; "": none. */
+static const char *stand_in(json_t *paths, json_t *broken)
+{
+    json_t *p;
+    size_t i;
+    json_array_foreach(paths, i, p)
+    {
+        if (same_pair(p, broken) && strcmp(text_of(p, "state"), "ready") == 0)
+            return text_of(p, "kind");
+    }
+    return "";
+}
+
+static void show_path(json_t *paths, json_t *p)
+{
+    double failed_s = json_number_value(json_object_get(p, "failed_s"));
+    bool broken = strcmp(text_of(p, "state"), "broken") == 0;
+    const char *other = broken ? stand_in(paths, p) : "";
+    char rate[32] = "-";
+    if (count_of(p, "rate") > 0)
+        snprintf(rate, sizeof rate, "%.1f", (double)count_of(p, "rate") / 1e6);
+    printf("%-16s %-16s %-6s %-7s %9s %9lld %9.1f", text_of(p, "from"), text_of(p, "to"),
+           text_of(p, "kind"), text_of(p, "state"), rate, count_of(p, "transfers"),
+           (double)count_of(p, "bytes") / 1e6);
+    if (other[0]) printf("  fell back to %s", other);
+    if (failed_s >= 0)
+        printf("%s %s (%.0f s ago)", other[0] ? ":" : " ", text_of(p, "reason"), failed_s);
+    printf("\n");
+}
+
+static void show_paths(json_t *paths)
+{
+    json_t *p;
+    size_t i;
+    if (json_array_size(paths) == 0) return;
+    printf("links\n%-16s %-16s %-6s %-7s %9s %9s %9s\n", "from", "to", "link", "state", "MB/s",
+           "transfers", "MB");
+    json_array_foreach(paths, i, p) show_path(paths, p);
+}
+
 static void show_status(const char *argument, json_t *answer)
 {
     (void)argument;
@@ -67,6 +114,7 @@ static void show_status(const char *argument, json_t *answer)
         show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
+    show_paths(json_object_get(answer, "paths"));
 }
 
 static void show_explain(const char *argument, json_t *answer)

@@ -8,6 +8,7 @@
  *     node_core_on_lifeline(core, now, peer, up);
  *     node_core_on_engine(core, now, &engine_event);
  *     node_core_on_xfer(core, now, &xfer_event);
+ *     node_core_on_link(core, &link_row);
  *     node_core_on_timer(core, now);                   // at the time last given to out.wake_at
  *     node_core_drain(core, now);                      // SIGTERM: leave when all is finished
  *
@@ -76,6 +77,8 @@ void node_core_on_message(struct node_core *core, uint64_t now_ns, struct peer p
 void node_core_on_lifeline(struct node_core *core, uint64_t now_ns, struct peer peer, bool up);
 void node_core_on_engine(struct node_core *core, uint64_t now_ns, const struct engine_event *event);
 void node_core_on_xfer(struct node_core *core, uint64_t now_ns, const struct xfer_event *event);
+/* How a link does has changed: the routers are told with the next heartbeats. */
+void node_core_on_link(struct node_core *core, const struct xfer_link_row *row);
 void node_core_on_timer(struct node_core *core, uint64_t now_ns);
 /* The shell noticed that this process slept for longer than session.dead_ns: every session and every
  * job of this life is over; begin anew as `incarnation` before anything else is sent. */

@@ -163,6 +163,7 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
     CHECK(r->live_count == 0 && r->live_hash == 0);
     if (r->lifeline) c->out.lifeline_drop(c->out.ctx, r->peer);
     r->lifeline = false;
+    r->links_told = 0; /* who comes back knows nothing */
     r->mismatches = 0;
     log_info("session_down", "peer=%u reason=\"%s\" jobs_ended=%u", r->peer.v, reason, ended);
 }
@@ -215,7 +216,10 @@ void sessions_on_timer(struct node_core *c, uint64_t now_ns)
             struct msg m = {.kind = MSG_HELLO, .hello = c->config.hello};
             send(c, now_ns, r, &m);
         }
-        if (due.heartbeat) say_heartbeat(c, now_ns, r);
+        if (due.heartbeat) {
+            say_heartbeat(c, now_ns, r);
+            links_tell(c, now_ns, i);
+        }
         if (due.wake_ns < c->wake_ns) c->wake_ns = due.wake_ns;
     }
 }

@@ -20,6 +20,7 @@ enum {
     /* Block numbers in one step: a context of a million tokens, or a batch of 128 with 8k each. */
     TABLE_MAX = 65536,
     TOMBSTONES_MAX = 4096,
+    LINK_ROWS = 512,
     HOST_BYTES = 256,
 };
 #define OPS_RETRY_NS NS_PER_MS
@@ -45,8 +46,8 @@ struct node_shell {
     struct xfer *xfer;
     void *staging; /* of the link thread, where the pool is on a device */
     struct op_queue ops;
-    struct mailbox *engine_events, *xfer_events;
-    struct loop_watch *engine_watch, *xfer_watch;
+    struct mailbox *engine_events, *xfer_events, *link_rows;
+    struct loop_watch *engine_watch, *xfer_watch, *link_watch;
     struct loop *loop;
     struct loop_timer *timer, *ops_timer;
     struct monitor *monitor;
@@ -233,6 +234,16 @@ static void on_xfer_mail(void *ctx, uint64_t now_ns, unsigned events)
         node_core_on_xfer(s->core, now_ns, &event);
 }
 
+static void on_link_mail(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct node_shell *s = ctx;
+    struct xfer_link_row row;
+    (void)events;
+    awake(s, now_ns);
+    while (mailbox_receive(s->link_rows, &row) == OK)
+        node_core_on_link(s->core, &row);
+}
+
 static void on_signal(void *ctx, uint64_t now_ns, int number)
 {
     struct node_shell *s = ctx;
@@ -277,6 +288,13 @@ static void xfer_says(void *ctx, const struct xfer_event *event)
     struct node_shell *s = ctx;
     enum err e = mailbox_send(s->xfer_events, event);
     CHECK(e == OK || e == ERR_CANCELLED); /* it has room for each ticket's end */
+}
+
+/* What a full mailbox does not take is said again with the link's next change. */
+static void link_says(void *ctx, const struct xfer_link_row *row)
+{
+    struct node_shell *s = ctx;
+    (void)mailbox_send(s->link_rows, row);
 }
 
 /* ---- life ---- */
@@ -460,11 +478,13 @@ static enum err open_xfer(struct node_shell *s)
         .kv_base = engine_kv_host(s->engine),
         .blocks_count = f->blocks_count,
         .retry_ns = o->link_retry_ns,
+        .on_link = link_says,
         .interface = interface_of(o),
         .tickets_max = f->slots_count,
     };
     if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
         return e;
+    if ((e = mailbox_new(&s->link_rows, sizeof(struct xfer_link_row), LINK_ROWS)) != OK) return e;
     if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;
     int host_bytes = (int)(strrchr(o->listen_kv, ':') - o->listen_kv); /* its form was checked */
     snprintf(control, sizeof control, "%.*s:0", host_bytes, o->listen_kv);
@@ -487,6 +507,9 @@ static enum err open_loop(struct node_shell *s)
         return e;
     if ((e = loop_watch(s->loop, mailbox_fd(s->xfer_events), LOOP_READ, on_xfer_mail, s,
                         &s->xfer_watch)) != OK)
+        return e;
+    if ((e = loop_watch(s->loop, mailbox_fd(s->link_rows), LOOP_READ, on_link_mail, s,
+                        &s->link_watch)) != OK)
         return e;
     if ((e = loop_signal(s->loop, SIGTERM, on_signal, s)) != OK) return e;
     return loop_signal(s->loop, SIGINT, on_signal, s);
@@ -624,8 +647,10 @@ void node_shell_close(struct node_shell *s)
     monitor_close(s->monitor);
     loop_watch_free(s->engine_watch);
     loop_watch_free(s->xfer_watch);
+    loop_watch_free(s->link_watch);
     if (s->engine_events) mailbox_close(s->engine_events); /* what they still say is for nobody */
     if (s->xfer_events) mailbox_close(s->xfer_events);
+    if (s->link_rows) mailbox_close(s->link_rows);
     if (s->engine) engine_stop(s->engine);
     if (s->xfer) xfer_stop(s->xfer);
     node_core_free(s->core);
@@ -635,6 +660,7 @@ void node_shell_close(struct node_shell *s)
     op_queue_fini(&s->ops);
     mailbox_free(s->engine_events);
     mailbox_free(s->xfer_events);
+    mailbox_free(s->link_rows);
     if (s->timer) loop_timer_free(s->timer);
     if (s->ops_timer) loop_timer_free(s->ops_timer);
     if (s->loop) loop_free(s->loop);

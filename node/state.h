@@ -7,6 +7,7 @@
  *     accounts.c   blocks: who holds what, prefix cache, room, preemption
  *     flight.c     steps: what goes in, what comes out
  *     handover.c   ops and holds of a transfer
+ *     links.c      how the links to other nodes do, for the routers
  *     plan.c       pure decisions
  *     meters.c     the page of metrics
  *
@@ -28,6 +29,8 @@ enum {
     NODE_ROUTERS_MAX = 64,
     NODE_MISMATCHES_MAX = 2,    /* heartbeats whose live set differs before lists are compared */
     NODE_RESEND_TOKENS = 512,   /* tokens in one message */
+    NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
+    NODE_LINKS_TOLD = 8,        /* with one heartbeat */
     NODE_ARENA_KEPT = 256 << 10 /* a slot's memory beyond this goes back when its job ends */
 };
 #define NODE_REPEAT_NS NS_PER_S         /* an unacknowledged FINISHED is told again */
@@ -145,6 +148,12 @@ struct router_link {
     uint32_t live_count;
     uint64_t live_hash;
     uint32_t mismatches;
+    uint64_t links_told; /* up to this change of node_core.link */
+};
+
+struct node_link {
+    struct xfer_link_row row;
+    uint64_t changed; /* counts changes of all rows */
 };
 
 struct tombstone {
@@ -218,6 +227,9 @@ struct node_core {
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
     struct node_counts counts;
+    struct node_link *link; /* [NODE_LINKS_MAX] */
+    uint32_t links_count;
+    uint64_t links_changed;
     struct metrics *metrics;
     struct metric *meter[METERS];
     uint32_t met[SEQ_STATES][SEQ_EVENTS]; /* how often the state machine met what; for tests */
@@ -264,6 +276,9 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r);
 void say(struct node_core *c, uint64_t now_ns, uint32_t router, struct msg *m);
 void live_add(struct node_core *c, const struct sequence *s);
 void live_remove(struct node_core *c, const struct sequence *s);
+
+/* links.c */
+void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router); /* some of the news */
 
 /* jobs.c */
 struct sequence *job_find(const struct node_core *c, struct id128 request, uint32_t choice);

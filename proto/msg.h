@@ -73,6 +73,7 @@ enum msg_kind {
     MSG_DONE,
     MSG_QUERY,
     MSG_ANSWER,
+    MSG_LINK,
     MSG_KINDS
 };
 
@@ -227,6 +228,15 @@ struct msg_cancel {
     struct job_key key;
     const char *reason;
 };
+struct msg_link {        /* N: how a link from it to another node does, when that has changed */
+    const char *address; /* the other node's, as in its HELLO */
+    const char *state;   /* "idle", "making", "ready", "broken" */
+    uint32_t tickets;    /* transfers under way */
+    uint64_t bytes;      /* so far */
+    uint64_t rate;       /* measured, bytes a second; 0: not measured */
+    uint64_t failed_ms;  /* since it failed last, more than none; 0: it never did */
+    const char *reason;  /* of that */
+};
 struct msg_resend { /* D: tell TOKENS again from this index on */
     struct job_key key;
     uint32_t from;
@@ -341,6 +351,7 @@ struct msg {
         struct msg_done done;
         struct msg_query query;
         struct msg_answer answer;
+        struct msg_link link;
     };
 };
 

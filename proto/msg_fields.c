@@ -274,6 +274,20 @@ static const struct field cancel_rows[] = {KEY(key), PROSE(reason, MSG_TEXT_MAX)
 #undef C
 #undef W
 
+#define C struct msg_link
+#define W Tandem__Link
+static const struct field link_rows[] = {
+    STRING(address, MSG_ADDRESS_MAX),
+    NAME(state, 1),
+    U32(tickets, ANY),
+    U64(bytes),
+    U64(rate),
+    U64(failed_ms),
+    PROSE(reason, MSG_TEXT_MAX),
+};
+#undef C
+#undef W
+
 #define C struct msg_resend
 #define W Tandem__Resend
 static const struct field resend_rows[] = {KEY(key), U32(from, TOKENS_MAX)};
@@ -414,6 +428,7 @@ static const struct part messages[MSG_KINDS] = {
     MESSAGE(MSG_DONE, done, done),
     MESSAGE(MSG_QUERY, query, query),
     MESSAGE(MSG_ANSWER, answer, answer),
+    MESSAGE(MSG_LINK, link, link),
 };
 
 const struct part *msg_part(enum msg_kind kind)

@@ -212,6 +212,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
     switch (m->kind) {
     case MSG_HEARTBEAT: registry_on_heartbeat(core, now_ns, n, &m->heartbeat); break;
     case MSG_LIVE: registry_on_live(core, now_ns, n, &m->live); break;
+    case MSG_LINK: path_on_link(now_ns, n, &m->link); break;
     case MSG_RESERVED: choice_on_reserved(core, now_ns, n, &m->reserved); break;
     case MSG_FIRST: choice_on_first(core, now_ns, n, &m->first); break;
     case MSG_PREFILLED: choice_on_prefilled(core, now_ns, n, &m->prefilled); break;

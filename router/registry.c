@@ -100,6 +100,7 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     for (uint32_t i = 0; i < h->addresses_count; i++)
         n->sched.links[i] = sched_link(h->addresses[i]);
     n->load.blocks_total = n->load.blocks_free = h->blocks_total;
+    list_init(&n->paths);
     list_init(&n->choices_prefill);
     list_init(&n->choices_decode);
     n->index = core->nodes_count++;
@@ -142,6 +143,7 @@ static void node_free(struct router_core *core, struct node *n)
     }
     core->nodes[core->nodes_count] = NULL;
     core->sched[core->nodes_count] = NULL;
+    paths_free(n);
     mem_free(n->rates);
     arena_fini(&n->arena);
     mem_free(n);

@@ -49,7 +49,8 @@ static bool has_room(const struct sched_node *n, const struct sched_job *job, ui
 
 uint64_t sched_link(const char *address)
 {
-    uint64_t hash = hash64(address, strcspn(address, strncmp(address, "shm:", 4) == 0 ? "-" : ":"));
+    bool of_host = strncmp(address, "shm:", 4) == 0 || strncmp(address, "ipc:", 4) == 0;
+    uint64_t hash = hash64(address, strcspn(address, of_host ? "-" : ":"));
     return hash ? hash : 1;
 }
 

@@ -29,6 +29,14 @@ enum {
 };
 #define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
 
+/* A link from a node to an address of another one. */
+struct path {
+    struct list_link place;
+    char address[MSG_ADDRESS_MAX + 1], state[MSG_NAME_MAX + 1], reason[MSG_TEXT_MAX + 1];
+    uint32_t tickets;
+    uint64_t bytes, rate, failed_ns; /* failed_ns 0: never */
+};
+
 struct node {
     struct peer peer;
     uint32_t index; /* in core->nodes */
@@ -48,6 +56,8 @@ struct node {
     uint64_t prompt_tokens, generated_tokens, transfer_bytes;
     char link[16];            /* last seen on a transfer from here */
     struct sched_rate *rates; /* P: sched.rates, ROUTER_NODES_MAX of them */
+    struct list_link paths;   /* struct path: as it told of them, the latest last */
+    uint32_t paths_count;
 };
 
 struct client {
@@ -271,6 +281,11 @@ void registry_end(struct router_core *core, uint64_t now_ns, struct peer_entry *
 uint64_t registry_on_timer(struct router_core *core, uint64_t now_ns); /* the next time it wants */
 void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *node,
                            const struct msg_heartbeat *beat);
+/* paths.c */
+void path_on_link(uint64_t now_ns, struct node *node, const struct msg_link *link);
+const struct path *path_to(const struct node *from, const char *address); /* NULL: never told of */
+void paths_free(struct node *node);
+
 void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
                       const struct msg_live *live);
 /* A pair was chosen for a transfer; one of its transfers has ended, and a request waited for it. */

@@ -1,5 +1,6 @@
 /* status: what `tandem status --json` and `tandem explain --json` show, built with jansson. */
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -71,6 +72,33 @@ static json_t *links_json(const struct router_core *core)
     return links;
 }
 
+static json_t *path_json(uint64_t now_ns, const struct node *from, const struct node *to,
+                         const struct path *p)
+{
+    char kind[MSG_ADDRESS_MAX + 1];
+    snprintf(kind, sizeof kind, "%.*s", (int)strcspn(p->address, ":"), p->address);
+    double failed_s = p->failed_ns ? (double)(now_ns - p->failed_ns) / 1e9 : -1;
+    return json_pack("{s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:f,s:s}", "from", from->hello.name, "to",
+                     to->hello.name, "kind", kind, "state", p->state, "transfers",
+                     (json_int_t)p->tickets, "bytes", (json_int_t)p->bytes, "rate",
+                     (json_int_t)p->rate, "failed_s", failed_s, "reason", p->reason);
+}
+
+/* The links of each pair, in the order in which the receiver names them. */
+static json_t *paths_json(const struct router_core *core, uint64_t now_ns)
+{
+    json_t *paths = json_array();
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        for (uint32_t k = 0; k < core->nodes_count && core->nodes[i]->paths_count > 0; k++) {
+            const struct node *from = core->nodes[i], *to = core->nodes[k];
+            for (uint32_t a = 0; a < to->hello.addresses_count; a++) {
+                const struct path *p = path_to(from, to->hello.addresses[a]);
+                if (p) json_array_append_new(paths, path_json(now_ns, from, to, p));
+            }
+        }
+    return paths;
+}
+
 /* "": it is not queued. */
 static const char *waiting(const struct router_core *core, uint64_t now_ns, const struct choice *c)
 {
@@ -99,9 +127,9 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i]));
-    return dump(
-        json_pack("{s:o,s:o,s:o}", "router", router, "nodes", nodes, "links", links_json(core)),
-        out);
+    return dump(json_pack("{s:o,s:o,s:o,s:o}", "router", router, "nodes", nodes, "links",
+                          links_json(core), "paths", paths_json(core, now_ns)),
+                out);
 }
 
 static double ms(uint64_t us)

@@ -38,6 +38,7 @@ enum {
 };
 #define HANDSHAKE_NS (5 * NS_PER_S)
 #define IDLE_CLOSE_NS (60 * NS_PER_S)
+#define TELL_NS NS_PER_S
 #define LAYER_BYTES_MAX ((size_t)64 << 20)
 
 enum watch_kind { WATCH_MAILBOX, WATCH_LISTENER, WATCH_LINK };
@@ -272,7 +273,9 @@ static void act(struct xfer *x)
             deliver(x, &a.event);
             continue;
         }
-        if (a.kind == XFER_ACT_DIAL) {
+        if (a.kind == XFER_ACT_LINK) {
+            x->options.on_link(x->ctx, &a.link);
+        } else if (a.kind == XFER_ACT_DIAL) {
             dial(x, a.session, a.address);
         } else if (a.kind == XFER_ACT_CLOSE) {
             conn_close(x, xfer_session_user(a.session));
@@ -633,6 +636,7 @@ static enum err make_parts(struct xfer *x)
         .handshake_ns = HANDSHAKE_NS,
         .idle_close_ns = o->idle_close_ns ? o->idle_close_ns : IDLE_CLOSE_NS,
         .retry_ns = o->retry_ns,
+        .tell_every_ns = o->on_link ? TELL_NS : 0,
     };
     uint32_t messages = 4 * o->tickets_max;
     enum err e;

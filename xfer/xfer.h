@@ -133,6 +133,9 @@ struct xfer_device {
     uint32_t index; /* the device's number */
 };
 
+typedef void xfer_event_fn(void *ctx, const struct xfer_event *event);
+typedef void xfer_link_fn(void *ctx, const struct xfer_link_row *row);
+
 struct kv_link_ops;
 
 /* A link to listen on, and one that may be dialled. */
@@ -161,13 +164,12 @@ struct xfer_options {
     const char *interface;  /* nccl: for its own sockets; NULL or "": NCCL chooses */
     uint64_t idle_close_ns; /* a link without tickets for so long is closed; 0: 60 s */
     uint64_t retry_ns;      /* a link that broke is left alone for so long at first; 0: 1 s */
+    xfer_link_fn *on_link;  /* like on_event: what has changed, once a second; NULL: nobody asks */
     uint32_t corrupt_every; /* tests: spoil every n-th frame sent; 0: none */
 };
 
 /* Room for the longest payload in host memory. */
 size_t xfer_staging_bytes(const struct kv_geometry *geometry);
-
-typedef void xfer_event_fn(void *ctx, const struct xfer_event *event);
 
 enum err xfer_open(struct xfer **x, const struct xfer_options *options, xfer_event_fn *on_event,
                    void *ctx);

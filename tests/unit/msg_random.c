@@ -327,6 +327,15 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
                                        string(r, 0, MSG_TEXT_MAX)};
         break;
     case MSG_CANCEL: m.cancel = (struct msg_cancel){key(r), string(r, 0, MSG_TEXT_MAX)}; break;
+    case MSG_LINK:
+        m.link = (struct msg_link){string(r, 0, MSG_ADDRESS_MAX),
+                                   string(r, 1, MSG_NAME_MAX),
+                                   r32(r),
+                                   r64(r),
+                                   r64(r),
+                                   r64(r),
+                                   string(r, 0, MSG_TEXT_MAX)};
+        break;
     case MSG_RESEND: m.resend = (struct msg_resend){key(r), below(r, JOB_TOKENS_MAX)}; break;
     case MSG_DRAIN: m.drain.node = string(r, 0, MSG_NAME_MAX); break;
     case MSG_SUBMIT: m.submit = submit(r); break;
@@ -593,6 +602,15 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
     case MSG_CANCEL:
         SAME_FLAT(cancel.key);
         SAME_STRING(cancel.reason);
+        return NULL;
+    case MSG_LINK:
+        SAME_STRING(link.address);
+        SAME_STRING(link.state);
+        SAME(link.tickets);
+        SAME(link.bytes);
+        SAME(link.rate);
+        SAME(link.failed_ms);
+        SAME_STRING(link.reason);
         return NULL;
     case MSG_RESEND:
         SAME_FLAT(resend.key);

@@ -1,6 +1,7 @@
 #include "tests/unit/testing.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -46,6 +47,53 @@ static void serve(const struct job *job)
     assert_int_equal(end->finished.finish, finish);
     assert_int_equal(end->finished.tokens_count, n);
     rig_acknowledge(&d, job->key);
+}
+
+static void link_says(uint32_t number, enum xfer_link_state state)
+{
+    struct xfer_link_row row = {.state = state, .bytes = number, .rate = 9, .reason = "why"};
+    snprintf(row.address, sizeof row.address, "tcp:10.0.0.1:%u", number);
+    row.failed_ns = state == XFER_LINK_BROKEN ? d.now_ns : 0;
+    node_core_on_link(d.core, &row);
+}
+
+/* LINK messages that come with so many heartbeats. */
+static uint32_t links_told(uint32_t beats_count)
+{
+    rig_forget(&d);
+    for (uint32_t i = 0; i < beats_count; i++) {
+        rig_say(&d, (struct msg){.kind = MSG_HEARTBEAT});
+        rig_advance(&d, d.config.session.heartbeat_ns);
+    }
+    return rig_said_count(&d, MSG_LINK);
+}
+
+static void routers_are_told_of_links_that_changed(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL});
+    assert_int_equal(links_told(10), 0);
+    for (uint32_t i = 0; i < 20; i++)
+        link_says(i, XFER_LINK_READY);
+    assert_int_equal(links_told(1), 8); /* a few at a time */
+    assert_int_equal(links_told(10), 12);
+    assert_int_equal(links_told(10), 0);
+    link_says(7, XFER_LINK_BROKEN);
+    assert_int_equal(links_told(2), 1);
+    const struct msg_link *m = &rig_said(&d, MSG_LINK)->link;
+    assert_string_equal(m->address, "tcp:10.0.0.1:7");
+    assert_string_equal(m->state, "broken");
+    assert_string_equal(m->reason, "why");
+    assert_true(m->failed_ms > 0 && m->rate == 9 && m->bytes == 7);
+    for (uint32_t i = 0; i < 1000; i++) /* more than are kept: the latest are */
+        link_says(i, XFER_LINK_IDLE);
+    assert_int_equal(links_told(100), 128);
+    assert_int_equal(rig_said(&d, MSG_LINK)->link.bytes, 999);
+    rig_lose(&d, 0);
+    rig_advance(&d, NS_PER_S); /* it greets again */
+    rig_join(&d, 0);           /* and is answered by another one, perhaps */
+    assert_true(links_told(100) >= 120); /* the first few came with the welcome */
+    rig_free(&d);
 }
 
 static void a_node_greets_joins_and_beats(void **state)
@@ -361,6 +409,7 @@ int main(void)
     log_setup(LOG_OFF, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_node_greets_joins_and_beats),
+        cmocka_unit_test(routers_are_told_of_links_that_changed),
         cmocka_unit_test(a_request_goes_through_both_nodes),
         cmocka_unit_test(only_the_part_that_decode_lacks_travels),
         cmocka_unit_test(a_committed_prompt_is_found_while_it_runs),

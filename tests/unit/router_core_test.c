@@ -1,6 +1,8 @@
 /* The router core: each test feeds messages and looks at what it sends. */
 #include "tests/unit/router_rig.h"
 
+#include <stdio.h>
+
 static void a_request_goes_through_its_pair(void **state)
 {
     (void)state;
@@ -554,6 +556,53 @@ static void status_and_explain_are_json(void **state)
     world_close(&w);
 }
 
+static void told(struct world *w, const char *address, const char *state, uint64_t failed_ms,
+                 const char *reason)
+{
+    say(w, P0,
+        (struct msg){.kind = MSG_LINK,
+                     .link = {.address = address,
+                              .state = state,
+                              .tickets = 1,
+                              .bytes = 77,
+                              .rate = 5000000000,
+                              .failed_ms = failed_ms,
+                              .reason = reason}});
+}
+
+static const char *status_of(struct world *w)
+{
+    say(w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    return expect(w, CLIENT, MSG_ANSWER)->answer.text;
+}
+
+static void links_are_shown_for_each_pair_that_has_them(void **state)
+{
+    (void)state;
+    struct world w;
+    char address[32];
+    world_open(&w, NULL);
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    hello(&w, D0, ROLE_DECODE, "d0");
+    assert_non_null(strstr(status_of(&w), "\"paths\":[]"));
+    w.now += 10 * NS_PER_S;
+    told(&w, "tcp:127.0.0.1:1", "making", 0, "");
+    told(&w, "tcp:127.0.0.1:1", "broken", 2000, "the peer is gone");
+    for (uint32_t i = 0; i < 1000; i++) { /* of nobody here: kept, within bounds, and not shown */
+        snprintf(address, sizeof address, "tcp:9.9.9.9:%u", i);
+        told(&w, address, "ready", 0, "");
+    }
+    assert_non_null(strstr(status_of(&w), "\"paths\":[]")); /* its row has made way */
+    told(&w, "tcp:127.0.0.1:1", "broken", 2000, "the peer is gone");
+    const char *text = status_of(&w);
+    assert_non_null(strstr(text, "\"from\":\"p0\",\"to\":\"d0\""));
+    assert_non_null(strstr(text, "\"state\":\"broken\",\"transfers\":1,\"bytes\":77,"
+                                 "\"rate\":5000000000,\"failed_s\":2.0,"
+                                 "\"reason\":\"the peer is gone\""));
+    assert_null(strstr(text, "9.9.9.9"));
+    world_close(&w);
+}
+
 static void a_queued_request_says_what_it_waits_for(void **state)
 {
     (void)state;
@@ -696,6 +745,7 @@ int main(void)
         cmocka_unit_test(the_faster_pair_is_preferred_once_both_were_tried),
         cmocka_unit_test(rates_go_with_the_node_that_they_are_of),
         cmocka_unit_test(status_and_explain_are_json),
+        cmocka_unit_test(links_are_shown_for_each_pair_that_has_them),
         cmocka_unit_test(a_queued_request_says_what_it_waits_for),
         cmocka_unit_test(the_queues_time_out_says_what_was_waited_for),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
