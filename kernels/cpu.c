@@ -49,7 +49,7 @@ struct op {
     cpu_kernel *kernel;
     const void *args;
     struct share *share; /* [threads] */
-    uint32_t threads;
+    uint32_t threads, piece_max;
 };
 
 /* Denormals are zero in and out, for the time of an op (G2). */
@@ -77,15 +77,17 @@ static uint64_t items_of(uint32_t first, uint32_t end)
     return first | (uint64_t)end << 32;
 }
 
-/* The front half of a share, or its back half: the rest stays. False: there is none. */
-static bool share_take(struct share *s, bool front, uint32_t *first, uint32_t *end)
+/* Half of a share, from its front or its back, and at most so many items: the rest stays. False: none
+ * is there. */
+static bool share_take(struct share *s, bool front, uint32_t most, uint32_t *first, uint32_t *end)
 {
     uint64_t had = atomic_load_explicit(&s->items, memory_order_relaxed), rest;
     do {
-        uint32_t from = (uint32_t)had, to = (uint32_t)(had >> 32), half = (to - from + 1) / 2;
+        uint32_t from = (uint32_t)had, to = (uint32_t)(had >> 32);
+        uint32_t piece = workers_piece(to - from, most);
         if (from == to) return false;
-        *first = front ? from : to - half;
-        *end = front ? from + half : to;
+        *first = front ? from : to - piece;
+        *end = front ? from + piece : to;
         rest = front ? items_of(*end, to) : items_of(from, *first);
     } while (!atomic_compare_exchange_weak_explicit(&s->items, &had, rest, memory_order_relaxed,
                                                     memory_order_relaxed));
@@ -98,11 +100,12 @@ static bool share_take(struct share *s, bool front, uint32_t *first, uint32_t *e
 static bool op_take(struct op *op, uint32_t index, uint32_t *first, uint32_t *end)
 {
     struct share *own = &op->share[index];
-    if (share_take(own, true, first, end)) return true;
+    if (share_take(own, true, op->piece_max, first, end)) return true;
     for (uint32_t i = 1; i < op->threads; i++) {
-        if (!share_take(&op->share[(index + i) % op->threads], false, first, end)) continue;
+        if (!share_take(&op->share[(index + i) % op->threads], false, UINT32_MAX, first, end))
+            continue;
         atomic_store_explicit(&own->items, items_of(*first, *end), memory_order_relaxed);
-        if (share_take(own, true, first, end)) return true;
+        if (share_take(own, true, op->piece_max, first, end)) return true;
     }
     return false;
 }
@@ -111,9 +114,19 @@ static void op_work(void *ctx, uint32_t index)
 {
     struct op *op = ctx;
     uint32_t before = flush_begin(), first, end;
-    while (op_take(op, index, &first, &end))
+    while (op_take(op, index, &first, &end)) {
         op->kernel(op->args, first, end);
+        workers_offer_core();
+    }
     flush_end(before);
+}
+
+/* Pieces after each of which a thread has an offer to make. */
+static uint32_t piece_of(uint32_t items, uint64_t cost_ns)
+{
+    uint64_t piece =
+        cost_ns > WORKERS_OFFER_NS ? items * (uint64_t)WORKERS_OFFER_NS / cost_ns : items;
+    return piece > 0 ? (uint32_t)piece : 1;
 }
 
 /* Runs the kernel over all items, on as many threads as `cost_ns` of work on one is worth. */
@@ -124,7 +137,7 @@ static void run(struct backend *b, cpu_kernel *kernel, const void *args, uint32_
     if (threads > b->facts.threads) threads = b->facts.threads;
     if (threads > items) threads = items;
     if (threads < 1) threads = 1;
-    struct op op = {kernel, args, b->share, (uint32_t)threads};
+    struct op op = {kernel, args, b->share, (uint32_t)threads, piece_of(items, cost_ns)};
     for (uint64_t i = 0; i < threads; i++) {
         uint64_t own =
             items_of((uint32_t)(items * i / threads), (uint32_t)(items * (i + 1) / threads));

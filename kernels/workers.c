@@ -129,6 +129,35 @@ static int worker_create(struct worker *worker, int cpu)
     return failed;
 }
 
+/* The kernel's struct of sched_getattr(2), which libc does not tell of; its first version. */
+struct thread_attr {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t slice_ns, deadline_ns, period_ns;
+};
+
+/* Of this thread, if it is an ordinary one. A kernel before 6.12 has slices of its own choice, and
+ * an offer gives up more. */
+static void ask_for_slices(uint64_t slice_ns)
+{
+    struct thread_attr attr;
+    if (syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) != 0) return;
+    if (attr.policy != SCHED_OTHER && attr.policy != SCHED_BATCH) return;
+    attr.slice_ns = slice_ns;
+    syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
+void workers_offer_core(void)
+{
+    static _Thread_local uint64_t next_ns;
+    if (clock_now_ns() < next_ns) return;
+    if (next_ns == 0) ask_for_slices(WORKERS_SLICE_NS);
+    sched_yield();
+    next_ns = clock_now_ns() + WORKERS_OFFER_NS;
+}
+
 /* On `cpu`, or anywhere if that is negative, or not there, or not ours. */
 static enum err worker_start(struct workers *w, uint32_t index, int cpu)
 {

@@ -16,7 +16,11 @@
  *   many tokens a step); "added" is what the first way takes longer; "beside_prefill" is the first way
  *   without P's computing, which no other load on P's core can lengthen.
  * - router: CPU time of all its threads for each token, 32 streams with text over 32 connections.
- * - itl: of eight streams, alone, while prompts of 4096 tokens are prefilled on P, and on D. */
+ * - itl: of eight streams, alone, while prompts of 4096 tokens are prefilled on P, and on D.
+ * - cancel: beside eight streams, from a request's cancel, at any point of its life, until neither node
+ *   has a block of it; the two nodes' pages are asked for that again and again.
+ * - door: beside eight streams and a prompt of 4096 tokens, from a request to the word that it was
+ *   accepted, or refused because as many as may are there. */
 #include "tests/unit/testing.h"
 
 #include <dirent.h>
@@ -31,6 +35,7 @@
 #include "tests/bench/figures.h"
 #include "tests/bench/shape_s.h"
 #include "tests/e2e/cluster.h"
+#include "tests/e2e/page.h"
 #include "tests/e2e/streams.h"
 
 enum {
@@ -41,6 +46,7 @@ enum {
     STARTS = 7,
     ROUTER_STREAMS = 32,
     ROUTER_TOKENS = 600,
+    TRIES = 200,
 };
 
 /* How much of everything: what takes a second in all on the one model takes minutes on the other. */
@@ -48,7 +54,7 @@ struct amounts {
     const char *prefix; /* of the figures' names */
     const char *(*model)(void);
     bool large; /* and random: no tokenizer, less is measured, packed weights are kept */
-    uint32_t warm_ups, handovers, ttfts, stream_tokens;
+    uint32_t warm_ups, handovers, ttfts, stream_tokens, itl_rounds;
 };
 static const struct amounts demo = {.prefix = "",
                                     .model = cluster_demo_model,
@@ -56,14 +62,16 @@ static const struct amounts demo = {.prefix = "",
                                     .warm_ups = 4,
                                     .handovers = 200,
                                     .ttfts = 60,
-                                    .stream_tokens = 1500};
+                                    .stream_tokens = 1500,
+                                    .itl_rounds = 5};
 static const struct amounts shape_s = {.prefix = "s_",
                                        .model = shape_s_model,
                                        .large = true,
                                        .warm_ups = 1,
                                        .handovers = 4,
                                        .ttfts = 3,
-                                       .stream_tokens = 300};
+                                       .stream_tokens = 300,
+                                       .itl_rounds = 1};
 
 static struct bench {
     const struct amounts *amounts;
@@ -437,29 +445,35 @@ static void router(void)
 enum { UNDISTURBED = -1 };
 
 /* `way`: how prompts are prefilled beside the streams, one after the other. */
-static void itl_of(const char *name, int way)
+static void itl_round(int way, struct samples *ms, struct samples *ttft_ms)
 {
-    struct samples ms = {0};
     struct stream *prompt = NULL;
-    uint32_t prompts = 0;
     struct streams *s = streams_to(ALWAYS);
     start_streams(s);
     if (way != UNDISTURBED) turn_to(s, way);
     uint64_t from_ns = clock_now_ns();
     while (!one_ended(s)) {
         if (way != UNDISTURBED && (!prompt || prompt->ended)) {
+            if (prompt) samples_add(ttft_ms, ms_between(prompt->submitted_ns, arrivals(prompt)[0]));
             struct ask ask = new_ask(PROMPT_LONG, 4);
-            prompts++;
             prompt = streams_start(s, STREAMS, &ask);
         }
         streams_turn(s, 1000);
     }
-    add_gaps(&ms, s, from_ns);
-    tell_all(name, &ms);
-    if (way != UNDISTURBED) tell(name, "_prompts", prompts);
-    samples_free(&ms);
+    add_gaps(ms, s, from_ns);
     streams_free(s);
     cluster_await_idle(bench.cluster);
+}
+
+static void itl_of(const char *name, int way)
+{
+    struct samples ms = {0}, ttft_ms = {0};
+    for (uint32_t i = 0; i < bench.amounts->itl_rounds; i++)
+        itl_round(way, &ms, &ttft_ms);
+    tell_all(name, &ms);
+    if (way != UNDISTURBED) tell(name, "_ttft_p50_ms", samples_at(&ttft_ms, 0.5));
+    samples_free(&ms);
+    samples_free(&ttft_ms);
 }
 
 static void itl(void)
@@ -471,6 +485,138 @@ static void itl(void)
     stop_cluster();
 }
 
+/* ---- promises in milliseconds ---- */
+
+/* Blocks of a node that are neither free nor only cached, from its page. */
+static uint32_t blocks_used(const struct process *node)
+{
+    static const char gauge[] = "tandem_node_kv_blocks{state=\"";
+    static char text[PAGE_MAX];
+    uint32_t used = 0;
+    assert_int_equal(page_get(node->metrics, "/metrics", text), 200);
+    for (const char *at = text; (at = strstr(at, gauge));) {
+        at += sizeof gauge - 1;
+        if (strncmp(at, "free\"", 5) == 0 || strncmp(at, "cached\"", 7) == 0) continue;
+        used += (uint32_t)strtoul(strchr(at, ' '), NULL, 10);
+    }
+    return used;
+}
+
+/* What eight streams may hold by now, with the tokens that are still on their way to this program. */
+static uint32_t blocks_of_streams(const struct streams *s)
+{
+    uint32_t blocks = 0;
+    for (uint32_t i = 0; i < STREAMS; i++)
+        blocks += (PROMPT_SHORT + s->stream[i]->tokens_count) / 16 + 2;
+    return blocks;
+}
+
+/* Long enough into its life that it is somewhere else each time: in P's queue, computed, on its way to
+ * D, decoded. */
+static void let_live(struct streams *s, struct stream *stream, uint64_t ms)
+{
+    uint64_t until_ns = clock_now_ns() + ms * NS_PER_MS;
+    while (!stream->accepted || clock_now_ns() < until_ns)
+        streams_turn(s, 1);
+}
+
+/* From the word of the client until no block on either node is the request's any more. */
+static void cancel_once(struct streams *s, uint32_t try, struct samples *ms)
+{
+    struct process *p = cluster_process(bench.cluster, "p0"),
+                   *d = cluster_process(bench.cluster, "d0");
+    struct ask ask = new_ask(PROMPT, 1000);
+    struct stream *stream = streams_start(s, STREAMS, &ask);
+    let_live(s, stream, try * 7 % 50);
+    uint64_t began_ns = clock_now_ns(), gone_ns;
+    tandem_cancel(stream->request);
+    do {
+        streams_turn(s, 0);
+        gone_ns = clock_now_ns();
+    } while (blocks_used(p) > 0 || blocks_used(d) > blocks_of_streams(s));
+    samples_add(ms, ms_between(began_ns, gone_ns));
+    while (!stream->ended)
+        streams_turn(s, 1000);
+}
+
+static void cancel(void)
+{
+    struct samples ms = {0};
+    start_cluster("--metrics 127.0.0.1:0", "--metrics 127.0.0.1:0");
+    while (ms.count < TRIES) {
+        struct streams *s = streams_to(ALWAYS);
+        start_streams(s);
+        for (; ms.count < TRIES && !one_ended(s);)
+            cancel_once(s, ms.count, &ms);
+        streams_free(s);
+        cluster_await_idle(bench.cluster);
+    }
+    tell_all("cancel_to_memory_back", &ms);
+    tell("cancel_to_memory_back", "_max_ms", samples_at(&ms, 1));
+    samples_free(&ms);
+    stop_cluster();
+}
+
+/* From the call until the cluster says yes or no; one that is let in is not waited for. */
+static void knock(struct streams *s, bool welcome, struct samples *ms)
+{
+    struct ask ask = new_ask(PROMPT_SHORT, 1);
+    struct stream *stream = streams_start(s, STREAMS + 1, &ask);
+    while (!stream->accepted && !stream->ended)
+        streams_turn(s, 1000);
+    samples_add(ms, ms_between(stream->submitted_ns, clock_now_ns()));
+    assert_int_equal(stream->accepted, welcome);
+    if (welcome) tandem_cancel(stream->request);
+    while (!stream->ended)
+        streams_turn(s, 1000);
+    if (!welcome) assert_int_equal(stream->choice[0].status, TANDEM_OVERLOADED);
+}
+
+static void knock_beside_streams(bool welcome, struct samples *ms)
+{
+    struct stream *prompt = NULL;
+    struct streams *s = streams_to(0);
+    start_streams(s);
+    while (ms->count < TRIES && !one_ended(s)) {
+        if (!prompt || prompt->ended) {
+            struct ask ask = new_ask(PROMPT_LONG, 1);
+            prompt = streams_start(s, STREAMS, &ask);
+            while (!prompt->accepted)
+                streams_turn(s, 1000);
+        }
+        knock(s, welcome, ms);
+        streams_turn(s, 1);
+    }
+    streams_free(s);
+    cluster_await_idle(bench.cluster);
+}
+
+/* Eight streams and a prompt of 4096 tokens run: that is as many as may be there, or one less. */
+static void door_of(const char *name, bool welcome)
+{
+    char args[64];
+    struct samples ms = {0};
+    new_cluster();
+    snprintf(args, sizeof args, "--disaggregate always --requests-max %d",
+             STREAMS + 1 + (int)welcome);
+    start_router(args);
+    start_node(PROGRAM_PREFILL, "");
+    start_node(PROGRAM_DECODE, "");
+    cluster_await_nodes(bench.cluster);
+    while (ms.count < TRIES)
+        knock_beside_streams(welcome, &ms);
+    tell_all(name, &ms);
+    tell(name, "_max_ms", samples_at(&ms, 1));
+    samples_free(&ms);
+    stop_cluster();
+}
+
+static void door(void)
+{
+    door_of("door_accepted", true);
+    door_of("door_refused", false);
+}
+
 /* ---- */
 
 static const struct section {
@@ -480,7 +626,8 @@ static const struct section {
 } sections[] = {
     {"starts", starts, &demo},  {"handover", handover, &demo}, {"ttft", ttft, &demo},
     {"router", router, &demo},  {"itl", itl, &demo},           {"s_handover", handover, &shape_s},
-    {"s_ttft", ttft, &shape_s}, {"s_itl", itl, &shape_s},
+    {"s_ttft", ttft, &shape_s}, {"s_itl", itl, &shape_s},      {"cancel", cancel, &demo},
+    {"door", door, &demo},
 };
 enum { SECTIONS = sizeof sections / sizeof sections[0] };
 

@@ -1,7 +1,10 @@
 #include "tests/unit/testing.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common/mem.h"
 #include "kernels/workers.h"
@@ -106,12 +109,66 @@ static void bad_numbers_and_failing_allocations_leave_nothing_behind(void **stat
     workers_free(NULL);
 }
 
+static void a_piece_is_half_of_what_is_left_and_never_too_long(void **state)
+{
+    static const struct {
+        uint32_t left, most, piece;
+    } rows[] = {
+        {100, 100, 50}, {100, 10, 10},      {1, 100, 1},
+        {3, 100, 2},    {UINT32_MAX, 7, 7}, {UINT32_MAX, UINT32_MAX, UINT32_MAX / 2 + 1},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_int_equal(workers_piece(rows[i].left, rows[i].most), rows[i].piece);
+}
+
+/* As the kernel's struct of sched_getattr(2) lies in memory; the slice is its "runtime". */
+struct attr {
+    uint32_t size, policy;
+    uint64_t flags;
+    uint32_t nice, priority;
+    uint64_t slice_ns, rest[2];
+};
+
+static struct attr attr_of_this_thread(void)
+{
+    struct attr attr;
+    assert_int_equal(syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0), 0);
+    return attr;
+}
+
+static void *offer_twice(void *arg)
+{
+    struct attr *attr = arg;
+    attr[0] = attr_of_this_thread();
+    workers_offer_core();
+    workers_offer_core();
+    attr[1] = attr_of_this_thread();
+    return NULL;
+}
+
+/* A yield gives up a slice, so that it should be short. */
+static void who_offers_its_core_has_short_slices_and_all_else_as_before(void **state)
+{
+    (void)state;
+    struct attr attr[2];
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, offer_twice, attr), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(attr[1].policy, attr[0].policy);
+    assert_int_equal(attr[1].nice, attr[0].nice);
+    if (attr[0].slice_ns == 0) skip(); /* a kernel before 6.12 has no slices to ask for */
+    assert_int_equal(attr[1].slice_ns, WORKERS_SLICE_NS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_index_runs_once_and_is_seen_by_the_caller),
         cmocka_unit_test(who_sleeps_is_woken),
         cmocka_unit_test(threads_are_pinned_in_turn_where_there_are_cpus),
+        cmocka_unit_test(a_piece_is_half_of_what_is_left_and_never_too_long),
+        cmocka_unit_test(who_offers_its_core_has_short_slices_and_all_else_as_before),
         cmocka_unit_test(bad_numbers_and_failing_allocations_leave_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
