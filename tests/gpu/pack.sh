@@ -4,7 +4,7 @@
 #     tests/gpu/pack.sh BUILD FOLDER           then, there: FOLDER/run.sh FOLDER
 #
 # It lies as a build folder does (bin/, gpu/, tests/, lib/tandem/), and besides has the data of the source tree
-# (source/) and the shared libraries of this system (lib-system/) but glibc's and CUDA's. glibc must be as new
+# (source/) and the shared libraries of this system (lib-system/) but glibc's, CUDA's and NCCL's. glibc must be as new
 # there as the number that is said at the end. FOLDER must be new or a pack, which is replaced.
 set -euo pipefail
 
@@ -29,9 +29,9 @@ folder=$(cd "$2" && pwd)
 cp "$build"/bin/tandem* "$folder/bin"
 cp "$build"/gpu/* "$folder/gpu"
 cp "${TESTS[@]/#/$build/tests/}" "$folder/tests"
-cp "$build/tests/fake/libtandem_cuda.so" "$folder/tests/fake"
-cp "$build/lib/tandem/libtandem_cuda.so" "$folder/lib/tandem"
-cp "$source"/tests/gpu/{run.sh,torch_side.py} "$folder"
+cp "$build"/tests/fake/lib*.so "$folder/tests/fake"
+cp "$build"/lib/tandem/libtandem_*.so "$folder/lib/tandem"
+cp "$source"/tests/gpu/{run.sh,links.sh,torch_side.py} "$folder"
 for path in "${SOURCES[@]}"; do
     mkdir -p "$folder/source/$(dirname "$path")"
     cp -r "$source/$path" "$folder/source/$path"
@@ -49,7 +49,7 @@ strip --strip-unneeded "${binaries[@]}"
 
 needed() { # FILE...: paths of the shared libraries that come along
     ldd "$@" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
-        grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|libcudart|libcublas|libcublasLt)\.so'
+        grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libcuda|libcudart|libcublas|libcublasLt|libnccl)\.so'
 }
 needed "${binaries[@]}" | xargs cp -Lt "$folder/lib-system"
 

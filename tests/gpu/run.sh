@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA backend on the machine that it is started on, and writes a report.
 #
-#     tests/gpu/run.sh FOLDER [--report DIR] [--parts "tests sanitizer cluster bench torch"]
+#     tests/gpu/run.sh FOLDER [--report DIR] [--parts "tests sanitizer cluster links bench torch"]
 #                      [--shapes "1b 8b"] [--scratch DIR] [--emulated]
 #
 # FOLDER is a build folder, or one that ./dev gpu pack has filled: it needs no network and no compiler, only a
 # driver and CUDA 13's libcudart and libcublasLt (of CUDA_HOME, of the loader's path, or those that PyTorch
-# brings). The report is DIR/report.md (here: gpu-report/), beside it logs and figures. --parts runs some parts
+# brings), and libnccl for the link of that name. The report is DIR/report.md (here: gpu-report/), beside it logs and figures. --parts runs some parts
 # only, each by itself where time on a GPU is short. Models are made in the scratch folder (the temporary one).
 # Exit status 1: something failed.
 # --emulated tries all of this on the emulator, in toy sizes; what it prints are no figures of any device.
@@ -14,7 +14,7 @@ set -euo pipefail
 
 usage() { sed -n '4,5p' "$0" | cut -c3- >&2; exit 2; }
 
-report=gpu-report parts="tests sanitizer cluster bench torch" shapes="1b 8b" scratch=${TMPDIR:-/tmp} emulated=
+report=gpu-report parts="tests sanitizer cluster links bench torch" shapes="1b 8b" scratch=${TMPDIR:-/tmp} emulated=
 [ $# -gt 0 ] || usage
 [ -d "$1" ] || { echo "gpu: no folder $1: ./dev gpu builds one, ./dev gpu pack fills one" >&2; exit 2; }
 folder=$(cd "$1" && pwd)
@@ -38,7 +38,7 @@ report=$(cd "$report" && pwd)
 
 # A pack has the sources' data in it; a build folder lies in its source tree.
 if [ -d "$folder/source" ]; then
-    export TANDEM_SOURCE_DIR=$folder/source
+    export TANDEM_SOURCE_DIR=$folder/source TANDEM_BIN_DIR=$folder/bin
 else
     TANDEM_SOURCE_DIR=$(cd "$here/../.." && pwd)
 fi
@@ -58,7 +58,7 @@ find_libraries() {
         places+=("$nvidia"/cu13/lib "$nvidia"/*/lib)
     done < <(python3 -c 'import importlib.util as u
 for place in u.find_spec("nvidia").submodule_search_locations: print(place)' 2>/dev/null || true)
-    for file in libcudart.so.13 libcublasLt.so.13; do
+    for file in libcudart.so.13 libcublasLt.so.13 libnccl.so.2; do
         for place in "${places[@]}"; do
             [ -e "$place/$file" ] || continue
             libraries=${libraries:+$libraries:}$place
@@ -268,9 +268,12 @@ run_shapes() {
     done
 }
 
+# shellcheck source=tests/gpu/links.sh
+. "$here/links.sh"
+
 # --- all ---
 
-say "# The CUDA backend on this machine"
+say "# The CUDA backend and the links between GPUs on this machine"
 say ""
 say "$(date -u +%Y-%m-%d), $(uname -srm), tandem $(cat "$folder/revision" 2>/dev/null ||
     git -C "$TANDEM_SOURCE_DIR" describe --always --dirty 2>/dev/null || echo of unknown revision)"
@@ -293,6 +296,7 @@ say "$(sed -n 's/^gpu_bench: //p' "$report/probe.log")"
 if wants tests; then run_tests; fi
 if wants sanitizer; then run_sanitizer; fi
 if wants cluster; then run_cluster; fi
+if wants links; then run_links; fi
 if wants bench || wants torch; then run_shapes; fi
 say ""
 say "$failed failed"
