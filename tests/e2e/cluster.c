@@ -51,12 +51,15 @@ static int left_ms(uint64_t deadline_ns)
 
 /* ---- one process ---- */
 
+/* $TANDEM_BIN_DIR goes first: packs that are taken to other machines have programs of their own. */
 static const char *program_path(enum program program)
 {
-    static const char *const paths[] = {TANDEM_BIN_DIR "/tandem-router",
-                                        TANDEM_BIN_DIR "/tandem-prefill",
-                                        TANDEM_BIN_DIR "/tandem-decode", "/proc/self/exe"};
-    return paths[program];
+    static const char *const names[] = {"tandem-router", "tandem-prefill", "tandem-decode"};
+    static char path[PATH_MAX];
+    const char *folder = getenv("TANDEM_BIN_DIR");
+    if (program == PROGRAM_CLIENT) return "/proc/self/exe";
+    snprintf(path, sizeof path, "%s/%s", folder ? folder : TANDEM_BIN_DIR, names[program]);
+    return path;
 }
 
 struct command_line {

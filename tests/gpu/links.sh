@@ -2,7 +2,7 @@
 # The part "links" of run.sh, which sources this: clusters over each link between nodes, beside what the plain way
 # of each link carries. Logs and figures are named links-SHAPE-GPUS.
 
-LINKS=(nccl ipc shm tcp)
+LINKS=(nccl shm tcp)
 
 # Why a link cannot be had here; nothing if it can.
 link_lacks() { # LINK
