@@ -393,7 +393,10 @@ void cluster_await(struct cluster *c, bool holds(struct cluster *c, json_t *stat
         char *text = now ? NULL : json_dumps(status, JSON_INDENT(1));
         json_decref(status);
         if (now) return;
-        if (left_ms(until_ns) == 0) fail_msg("not in %d ms: %s\n%s", CLUSTER_WAIT_MS, what, text);
+        if (left_ms(until_ns) == 0) {
+            fprintf(stderr, "%s\n", text); /* fail_msg would cut it off */
+            fail_msg("not in %d ms: %s", CLUSTER_WAIT_MS, what);
+        }
         free(text);
         tandem_wait(c->tandem, 20); /* the answers change with the nodes' heartbeats */
     }

@@ -17,6 +17,7 @@ struct fake_nccl_knobs {
     uint32_t fail_at;
     int fail_with;
     uint32_t in_progress_ms; /* inits, launches and finalizes take so long; launches else no time */
+    uint32_t init_ms;        /* inits take so much longer */
     uint32_t loud_death;     /* a peer's death is ncclRemoteError; else nothing tells of it */
     uint32_t init_hangs;     /* inits never end by themselves */
     uint32_t abort_hangs;    /* ncclCommAbort stops nothing and never returns */

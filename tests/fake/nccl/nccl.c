@@ -78,6 +78,7 @@ static void set_knob(struct fake_nccl_knobs *k, const char *name, const char *va
         {"fail_at", &k->fail_at},
         {"in_progress_ms", &k->in_progress_ms},
         {"loud_death", &k->loud_death},
+        {"init_ms", &k->init_ms},
         {"init_hangs", &k->init_hangs},
         {"abort_hangs", &k->abort_hangs},
         {"one_at_a_time", &k->one_at_a_time},
@@ -279,7 +280,8 @@ void fake_nccl_stop(struct ncclComm *comm)
 
 static ncclResult_t run_init(struct job *j)
 {
-    if (fake_nccl_knobs()->init_hangs) fake_nccl_sleep(j->comm, UINT32_MAX);
+    const struct fake_nccl_knobs *k = fake_nccl_knobs();
+    fake_nccl_sleep(j->comm, k->init_hangs ? UINT32_MAX : k->init_ms);
     return fake_nccl_meet(j->comm);
 }
 
