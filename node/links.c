@@ -14,9 +14,42 @@ static struct node_link *place_for(struct node_core *c, const char *address)
     return c->links_count < NODE_LINKS_MAX ? &c->link[c->links_count++] : oldest;
 }
 
+/* LINK_KINDS: one that is not counted. */
+static uint32_t link_kind(const char *address)
+{
+    static const char *const names[LINK_KINDS] = {"nccl:", "ipc:", "shm:", "tcp:"};
+    uint32_t i = 0;
+    while (i < LINK_KINDS && strncmp(address, names[i], strlen(names[i])) != 0)
+        i++;
+    return i;
+}
+
+/* What is new since the row that was there before, which may be another link's. */
+static void count(struct node_core *c, const struct xfer_link_row *old,
+                  const struct xfer_link_row *row)
+{
+    uint32_t kind = link_kind(row->address);
+    bool same = strcmp(old->address, row->address) == 0;
+    if (kind == LINK_KINDS) return;
+    struct link_counts *n = &c->link_counts[kind];
+    n->bytes += row->bytes - (same && old->bytes <= row->bytes ? old->bytes : 0);
+    n->failures += row->failed_ns != (same ? old->failed_ns : 0);
+}
+
+uint32_t links_ready(const struct node_core *c, uint32_t kind)
+{
+    uint32_t ready = 0;
+    for (uint32_t i = 0; i < c->links_count; i++) {
+        const struct xfer_link_row *row = &c->link[i].row;
+        ready += row->state == XFER_LINK_READY && link_kind(row->address) == kind;
+    }
+    return ready;
+}
+
 void node_core_on_link(struct node_core *c, const struct xfer_link_row *row)
 {
     struct node_link *l = place_for(c, row->address);
+    count(c, &l->row, row);
     l->row = *row;
     l->changed = ++c->links_changed;
 }

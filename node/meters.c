@@ -7,6 +7,13 @@
 #define TRANSFERS "tandem_node_transfers_total"
 #define TRANSFERS_HELP "Hand-overs of KV that have ended here, sent or received"
 
+/* In the order of link_kind in links.c. */
+#define LINK_METERS(first, kind, name, help)                                                       \
+    [first] = {kind, name, "link=\"nccl\"", help},                                                 \
+    [first + 1] = {kind, name, "link=\"ipc\"", help},                                              \
+    [first + 2] = {kind, name, "link=\"shm\"", help},                                              \
+    [first + 3] = {kind, name, "link=\"tcp\"", help}
+
 static const struct metric_spec specs[METERS] = {
     [METER_INFO] = {METRIC_GAUGE, "tandem_node_info", "role=\"prefill\"",
                     "Always 1; its labels say what the node is"},
@@ -52,6 +59,12 @@ static const struct metric_spec specs[METERS] = {
                               "Frames of KV whose checksum was wrong"},
     [METER_FRAMES_DEAD] = {METRIC_COUNTER, "tandem_node_frames_dead_total", NULL,
                            "Frames of KV that nobody waited for any more"},
+    LINK_METERS(METER_LINK_BYTES, METRIC_COUNTER, "tandem_node_link_sent_bytes_total",
+                "Bytes of KV sent, by link"),
+    LINK_METERS(METER_LINK_FAILURES, METRIC_COUNTER, "tandem_node_link_failures_total",
+                "Times that a link broke or could not be made, at most one a second of each"),
+    LINK_METERS(METER_LINKS_READY, METRIC_GAUGE, "tandem_node_links_ready",
+                "Links to other nodes over which transfers can go"),
     [METER_STALE] = {METRIC_COUNTER, "tandem_node_stale_messages_total", NULL,
                      "Messages of earlier sessions or attempts, dropped"},
     [METER_SLOW] = {METRIC_COUNTER, "tandem_node_slow_callbacks_total", NULL,
@@ -135,6 +148,11 @@ enum err node_core_metrics(struct node_core *c, const struct xfer_stats *links, 
     node_core_counts(c, &n);
     show_gauges(c, &n, links);
     show_counts(c, &n, links);
+    for (uint32_t i = 0; i < LINK_KINDS; i++) {
+        metric_show_count(c->meter[METER_LINK_BYTES + i], c->link_counts[i].bytes);
+        metric_show_count(c->meter[METER_LINK_FAILURES + i], c->link_counts[i].failures);
+        metric_set(c->meter[METER_LINKS_READY + i], links_ready(c, i));
+    }
     return metrics_prometheus(c->metrics, page);
 }
 

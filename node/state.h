@@ -151,6 +151,8 @@ struct router_link {
     uint64_t links_told; /* up to this change of node_core.link */
 };
 
+enum { LINK_KINDS = 4 }; /* nccl, ipc, shm, tcp */
+
 struct node_link {
     struct xfer_link_row row;
     uint64_t changed; /* counts changes of all rows */
@@ -191,6 +193,10 @@ enum meter {
     METER_TRANSFERS_LIVE,
     METER_FRAMES_REFUSED,
     METER_FRAMES_DEAD,
+    METER_LINK_BYTES, /* these three: one for each of LINK_KINDS */
+    METER_LINK_FAILURES = METER_LINK_BYTES + LINK_KINDS,
+    METER_LINKS_READY = METER_LINK_FAILURES + LINK_KINDS,
+    METER_LINKS_READY_LAST = METER_LINKS_READY + LINK_KINDS - 1,
     METER_STALE,
     METER_SLOW,
     METERS
@@ -230,6 +236,9 @@ struct node_core {
     struct node_link *link; /* [NODE_LINKS_MAX] */
     uint32_t links_count;
     uint64_t links_changed;
+    struct link_counts {
+        uint64_t bytes, failures;
+    } link_counts[LINK_KINDS];
     struct metrics *metrics;
     struct metric *meter[METERS];
     uint32_t met[SEQ_STATES][SEQ_EVENTS]; /* how often the state machine met what; for tests */
@@ -278,6 +287,7 @@ void live_add(struct node_core *c, const struct sequence *s);
 void live_remove(struct node_core *c, const struct sequence *s);
 
 /* links.c */
+uint32_t links_ready(const struct node_core *c, uint32_t kind);         /* below LINK_KINDS */
 void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router); /* some of the news */
 
 /* jobs.c */

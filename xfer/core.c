@@ -46,6 +46,21 @@ static void ticket_clear(struct xfer_ticket *t)
     t->next_push = NULL;
 }
 
+struct xfer_ticket *ticket_blank(void)
+{
+    struct xfer_ticket *t = mem_new(sizeof *t);
+    if (!t) return NULL;
+    list_init(&t->in_session);
+    list_init(&t->ready);
+    list_init(&t->ended);
+    list_init(&t->agains);
+    list_init(&t->pushes);
+    list_init(&t->feeds);
+    list_init(&t->in_feeds);
+    t->event.link = "";
+    return t;
+}
+
 void ticket_free(struct xfer_ticket *t)
 {
     if (!t) return;
@@ -112,24 +127,14 @@ static void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_
                   now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
 }
 
-void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
-                enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns)
+/* What is left of it is its last word to the other side of its session. */
+static void ticket_rest(struct xfer_core *core, struct xfer_ticket *t, enum frame_kind last_word,
+                        uint64_t now_ns)
 {
-    CHECK(t->state != TICKET_ENDED);
-    struct xfer_event *v = &t->event;
-    bool told = t->session && t->session->state == SESSION_READY && (!t->sends || t->opened);
-    v->kind = kind;
-    v->error = error;
-    v->ended_ns = now_ns;
-    snprintf(v->text, sizeof v->text, "%s", text);
-    core->counts.tickets_done += error == OK;
-    core->counts.tickets_failed += error != OK;
-    t->state = TICKET_ENDED;
-    map_remove(t->sends ? &core->senders : &core->receivers, t->id);
-    heap_remove(&core->ticket_timers, &t->timer);
-    list_push_back(&core->ended, &t->ended);
-    ticket_clear(t);
     struct xfer_session *s = t->session;
+    bool told = s && s->state == SESSION_READY && (!t->sends || t->opened);
+    t->state = TICKET_ENDED;
+    ticket_clear(t);
     if (last_word != 0 && told) {
         t->last_word = last_word;
         ticket_wake(t);
@@ -137,6 +142,40 @@ void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_k
         ticket_leave(t);
     }
     if (s) session_rest(core, s, now_ns);
+}
+
+static void feed_end(struct xfer_core *core, struct xfer_ticket *feed, const struct xfer_event *v,
+                     enum frame_kind last_word, uint64_t now_ns)
+{
+    list_remove(&feed->in_feeds);
+    feed->whole = NULL;
+    feed->event = *v;
+    ticket_rest(core, feed, last_word, now_ns);
+    if (ticket_unused(feed)) ticket_free(feed);
+}
+
+void ticket_end(struct xfer_core *core, struct xfer_ticket *of, enum xfer_event_kind kind,
+                enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns)
+{
+    struct xfer_ticket *t = of->whole ? of->whole : of;
+    enum frame_kind to_others = kind == XFER_COMMITTED ? FRAME_DONE : FRAME_FAIL;
+    enum frame_kind to_first = of == t ? last_word : to_others;
+    CHECK(t->state != TICKET_ENDED);
+    struct xfer_event *v = &t->event;
+    v->kind = kind;
+    v->error = error;
+    v->ended_ns = now_ns;
+    snprintf(v->text, sizeof v->text, "%s", text);
+    core->counts.tickets_done += error == OK;
+    core->counts.tickets_failed += error != OK;
+    map_remove(t->sends ? &core->senders : &core->receivers, t->id);
+    heap_remove(&core->ticket_timers, &t->timer);
+    list_push_back(&core->ended, &t->ended);
+    while (!list_empty(&t->feeds)) {
+        struct xfer_ticket *feed = list_member(t->feeds.next, struct xfer_ticket, in_feeds);
+        feed_end(core, feed, v, feed == of ? last_word : to_others, now_ns);
+    }
+    ticket_rest(core, t, to_first, now_ns);
 }
 
 static bool last_word_wants(const struct xfer_ticket *t, struct xfer_send *send)
@@ -370,7 +409,7 @@ static enum err on_ticket_frame(struct xfer_core *core, struct xfer_session *s,
     }
     struct xfer_ticket *t = map_get(&core->receivers, f->ticket);
     if (!t) return on_unknown(core, s, f, ERR_NOT_FOUND);
-    if (f->kind == FRAME_OPEN && t->session && t->session != s)
+    if (f->kind == FRAME_OPEN && !receiver_admits(t, s))
         return on_unknown(core, s, f, ERR_DUPLICATE);
     return receiver_frame(core, t, s, f, now_ns, store);
 }
@@ -397,8 +436,8 @@ void xfer_core_stored(struct xfer_core *core, struct xfer_session *s,
                       const struct xfer_store *store, bool good, uint64_t now_ns)
 {
     struct xfer_ticket *t = map_get(&core->receivers, store->ticket);
-    CHECK(t && t->session == s); /* nothing happens between the frame and its storing */
-    receiver_stored(core, t, store, good, now_ns);
+    CHECK(t); /* nothing happens between the frame and its storing */
+    receiver_stored(core, t, s, store, good, now_ns);
 }
 
 /* ---- what a session has to say ---- */

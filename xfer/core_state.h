@@ -70,10 +70,17 @@ struct xfer_ticket {
     struct list_link pushes;         /* sender */
     struct xfer_push *next_push;     /* sender: the first that is not all sent; NULL: none */
     uint32_t next_unit;              /* sender: of next_push */
-    bool opened, committed;          /* sender: OPEN was sent; COMMIT was asked for */
+    bool opened;                     /* sender: OPEN was sent */
+    bool committed;                  /* sender: COMMIT was asked for; receiver: one came */
 
     uint32_t *blocks;   /* receiver */
     uint64_t *verified; /* receiver: one bit per unit */
+    /* Receiver: the first session that opened it is its own. Each further one, with another part of the
+     * model, has a ticket of its own that feeds this one: a session, agains, a state, a last word. */
+    struct list_link feeds;
+    struct list_link in_feeds;
+    struct xfer_ticket *whole; /* a feed: the one that it feeds, until that ends */
+    uint32_t feeds_count;
 };
 
 /* A frame for a ticket that does not exist here. */
@@ -161,12 +168,13 @@ struct xfer_core {
 
 /* Both sides of a ticket. */
 
-/* The ticket ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to the other
- * side. */
+/* The ticket, or the one it feeds, ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to
+ * the other side of its session, DONE or FAIL to those of all other sessions that feed it. */
 void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
                 enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns);
 /* It may have something to say. */
 void ticket_wake(struct xfer_ticket *t);
+struct xfer_ticket *ticket_blank(void); /* NULL: no memory */
 enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range);
 void ticket_free(struct xfer_ticket *t); /* NULL is allowed */
 void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
@@ -226,8 +234,10 @@ void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfe
 /* receiver.c */
 enum err receiver_frame(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
                         const struct frame *f, uint64_t now_ns, struct xfer_store *store);
-void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_store *store,
-                     bool good, uint64_t now_ns);
+/* Whether an OPEN of this session is heard: nobody sends yet all that it could. */
+bool receiver_admits(const struct xfer_ticket *t, const struct xfer_session *s);
+void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_session *s,
+                     const struct xfer_store *store, bool good, uint64_t now_ns);
 bool receiver_wants(struct xfer_ticket *t, struct xfer_send *send);
 void receiver_sent(struct xfer_ticket *t, const struct xfer_send *send);
 

@@ -70,13 +70,8 @@ static enum err check_addresses(const struct xfer_op *op)
 
 static struct xfer_ticket *ticket_new(const struct xfer_op *op, const struct kv_geometry *g)
 {
-    struct xfer_ticket *t = mem_new(sizeof *t);
+    struct xfer_ticket *t = ticket_blank();
     if (!t) return NULL;
-    list_init(&t->in_session);
-    list_init(&t->ready);
-    list_init(&t->ended);
-    list_init(&t->agains);
-    list_init(&t->pushes);
     t->id = op->ticket;
     t->sends = op->kind == XFER_OPEN;
     t->state = t->sends ? TICKET_CONNECTING : TICKET_EXPECTED;

@@ -2,20 +2,31 @@
  *
  *     state \ event  OPEN       DATA             COMMIT          FAIL    RELEASE   deadline  link lost
  *     EXPECTED       RECEIVING  dead             dead            dead    RELEASED  FAILED    -
- *     RECEIVING      ERR_STATE  stored; refused  all verified:   FAILED  RELEASED  FAILED    FAILED
- *                               if spoiled       COMMITTED +             + FAIL    + FAIL
- *                                                DONE, else
- *                                                CLOSING
- *     CLOSING        ERR_STATE  the same; last:  ERR_STATE       FAILED  RELEASED  FAILED    FAILED
- *                               COMMITTED +                              + FAIL    + FAIL
- *                               DONE
+ *     RECEIVING      ERR_STATE  stored; refused  CLOSING         FAILED  RELEASED  FAILED    FAILED
+ *                               if spoiled                               + FAIL    + FAIL
+ *     CLOSING        ERR_STATE  the same         ERR_STATE       FAILED  RELEASED  FAILED    FAILED
+ *                                                                        + FAIL    + FAIL
  *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
- * Frames that come over another link than the one that opened the ticket are dead too. ERR_STATE
- * costs the peer its link. A verified unit (16 tokens of one layer in one kv head) is never written
- * again. */
+ * Once all is verified and nobody that has opened it is RECEIVING: COMMITTED, and DONE to all of them.
+ *
+ * Several senders may feed one ticket, each over a link of its own and with another part of the model:
+ * RECEIVING and CLOSING are states of each of them (struct xfer_ticket, feeds). What ends it ends it for
+ * all: the others are told FAIL. Their first tokens have to be the same, or it is FAILED. A sender all of
+ * whose part another one sends already is turned away with ERR_DUPLICATE and does no harm.
+ *
+ * Frames that come over a link that has not opened the ticket are dead too. ERR_STATE costs the peer its
+ * link. A verified unit (16 tokens of one layer in one kv head) is never written again. */
 #include "common/mem.h"
 #include "xfer/core_state.h"
+
+enum { FEEDS_MAX = 63 }; /* of a ticket, beside the first one */
+
+/* The ticket that it feeds, or itself. */
+static struct xfer_ticket *whole_of(struct xfer_ticket *feed)
+{
+    return feed->whole ? feed->whole : feed;
+}
 
 /* The units of a range: in each of rows_count 16 tokens, heads_count bits of `verified` from
  * first + row * heads here on. */
@@ -52,17 +63,59 @@ static uint64_t count_verified(const struct xfer_core *core, struct xfer_ticket 
     return count;
 }
 
+static struct xfer_ticket *next_feed(const struct xfer_ticket *t, const struct xfer_ticket *feed)
+{
+    const struct list_link *next = feed == t ? t->feeds.next : feed->in_feeds.next;
+    return next == &t->feeds ? NULL : list_member(next, struct xfer_ticket, in_feeds);
+}
+
+/* The ticket itself or the feed that this session has opened; NULL: it has not. */
+static struct xfer_ticket *feed_of(struct xfer_ticket *t, const struct xfer_session *s)
+{
+    struct xfer_ticket *feed = t;
+    while (feed && feed->session != s)
+        feed = next_feed(t, feed);
+    return feed;
+}
+
+bool receiver_admits(const struct xfer_ticket *t, const struct xfer_session *s)
+{
+    if (!t->session) return true;
+    for (const struct xfer_ticket *feed = t; feed; feed = next_feed(t, feed)) {
+        if (feed->session == s) return true; /* twice: on_open knows */
+        if (kv_range_within(&s->share, &feed->session->share)) return false;
+    }
+    return t->feeds_count < FEEDS_MAX;
+}
+
+static enum err feed_new(struct xfer_ticket *t, struct xfer_ticket **out)
+{
+    struct xfer_ticket *feed = ticket_blank();
+    if (!feed) return ERR_MEMORY;
+    feed->id = t->id;
+    feed->units_count = t->units_count;
+    feed->whole = t;
+    list_push_back(&t->feeds, &feed->in_feeds);
+    t->feeds_count++;
+    *out = feed;
+    return OK;
+}
+
 static enum err on_open(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
                         const struct frame *f, uint64_t now_ns)
 {
-    if (t->state != TICKET_EXPECTED) return err_set(ERR_STATE, "OPEN of an open ticket");
-    ticket_join(core, t, s, now_ns);
-    t->state = TICKET_RECEIVING;
-    t->event.began_ns = now_ns;
+    struct xfer_ticket *feed = t;
+    if (feed_of(t, s)) return err_set(ERR_STATE, "OPEN of an open ticket");
+    if (t->state == TICKET_EXPECTED)
+        t->event.began_ns = now_ns;
+    else if (feed_new(t, &feed) != OK)
+        return ERR_MEMORY; /* of this sender's; the others' ticket waits for another one */
+    ticket_join(core, feed, s, now_ns);
+    feed->state = TICKET_RECEIVING;
     if (f->tokens_first == t->tokens_first && f->tokens_end == t->tokens_end) return OK;
     enum err e = err_set(ERR_STATE, "tokens %u to %u offered, %u to %u expected", f->tokens_first,
                          f->tokens_end, t->tokens_first, t->tokens_end);
-    ticket_end(core, t, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
+    ticket_end(core, feed, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
     return OK;
 }
 
@@ -87,15 +140,22 @@ static enum err check_range(const struct xfer_core *core, const struct xfer_tick
     return OK;
 }
 
-static enum err on_data(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_session *s,
-                        const struct frame *f, struct xfer_store *store)
+static enum err on_data(struct xfer_core *core, struct xfer_ticket *feed, const struct frame *f,
+                        uint64_t now_ns, struct xfer_store *store)
 {
-    enum err e = check_range(core, t, s, f);
+    struct xfer_ticket *t = whole_of(feed);
+    enum err e = check_range(core, t, feed->session, f);
     if (e != OK) return e;
     struct units units = units_of(core, t, &f->range);
     uint64_t verified = count_verified(core, t, &units, false);
     if (verified == (uint64_t)units.rows_count * units.heads_count) {
         core->counts.frames_dead++;
+        return OK;
+    }
+    if (verified > 0 && feed->session->slot_bytes > 0) {
+        e = err_set(ERR_STATE, "layer %u, tokens %u to %u: a part of a slot is there already",
+                    f->range.layer, f->range.tokens_first, f->range.tokens_end);
+        ticket_end(core, feed, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
         return OK;
     }
     *store = (struct xfer_store){.ticket = t->id,
@@ -112,15 +172,25 @@ static enum err on_data(struct xfer_core *core, struct xfer_ticket *t, const str
 
 static void commit_if_complete(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
 {
-    if (t->state == TICKET_CLOSING && t->units_done == t->units_count)
-        ticket_end(core, t, XFER_COMMITTED, OK, "", FRAME_DONE, now_ns);
+    if (t->units_done < t->units_count) return;
+    for (const struct xfer_ticket *feed = t; feed; feed = next_feed(t, feed))
+        if (feed->state != TICKET_CLOSING) return;
+    ticket_end(core, t, XFER_COMMITTED, OK, "", FRAME_DONE, now_ns);
 }
 
-static enum err on_commit(struct xfer_core *core, struct xfer_ticket *t, const struct frame *f,
+static enum err on_commit(struct xfer_core *core, struct xfer_ticket *feed, const struct frame *f,
                           uint64_t now_ns)
 {
-    if (t->state != TICKET_RECEIVING) return err_set(ERR_STATE, "a second COMMIT");
-    t->state = TICKET_CLOSING;
+    struct xfer_ticket *t = whole_of(feed);
+    if (feed->state != TICKET_RECEIVING) return err_set(ERR_STATE, "a second COMMIT");
+    if (t->committed && (f->first.token != t->event.first.token || f->finish != t->event.finish)) {
+        enum err e = err_set(ERR_STATE, "first token %u, another sender says %u", f->first.token,
+                             t->event.first.token);
+        ticket_end(core, feed, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
+        return OK;
+    }
+    feed->state = TICKET_CLOSING;
+    t->committed = true;
     t->event.first = f->first;
     t->event.finish = f->finish;
     commit_if_complete(core, t, now_ns);
@@ -131,14 +201,15 @@ enum err receiver_frame(struct xfer_core *core, struct xfer_ticket *t, struct xf
                         const struct frame *f, uint64_t now_ns, struct xfer_store *store)
 {
     if (f->kind == FRAME_OPEN) return on_open(core, t, s, f, now_ns);
-    if (t->session != s) {
+    struct xfer_ticket *feed = feed_of(t, s);
+    if (!feed) {
         core->counts.frames_dead++;
         return OK;
     }
     switch (f->kind) {
-    case FRAME_DATA: return on_data(core, t, s, f, store);
-    case FRAME_COMMIT: return on_commit(core, t, f, now_ns);
-    case FRAME_FAIL: ticket_end(core, t, XFER_FAILED, f->error, f->text, 0, now_ns); return OK;
+    case FRAME_DATA: return on_data(core, feed, f, now_ns, store);
+    case FRAME_COMMIT: return on_commit(core, feed, f, now_ns);
+    case FRAME_FAIL: ticket_end(core, feed, XFER_FAILED, f->error, f->text, 0, now_ns); return OK;
     default: return err_set(ERR_STATE, "%s from a sender", frame_name(f->kind));
     }
 }
@@ -156,11 +227,13 @@ static void refuse(struct xfer_core *core, struct xfer_ticket *t, const struct f
     if (e != OK) ticket_end(core, t, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
 }
 
-void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_store *store,
-                     bool good, uint64_t now_ns)
+void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_session *s,
+                     const struct xfer_store *store, bool good, uint64_t now_ns)
 {
+    struct xfer_ticket *feed = feed_of(t, s);
+    CHECK(feed);
     if (!good) {
-        refuse(core, t, &store->range, now_ns);
+        refuse(core, feed, &store->range, now_ns);
         return;
     }
     struct units units = units_of(core, t, &store->range);

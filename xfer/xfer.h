@@ -23,7 +23,9 @@
  * layer, tokens, kv heads), never a pointer or a block number of the other side. A range whose checksum
  * is wrong is refused and sent again, twice; then the transfer fails. Frames of a dead ticket are read
  * and thrown away. XFER_COMMITTED comes only when every layer of every expected token has arrived
- * and is verified. Ops of one ticket take effect in the order posted; ops for an unknown ticket are
+ * and is verified. Nodes may hold parts of a model (struct kv_part) in blocks of different sizes: what
+ * travels is what both sides hold, and several senders may feed one expected ticket, each with its part;
+ * it ends for all of them at once, with one first token. Ops of one ticket take effect in the order posted; ops for an unknown ticket are
  * ignored (its final event is on its way). */
 #ifndef TANDEM_XFER_XFER_H
 #define TANDEM_XFER_XFER_H

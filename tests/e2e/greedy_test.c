@@ -155,14 +155,25 @@ static void in_chunks_of_64(void **state)
     the_text_is_the_known_one(*state, "--link tcp --chunk 64 --prefix-cache=false");
 }
 
+static void signal_decode_nodes(struct run *run, int number)
+{
+    struct cluster *c = run->cluster;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->process[i]->pid > 0 && c->process[i]->program == PROGRAM_DECODE)
+            process_signal(c->process[i], number);
+}
+
 /* A request whose beginning is a prompt of `known_count` tokens; the node that decodes it is killed
- * when a third of the answer is here, and another one takes over. */
+ * when the answer has begun, and another one takes over. It is stopped while it is looked for, or it
+ * might be done by then. */
 static void kill_its_decode_node(struct run *run, uint32_t known_count)
 {
     struct ask ask = ask_after(known_count);
     struct stream *s = streams_start(run->streams, 0, &ask);
-    streams_until_tokens(s, (TOKENS - known_count) / 3);
+    streams_until_tokens(s, (TOKENS - known_count) / 8);
+    signal_decode_nodes(run, SIGSTOP);
     process_kill(cluster_process_of(run->cluster, s->id, "decode"));
+    signal_decode_nodes(run, SIGCONT);
     streams_run(run->streams);
     expect_known(s, known_count);
     assert_true(s->attempts > 1);

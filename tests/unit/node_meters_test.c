@@ -91,6 +91,38 @@ static void the_link_s_figures_are_shown(void **state)
     rig_free(&d);
 }
 
+static void link_says(const char *address, enum xfer_link_state state, uint64_t bytes,
+                      uint64_t failed_ns)
+{
+    struct xfer_link_row row = {.state = state, .bytes = bytes, .failed_ns = failed_ns};
+    strcpy(row.address, address);
+    node_core_on_link(d.core, &row);
+}
+
+static void links_are_counted_by_kind(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL});
+    expect_shown("tandem_node_links_ready{link=\"shm\"}", 0);
+    link_says("shm:a", XFER_LINK_READY, 100, 0);
+    link_says("shm:b", XFER_LINK_READY, 10, 0);
+    link_says("shm:a", XFER_LINK_READY, 150, 0);
+    link_says("tcp:a", XFER_LINK_MAKING, 0, 0);
+    link_says("carrier:a", XFER_LINK_READY, 7, 7);
+    expect_shown("tandem_node_links_ready{link=\"shm\"}", 2);
+    expect_shown("tandem_node_links_ready{link=\"tcp\"}", 0);
+    expect_shown("tandem_node_link_sent_bytes_total{link=\"shm\"}", 160);
+    link_says("shm:a", XFER_LINK_BROKEN, 150, 5);
+    link_says("shm:a", XFER_LINK_MAKING, 150, 5);
+    link_says("shm:a", XFER_LINK_BROKEN, 150, 9);
+    link_says("nccl:a", XFER_LINK_BROKEN, 0, 9);
+    expect_shown("tandem_node_links_ready{link=\"shm\"}", 1);
+    expect_shown("tandem_node_link_failures_total{link=\"shm\"}", 2);
+    expect_shown("tandem_node_link_failures_total{link=\"nccl\"}", 1);
+    expect_shown("tandem_node_link_failures_total{link=\"tcp\"}", 0);
+    rig_free(&d);
+}
+
 static void it_is_ready_while_a_router_knows_it_and_it_does_not_drain(void **state)
 {
     (void)state;
@@ -117,6 +149,7 @@ int main(void)
         cmocka_unit_test(blocks_of_all_states_are_the_pool),
         cmocka_unit_test(steps_and_tokens_are_counted),
         cmocka_unit_test(the_link_s_figures_are_shown),
+        cmocka_unit_test(links_are_counted_by_kind),
         cmocka_unit_test(it_is_ready_while_a_router_knows_it_and_it_does_not_drain),
     };
     return cmocka_run_group_tests_name("node_meters", tests, NULL, NULL);

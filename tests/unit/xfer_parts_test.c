@@ -138,7 +138,6 @@ static void open_to(struct holder *p, const struct trip *t, const struct holder 
                          .addresses = xfer_addresses(d->node.x),
                          .link = t->link,
                          .deadline_ns = clock_now_ns() + WAIT_S * NS_PER_S};
-    each_number(p, t, write_number);
     assert_ok(xfer_post(p->node.x, &op));
 }
 
@@ -166,6 +165,7 @@ static void commit(struct holder *p, const struct trip *t, uint32_t token)
 static void send_all(struct holder *p, const struct trip *t, const struct holder *d)
 {
     enum { CHUNK = 80 };
+    each_number(p, t, write_number);
     open_to(p, t, d);
     for (uint32_t at = t->tokens_first; at < t->tokens_end; at += CHUNK)
         push(p, t, at, at + CHUNK < t->tokens_end ? at + CHUNK : t->tokens_end);
@@ -288,6 +288,195 @@ static void parts_that_do_not_meet_are_refused(void **state)
     }
 }
 
+/* Two senders, a part each; `to` gets it all under one ticket. */
+struct join {
+    struct holder a, b, d;
+    struct trip t;
+};
+
+static void join_start(struct join *j, struct holds a, struct holds b, struct holds to, int link)
+{
+    holder_start(&j->a, a);
+    holder_start(&j->b, b);
+    holder_start(&j->d, to);
+    j->t = trip_new(1, 32, 300, link);
+    expect(&j->d, &j->t);
+}
+
+static void join_stop(struct join *j)
+{
+    node_stop(&j->a.node);
+    node_stop(&j->b.node);
+    node_stop(&j->d.node);
+}
+
+static void assert_joined(struct join *j)
+{
+    assert_final(&j->d, &j->t, XFER_COMMITTED, OK);
+    assert_final(&j->a, &j->t, XFER_DONE, OK);
+    assert_final(&j->b, &j->t, XFER_DONE, OK);
+    assert_whole(&j->d, &j->t);
+}
+
+static const struct holds low_heads = {.heads_count = 4};
+static const struct holds high_heads = {.heads_first = 4, .heads_count = 4, .block_tokens = 32};
+static const struct holds everything = {0};
+
+static void senders_of_half_the_heads_fill_one_receiver(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        struct join j;
+        join_start(&j, low_heads, high_heads, (struct holds){.block_tokens = i < 2 ? 16 : 48}, i);
+        send_all(&j.a, &j.t, &j.d);
+        send_all(&j.b, &j.t, &j.d);
+        assert_joined(&j);
+        join_stop(&j);
+    }
+}
+
+static void senders_of_half_the_layers_fill_one_receiver(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct join j;
+        join_start(&j, (struct holds){.layers_count = 2},
+                   (struct holds){.layers_first = 2, .layers_count = 2}, everything, i);
+        send_all(&j.b, &j.t, &j.d);
+        send_all(&j.a, &j.t, &j.d);
+        assert_joined(&j);
+        join_stop(&j);
+    }
+}
+
+static void heads_that_two_senders_hold_are_written_once(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        struct join j;
+        join_start(&j, (struct holds){.heads_count = 6},
+                   (struct holds){.heads_first = 2, .heads_count = 6, .block_tokens = 32},
+                   (struct holds){.block_tokens = 16 + i / 2 * 16}, i);
+        send_all(&j.a, &j.t, &j.d);
+        send_all(&j.b, &j.t, &j.d);
+        assert_joined(&j);
+        join_stop(&j);
+    }
+}
+
+static void spoiled_ranges_of_one_sender_are_sent_again(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct join j;
+        struct holds spoils = low_heads;
+        spoils.corrupt_every = 10; /* of 16 frames: one, and not the one that takes its place */
+        join_start(&j, spoils, high_heads, everything, i);
+        send_all(&j.a, &j.t, &j.d);
+        send_all(&j.b, &j.t, &j.d);
+        assert_joined(&j);
+        xfer_stop(j.d.node.x); /* counts are told after a turn */
+        struct xfer_stats stats;
+        xfer_stats(j.d.node.x, &stats);
+        assert_int_equal(stats.frames_refused, 1);
+        join_stop(&j);
+    }
+}
+
+/* What this sender has posted so far has opened its ticket at the receiver: a ticket that is unknown there
+ * goes the same way and is answered. */
+static void assert_heard(struct holder *p, const struct holder *d, int link)
+{
+    static uint64_t number = 1000;
+    struct trip unknown = trip_new(++number, 0, 16, link);
+    open_to(p, &unknown, d);
+    assert_final(p, &unknown, XFER_FAILED, ERR_NOT_FOUND);
+}
+
+enum half_end { END_CANCEL, END_DISAGREE, END_GONE, END_RELEASE, HALF_ENDS };
+
+static void end_half(struct join *j, struct holder *p, enum half_end how)
+{
+    struct xfer_op op = {.kind = XFER_CANCEL, .ticket = j->t.ticket};
+    struct holder *at = how == END_RELEASE ? &j->d : p;
+    if (how == END_RELEASE) op.kind = XFER_RELEASE;
+    if (how == END_GONE) {
+        xfer_stop(p->node.x);
+    } else if (how == END_DISAGREE) {
+        push(p, &j->t, 48, j->t.tokens_end);
+        commit(p, &j->t, 41); /* the other one says 42 */
+    } else {
+        assert_ok(xfer_post(at->node.x, &op));
+    }
+}
+
+static void what_ends_one_half_ends_the_ticket_everywhere(void **state)
+{
+    (void)state;
+    static const struct {
+        enum xfer_event_kind half_kind, whole_kind;
+        enum err half_error, error;
+    } row[HALF_ENDS] = {
+        [END_CANCEL] = {XFER_CANCELLED, XFER_FAILED, OK, ERR_CANCELLED},
+        [END_DISAGREE] = {XFER_FAILED, XFER_FAILED, ERR_STATE, ERR_STATE},
+        [END_GONE] = {XFER_FAILED, XFER_FAILED, ERR_CANCELLED, ERR_CANCELLED},
+        [END_RELEASE] = {XFER_FAILED, XFER_RELEASED, ERR_CANCELLED, OK},
+    };
+    for (int i = 0; i < HALF_ENDS * 4; i++) {
+        enum half_end how = (enum half_end)(i % HALF_ENDS);
+        struct join j;
+        int link = i / HALF_ENDS;
+        join_start(&j, low_heads, high_heads, everything, link);
+        struct holder *half = link / 2 ? &j.a : &j.b, *other = link / 2 ? &j.b : &j.a;
+        if (link / 2) { /* who ends has opened it first */
+            open_to(half, &j.t, &j.d);
+            assert_heard(half, &j.d, link);
+        }
+        send_all(other, &j.t, &j.d);
+        assert_heard(other, &j.d, link);
+        if (!(link / 2)) open_to(half, &j.t, &j.d);
+        push(half, &j.t, 32, 48);
+        assert_heard(half, &j.d, link);
+        end_half(&j, half, how);
+        assert_final(half, &j.t, row[how].half_kind, row[how].half_error);
+        assert_final(&j.d, &j.t, row[how].whole_kind, row[how].error);
+        assert_final(other, &j.t, XFER_FAILED, how == END_RELEASE ? ERR_CANCELLED : row[how].error);
+        join_stop(&j);
+    }
+}
+
+static void a_second_sender_of_the_same_part_is_turned_away(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct join j;
+        struct holder again;
+        join_start(&j, low_heads, high_heads, everything, i);
+        holder_start(&again, (struct holds){.heads_first = 1, .heads_count = 2});
+        send_all(&j.a, &j.t, &j.d);
+        assert_heard(&j.a, &j.d, i);
+        send_all(&again, &j.t, &j.d);
+        assert_final(&again, &j.t, XFER_FAILED, ERR_DUPLICATE);
+        send_all(&j.b, &j.t, &j.d);
+        assert_joined(&j);
+        node_stop(&again.node);
+        join_stop(&j);
+    }
+}
+
+static void a_half_by_itself_is_not_the_whole(void **state)
+{
+    (void)state;
+    struct join j;
+    join_start(&j, low_heads, high_heads, everything, 1);
+    send_all(&j.a, &j.t, &j.d);
+    assert_heard(&j.a, &j.d, 1);
+    assert_int_equal(node_events_of(&j.d.node, j.t.ticket), 0);
+    send_all(&j.b, &j.t, &j.d);
+    assert_joined(&j);
+    join_stop(&j);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -295,6 +484,13 @@ int main(void)
         cmocka_unit_test(one_sender_feeds_receivers_of_half_the_heads),
         cmocka_unit_test(one_sender_feeds_receivers_of_half_the_layers),
         cmocka_unit_test(parts_that_do_not_meet_are_refused),
+        cmocka_unit_test(senders_of_half_the_heads_fill_one_receiver),
+        cmocka_unit_test(senders_of_half_the_layers_fill_one_receiver),
+        cmocka_unit_test(heads_that_two_senders_hold_are_written_once),
+        cmocka_unit_test(spoiled_ranges_of_one_sender_are_sent_again),
+        cmocka_unit_test(what_ends_one_half_ends_the_ticket_everywhere),
+        cmocka_unit_test(a_second_sender_of_the_same_part_is_turned_away),
+        cmocka_unit_test(a_half_by_itself_is_not_the_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -235,7 +235,8 @@ static enum err open_transport(struct device_link *l, const struct dslink_act *a
                                   .slot_bytes = act->slot_bytes,
                                   .dialler = l->dialler,
                                   .interface = l->options.interface ? l->options.interface : "",
-                                  .links_max = links_max_of(&l->options),
+                                  /* as many again may still be on their way down */
+                                  .links_max = 2 * links_max_of(&l->options),
                                   .peer = l->peer};
     enum err e = ops->open(&l->transport, &o);
     if (e != OK) {
