@@ -13,7 +13,7 @@
  * - rate: KV of prompts that P still has in its cache, and D has not: they are sent and hardly computed.
  *   rate_told is what tandem status says of the link after that.
  * - prefill_slower: P computes the same prompts twice: D has nothing of them, and all is pushed; or D
- *   has kept them, and nothing is. P keeps nothing. Medians of P's computing are compared.
+ *   has kept them, and nothing is. P keeps nothing. The median of what the first way's computing takes longer.
  * - decode_slower: gaps between tokens of streams on D meanwhile, means of the first way and the second.
  * - decode_killed, prefill_killed: kill -9 of the D that decodes, of the P that computes, while there is
  *   another one. next_token: from the kill to the stream's next token. pair_again: from the start of a new
@@ -174,7 +174,7 @@ static void busy_handovers(void)
 enum way { MOVING, QUIET, WAYS };
 
 struct costs {
-    struct samples prefill[WAYS], gap[WAYS];
+    struct samples prefill[WAYS], gap[WAYS], ratio; /* of a prompt's two prefills */
     double bytes[WAYS];
 };
 
@@ -193,19 +193,28 @@ static void add_gaps(struct samples *ms, const struct streams *s, uint64_t from_
 static void prompt_twice(struct streams *s, const struct process *p, struct costs *c,
                          bool streams_run)
 {
+    double prefill_ms[WAYS];
     struct ask ask = links_ask(&links, links.shape->prompt_long, 2);
     for (enum way way = MOVING; way < WAYS; way++) {
         double bytes = links_bytes(&links, p);
         uint64_t from_ns = clock_now_ns();
         const struct stream *stream = links_ask_once(s, LINKS_STREAMS_MAX, &ask);
         uint64_t to_ns = clock_now_ns();
-        struct links_told told = links_told(&links, stream);
+        prefill_ms[way] = links_told(&links, stream).prefill_ms;
+        samples_add(&c->prefill[way], prefill_ms[way]);
         c->bytes[way] += links_bytes(&links, p) - bytes;
-        if (streams_run)
-            add_gaps(&c->gap[way], s, from_ns, to_ns);
-        else
-            samples_add(&c->prefill[way], told.prefill_ms);
+        if (streams_run) add_gaps(&c->gap[way], s, from_ns, to_ns);
     }
+    samples_add(&c->ratio, prefill_ms[MOVING] / prefill_ms[QUIET]);
+}
+
+static void costs_free(struct costs *c)
+{
+    for (enum way way = MOVING; way < WAYS; way++) {
+        samples_free(&c->prefill[way]);
+        samples_free(&c->gap[way]);
+    }
+    samples_free(&c->ratio);
 }
 
 static bool one_way_is_quiet(const struct costs *c)
@@ -218,15 +227,13 @@ static void prefill_slower(struct streams *s, const struct process *p)
     struct costs c = {0};
     for (uint32_t i = 0; i < links.shape->prompts; i++)
         prompt_twice(s, p, &c, false);
-    double moving = samples_at(&c.prefill[MOVING], 0.5), quiet = samples_at(&c.prefill[QUIET], 0.5);
-    tell("prefill_pushing_ms", moving);
-    tell("prefill_alone_ms", quiet);
+    tell("prefill_pushing_ms", samples_at(&c.prefill[MOVING], 0.5));
+    tell("prefill_alone_ms", samples_at(&c.prefill[QUIET], 0.5));
     if (one_way_is_quiet(&c))
-        tell("prefill_slower_percent", 100 * (moving / quiet - 1));
+        tell("prefill_slower_percent", 100 * (samples_at(&c.ratio, 0.5) - 1));
     else
         not_measured("prefill_slower_percent", "the decode node had not kept the prompts");
-    for (enum way way = MOVING; way < WAYS; way++)
-        samples_free(&c.prefill[way]);
+    costs_free(&c);
 }
 
 static double mean(const struct samples *s)
@@ -256,8 +263,7 @@ static void decode_slower(const struct process *p)
         tell("decode_slower_percent", 100 * (mean(&c.gap[MOVING]) / mean(&c.gap[QUIET]) - 1));
     else
         not_measured("decode_slower_percent", "the decode node had not kept the prompts");
-    for (enum way way = MOVING; way < WAYS; way++)
-        samples_free(&c.gap[way]);
+    costs_free(&c);
 }
 
 static void one_pair(void)

@@ -2,7 +2,7 @@
 # The part "links" of run.sh, which sources this: clusters over each link between nodes, beside what the plain way
 # of each link carries. Logs and figures are named links-SHAPE-GPUS.
 
-LINKS=(nccl shm tcp)
+LINKS=(nccl ipc shm tcp)
 
 # Why a link cannot be had here; nothing if it can.
 link_lacks() { # LINK
@@ -119,9 +119,20 @@ links_of() { # SHAPE MODEL GPUS
     check_link_families "$name"
 }
 
+# Three nodes at a time: weights, KV and what a node has besides.
+shape_mib() { # SHAPE
+    case $1 in 8b) echo 75000 ;; 1b) echo 18000 ;; *) echo 6000 ;; esac
+}
+
 links_on() { # GPUS
-    local shape model
+    local shape model has
+    has=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | sort -n | head -n 1) || true
     for shape in $link_shapes; do
+        if [ -z "$emulated" ] && [ "${has:-0}" -gt 0 ] && [ "$has" -lt "$(shape_mib "$shape")" ]; then
+            say "$shape: not measured: a GPU has $has MiB; its nodes need $(shape_mib "$shape")"
+            say ""
+            continue
+        fi
         if [ "$shape" = demo ]; then
             links_of demo "$TANDEM_SOURCE_DIR/examples/demo_model/model" "$1"
             continue
@@ -138,20 +149,25 @@ links_on() { # GPUS
 }
 
 run_links() {
-    local link_shapes="demo $shapes" gpus=1
+    local link_shapes="demo $shapes" gpus
     link_models=()
     trap 'rm -rf "${link_models[@]}"' EXIT
-    [ -z "$emulated" ] || link_shapes=$shapes
-    [ -n "$emulated" ] || gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
+    gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
+    if [ -n "$emulated" ]; then
+        link_shapes=$shapes gpus=2
+        export TANDEM_FAKE_CUDA=devices=2
+    fi
     say ""
     say "## Links between nodes"
     say ""
-    say "One GPU for all nodes: NCCL goes over loopback sockets then, which shows that it works and not how fast."
+    say "On one GPU for all nodes NCCL goes over loopback sockets, which shows that it works and not how fast."
     say ""
     links_on 0,0
     if [ "$gpus" -ge 2 ]; then
+        [ -z "$emulated" ] || LINKS=(nccl) # ipc there is what it was
         links_on 0,1
     else
         say "Prefill and decode on GPUs of their own: not measured: there is one GPU."
     fi
+    unset TANDEM_FAKE_CUDA
 }
