@@ -25,8 +25,8 @@
  * and thrown away. XFER_COMMITTED comes only when every layer of every expected token has arrived
  * and is verified. Nodes may hold parts of a model (struct kv_part) in blocks of different sizes: what
  * travels is what both sides hold, and several senders may feed one expected ticket, each with its part;
- * it ends for all of them at once, with one first token. Ops of one ticket take effect in the order posted; ops for an unknown ticket are
- * ignored (its final event is on its way). */
+ * it ends for all of them at once, with one first token. Ops of one ticket take effect in the order
+ * posted; ops for an unknown ticket are ignored (its final event is on its way). */
 #ifndef TANDEM_XFER_XFER_H
 #define TANDEM_XFER_XFER_H
 
@@ -90,7 +90,7 @@ struct xfer_event {
     /* FAILED: ERR_PEER gone or unreachable, ERR_TIMEOUT, ERR_FORMAT checksums, ERR_CANCELLED by the
      * peer or xfer_stop, ERR_NOT_FOUND the receiver does not know the ticket, ERR_INVALID the two
      * KV differ, no address fits, or a push or commit does not fit its ticket, ERR_DUPLICATE the
-     * ticket is in use, ERR_FULL or ERR_MEMORY here. */
+     * ticket is in use or another sender has this part, ERR_STATE two senders disagree, ERR_FULL or ERR_MEMORY here. */
     enum err error;
     char text[XFER_TEXT_MAX];
     struct token_info first;

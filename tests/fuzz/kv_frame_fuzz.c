@@ -1,22 +1,28 @@
 /* KV frames: any bytes are a checked frame or an error, what was read prints as it came, and no run
  * of frames makes a core lose a ticket or touch a block that it was not given.
  *
- * Input: a byte that chooses the side, then frames: 2 bytes of size (little-endian), the frame. */
+ * Input: a byte that chooses the side (1: sends), and whether the node holds a part of the model in blocks
+ * of 32 tokens (2); then frames: 2 bytes of size (little-endian), the frame. The size's top bit: over a
+ * second link, which the receiver has. */
 #include <string.h>
 
 #include "common/clock.h"
 #include "xfer/core.h"
 
-enum { LAYERS = 2, BLOCKS = 4, TICKETS = 2 };
+enum { LAYERS = 2, BLOCKS = 4, TICKETS = 2, FIRST = 16, END = 70, LINKS = 2 };
 
-static const struct kv_geometry geometry = {LAYERS, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32};
+static const struct xfer_core_options node[] = {
+    {.geometry = {LAYERS, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32}},
+    {.geometry = {LAYERS, 4, 2, 2 * BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32}, .part = {1, 4, 2, 8}},
+};
+static struct xfer_core_options options; /* of this run */
 static const uint32_t blocks[BLOCKS] = {3, 1, 2, 0};
 static const struct xfer_addresses nowhere = {1, {"tcp:127.0.0.1:1"}};
 
 static void post(struct xfer_core *core, struct xfer_op op)
 {
     struct xfer_message message;
-    CHECK(xfer_message_new(&op, &geometry, BLOCKS, &message) == OK);
+    CHECK(xfer_message_new(&op, &options.geometry, BLOCKS, &message) == OK);
     xfer_core_op(core, &message, 1);
 }
 
@@ -25,10 +31,11 @@ static void open_tickets(struct xfer_core *core, bool sends)
 {
     for (uint32_t i = 1; i <= TICKETS; i++) {
         struct xfer_op op = {.ticket = {1, i},
-                             .tokens_first = 16,
-                             .tokens_end = 70,
+                             .tokens_first = FIRST,
+                             .tokens_end = END,
                              .blocks = blocks,
-                             .blocks_count = BLOCKS,
+                             .blocks_count =
+                                 blocks_between(options.geometry.block_tokens, FIRST, END),
                              .addresses = &nowhere,
                              .deadline_ns = NS_PER_S};
         op.kind = sends ? XFER_OPEN : XFER_EXPECT;
@@ -82,11 +89,26 @@ static enum err feed(struct xfer_core *core, struct xfer_session *s, const uint8
     e = xfer_core_frame(core, s, &f, 2, &store);
     if (e != OK || store.blocks_count == 0) return e;
     CHECK(store.blocks_count <= BLOCKS);
-    CHECK(f.payload_bytes == store.blocks_count * kv_layer_bytes(&geometry));
+    struct kv_part part = kv_part_told(&options.geometry, options.part);
+    struct xfer_place place = xfer_place(&options.geometry, &part, &store.range);
+    CHECK(place.layer < LAYERS);
+    CHECK(place.first.heads_first + place.first.heads_count <= options.geometry.kv_heads);
+    CHECK(f.payload_bytes ==
+          place.units_count * slice_bytes(&options.geometry, place.first.heads_count));
     for (uint32_t b = 0; b < store.blocks_count; b++)
         CHECK(store.blocks[b] < BLOCKS);
     xfer_core_stored(core, s, &store, f.hash % 2 == 0, 2);
     return OK;
+}
+
+/* A session that breaks the rules is lost. */
+static void hear(struct xfer_core *core, struct xfer_session **s, const uint8_t *bytes, size_t size)
+{
+    if (!*s) return;
+    enum err e = feed(core, *s, bytes, size);
+    if (e == OK) return;
+    xfer_core_lost(core, *s, e, err_text(), 3);
+    *s = NULL;
 }
 
 static struct xfer_session *greet(struct xfer_core *core, bool sends)
@@ -106,25 +128,24 @@ static struct xfer_session *greet(struct xfer_core *core, bool sends)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct xfer_core *core;
-    const struct xfer_core_options options = {.geometry = geometry,
-                                              .tickets_max = TICKETS,
-                                              .handshake_ns = NS_PER_MS,
-                                              .idle_close_ns = NS_PER_MS};
     if (size == 0) return 0;
     bool sends = data[0] & 1;
+    options = node[data[0] >> 1 & 1];
+    options.tickets_max = TICKETS;
+    options.handshake_ns = options.idle_close_ns = NS_PER_MS;
     CHECK(xfer_core_new(&core, &options) == OK);
     open_tickets(core, sends);
-    struct xfer_session *s = greet(core, sends);
-    enum err e = OK;
-    for (size_t at = 1; e == OK && at + 2 <= size;) {
-        size_t n = data[at] | (size_t)data[at + 1] << 8;
+    struct xfer_session *link[LINKS] = {greet(core, sends), sends ? NULL : greet(core, sends)};
+    for (size_t at = 1; at + 2 <= size;) {
+        size_t n = data[at] | (size_t)(data[at + 1] & 0x7f) << 8;
+        struct xfer_session **s = &link[data[at + 1] >> 7];
         at += 2;
         if (n > size - at) n = size - at;
-        e = feed(core, s, data + at, n);
+        hear(core, s, data + at, n);
         at += n;
-        say_all(core, s);
+        for (int i = 0; i < LINKS; i++)
+            if (link[i]) say_all(core, link[i]);
     }
-    if (e != OK) xfer_core_lost(core, s, e, err_text(), 3);
     uint32_t events = drain(core);
     xfer_core_timer(core, 2 * NS_PER_S); /* every ticket that is left ends at its deadline */
     events += drain(core);

@@ -414,6 +414,19 @@ static void breaches_cost_the_link(void **state)
         {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 32, 48, 0, 1, 0}},
         {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 17, 0, 1, 0}},
         {.kind = FRAME_DATA, .ticket = ticket(1), .range = {0, 0, 16, 0, 1, 0}}, /* no payload */
+        {.kind = FRAME_DATA, .ticket = ticket(1), .range = {UINT32_MAX, 0, 16, 0, 1, 0}},
+        {.kind = FRAME_DATA,
+         .ticket = ticket(1),
+         .range = {0, 0, 16, 1, 1, 0},
+         .payload_bytes = 256},
+        {.kind = FRAME_DATA,
+         .ticket = ticket(1),
+         .range = {0, 0, 16, 0, 2, 0},
+         .payload_bytes = 512},
+        {.kind = FRAME_DATA,
+         .ticket = ticket(1),
+         .range = {0, 0, 16, 0, UINT32_MAX, 0},
+         .payload_bytes = 256},
     };
     struct frame at_p[] = {
         {.kind = FRAME_DONE, .ticket = ticket(1)}, /* before COMMIT */
