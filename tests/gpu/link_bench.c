@@ -362,28 +362,32 @@ static void kill_decode(struct streams *s, struct process *const d[2], const cha
     bool second = strcmp(name, d[1]->name) == 0;
     uint64_t killed_ns = clock_now_ns();
     process_kill(d[second]);
-    while (!stream->ended)
-        streams_turn(s, 1000);
+    streams_run(s);
     stream_expect_done(stream);
     assert_string_equal(stream->decode_node, d[!second]->name);
     tell("decode_killed_next_token_ms", next_token_ms(stream, killed_ns));
     pair_again(s, d[!second], PROGRAM_DECODE, args);
 }
 
+static bool is_prefilled(void *ctx)
+{
+    const struct stream *stream = ctx;
+    char name[32] = "";
+    if (stream->accepted) part_of(stream, "prefill", name);
+    return name[0] != '\0';
+}
+
 static void kill_prefill(struct streams *s, struct process *const p[2], const char *args)
 {
-    char name[32] = "";
+    char name[32];
     struct ask ask = links_ask(&links, links.shape->prompt_long, 4);
     struct stream *stream = streams_start(s, 0, &ask);
-    while (!stream->accepted)
-        streams_turn(s, 1000);
-    while (!name[0] && !stream->ended)
-        part_of(stream, "prefill", name);
+    streams_run_until(s, is_prefilled, stream, "the prompt is a prefill node's");
+    part_of(stream, "prefill", name);
     bool second = strcmp(name, p[1]->name) == 0;
     uint64_t killed_ns = clock_now_ns();
     process_kill(p[second]);
-    while (!stream->ended)
-        streams_turn(s, 1000);
+    streams_run(s);
     stream_expect_done(stream);
     if (stream->attempts > 1)
         tell("prefill_killed_next_token_ms", ms_between(killed_ns, arrivals(stream)[0]));
