@@ -154,11 +154,16 @@ static void whoever_comes_and_goes_no_stream_changes_over_nccl(void **state)
 {
     whoever_comes_and_goes_no_stream_changes(*state, "nccl");
 }
+static void whoever_comes_and_goes_no_stream_changes_over_ipc(void **state)
+{
+    whoever_comes_and_goes_no_stream_changes(*state, "ipc");
+}
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         RIG_TEST(whoever_comes_and_goes_no_stream_changes_over_nccl),
+        RIG_TEST(whoever_comes_and_goes_no_stream_changes_over_ipc),
     };
     return cmocka_run_group_tests_name("e2e/gpu_crowd", tests, learn, forget);
 }

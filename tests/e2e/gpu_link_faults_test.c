@@ -329,7 +329,7 @@ static void add(const struct point *point, const char *link, const char *action)
 
 int main(int argc, char **argv)
 {
-    static const char *const links[] = {"nccl"}, *const actions[] = {"crash", "stop"};
+    static const char *const links[] = {"nccl", "ipc"}, *const actions[] = {"crash", "stop"};
     for (size_t l = 0; l < sizeof links / sizeof *links; l++) {
         if (argc > 2 && strcmp(argv[2], links[l]) != 0) continue;
         for (size_t i = 0; i < sizeof points / sizeof points[0]; i++)

@@ -162,6 +162,10 @@ static void over_nccl_the_streams_are_one_gpus(void **state)
 {
     one_gpus_streams(*state, "nccl");
 }
+static void over_ipc_the_streams_are_one_gpus(void **state)
+{
+    one_gpus_streams(*state, "ipc");
+}
 
 /* ---- chosen ---- */
 
@@ -183,6 +187,15 @@ static void ask_until(struct rig *rig, const struct link_wish *wish)
         streams_turn(rig->streams, 50);
     }
     fail_msg("no traffic over %s", wish->kind);
+}
+
+static void the_best_link_is_chosen(void **state)
+{
+    struct rig *rig = *state;
+    start(rig, NULL, LINKS_CUDA, "");
+    ask_until(rig, &(struct link_wish){.kind = "ipc", .ready = true, .bytes = 1});
+    expect_from(rig, 0, ASKS);
+    rig_finish(rig);
 }
 
 static void another_link_carries_while_nccl_is_set_up(void **state)
@@ -294,6 +307,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         LINKS_TEST(over_nccl_the_streams_are_one_gpus),
+        LINKS_TEST(over_ipc_the_streams_are_one_gpus),
+        LINKS_TEST(the_best_link_is_chosen),
         LINKS_TEST(another_link_carries_while_nccl_is_set_up),
         LINKS_TEST(a_set_up_that_fails_once_is_tried_again),
         LINKS_TEST(a_set_up_that_hangs_leaves_the_others_and_is_told),
