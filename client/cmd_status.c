@@ -7,6 +7,7 @@
 #include "client/cmd.h"
 #include "client/layers.h"
 #include "client/timeline.h"
+#include "common/mem.h"
 
 struct options {
     bool json;
@@ -45,13 +46,55 @@ static void show_place(json_t *node)
     putchar('\n');
 }
 
+typedef int row_order_fn(const void *a, const void *b); /* of two json_t * */
+
+/* Puts the rows in this order; without memory they stay as they are. */
+static void sort_rows(json_t *list, row_order_fn *order)
+{
+    size_t count = json_array_size(list);
+    json_t **row = mem_array(count, sizeof *row);
+    if (!row) return;
+    for (size_t i = 0; i < count; i++)
+        row[i] = json_incref(json_array_get(list, i));
+    qsort(row, count, sizeof *row, order);
+    for (size_t i = 0; i < count; i++)
+        json_array_set_new(list, i, row[i]);
+    mem_free(row);
+}
+
+/* Prefill nodes first; d2 before d10. */
+static int node_order(const void *a, const void *b)
+{
+    json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
+    int by_role = strcmp(text_of(y, "role"), text_of(x, "role"));
+    return by_role ? by_role : strverscmp(text_of(x, "name"), text_of(y, "name"));
+}
+
+/* The order in which nodes prefer links. */
+static int link_rank(json_t *path)
+{
+    static const char *const kinds[] = {"ipc", "nccl", "shm", "tcp"};
+    int rank = 0;
+    while (rank < (int)COUNT_OF(kinds) && strcmp(kinds[rank], text_of(path, "kind")) != 0)
+        rank++;
+    return rank;
+}
+
+static int path_order(const void *a, const void *b)
+{
+    json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
+    int by_from = strverscmp(text_of(x, "from"), text_of(y, "from"));
+    int by_to = strverscmp(text_of(x, "to"), text_of(y, "to"));
+    return by_from ? by_from : by_to ? by_to : link_rank(x) - link_rank(y);
+}
+
 static bool same_pair(json_t *a, json_t *b)
 {
     return strcmp(text_of(a, "from"), text_of(b, "from")) == 0 &&
            strcmp(text_of(a, "to"), text_of(b, "to")) == 0;
 }
 
-/* Which of its links carries a pair for which the broken one does not; "": none. */
+/* Which of a pair's links carries for the broken one; "": none, or a better one does anyway. */
 static const char *stand_in(json_t *paths, json_t *broken)
 {
     json_t *p;
@@ -59,7 +102,7 @@ static const char *stand_in(json_t *paths, json_t *broken)
     json_array_foreach(paths, i, p)
     {
         if (same_pair(p, broken) && strcmp(text_of(p, "state"), "ready") == 0)
-            return text_of(p, "kind");
+            return link_rank(p) < link_rank(broken) ? "" : text_of(p, "kind");
     }
     return "";
 }
@@ -86,8 +129,9 @@ static void show_paths(json_t *paths)
     json_t *p;
     size_t i;
     if (json_array_size(paths) == 0) return;
+    sort_rows(paths, path_order);
     printf("links\n%-16s %-16s %-6s %-7s %9s %9s %9s\n", "from", "to", "link", "state", "MB/s",
-           "transfers", "MB");
+           "live", "sent MB");
     json_array_foreach(paths, i, p) show_path(paths, p);
 }
 
@@ -104,6 +148,7 @@ static void show_status(const char *argument, json_t *answer)
     if (text_of(r, "waiting")[0]) printf("the queue waits: %s\n", text_of(r, "waiting"));
     printf("%-16s %-8s %-9s %8s %8s %8s %8s %8s %9s  %s\n", "node", "role", "state", "pid",
            "blocks", "free", "cached", "running", "step ms", "device");
+    sort_rows(json_object_get(answer, "nodes"), node_order);
     json_array_foreach(json_object_get(answer, "nodes"), i, n)
     {
         json_t *b = json_object_get(n, "blocks"), *l = json_object_get(n, "load");

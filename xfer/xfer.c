@@ -246,7 +246,8 @@ static void accept_links(struct xfer *x, struct listener *l)
 
 static void dial(struct xfer *x, struct xfer_session *session, const char *address)
 {
-    enum err e = err_set(ERR_UNSUPPORTED, "no link for %.32s", address);
+    enum err e = err_set(ERR_UNSUPPORTED, "this node has no %.*s links: see link_off in its log",
+                         (int)strcspn(address, ":"), address);
     struct kv_link *link = NULL;
     for (uint32_t i = 0; i < x->links_count; i++) {
         size_t n = strlen(x->links[i]->name);

@@ -200,6 +200,50 @@ static void a_rejected_request_ends_with_1_and_says_why(void **state)
     fake_router_free(r);
 }
 
+/* One after the other. */
+static void expect_in_order(const char *out, const char *const *texts)
+{
+    for (; *texts; texts++) {
+        const char *found = strstr(out, *texts);
+        if (!found) fail_msg("no \"%s\" in\n%s", *texts, out);
+        out = found + strlen(*texts);
+    }
+}
+
+static json_t *node_row(const char *role, const char *name)
+{
+    return json_pack("{ss ss}", "role", role, "name", name);
+}
+static json_t *path_row(const char *to, const char *kind, const char *state, int failed_s,
+                        const char *reason)
+{
+    return json_pack("{ss ss ss ss si ss}", "from", "p0", "to", to, "kind", kind, "state", state,
+                     "failed_s", failed_s, "reason", reason);
+}
+
+/* However the router tells them; a broken link beside one that is better has not been fallen back from. */
+static void status_shows_nodes_and_links_in_order(void **state)
+{
+    (void)state;
+    json_t *answer = json_pack(
+        "{s[ooo] s[oooo]}", "nodes", node_row("decode", "d10"), node_row("decode", "d2"),
+        node_row("prefill", "p0"), "paths", path_row("d10", "tcp", "ready", -1, ""),
+        path_row("d10", "shm", "broken", 3, "it tore"),
+        path_row("d2", "nccl", "broken", 4, "too old"), path_row("d2", "ipc", "ready", -1, ""));
+    char *text = json_dumps(answer, 0);
+    struct fake_script script = {.answer = text};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    struct result x = RUN("status", "--router", fake_router_address(r));
+    assert_int_equal(x.code, 0);
+    expect_in_order(x.out,
+                    (const char *const[]){"\np0 ", "\nd2 ", "\nd10 ", "\nlinks\n", " ipc ",
+                                          " nccl ", "0.0  too old (4 s ago)\n", " shm ",
+                                          "fell back to tcp: it tore (3 s ago)\n", " tcp ", NULL});
+    fake_router_free(r);
+    free(text);
+    json_decref(answer);
+}
+
 static void an_interrupt_cancels_the_request(void **state)
 {
     (void)state;
@@ -371,6 +415,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(generate_streams_exactly_the_text),
         cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
+        cmocka_unit_test(status_shows_nodes_and_links_in_order),
         cmocka_unit_test(an_interrupt_cancels_the_request),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),

@@ -183,6 +183,7 @@ static void on_query(struct fake_router *r, struct client *c, uint64_t now_ns,
                      const struct msg_query *q)
 {
     struct msg m = {.kind = MSG_ANSWER, .answer = {.ref = q->ref, .text = "{\"fake\":true}"}};
+    if (r->script.answer) m.answer.text = r->script.answer;
     r->seen.queries++;
     snprintf(r->seen.query, sizeof r->seen.query, "%s", q->argument);
     if (r->script.at_query == FAKE_DIES) {

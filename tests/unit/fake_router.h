@@ -26,6 +26,7 @@ struct fake_script {
     bool stops; /* the last token of each choice is one that ends it, not only the last allowed */
     bool tail, withhold_tail;  /* each choice ends with text without tokens, or would */
     enum fake_answer at_query; /* a question is how a test says when */
+    const char *answer;        /* to each question; NULL: {"fake":true} */
 };
 
 struct fake_seen {
