@@ -442,6 +442,14 @@ void xfer_core_stored(struct xfer_core *core, struct xfer_session *s,
 
 /* ---- what a session has to say ---- */
 
+/* A quarter of the window was taken in, or what is granted is too little for the longest frame. */
+static bool credit_due(const struct xfer_session *s)
+{
+    uint64_t longest = (uint64_t)s->frame_units * s->unit_bytes;
+    return s->owed_bytes > s->window_bytes / 4 ||
+           (s->owed_bytes > 0 && s->owed_bytes + longest > s->window_bytes);
+}
+
 static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct frame *f)
 {
     if (s->hello_due) {
@@ -458,7 +466,7 @@ static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct
         snprintf(f->text, sizeof f->text, "%s", s->text);
         return true;
     }
-    if (s->state == SESSION_READY && s->owed_bytes > s->window_bytes / 4) {
+    if (s->state == SESSION_READY && credit_due(s)) {
         f->kind = FRAME_CREDIT;
         f->window_bytes = s->owed_bytes;
         return true;

@@ -262,6 +262,36 @@ static void no_more_is_sent_than_was_granted(void **state)
     end(&p, &d);
 }
 
+/* Little was taken in, too little for a quarter of the window, and the next frame needs all of it. */
+static void the_longest_frame_gets_its_credit(void **state)
+{
+    (void)state;
+    struct side p, d;
+    side_new(&p);
+    side_new(&d);
+    for (uint64_t n = 1; n <= 2; n++) {
+        uint32_t tokens = n == 1 ? 16 : BLOCKS * BLOCK_TOKENS;
+        for (int i = 0; i < 2; i++)
+            side_op(i == 0 ? &d : &p,
+                    (struct xfer_op){.kind = i == 0 ? XFER_EXPECT : XFER_OPEN,
+                                     .ticket = ticket(n),
+                                     .tokens_end = tokens},
+                    1);
+        if (n == 1) connect_sides(&p, &d, BLOCKS * kv_layer_bytes(&geometry), 1);
+        settle(&p, &d, 1);
+        for (uint32_t layer = 0; layer < LAYERS; layer++)
+            side_op(
+                &p,
+                (struct xfer_op){
+                    .kind = XFER_PUSH, .ticket = ticket(n), .tokens_end = tokens, .layer = layer},
+                2);
+        op_simple(&p, XFER_COMMIT, n, 2);
+        settle(&p, &d, 3);
+        assert_ended(&p, n, XFER_DONE, OK);
+    }
+    end(&p, &d);
+}
+
 static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void **state)
 {
     (void)state;
@@ -726,6 +756,7 @@ int main(void)
         cmocka_unit_test(a_transfer_goes_through),
         cmocka_unit_test(a_range_is_sent_three_times_at_most),
         cmocka_unit_test(no_more_is_sent_than_was_granted),
+        cmocka_unit_test(the_longest_frame_gets_its_credit),
         cmocka_unit_test(a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next),
         cmocka_unit_test(payload_without_credit_costs_the_link),
         cmocka_unit_test(every_state_has_a_way_out),
