@@ -1,19 +1,23 @@
 /* Tickets' common parts, and the link session.
  *
- *     state \ event  HELLO                 FAIL (no ticket)  deadline     link lost
- *     DIAL           -                     -                 ENDED        -
- *     DIALLING       -                     -                 ENDED        ENDED
- *     GREETING       READY; PARTING if     ENDED             ENDED        ENDED
+ *     state \ event  HELLO                 FAIL (no ticket)  deadline     link lost  crowded
+ *     DIAL           -                     -                 ENDED        -          -
+ *     DIALLING       -                     -                 ENDED        ENDED      -
+ *     GREETING       READY; PARTING if     ENDED             ENDED        ENDED      -
  *                    the KV differs
- *     READY          ERR_STATE             ENDED             idle: ENDED  ENDED
- *     PARTING        dead                  ENDED             ENDED        ENDED
+ *     READY          ERR_STATE             ENDED             idle: ENDED  ENDED      dialler: ENDED
+ *                                                                                    acceptor: PARTING
+ *     PARTING        dead                  ENDED             ENDED        ENDED      -
  *     ENDED          waits for xfer_core_closed; whatever comes is dropped
  *
  * ENDED fails all tickets of the session; those that wait for a link to the same peer get another one
  * (peer.c), where it was dialled from here. Any other frame before READY, and one that belongs to the
  * other direction, is ERR_STATE: the link is dropped. READY has a deadline only at the dialler and
- * while it has no tickets: each ticket has its own. An acceptor never closes an idle link, or it could
- * do so while an OPEN is on its way. */
+ * while it has no tickets: each ticket has its own. An acceptor does not close idle links, with one
+ * exception: when it is crowded, the one used least recently of those that have had no ticket and no
+ * frame for SILENT_NS parts with FAIL ERR_FULL, and drops whatever still comes. So if OPENs have crossed
+ * that FAIL, nothing of their tickets was heard: the dialler places them anew, MOVES_MAX times each, and
+ * does not hold it against the way. */
 #include "xfer/core_state.h"
 
 #include <stdio.h>
@@ -22,7 +26,11 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
-enum { NOTES_MAX = 64 };
+enum {
+    NOTES_MAX = 64,
+    MOVES_MAX = 3, /* of one ticket, by peers that want their place back */
+};
+#define SILENT_NS NS_PER_S
 
 /* ---- tickets ---- */
 
@@ -192,7 +200,7 @@ static bool last_word_wants(const struct xfer_ticket *t, struct xfer_send *send)
 
 static struct xfer_session *session_new(struct xfer_core *core, uint64_t now_ns)
 {
-    if (core->sessions_count == XFER_SESSIONS_MAX && !session_evict(core, NULL, now_ns)) {
+    if (core->sessions_count == XFER_SESSIONS_MAX && !session_crowded(core, NULL, now_ns)) {
         err_set(ERR_FULL, "%d links are open", XFER_SESSIONS_MAX);
         return NULL;
     }
@@ -263,17 +271,72 @@ void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, con
     if (s->way) peer_detach(core, s, e != OK ? ticket_error(e) : OK, copy, now_ns);
 }
 
-bool session_evict(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
+/* Nobody misses it. Of an accepted one that is a guess: it must have been silent. */
+static bool is_idle(const struct xfer_session *s, uint64_t now_ns)
+{
+    if (s->state != SESSION_READY || s->live_count > 0) return false;
+    return s->dialler || (list_empty(&s->tickets) && list_empty(&s->notes) &&
+                          s->heard_ns + SILENT_NS <= now_ns && s->used_ns + SILENT_NS <= now_ns);
+}
+
+static struct xfer_session *least_used(const struct xfer_core *core, bool dialler,
+                                       const struct link_trait *trait, uint64_t now_ns)
 {
     struct xfer_session *oldest = NULL;
-    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
+    for (const struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
         struct xfer_session *s = list_member(l, struct xfer_session, all);
-        if (!s->dialler || s->state != SESSION_READY || s->live_count > 0) continue;
+        if (s->dialler != dialler || !is_idle(s, now_ns)) continue;
         if (trait && link_trait(s->link) != trait) continue;
         if (!oldest || s->used_ns < oldest->used_ns) oldest = s;
     }
-    if (oldest) session_end(core, oldest, OK, "idle", now_ns);
-    return oldest != NULL;
+    return oldest;
+}
+
+/* The other side is told, and hangs up when it has heard; else the deadline ends it. */
+static void session_part(struct xfer_core *core, struct xfer_session *s, enum err e,
+                         const char *text, uint64_t now_ns)
+{
+    s->error = e;
+    snprintf(s->text, sizeof s->text, "%s", text);
+    s->state = SESSION_PARTING;
+    session_timer(core, s, now_ns + SILENT_NS);
+}
+
+bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
+{
+    struct xfer_session *s = least_used(core, true, trait, now_ns);
+    if (s) {
+        session_end(core, s, OK, "idle", now_ns);
+        return true;
+    }
+    if ((s = least_used(core, false, trait, now_ns)))
+        session_part(core, s, ERR_FULL, "making room for others", now_ns);
+    return false;
+}
+
+void xfer_core_crowded(struct xfer_core *core, const char *link, uint64_t now_ns)
+{
+    session_crowded(core, link_trait(link), now_ns);
+}
+
+/* The other side wants its place back, and has heard of none of these tickets. */
+static void session_yield(struct xfer_core *core, struct xfer_session *s, const char *text,
+                          uint64_t now_ns)
+{
+    struct list_link moved, *l;
+    list_init(&moved);
+    for (struct list_link *next = s->tickets.next; (l = next) != &s->tickets;) {
+        struct xfer_ticket *t = list_member(l, struct xfer_ticket, in_session);
+        next = l->next;
+        if (t->state == TICKET_ENDED || t->moves_count == MOVES_MAX) continue;
+        sender_restart(t);
+        list_push_back(&moved, &t->in_session);
+        s->live_count--;
+    }
+    bool lasts = s->live_count > 0; /* somebody was moved too often: then it is a failure */
+    session_end(core, s, lasts ? ERR_FULL : OK, text, now_ns);
+    while ((l = list_pop_front(&moved)))
+        peer_open(core, list_member(l, struct xfer_ticket, in_session), now_ns);
 }
 
 struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns)
@@ -294,8 +357,6 @@ void xfer_core_lost(struct xfer_core *core, struct xfer_session *s, enum err e, 
     if (s->state == SESSION_ENDED) return;
     char copy[XFER_TEXT_MAX]; /* what follows may say something else */
     snprintf(copy, sizeof copy, "%s", text);
-    if (e == ERR_FULL && s->way && s->state < SESSION_READY)
-        session_evict(core, s->way->trait, now_ns); /* room for the next try */
     session_end(core, s, e == OK ? ERR_PEER : e, copy, now_ns);
 }
 
@@ -426,6 +487,10 @@ enum err xfer_core_frame(struct xfer_core *core, struct xfer_session *s, const s
     if (f->kind == FRAME_HELLO) return on_hello(core, s, f, now_ns);
     if (f->kind == FRAME_CREDIT) return on_credit(core, s, f, now_ns);
     if (f->kind == FRAME_FAIL && id128_is_none(f->ticket)) {
+        if (f->error == ERR_FULL && s->dialler && s->state == SESSION_READY) {
+            session_yield(core, s, f->text, now_ns);
+            return OK;
+        }
         session_end(core, s, f->error, f->text, now_ns);
         return OK;
     }
@@ -461,6 +526,7 @@ static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct
         return true;
     }
     if (s->state == SESSION_PARTING) {
+        if (s->parted) return false;
         f->kind = FRAME_FAIL;
         f->error = s->error;
         snprintf(f->text, sizeof f->text, "%s", s->text);
@@ -518,7 +584,8 @@ static void session_sent(struct xfer_core *core, struct xfer_session *s, const s
     if (s->hello_due) {
         s->hello_due = false;
     } else if (s->state == SESSION_PARTING) {
-        session_end(core, s, s->error, s->text, now_ns);
+        s->parted = true;
+        if (s->error != ERR_FULL) session_end(core, s, s->error, s->text, now_ns);
     } else if (f->kind == FRAME_CREDIT) {
         s->granted_bytes += s->owed_bytes;
         s->owed_bytes = 0;

@@ -142,6 +142,8 @@ void xfer_core_stored(struct xfer_core *core, struct xfer_session *session,
 bool xfer_core_wants(struct xfer_core *core, struct xfer_session *session, struct xfer_send *send);
 void xfer_core_sent(struct xfer_core *core, struct xfer_session *session,
                     const struct xfer_send *send, uint64_t now_ns);
+/* There can be no more links of this kind, for one that was dialled or called: room for the next try. */
+void xfer_core_crowded(struct xfer_core *core, const char *link, uint64_t now_ns);
 void xfer_core_timer(struct xfer_core *core, uint64_t now_ns);
 uint64_t xfer_core_wake_at(const struct xfer_core *core); /* TIME_NEVER: not by itself */
 /* Every ticket fails with ERR_CANCELLED; its peer is told if the link takes it. */

@@ -23,7 +23,7 @@ enum session_state {
     SESSION_DIALLING, /* the link is being made */
     SESSION_GREETING, /* the other side's HELLO is awaited */
     SESSION_READY,
-    SESSION_PARTING, /* a FAIL about the link is to be sent, then it ends */
+    SESSION_PARTING, /* a FAIL about the link is to be sent, then it ends; frames are dropped */
     SESSION_ENDED,   /* waits for the shell to close it */
 };
 
@@ -67,6 +67,7 @@ struct xfer_ticket {
     struct xfer_addresses addresses; /* sender */
     char link_wanted[8];             /* sender */
     uint64_t asked;                  /* sender: core->order when it was opened */
+    uint32_t moves_count;            /* sender: how often it was placed anew */
     struct list_link pushes;         /* sender */
     struct xfer_push *next_push;     /* sender: the first that is not all sent; NULL: none */
     uint32_t next_unit;              /* sender: of next_push */
@@ -129,6 +130,7 @@ struct xfer_session {
     struct heap_entry timer;
     enum session_state state;
     bool dialler, hello_due;
+    bool parted;           /* PARTING: the FAIL is sent */
     uint32_t layout;       /* READY: of KV on the link */
     struct kv_range share; /* READY: what both sides hold */
     size_t unit_bytes;     /* READY: of 16 tokens of a layer in the heads of the share */
@@ -186,8 +188,9 @@ void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_sess
 struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns);
 void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
                  uint64_t now_ns);
-/* Ends the least recently used idle one over this kind of link (NULL: any); false: there is none. */
-bool session_evict(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
+/* Gives up the least recently used one without tickets over this kind of link (NULL: any), one that was
+ * dialled before one that was accepted; true: its place is free at once. */
+bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
 
 /* part.c: what two nodes have to do with each other. */
 
@@ -230,6 +233,8 @@ enum err sender_frame(struct xfer_core *core, struct xfer_ticket *t, const struc
 bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send);
 void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,
                  uint64_t now_ns);
+/* Off its session, of which nobody has heard: all is to be sent over another one. */
+void sender_restart(struct xfer_ticket *t);
 
 /* receiver.c */
 enum err receiver_frame(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,

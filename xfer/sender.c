@@ -8,6 +8,7 @@
  *                                       + FAIL       or FAILED
  *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
+ * When the other side takes back its link's place, SENDING and COMMITTING become CONNECTING (core.c).
  * Words in capitals without ERR_ are the final event; "+ FAIL" tells the receiver. Pushes are kept
  * as descriptors until the end; bytes are read out of the blocks when a frame is sent. */
 #include "common/clock.h"
@@ -199,6 +200,25 @@ bool sender_wants(const struct xfer_core *core, struct xfer_ticket *t, struct xf
     f->first = t->event.first;
     f->finish = t->event.finish;
     return true;
+}
+
+void sender_restart(struct xfer_ticket *t)
+{
+    struct list_link *l;
+    while ((l = list_pop_front(&t->agains)))
+        mem_free(list_member(l, struct again, link));
+    list_remove(&t->in_session);
+    list_remove(&t->ready);
+    t->session = NULL;
+    t->state = TICKET_CONNECTING;
+    t->opened = false;
+    t->next_push =
+        list_empty(&t->pushes) ? NULL : list_member(t->pushes.next, struct xfer_push, link);
+    t->next_unit = 0;
+    t->event.link = "";
+    t->event.bytes = t->event.began_ns = 0;
+    t->event.pushes_count = 0;
+    t->moves_count++;
 }
 
 static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,

@@ -232,6 +232,7 @@ static void accept_links(struct xfer *x, struct listener *l)
         if (e == ERR_AGAIN) return;
         if (e != OK) {
             log_warn("link_refused", "reason=\"%s\"", err_text());
+            if (e == ERR_FULL) xfer_core_crowded(x->core, l->listener->ops->name, x->now_ns);
             continue;
         }
         struct xfer_session *s = xfer_core_accepted(x->core, link->ops->name, x->now_ns);
@@ -253,6 +254,12 @@ static void dial(struct xfer *x, struct xfer_session *session, const char *addre
         size_t n = strlen(x->links[i]->name);
         if (strncmp(address, x->links[i]->name, n) == 0 && address[n] == ':')
             e = x->links[i]->dial(&link, address, &x->link_options);
+    }
+    if (e == ERR_FULL) {
+        char text[XFER_TEXT_MAX];
+        snprintf(text, sizeof text, "%s", err_text());
+        xfer_core_crowded(x->core, address, x->now_ns);
+        err_set(e, "%s", text);
     }
     if (e == OK) e = conn_new(x, link, session);
     if (e != OK) xfer_core_lost(x->core, session, e, err_text(), x->now_ns);

@@ -311,6 +311,80 @@ static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void
     end(&p, &d);
 }
 
+static bool wants(struct side *s)
+{
+    struct xfer_send send;
+    return xfer_core_wants(s->core, s->session, &send);
+}
+
+static void carry(struct side *p, struct side *d, uint64_t n, uint64_t now)
+{
+    push_all(p, n, now);
+    op_simple(p, XFER_COMMIT, n, now);
+    settle(p, d, now);
+    assert_ended(p, n, XFER_DONE, OK);
+    assert_ended(d, n, XFER_COMMITTED, OK);
+}
+
+static void a_crowded_acceptor_parts_with_a_link_that_is_silent(void **state)
+{
+    (void)state;
+    for (int heard = 0; heard < 2; heard++) {
+        struct side p, d;
+        struct frame f;
+        start(&p, &d);
+        xfer_core_crowded(d.core, "shm", 20 * NS_PER_S);
+        assert_false(wants(&d)); /* it has a ticket */
+        carry(&p, &d, 1, 20 * NS_PER_S);
+        xfer_core_crowded(d.core, "shm", 21 * NS_PER_S - 1);
+        assert_false(wants(&d)); /* something came lately */
+        xfer_core_crowded(d.core, "nccl", 21 * NS_PER_S);
+        assert_false(wants(&d)); /* no room for those */
+        xfer_core_crowded(d.core, "shm", 21 * NS_PER_S);
+        assert_true(say(&d, &f, 21 * NS_PER_S));
+        assert_int_equal(f.kind, FRAME_FAIL);
+        assert_int_equal(f.error, ERR_FULL);
+        assert_false(wants(&d));
+        assert_non_null(d.session); /* until the other side has heard, or the deadline */
+        if (heard) assert_ok(hear(&p, &f, true, 21 * NS_PER_S));
+        if (heard) assert_null(p.session);
+        xfer_core_timer(d.core, 22 * NS_PER_S);
+        side_act(&d);
+        assert_null(d.session);
+        end(&p, &d);
+    }
+}
+
+static void a_ticket_that_crosses_the_parting_travels_anew(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f, fail;
+    start(&p, &d);
+    carry(&p, &d, 1, 2);
+    uint64_t now = 2 * NS_PER_S;
+    op_simple(&d, XFER_EXPECT, 2, now);
+    op_simple(&p, XFER_OPEN, 2, now);
+    push_all(&p, 2, now);
+    op_simple(&p, XFER_COMMIT, 2, now);
+    xfer_core_crowded(d.core, "shm", now);
+    assert_true(say(&d, &fail, now));
+    while (say(&p, &f, now))
+        assert_ok(hear(&d, &f, true, now)); /* all of it, and nobody listens */
+    assert_false(has_ended(&d, 2));
+    assert_ok(hear(&p, &fail, true, now));
+    assert_int_equal(p.dials_count, 2);
+    assert_false(has_ended(&p, 2));
+    xfer_core_lost(d.core, d.session, ERR_PEER, "hung up", now);
+    side_act(&d);
+    connect_sides(&p, &d, 1 << 20, now);
+    settle(&p, &d, now);
+    assert_ended(&p, 2, XFER_DONE, OK);
+    assert_ended(&d, 2, XFER_COMMITTED, OK);
+    assert_int_equal(p.event[1].bytes, d.event[1].bytes);
+    end(&p, &d);
+}
+
 static void payload_without_credit_costs_the_link(void **state)
 {
     (void)state;
@@ -758,6 +832,8 @@ int main(void)
         cmocka_unit_test(no_more_is_sent_than_was_granted),
         cmocka_unit_test(the_longest_frame_gets_its_credit),
         cmocka_unit_test(a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next),
+        cmocka_unit_test(a_crowded_acceptor_parts_with_a_link_that_is_silent),
+        cmocka_unit_test(a_ticket_that_crosses_the_parting_travels_anew),
         cmocka_unit_test(payload_without_credit_costs_the_link),
         cmocka_unit_test(every_state_has_a_way_out),
         cmocka_unit_test(frames_of_the_dead_are_counted_and_harmless),

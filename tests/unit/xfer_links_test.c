@@ -458,6 +458,62 @@ static void a_full_table_gives_up_the_oldest_idle_link(void **state)
     xfer_core_free(w.core);
 }
 
+static void take_back(struct world *w, enum way way)
+{
+    hear(w, way, (struct frame){.kind = FRAME_FAIL, .error = ERR_FULL, .text = "making room"});
+}
+
+static void a_link_whose_place_is_wanted_back_has_not_failed(void **state)
+{
+    (void)state;
+    struct world w;
+    world_new(&w);
+    w.addresses.count = 1;
+    op(&w, XFER_OPEN, 1, NULL);
+    make_ready(&w, NCCL);
+    assert_over(&w, NCCL, 1);
+    deliver(&w, NCCL, 1);
+    take_back(&w, NCCL);
+    assert_null(w.session[NCCL]);
+    assert_int_equal(told(&w, NCCL)->state, XFER_LINK_IDLE);
+    assert_int_equal(told(&w, NCCL)->failed_ns, 0);
+    for (uint32_t i = 0; i < 4; i++) { /* and again and again, with a ticket that crosses it */
+        if (i == 0) op(&w, XFER_OPEN, 2, NULL);
+        assert_dials(&w, 2 + i, 0, 0);
+        make_ready(&w, NCCL);
+        assert_over(&w, NCCL, 2);
+        assert_null(ended(&w, 2));
+        take_back(&w, NCCL);
+    }
+    assert_failed(&w, 2, ERR_FULL, "making room"); /* there is an end to it */
+    assert_dials(&w, 5, 0, 0);
+    assert_int_equal(told(&w, NCCL)->state, XFER_LINK_BROKEN);
+    xfer_core_free(w.core);
+}
+
+static void who_is_turned_away_keeps_its_other_links(void **state)
+{
+    (void)state;
+    struct world w;
+    world_new(&w);
+    op(&w, XFER_OPEN, 1, NULL);
+    make_ready(&w, NCCL);
+    assert_over(&w, NCCL, 1);
+    deliver(&w, NCCL, 1);
+    struct xfer_session *idle = w.session[NCCL];
+    w.session[NCCL] = NULL;
+    w.addresses.count = 1;
+    strcpy(w.addresses.address[0], "nccl:full");
+    op(&w, XFER_OPEN, 2, NULL);
+    lose(&w, NCCL, ERR_FULL, "turned away"); /* it would be closed by an unknown name */
+    assert_failed(&w, 2, ERR_FULL, "turned away");
+    w.session[NCCL] = idle;
+    xfer_core_crowded(w.core, "nccl", w.now); /* that is of this side */
+    act(&w);
+    assert_null(w.session[NCCL]);
+    xfer_core_free(w.core);
+}
+
 static void nodes_that_are_not_in_use_are_forgotten(void **state)
 {
     (void)state;
@@ -605,6 +661,8 @@ int main(void)
         cmocka_unit_test(slots_too_short_for_a_block_are_no_link),
         cmocka_unit_test(idle_links_are_closed_and_made_again_without_a_failure),
         cmocka_unit_test(a_full_table_gives_up_the_oldest_idle_link),
+        cmocka_unit_test(a_link_whose_place_is_wanted_back_has_not_failed),
+        cmocka_unit_test(who_is_turned_away_keeps_its_other_links),
         cmocka_unit_test(nodes_that_are_not_in_use_are_forgotten),
         cmocka_unit_test(the_faster_link_by_measurement_gets_the_tickets),
         cmocka_unit_test(what_is_told_is_the_change_and_not_too_often),
