@@ -20,9 +20,10 @@ struct memory_frame {
 
 struct memory_link {
     struct kv_link base;
-    struct memory_link *other; /* NULL: it has closed */
-    struct list_link waiting;  /* in a listener's queue, not yet accepted */
-    struct list_link in;       /* frames */
+    struct memory_link *other;  /* NULL: it has closed */
+    struct list_link waiting;   /* in a listener's queue, not yet accepted */
+    struct memory_listener *of; /* that has accepted it, if it is still there */
+    struct list_link in;        /* frames */
     uint64_t in_bytes, in_bytes_max;
     uint32_t frame_bytes_max;
     int event;
@@ -37,6 +38,7 @@ struct memory_listener {
     char address[KV_LINK_ADDRESS_MAX];
     struct list_link waiting;
     int event;
+    uint32_t links_max, links_count; /* accepted; links_max 0: no limit */
 };
 
 static struct memory_listener *names[LINK_MEMORY_NAMES_MAX];
@@ -117,6 +119,8 @@ static void half_free(struct memory_link *m)
     }
     while ((l = list_pop_front(&m->in)))
         frame_free(list_member(l, struct memory_frame, link));
+    for (uint32_t i = 0; i < LINK_MEMORY_NAMES_MAX; i++)
+        if (m->of && names[i] == m->of) m->of->links_count--;
     mem_free(m->slot);
     close(m->event);
     mem_free(m);
@@ -129,7 +133,7 @@ static void memory_close(struct kv_link *link)
 }
 
 static enum err listen_as(struct kv_listener **out, const char *where,
-                          const struct kv_link_ops *ops)
+                          const struct kv_link_options *options, const struct kv_link_ops *ops)
 {
     LOCKED;
     *out = NULL;
@@ -140,6 +144,7 @@ static enum err listen_as(struct kv_listener **out, const char *where,
     struct memory_listener *l = mem_new(sizeof *l);
     if (!l) return ERR_MEMORY;
     l->base.ops = ops;
+    l->links_max = ops->slot ? options->links_max : 0;
     snprintf(l->address, sizeof l->address, "%s:%s", ops->name, where);
     list_init(&l->waiting);
     l->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -151,15 +156,13 @@ static enum err listen_as(struct kv_listener **out, const char *where,
 static enum err memory_listen(struct kv_listener **out, const char *where,
                               const struct kv_link_options *options)
 {
-    (void)options;
-    return listen_as(out, where, &kv_link_memory);
+    return listen_as(out, where, options, &kv_link_memory);
 }
 
 static enum err slots_listen(struct kv_listener **out, const char *where,
                              const struct kv_link_options *options)
 {
-    (void)options;
-    return listen_as(out, where, &kv_link_slots);
+    return listen_as(out, where, options, &kv_link_slots);
 }
 
 static void memory_unlisten(struct kv_listener *listener)
@@ -197,6 +200,12 @@ static enum err memory_accept(struct kv_listener *listener, struct kv_link **lin
         return ERR_AGAIN;
     }
     struct memory_link *m = list_member(w, struct memory_link, waiting);
+    if (l->links_max > 0 && l->links_count == l->links_max) {
+        half_free(m);
+        return err_set(ERR_FULL, "memory link: %u are open", l->links_max);
+    }
+    m->of = l;
+    l->links_count++;
     m->accepted = m->other->accepted = true;
     wake(m->event);
     wake(m->other->event);

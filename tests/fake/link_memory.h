@@ -7,7 +7,8 @@
  * (options slots_count, slot_bytes); its frames without a payload are frames like the others'.
  *
  * Rules: the contract of xfer/link.h, and any thread: one lock for all. ring_bytes bounds what is under
- * way each way, slots_count the payloads. Names are the process's, at most LINK_MEMORY_NAMES_MAX at a
+ * way each way, slots_count the payloads; slots: links_max those that a listener has accepted, 0: no limit.
+ * Names are the process's, at most LINK_MEMORY_NAMES_MAX at a
  * time. */
 #ifndef TANDEM_TESTS_FAKE_LINK_MEMORY_H
 #define TANDEM_TESTS_FAKE_LINK_MEMORY_H

@@ -168,6 +168,43 @@ static void links_of_both_sorts_carry_at_once(void **state)
     pair_stop(&w);
 }
 
+/* Who calls second is turned away until the link of the first has been silent for a while. */
+static void a_silent_link_makes_room_for_another_node(void **state)
+{
+    (void)state;
+    struct node d, p[2];
+    struct xfer_options o = device_options("d");
+    o.links_max = 1;
+    node_start(&d, o);
+    for (int i = 0; i < 2; i++) {
+        o = device_options(i == 0 ? "p0" : "p1");
+        o.retry_ns = NS_PER_MS;
+        node_start(&p[i], o);
+    }
+    uint64_t n = 0;
+    for (int i = 0; i < 2; i++) {
+        struct xfer_event e;
+        do {
+            struct travel t = travel_new(++n, 0, 40, "slots");
+            travel_expect(&t, &d);
+            travel_open(&t, &p[i], xfer_addresses(d.x));
+            travel_push_all(&t, &p[i], 512);
+            travel_commit(&t, &p[i], 42);
+            e = node_wait(&p[i], t.ticket);
+            travel_end(&t, &d, XFER_RELEASE);
+            node_wait(&d, t.ticket);
+            struct travel pause = travel_new(++n, 0, 40, "slots"); /* nobody opens it */
+            pause.deadline_ns = clock_now_ns() + 20 * NS_PER_MS;
+            travel_expect(&pause, &d);
+            node_wait(&d, pause.ticket);
+        } while (i == 1 && e.kind == XFER_FAILED && n < NODE_EVENTS - 2);
+        assert_event(&e, XFER_DONE, OK);
+    }
+    for (int i = 0; i < 2; i++)
+        node_stop(&p[i]);
+    node_stop(&d);
+}
+
 static void a_device_that_fails_at_a_slot_ends_the_transfer(void **state)
 {
     (void)state;
@@ -255,6 +292,7 @@ int main(void)
         cmocka_unit_test(a_spoiled_payload_is_refused_and_sent_again),
         cmocka_unit_test(tickets_that_end_in_the_middle_leave_the_slots_to_others),
         cmocka_unit_test(links_of_both_sorts_carry_at_once),
+        cmocka_unit_test(a_silent_link_makes_room_for_another_node),
         cmocka_unit_test(a_device_that_fails_at_a_slot_ends_the_transfer),
         cmocka_unit_test(a_pool_in_host_memory_has_no_such_links),
         cmocka_unit_test(bytes_beside_a_slot_cost_the_link),
