@@ -54,7 +54,8 @@ static int left_ms(uint64_t deadline_ns)
 /* $TANDEM_BIN_DIR goes first: packs that are taken to other machines have programs of their own. */
 static const char *program_path(enum program program)
 {
-    static const char *const names[] = {"tandem-router", "tandem-prefill", "tandem-decode"};
+    static const char *const names[] = {"tandem-router", "tandem-prefill", "tandem-decode", "",
+                                        "tandem"};
     static char path[PATH_MAX];
     const char *folder = getenv("TANDEM_BIN_DIR");
     if (program == PROGRAM_CLIENT) return "/proc/self/exe";
@@ -102,9 +103,14 @@ static void command_line(struct command_line *l, const struct cluster *c, const 
         add_arg(l, c->addresses);
         return;
     }
-    add_option(l, args, "--name", p->name);
+    if (p->program == PROGRAM_UP)
+        add_arg(l, "up");
+    else
+        add_option(l, args, "--name", p->name);
     if (c->model) add_option(l, args, "--model", c->model);
-    if (p->program == PROGRAM_ROUTER) {
+    if (p->program == PROGRAM_UP) {
+        add_option(l, args, "--zmq", "tcp://127.0.0.1:0");
+    } else if (p->program == PROGRAM_ROUTER) {
         add_option(l, args, "--listen-clients", "tcp://127.0.0.1:0");
         add_option(l, args, "--listen-nodes", "tcp://127.0.0.1:0");
         add_option(l, args, "--queue-timeout", "10m"); /* a slow machine is no failure */
@@ -144,7 +150,7 @@ struct process *cluster_spawn(struct cluster *c, enum program program, const cha
         number += c->process[i]->program == program;
     p->program = program;
     p->out_fd = -1;
-    snprintf(p->name, sizeof p->name, "%c%u", "rpdc"[program], number);
+    snprintf(p->name, sizeof p->name, "%c%u", "rpdcu"[program], number);
     snprintf(p->log, sizeof p->log, "%s/%s.log", c->folder, p->name);
     c->process[c->count++] = p;
     command_line(&l, c, p, args);
@@ -170,11 +176,16 @@ struct process *cluster_process(struct cluster *c, const char *name)
     return NULL;
 }
 
+static bool is_router(const struct process *p)
+{
+    return p->program == PROGRAM_ROUTER || p->program == PROGRAM_UP;
+}
+
 static bool heard_ready(struct process *p)
 {
     if (!strchr(p->said, '\n')) return false;
     if (p->program == PROGRAM_CLIENT) return true;
-    if (p->program == PROGRAM_ROUTER)
+    if (is_router(p))
         return sscanf(p->said, "ready clients=%63s nodes=%63s metrics=%63s", p->clients, p->nodes,
                       p->metrics) >= 2;
     sscanf(p->said, "ready name=%*s metrics=%63s", p->metrics);
@@ -475,13 +486,22 @@ struct cluster *cluster_new(const char *model)
     return c;
 }
 
-struct process *cluster_router(struct cluster *c, const char *args)
+static struct process *start_router(struct cluster *c, enum program program, const char *args)
 {
-    struct process *p = cluster_spawn(c, PROGRAM_ROUTER, args);
+    struct process *p = cluster_spawn(c, program, args);
     process_await_ready(p);
     size_t used = strlen(c->addresses);
     snprintf(c->addresses + used, sizeof c->addresses - used, "%s%s", used ? "," : "", p->clients);
     return p;
+}
+
+struct process *cluster_router(struct cluster *c, const char *args)
+{
+    return start_router(c, PROGRAM_ROUTER, args);
+}
+struct process *cluster_up(struct cluster *c, const char *args)
+{
+    return start_router(c, PROGRAM_UP, args);
 }
 
 struct process *cluster_node(struct cluster *c, enum program program, const char *args)
@@ -517,7 +537,7 @@ void cluster_stop(struct cluster *c)
     tandem_close(c->tandem); /* a router that leaves waits a second for clients who do not listen */
     c->tandem = NULL;
     for (uint32_t i = 0; i < c->count; i++)
-        if (c->process[i]->program == PROGRAM_ROUTER && c->process[i]->pid)
+        if (is_router(c->process[i]) && c->process[i]->pid)
             process_signal(c->process[i], SIGTERM); /* drains it; it sends its nodes home */
     for (uint32_t i = 0; i < c->count; i++) {
         struct process *p = c->process[i];

@@ -30,11 +30,12 @@
 
 enum { CLUSTER_PROCESSES_MAX = 256, CLUSTER_WAIT_MS = 60000 };
 
-enum program { PROGRAM_ROUTER, PROGRAM_PREFILL, PROGRAM_DECODE, PROGRAM_CLIENT };
+/* PROGRAM_UP: `tandem up`, to clients a router. */
+enum program { PROGRAM_ROUTER, PROGRAM_PREFILL, PROGRAM_DECODE, PROGRAM_CLIENT, PROGRAM_UP };
 
 struct process {
     enum program program;
-    char name[16];               /* r0, p0, d0, p1, c0 … */
+    char name[16];               /* r0, p0, d0, p1, c0, u0 … */
     pid_t pid;                   /* 0: ended and reaped */
     int status;                  /* exit status, or 256 + the signal, once ended */
     bool ready, expendable;      /* expendable: killed by the test, need not leave with 0 */
@@ -68,6 +69,7 @@ void cluster_free(struct cluster *c); /* NULL is fine */
 struct process *cluster_spawn(struct cluster *c, enum program program, const char *args);
 struct process *cluster_router(struct cluster *c, const char *args);
 struct process *cluster_node(struct cluster *c, enum program program, const char *args);
+struct process *cluster_up(struct cluster *c, const char *args);
 /* This test program again, as `client ADDRESSES`; it prints a line when it is ready. It need not leave
  * by itself. */
 struct process *cluster_client(struct cluster *c);

@@ -26,16 +26,27 @@ static const struct point {
     enum program program;
     const char *name;
     unsigned time;
-    const char *link; /* NULL: both */
+    const char *link;  /* NULL: both */
+    const char *knobs; /* of the doomed one's NCCL; NULL: none */
 } points[] = {
-    {PROGRAM_PREFILL, "link_OPENING", 1, NULL},   {PROGRAM_PREFILL, "link_JOINING", 1, NULL},
-    {PROGRAM_PREFILL, "link_WARMING", 1, NULL},   {PROGRAM_PREFILL, "link_READY", 1, NULL},
-    {PROGRAM_PREFILL, "link_begin", 4, NULL},     {PROGRAM_PREFILL, "link_ended", 4, "nccl"},
-    {PROGRAM_PREFILL, "link_DRAINING", 1, NULL},  {PROGRAM_DECODE, "link_ACCEPTING", 1, NULL},
-    {PROGRAM_DECODE, "link_OFFERING", 1, "nccl"}, {PROGRAM_DECODE, "link_JOINING", 1, NULL},
-    {PROGRAM_DECODE, "link_WARMING", 1, NULL},    {PROGRAM_DECODE, "link_READY", 1, NULL},
-    {PROGRAM_DECODE, "link_begin", 4, "nccl"},    {PROGRAM_DECODE, "link_ended", 4, "nccl"},
-    {PROGRAM_DECODE, "link_release", 4, NULL},    {PROGRAM_DECODE, "link_DRAINING", 1, NULL},
+    {PROGRAM_PREFILL, "link_OPENING", 1, NULL, NULL},
+    {PROGRAM_PREFILL, "link_JOINING", 1, NULL, NULL},
+    {PROGRAM_PREFILL, "link_WARMING", 1, NULL, NULL},
+    {PROGRAM_PREFILL, "link_READY", 1, NULL, NULL},
+    {PROGRAM_PREFILL, "link_begin", 4, NULL, NULL},
+    {PROGRAM_PREFILL, "link_ended", 4, "nccl", NULL},
+    {PROGRAM_PREFILL, "link_ABORTED", 1, "nccl", "fail_call=init,fail_at=1"},
+    {PROGRAM_PREFILL, "link_DRAINING", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_ACCEPTING", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_OFFERING", 1, "nccl", NULL},
+    {PROGRAM_DECODE, "link_JOINING", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_WARMING", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_READY", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_begin", 4, "nccl", NULL},
+    {PROGRAM_DECODE, "link_ended", 4, "nccl", NULL},
+    {PROGRAM_DECODE, "link_release", 4, NULL, NULL},
+    {PROGRAM_DECODE, "link_DRAINING", 1, NULL, NULL},
+    {PROGRAM_DECODE, "link_ABORTED", 1, "nccl", "fail_call=init,fail_at=1"},
 };
 
 static const struct ask asks[ASKS] = {
@@ -106,8 +117,10 @@ static struct process *start_doomed(const struct fault *f)
     char text[96];
     snprintf(text, sizeof text, "%s=%s@%u", f->point->name, f->action, f->point->time);
     setenv("TANDEM_FAILPOINT", text, 1);
+    setenv("TANDEM_FAKE_NCCL", f->point->knobs ? f->point->knobs : "", 1);
     struct process *p = start_node(f->point->program, f->link);
     unsetenv("TANDEM_FAILPOINT");
+    unsetenv("TANDEM_FAKE_NCCL");
     cluster_await_nodes(rig.cluster);
     return p;
 }

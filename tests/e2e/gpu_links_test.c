@@ -3,6 +3,7 @@
 #include "tests/e2e/links.h"
 #include "tests/e2e/rig.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -279,14 +280,23 @@ static void a_cpu_reaches_a_gpu_over_tcp_when_it_has_no_shm(void **state)
 
 /* ---- an abort that hangs ---- */
 
+static void set_short_deadlines(void)
+{
+    setenv("TANDEM_ABORT_MS", "200", 1);
+    setenv("TANDEM_LINK_HASTE", "10", 1);
+}
+static void unset_short_deadlines(void)
+{
+    unsetenv("TANDEM_ABORT_MS");
+    unsetenv("TANDEM_LINK_HASTE");
+}
+
 static void an_abort_that_hangs_ends_the_process_and_the_cluster_goes_on(void **state)
 {
     struct rig *rig = *state;
-    setenv("TANDEM_ABORT_MS", "200", 1);
-    setenv("TANDEM_LINK_HASTE", "10", 1);
+    set_short_deadlines();
     start(rig, NULL, LINKS_CUDA SOON "--link nccl", "abort_hangs=1");
-    unsetenv("TANDEM_ABORT_MS");
-    unsetenv("TANDEM_LINK_HASTE");
+    unset_short_deadlines();
     struct process *p = rig->cluster->process[1];
     expect_from(rig, 0, FIRST);
     p->expendable = true;
@@ -300,6 +310,49 @@ static void an_abort_that_hangs_ends_the_process_and_the_cluster_goes_on(void **
     ask(rig->streams, 0, FIRST);
     for (uint32_t i = 0; i < FIRST; i++)
         stream_expect_equal(rig->streams->stream[first + i], on_one->stream[i]);
+    rig_finish(rig);
+}
+
+/* Of p0 and d0, as status shows them; 0: not there. */
+static void read_pids(json_t *status, json_int_t pid[2])
+{
+    static const char *const names[] = {"p0", "d0"};
+    for (int i = 0; i < 2; i++)
+        pid[i] = json_integer_value(json_object_get(cluster_find_node(status, names[i]), "pid"));
+}
+
+static json_int_t pids_before[2];
+
+static bool both_are_new(struct cluster *c, json_t *status)
+{
+    json_int_t pid[2];
+    (void)c;
+    read_pids(status, pid);
+    return pid[0] && pid[1] && pid[0] != pids_before[0] && pid[1] != pids_before[1];
+}
+
+static void tandem_up_starts_a_node_again_whose_abort_hangs(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(links_model());
+    set_short_deadlines();
+    setenv("TANDEM_FAKE_NCCL", "abort_hangs=1", 1);
+    struct process *up = cluster_up(rig->cluster, "--device cuda --link nccl --blocks 64");
+    unsetenv("TANDEM_FAKE_NCCL");
+    unset_short_deadlines();
+    up->expendable = true; /* aborts hang when it ends, too */
+    rig_connect(rig);
+    ask(rig->streams, 0, FIRST);
+    json_t *status = cluster_status(rig->cluster);
+    read_pids(status, pids_before);
+    json_decref(status);
+    assert_true(pids_before[1] > 0);
+    assert_int_equal(kill((pid_t)pids_before[1], SIGKILL), 0);
+    cluster_await(rig->cluster, both_are_new, "both nodes were started again");
+    assert_true(process_logged(up, "link_abort_hangs"));
+    ask(rig->streams, 0, FIRST);
+    for (uint32_t i = 0; i < rig->streams->count; i++)
+        stream_expect_done(rig->streams->stream[i]);
     rig_finish(rig);
 }
 
@@ -317,6 +370,7 @@ int main(void)
         LINKS_TEST(a_gpu_reaches_a_cpu_over_shm),
         LINKS_TEST(a_cpu_reaches_a_gpu_over_tcp_when_it_has_no_shm),
         LINKS_TEST(an_abort_that_hangs_ends_the_process_and_the_cluster_goes_on),
+        LINKS_TEST(tandem_up_starts_a_node_again_whose_abort_hangs),
     };
     return cmocka_run_group_tests_name("e2e/gpu_links", tests, learn, forget);
 }
