@@ -10,12 +10,12 @@
 
 struct options {
     const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
-    const char *nccl_interface;
+    const char *nccl_interface, *nccl_listen;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
     int dtype, link, log_level;
-    int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max;
+    int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
 };
 
@@ -66,6 +66,11 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, nccl_interface, "nccl-interface", "",
                    "network interface of NCCL's own connections, as NCCL_SOCKET_IFNAME names it; "
                    "none: lo, or what NCCL chooses on a trusted network"),
+    SETTING_STRING(struct options, nccl_listen, "nccl-listen", "",
+                   "HOST:PORT where links over NCCL are set up; none: listen-kv's host, any port"),
+    SETTING_INT(struct options, device_links, "device-links", "32", 1, 256,
+                "links over nccl or ipc open at once, each with some 64M of the GPU's memory; "
+                "beyond it the one used least recently makes room"),
     SETTING_DURATION(struct options, link_retry_ns, "link-retry", "1s", NS_PER_MS, 60 * NS_PER_S,
                      "a link that broke is tried again after so long, then twice as long each "
                      "time up to 60 times that; others carry meanwhile"),
@@ -109,6 +114,8 @@ static struct node_options shell_options(const struct options *o, const struct n
         .cpus = o->cpus,
         .numa = o->numa,
         .nccl_interface = o->nccl_interface,
+        .nccl_listen = o->nccl_listen,
+        .device_links_max = (uint32_t)o->device_links,
         .link_retry_ns = o->link_retry_ns,
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,

@@ -50,7 +50,8 @@ static bool has_address(const char *interface)
 }
 
 /* NCCL takes the cards near the GPU, unless the user has told it which. */
-static void tell_nccl(const struct topology *host, const struct placement *p, const char *nics)
+static void tell_nccl(const struct topology *host, const struct placement *p, const char *nics,
+                      const char *interface)
 {
     char value[PLACEMENT_TEXT + 2];
     if (!host->this_host || p->nics_count == 0) return;
@@ -60,7 +61,8 @@ static void tell_nccl(const struct topology *host, const struct placement *p, co
         log_info("nccl_card_told", "near=%s by=environment", nics);
         return;
     }
-    if (!first->rdma[0] && (p->nics_count > 1 || !has_address(first->net))) return;
+    bool told = interface && *interface;
+    if (!first->rdma[0] && (told || p->nics_count > 1 || !has_address(first->net))) return;
     snprintf(value, sizeof value, "=%s", nics);
     if (setenv(name, value, 0) == 0) log_info("nccl_card_chosen", "%s=\"%s\"", name, value);
 }
@@ -101,7 +103,7 @@ static void place_on_gpu(struct node_place *place, const struct topology *host,
     cpus_print(&p.cpus, place->cpus, sizeof place->cpus);
     if (gpu >= 0) placement_choose_nics(host, gpu, &p);
     placement_print_nics(host, &p, place->nics, sizeof place->nics);
-    tell_nccl(host, &p, place->nics);
+    tell_nccl(host, &p, place->nics, o->nccl_interface);
     node_place_bind(place, &p.cpus);
 }
 

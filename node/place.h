@@ -19,8 +19,9 @@
 enum { NODE_NUMA_OFF = -2, NODE_NUMA_AUTO = -1 }; /* or the kernel's number of one */
 
 struct node_place_options {
-    const char *device; /* "cpu", "cuda:1" */
-    cpu_set_t cpus;     /* told for it alone; empty: none were */
+    const char *device;         /* "cpu", "cuda:1" */
+    const char *nccl_interface; /* NULL or "": NCCL is told the one near the GPU */
+    cpu_set_t cpus;             /* told for it alone; empty: none were */
     int32_t numa; /* memory's; auto: the GPU's or that of `cpus`. Else also where the threads are
                          * that were not told a place */
 };

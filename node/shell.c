@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -307,20 +308,46 @@ static enum err check_name(const char *name)
     return err_set(ERR_INVALID, "--name %s: 1 to %d of A-Z a-z 0-9 . _ -", name, MSG_NAME_MAX);
 }
 
-/* What the settings say of the node's place. */
-static enum err read_place(const struct node_options *o, struct node_place_options *place)
+static bool is_told(const char *text)
 {
-    enum err e = OK;
-    *place = (struct node_place_options){.device = o->engine.backend};
-    if (o->cpus && (e = cpus_parse(o->cpus, &place->cpus)) != OK) return err_prefix(e, "--cpus");
-    return node_numa_parse(o->numa ? o->numa : "auto", &place->numa);
+    return text && text[0];
 }
 
 /* NCCL neither encrypts nor authenticates: without a network to be trusted it stays on this host. */
 static const char *interface_of(const struct node_options *o)
 {
-    bool told = o->nccl_interface && o->nccl_interface[0];
-    return told ? o->nccl_interface : o->trusted_network ? "" : "lo";
+    return is_told(o->nccl_interface) ? o->nccl_interface : o->trusted_network ? "" : "lo";
+}
+
+/* What the settings say of the node's place. */
+static enum err read_place(const struct node_options *o, struct node_place_options *place)
+{
+    enum err e = OK;
+    *place =
+        (struct node_place_options){.device = o->engine.backend, .nccl_interface = interface_of(o)};
+    if (o->cpus && (e = cpus_parse(o->cpus, &place->cpus)) != OK) return err_prefix(e, "--cpus");
+    return node_numa_parse(o->numa ? o->numa : "auto", &place->numa);
+}
+
+static enum err check_nccl(const struct node_options *o)
+{
+    char host[ADDRESS_HOST_MAX];
+    uint16_t port;
+    enum err e;
+    if (is_told(o->nccl_listen) && (e = address_split(o->nccl_listen, host, &port)) != OK)
+        return err_prefix(e, "--nccl-listen");
+    if (o->trusted_network) return OK;
+    if (is_told(o->nccl_listen) && !address_is_loopback(o->nccl_listen))
+        return err_set(ERR_INVALID,
+                       "--nccl-listen %s is beyond loopback, where anybody could feed prompts' KV: "
+                       "say --trusted-network if nobody else reaches it",
+                       o->nccl_listen);
+    if (strcmp(interface_of(o), "lo") != 0)
+        return err_set(ERR_INVALID,
+                       "--nccl-interface %s is beyond loopback, where NCCL neither encrypts nor "
+                       "authenticates: say --trusted-network if nobody else reaches it",
+                       o->nccl_interface);
+    return OK;
 }
 
 enum err node_options_check(const struct node_options *o)
@@ -342,11 +369,7 @@ enum err node_options_check(const struct node_options *o)
                        "prompts' KV: listen on 127.0.0.1, or say --trusted-network if nobody else "
                        "reaches it",
                        o->listen_kv);
-    if (!o->trusted_network && strcmp(interface_of(o), "lo") != 0)
-        return err_set(ERR_INVALID,
-                       "--nccl-interface %s is beyond loopback, where NCCL neither encrypts nor "
-                       "authenticates: say --trusted-network if nobody else reaches it",
-                       o->nccl_interface);
+    if ((e = check_nccl(o)) != OK) return e;
     if (!o->metrics) return OK;
     if ((e = address_split(o->metrics, host, &port)) != OK) return err_prefix(e, "--metrics");
     if (!o->trusted_network && !address_is_loopback(o->metrics))
@@ -467,6 +490,16 @@ static void choose_links(const struct node_shell *s, struct xfer_options *x, con
     }
 }
 
+static void warn_of_nccl(const struct node_options *o)
+{
+    const char *interface = interface_of(o);
+    if (!interface[0]) interface = getenv("NCCL_SOCKET_IFNAME");
+    log_warn("nccl_traffic_is_open",
+             "interface=%s note=\"neither encrypted nor authenticated: the network has to be "
+             "trusted\"",
+             interface ? interface : "any");
+}
+
 static enum err open_xfer(struct node_shell *s)
 {
     enum err e;
@@ -480,6 +513,7 @@ static enum err open_xfer(struct node_shell *s)
         .retry_ns = o->link_retry_ns,
         .on_link = link_says,
         .interface = interface_of(o),
+        .links_max = o->device_links_max,
         .tickets_max = f->slots_count,
     };
     if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
@@ -488,11 +522,13 @@ static enum err open_xfer(struct node_shell *s)
     if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;
     int host_bytes = (int)(strrchr(o->listen_kv, ':') - o->listen_kv); /* its form was checked */
     snprintf(control, sizeof control, "%.*s:0", host_bytes, o->listen_kv);
-    choose_links(s, &x, control);
+    choose_links(s, &x, is_told(o->nccl_listen) ? o->nccl_listen : control);
     if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
     const struct xfer_addresses *a = xfer_addresses(s->xfer);
-    for (uint32_t i = 0; i < a->count; i++)
+    for (uint32_t i = 0; i < a->count; i++) {
         s->link_address[i] = a->address[i];
+        if (strncmp(a->address[i], "nccl:", 5) == 0) warn_of_nccl(o);
+    }
     return OK;
 }
 

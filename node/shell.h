@@ -28,8 +28,11 @@ struct node_options {
     const char *metrics;   /* "HOST:PORT" of the page of metrics; NULL: none */
     enum node_link link;
     const char *nccl_interface; /* NULL or "": lo; on a trusted network NCCL chooses */
+    const char *nccl_listen;    /* "HOST:PORT" where its links are set up; NULL or "": listen_kv's
+                                   host, any port */
+    uint32_t device_links_max;  /* nccl, ipc: open at once; 0: 32 */
     uint64_t link_retry_ns;
-    bool trusted_network; /* else listen_kv and metrics must be loopback */
+    bool trusted_network; /* else what listens must be loopback */
     const char *cpus;     /* "0-3,8"; NULL: anywhere */
     const char *numa;     /* "auto", "off", a number; NULL: auto */
     bool prefix_cache;

@@ -51,8 +51,8 @@ static void wrong_options_are_named(void **state)
     struct {
         struct node_options o;
         const char *word;
-    } cases[9];
-    for (uint32_t i = 0; i < 9; i++)
+    } cases[12];
+    for (uint32_t i = 0; i < 12; i++)
         cases[i].o = right;
     cases[0].o.name = "", cases[0].word = "--name";
     cases[1].o.name = "a b", cases[1].word = "--name";
@@ -63,7 +63,10 @@ static void wrong_options_are_named(void **state)
     cases[6].o.listen_kv = "0.0.0.0:7000", cases[6].word = "--trusted-network";
     cases[7].o.metrics = "9100", cases[7].word = "--metrics";
     cases[8].o.metrics = "0.0.0.0:0", cases[8].word = "--trusted-network";
-    for (uint32_t i = 0; i < 9; i++) {
+    cases[9].o.nccl_listen = "127.0.0.1", cases[9].word = "--nccl-listen";
+    cases[10].o.nccl_listen = "0.0.0.0:5711", cases[10].word = "--trusted-network";
+    cases[11].o.nccl_interface = "eth0", cases[11].word = "--trusted-network";
+    for (uint32_t i = 0; i < 12; i++) {
         assert_int_equal(node_options_check(&cases[i].o), ERR_INVALID);
         assert_non_null(strstr(err_text(), cases[i].word));
     }

@@ -125,13 +125,10 @@ static enum err check_process(const char *interface)
         if (is_on(blocking[i]))
             return err_set(ERR_UNSUPPORTED,
                            "nccl: %s is set: calls would wait for the peer; unset it", blocking[i]);
-    if (interface && *interface) setenv("NCCL_SOCKET_IFNAME", interface, 0);
+    if (interface && *interface) setenv("NCCL_SOCKET_IFNAME", interface, 1);
     const char *chosen = getenv("NCCL_SOCKET_IFNAME");
     if (!atomic_flag_test_and_set(&told))
-        log_warn("nccl_traffic_is_open",
-                 "version=%d interface=%s note=\"neither encrypted nor authenticated: the network "
-                 "has to be trusted\"",
-                 version, chosen ? chosen : "any");
+        log_info("nccl_begins", "version=%d interface=%s", version, chosen ? chosen : "any");
     return OK;
 }
 

@@ -6,8 +6,9 @@
  *
  * Refused with ERR_UNSUPPORTED: NCCL before 2.19, another version than the peer's, and an environment
  * in which calls would block (NCCL_COMM_BLOCKING, CUDA_LAUNCH_BLOCKING). NCCL_SOCKET_IFNAME is set to
- * options.interface if it is not set; this is of the process. NCCL's traffic is neither encrypted nor
- * authenticated: nccl_traffic_is_open is logged once. */
+ * options.interface unless that is "", whatever it was: the environment does not decide what network is to
+ * be trusted. This is of the process. NCCL's traffic is neither encrypted nor authenticated: the owner of
+ * the settings says so at start. */
 #ifndef TANDEM_XFER_DEVICE_NCCL_H
 #define TANDEM_XFER_DEVICE_NCCL_H
 
