@@ -93,8 +93,9 @@ struct kv_link_ops {
     const char *(*address)(const struct kv_listener *listener); /* lives as long as the listener */
     int (*listener_fd)(const struct kv_listener *listener);     /* readable: call accept */
     /* The next link; ERR_AGAIN: none. Others mean that one caller was turned away or that the
-     * system is short of something: the listener stays good. The link belongs to the caller until
-     * close. */
+     * system is short of something: the listener stays good. ERR_FULL: links_max are open; whoever wants
+     * the next one closes one of them, a link never gives itself up. The link belongs to the caller
+     * until close. */
     enum err (*accept)(struct kv_listener *listener, struct kv_link **link);
 
     /* Begins to connect; ERR_UNSUPPORTED: this address is not for us (another host, another link),

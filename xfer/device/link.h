@@ -18,7 +18,8 @@
  *  - links_max (0: DEVICE_LINKS_MAX) counts the links of one device and transport that this thread has
  *    open, set up or not. dial says ERR_FULL beyond it; accept does so and tells the caller, whose link
  *    ends with ERR_FULL. A link does not know of tickets, so it never closes itself for another: who keeps
- *    the tickets closes the least recently used link that has none, and dials again.
+ *    them (xfer/core.h) makes room, at the end that is crowded, by the least recently used link without any,
+ *    for the next try.
  *  - close returns at once, whatever is under way: the other side hears DRAIN; the transport is closed as
  *    drained only if all slots are known to be free, else as broken.
  *
