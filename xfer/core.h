@@ -9,6 +9,7 @@
  *     while (xfer_core_wants(core, session, &send))          // the next frame, if credit allows
  *         if (link sends send.frame) xfer_core_sent(core, session, &send, now_ns); else break;
  *     xfer_core_lost(core, session, e, text, now_ns);        // the link is dead; close it
+ *     xfer_core_crowded(core, "nccl", now_ns);               // dial or accept said ERR_FULL
  *     xfer_core_timer(core, now_ns);                    // at xfer_core_wake_at(core) at the latest
  *     while (xfer_core_next(core, &action)) ...;         // events to deliver, links to dial, close
  *

@@ -1,4 +1,5 @@
-/* core_state: the structs behind core.h, for core.c, peer.c, sender.c and receiver.c only. */
+/* core_state: the structs behind core.h, for core.c, peer.c, sender.c, receiver.c, part.c and
+ * message.c only. */
 #ifndef TANDEM_XFER_CORE_STATE_H
 #define TANDEM_XFER_CORE_STATE_H
 

@@ -42,7 +42,8 @@
  *             40  8n  token, logprob of each
  *     REFUSE  24  24  layer, tokens, heads, try of a DATA frame with a wrong checksum
  *     CREDIT  24   8  payload bytes that may be sent in addition
- *     FAIL    24   4  error: the sender of this frame has ended the ticket, or the link if none
+ *     FAIL    24   4  error: the sender of this frame has ended the ticket, or the link if none; there
+ *                     ERR_FULL says that it needs the place and has heard of no ticket that is open
  *             28   4  text_bytes, below XFER_TEXT_MAX
  *             32   n  text
  *     DONE    24   0  all has arrived, was verified and is committed

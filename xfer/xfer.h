@@ -90,7 +90,8 @@ struct xfer_event {
     /* FAILED: ERR_PEER gone or unreachable, ERR_TIMEOUT, ERR_FORMAT checksums, ERR_CANCELLED by the
      * peer or xfer_stop, ERR_NOT_FOUND the receiver does not know the ticket, ERR_INVALID the two
      * KV differ, no address fits, or a push or commit does not fit its ticket, ERR_DUPLICATE the
-     * ticket is in use or another sender has this part, ERR_STATE two senders disagree, ERR_FULL or ERR_MEMORY here. */
+     * ticket is in use or another sender has this part, ERR_STATE two senders disagree, ERR_FULL or
+     * ERR_MEMORY here. */
     enum err error;
     char text[XFER_TEXT_MAX];
     struct token_info first;
