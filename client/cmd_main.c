@@ -13,7 +13,7 @@ static const struct verb {
 } verbs[] = {
     {"up", cmd_up, "a cluster on this host, in the foreground"},
     {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
-    {"status", cmd_status, "nodes, pools and queues"},
+    {"status", cmd_status, "nodes, queues and links"},
     {"explain", cmd_explain, "where the time of one request went"},
     {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
     {"tokenize", cmd_tokenize, "text to token ids, offline"},

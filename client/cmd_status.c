@@ -243,7 +243,7 @@ int cmd_status(int argc, char **argv)
 {
     static const struct question q = {
         "status",
-        {.name = "tandem status", .about = "Nodes, pools and queues of a cluster."},
+        {.name = "tandem status", .about = "Nodes, queues and links of a cluster."},
         ask_status,
         show_status};
     return run(argc, argv, &q);

@@ -607,7 +607,7 @@ static int run_up(const struct options *o)
         if (!o->dry_run) loop_run(up->loop);
     } else {
         fprintf(stderr, "tandem up: %s\n", err_text());
-        up->code = CMD_FAILED;
+        up->code = e == ERR_INVALID ? CMD_USAGE : CMD_FAILED;
         kill_children(up, SIGTERM);
     }
     int code = up->code;

@@ -99,7 +99,9 @@ int main(int argc, char **argv)
     if (!settings_main(&settings, &program, argc, argv, &status)) return status;
     log_setup((enum log_level)o.log_level, o.name);
     struct router_options options = shell_options(&o);
-    enum err e = router_shell_open(&shell, &options);
+    enum err e = router_options_check(&options);
+    status = e == OK ? 1 : 2;
+    if (e == OK) e = router_shell_open(&shell, &options);
     if (e == OK) {
         const char *metrics = router_shell_metrics(shell);
         printf("ready clients=%s nodes=%s%s%s\n", router_shell_clients(shell),
@@ -110,5 +112,5 @@ int main(int argc, char **argv)
     if (e != OK) fprintf(stderr, "tandem-router: %s\n", err_text());
     router_shell_close(shell);
     settings_fini(&settings);
-    return e == OK ? 0 : 1;
+    return e == OK ? 0 : status;
 }

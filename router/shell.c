@@ -164,23 +164,36 @@ static const char *say_missing(void *ctx, uint64_t now_ns)
 
 /* ---- life ---- */
 
+enum err router_options_check(const struct router_options *o)
+{
+    const struct {
+        const char *setting, *address;
+    } row[] = {{"--listen-clients", o->listen_clients},
+               {"--listen-nodes", o->listen_nodes},
+               {"--listen-lifeline", o->listen_lifeline},
+               {"--metrics", o->metrics}};
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        char host[ADDRESS_HOST_MAX];
+        uint16_t port;
+        enum err e;
+        if (!row[i].address) continue;
+        if ((e = address_split(row[i].address, host, &port)) != OK)
+            return err_prefix(e, row[i].setting);
+        if (!o->trusted_network && !address_is_loopback(row[i].address))
+            return err_set(
+                ERR_INVALID,
+                "%s %s is beyond loopback, where anybody could submit and join: listen on "
+                "127.0.0.1, or say --trusted-network if nobody else reaches it",
+                row[i].setting, row[i].address);
+    }
+    return OK;
+}
+
 static enum err open_sockets(struct router_shell *s, const struct router_options *o)
 {
     enum err e;
     static const struct channel_events node_events = {on_node_message};
     static const struct channel_events client_events = {on_client_message, on_client_malformed};
-    const char *const addresses[] = {o->listen_clients, o->listen_nodes, o->listen_lifeline,
-                                     o->metrics};
-    for (size_t i = 0; i < 4 && addresses[i] && !o->trusted_network; i++) {
-        char host[ADDRESS_HOST_MAX];
-        uint16_t port;
-        if ((e = address_split(addresses[i], host, &port)) != OK) return e;
-        if (!address_is_loopback(addresses[i]))
-            return err_set(ERR_INVALID,
-                           "%s is beyond loopback, where anybody could submit and join: listen on "
-                           "127.0.0.1, or say --trusted-network if nobody else reaches it",
-                           addresses[i]);
-    }
     if ((e = lifeline_listen(&s->lifelines, s->loop, o->listen_lifeline, on_lifeline, s)) != OK)
         return e;
     if ((e = channel_listen(&s->nodes, s->loop, o->listen_nodes, &node_events, s)) != OK) return e;

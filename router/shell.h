@@ -1,5 +1,6 @@
 /* router shell: binds the router core to sockets, the clock, the text thread and signals.
  *
+ *     if ((e = router_options_check(&options)) != OK) return e;          // wrong usage
  *     struct router_shell *shell;
  *     if ((e = router_shell_open(&shell, &options)) != OK) return e;   // binds addresses, reads the tokenizer
  *     router_shell_run(shell);                                           // until drained
@@ -25,6 +26,8 @@ struct router_options {
     struct router_config config; /* limits and rules; names, ids and tokenizer are filled in */
 };
 
+/* ERR_INVALID that names the setting. */
+enum err router_options_check(const struct router_options *options);
 enum err router_shell_open(struct router_shell **shell, const struct router_options *options);
 /* Where it can be reached; ports are resolved. */
 const char *router_shell_clients(const struct router_shell *shell);

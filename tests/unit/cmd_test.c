@@ -334,10 +334,10 @@ static void up_says_what_is_missing(void **state)
     assert_int_equal(x.code, 1); /* the check is passed, the address is not this host's */
     assert_null(strstr(x.err, "say --trusted-network"));
     x = RUN("up", "--model", MODEL, "--metrics", "9100");
-    assert_int_equal(x.code, 1);
+    assert_int_equal(x.code, 2);
     assert_non_null(strstr(x.err, "--metrics: address \"9100\""));
     x = RUN("up", "--model", MODEL, "--metrics", "127.0.0.1:65534"); /* three processes */
-    assert_int_equal(x.code, 1);
+    assert_int_equal(x.code, 2);
     assert_non_null(strstr(x.err, "have no ports from there on"));
 }
 

@@ -69,9 +69,10 @@ static void addresses_beyond_loopback_want_a_trusted_network(void **state)
         if (i == 1) o.listen_nodes = "tcp://0.0.0.0:0";
         if (i == 2) o.listen_lifeline = "0.0.0.0:0";
         if (i == 3) o.metrics = "0.0.0.0:0";
-        assert_int_equal(router_shell_open(&shell, &o), ERR_INVALID);
+        assert_int_equal(router_options_check(&o), ERR_INVALID);
         assert_non_null(strstr(err_text(), "--trusted-network"));
         o.trusted_network = true;
+        assert_ok(router_options_check(&o));
         assert_ok(router_shell_open(&shell, &o));
         router_shell_close(shell);
     }
