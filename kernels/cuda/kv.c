@@ -50,6 +50,15 @@ struct move {
 };
 typedef enum err move_fn(const struct move *v, char *host);
 
+/* Done, or failed: nothing touches blocks, slot or host memory after it, since who is told of an error lets
+ * go of them. */
+static enum err moved(struct kv_mover *m, enum err e, const char *what)
+{
+    if (e == OK) e = cuda_check(cudaStreamSynchronize(m->stream), what);
+    if (e != OK && cudaStreamSynchronize(m->stream) != cudaSuccess) cudaGetLastError();
+    return e;
+}
+
 static enum err move_out(const struct move *v, char *host)
 {
     struct kv_mover *m = v->m;
@@ -60,9 +69,7 @@ static enum err move_out(const struct move *v, char *host)
         e = cuda_check(
             cudaMemcpyAsync(host, m->staging, v->bytes, cudaMemcpyDeviceToHost, m->stream),
             "reading KV");
-    if (e == OK && !PLANTED("kv_read_not_waited_for"))
-        e = cuda_check(cudaStreamSynchronize(m->stream), "reading KV");
-    return e;
+    return PLANTED("kv_read_not_waited_for") ? e : moved(m, e, "reading KV");
 }
 
 static enum err move_in(const struct move *v, char *host)
@@ -75,9 +82,7 @@ static enum err move_in(const struct move *v, char *host)
         e = cuda_check(
             cuda_kv_scatter(m->stream, &v->place, m->staging, m->blocks, v->count, v->layout, NULL),
             "scattering KV");
-    if (e == OK && !PLANTED("kv_write_not_waited_for"))
-        e = cuda_check(cudaStreamSynchronize(m->stream), "writing KV");
-    return e;
+    return PLANTED("kv_write_not_waited_for") ? e : moved(m, e, "writing KV");
 }
 
 static enum err tell_blocks(struct kv_mover *m, const uint32_t *blocks, uint32_t count)
@@ -141,8 +146,7 @@ static enum err move_slot(struct backend *b, const struct kv_view *kv, uint32_t 
         e = cuda_check(cudaMemcpyAsync(m->hash_host, m->hash, sizeof *m->hash,
                                        cudaMemcpyDeviceToHost, m->stream),
                        "KV's checksum");
-    if (e == OK && !PLANTED("kv_slot_not_waited_for"))
-        e = cuda_check(cudaStreamSynchronize(m->stream), "moving KV");
+    if (!PLANTED("kv_slot_not_waited_for")) e = moved(m, e, "moving KV");
     *hash = *m->hash_host;
     return e;
 }

@@ -367,6 +367,47 @@ static void every_call_that_fails_is_told(void **state)
     assert_int_equal(fake_reset(), 0);
 }
 
+/* Who is told of a failure lets go of the blocks and the slot: nothing may touch them after that. */
+static void kv_that_fails_to_move_is_not_moved_later(void **state)
+{
+    (void)state;
+    enum { FLOATS = 2 * BLOCK_TOKENS * 2 };
+    const struct {
+        bool slot;
+        const char *call;
+        uint32_t at;
+    } cases[] = {{true, "cudaMemcpyAsync", 2}, {false, "cudaStreamSynchronize", 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct backend *b;
+        uint32_t block = 0;
+        uint64_t hash;
+        float ones[FLOATS], then[FLOATS], later[FLOATS];
+        for (uint32_t k = 0; k < FLOATS; k++)
+            ones[k] = 1;
+        assert_ok(ops->open(&b, &options));
+        const struct kv_view view = {.base = ops->alloc(b, sizeof ones),
+                                     .geometry = {1, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CUDA, DTYPE_F32},
+                                     .blocks_count = 1};
+        void *slot = ops->alloc(b, sizeof ones);
+        assert_ok(ops->write(b, slot, ones, sizeof ones));
+        fake_knobs()->stream_delay_us = 10000;
+        fake_knobs()->fail_call = cases[i].call;
+        fake_knobs()->fail_at = cases[i].at;
+        fake_knobs()->fail_with = cudaErrorInvalidValue;
+        enum err e = cases[i].slot
+                         ? ops->kv_scatter(b, &view, 0, &block, 1, KV_LAYOUT_CUDA, slot, &hash)
+                         : ops->kv_write(b, &view, 0, &block, 1, KV_LAYOUT_CUDA, ones);
+        assert_int_equal(e, ERR_DEVICE);
+        assert_cuda(cudaMemcpy(then, view.base, sizeof then, cudaMemcpyDeviceToHost));
+        assert_cuda(cudaDeviceSynchronize());
+        assert_cuda(cudaMemcpy(later, view.base, sizeof later, cudaMemcpyDeviceToHost));
+        assert_memory_equal(then, later, sizeof then);
+        ops->free(b, view.base), ops->free(b, slot);
+        ops->close(b);
+        assert_int_equal(fake_reset(), 0);
+    }
+}
+
 static void options_that_cannot_be_are_refused(void **state)
 {
     (void)state;
@@ -412,6 +453,7 @@ int main(void)
         TEST(any_thread_steps_on_the_backends_device),
         TEST(waiting_ends_with_its_time),
         TEST(every_call_that_fails_is_told),
+        TEST(kv_that_fails_to_move_is_not_moved_later),
         TEST(options_that_cannot_be_are_refused),
         TEST(a_devices_place_on_the_bus_is_told_before_it_is_opened),
     };

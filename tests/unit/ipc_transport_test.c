@@ -127,6 +127,7 @@ static void what_the_dialler_gathers_is_in_the_acceptors_slots(void **state)
     order(&w, 'w');
     for (uint32_t i = 0; i < SLOTS; i++) {
         pattern(want, i);
+        assert_int_equal((uintptr_t)ops->slot(w.acceptor, i) % 256, 0);
         assert_cuda(cudaMemcpy(got, ops->slot(w.acceptor, i), SLOT_BYTES, cudaMemcpyDeviceToHost));
         assert_memory_equal(got, want, SLOT_BYTES);
     }

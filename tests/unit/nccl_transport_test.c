@@ -452,6 +452,29 @@ static int child_hangs(void)
         pause();
 }
 
+static void wait_for_byte(void *arg)
+{
+    char byte;
+    (void)arg;
+    if (write(CHILD_FD, "b", 1) != 1 || read(CHILD_FD, &byte, 1) != 1) _exit(2);
+}
+static void leave(void *arg)
+{
+    (void)arg;
+    _exit(0);
+}
+
+/* Takes down what returns when it is told to. */
+static int child_waits(void)
+{
+    struct reaper_work work = {.run = wait_for_byte, .done = leave};
+    alarm(CHILD_S);
+    if (setenv("TANDEM_ABORT_MS", "200", 1) != 0) return 2;
+    reaper_start(&work);
+    for (;;)
+        pause();
+}
+
 /* Ends while a communicator is taken down. */
 static int child_exits(void)
 {
@@ -548,6 +571,25 @@ static void an_abort_that_hangs_ends_the_process(void **state)
     assert_non_null(strstr(said, "link_abort_hangs peer=d0"));
 }
 
+static void a_process_that_was_stopped_has_not_waited(void **state)
+{
+    int fd, status;
+    char byte;
+    (void)state;
+    pid_t child = start_child("waits", &fd);
+    assert_int_equal(read(fd, &byte, 1), 1);
+    kill(child, SIGSTOP);
+    assert_int_equal(waitpid(child, &status, WUNTRACED), child);
+    assert_true(WIFSTOPPED(status));
+    usleep(300000); /* longer than it may take */
+    assert_int_equal(write(fd, "", 1), 1);
+    kill(child, SIGCONT);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    close(fd);
+}
+
 static void a_process_that_exits_waits_for_what_is_taken_down(void **state)
 {
     char said[2000];
@@ -565,6 +607,7 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "accepts") == 0) return child_accepts();
     if (argc > 1 && strcmp(argv[1], "hangs") == 0) return child_hangs();
+    if (argc > 1 && strcmp(argv[1], "waits") == 0) return child_waits();
     if (argc > 1 && strcmp(argv[1], "exits") == 0) return child_exits();
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, finish)
     const struct CMUnitTest tests[] = {
@@ -582,6 +625,7 @@ int main(int argc, char **argv)
         TEST(pairs_used_in_different_orders_stand_still),
         TEST(a_peer_that_is_killed_leaves_an_operation_that_is_aborted),
         TEST(an_abort_that_hangs_ends_the_process),
+        TEST(a_process_that_was_stopped_has_not_waited),
         TEST(a_process_that_exits_waits_for_what_is_taken_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -25,7 +25,7 @@
 #include "common/plant.h"
 #include "xfer/device/ipc.h"
 
-enum { LENT_MAX = 64 };
+enum { LENT_MAX = 64, SLOT_ALIGN = 256 };
 
 struct ipc_offer {
     cudaIpcMemHandle_t handle;
@@ -48,6 +48,12 @@ struct ipc {
 /* Closed by the acceptor, and perhaps still mapped by the dialler. The link thread's. */
 static struct list_link lent;
 static uint32_t lent_count;
+
+/* From one slot to the next, whatever was agreed with the other side: kernels read whole vectors. */
+static size_t slot_stride(const struct ipc *t)
+{
+    return ((size_t)t->options.slot_bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+}
 
 static struct ipc *ipc(const struct transport *t)
 {
@@ -143,7 +149,7 @@ static enum err listen_for_dialler(struct ipc *t)
 
 static enum err make_slots(struct ipc *t)
 {
-    size_t bytes = (size_t)t->options.slots_count * t->options.slot_bytes;
+    size_t bytes = t->options.slots_count * slot_stride(t);
     if (lent_count >= LENT_MAX)
         return err_set(ERR_FULL,
                        "ipc link: the slots of %d closed links are still mapped by others",
@@ -251,7 +257,7 @@ static int ipc_fd(const struct transport *transport)
 static void *ipc_slot(const struct transport *transport, uint32_t i)
 {
     const struct ipc *t = ipc(transport);
-    return t->slots + (size_t)i * t->options.slot_bytes;
+    return t->slots + i * slot_stride(t);
 }
 
 static enum err ipc_begin(struct transport *transport, uint32_t slot, size_t bytes)

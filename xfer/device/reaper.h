@@ -7,7 +7,8 @@
  *     reaper_start(&t->work);                     // returns at once; t is the reaper's from here on
  *
  * Rules: `run` may block; `done` is called when it has returned, and may free `arg` and the work. If it
- * has not returned after REAPER_WAIT_MS (10 s; tests set TANDEM_ABORT_MS in the environment), or if there
+ * has not returned after REAPER_WAIT_MS (10 s, in which the process was not stopped; tests set
+ * TANDEM_ABORT_MS in the environment), or if there
  * is no thread to be had, then memory and multiprocessors of the device are lost for good: the event
  * link_abort_hangs is logged with the peer, and the process ends with REAPER_EXIT, the status of a node
  * with a sick device, for its supervisor to start it again. A process that exits waits for the threads
