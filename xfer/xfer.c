@@ -39,6 +39,7 @@ enum {
 #define HANDSHAKE_NS (5 * NS_PER_S)
 #define IDLE_CLOSE_NS (60 * NS_PER_S)
 #define TELL_NS NS_PER_S
+#define DEAF_NS (100 * NS_PER_MS) /* a listener for which the system is short of something */
 #define LAYER_BYTES_MAX ((size_t)64 << 20)
 
 enum watch_kind { WATCH_MAILBOX, WATCH_LISTENER, WATCH_LINK };
@@ -52,6 +53,7 @@ struct watch {
 struct listener {
     struct watch watch;
     struct kv_listener *listener;
+    uint64_t again_ns; /* not watched before; 0: it is watched */
 };
 
 struct conn {
@@ -224,6 +226,20 @@ static void conn_fail(struct xfer *x, struct conn *c, enum err e)
     xfer_core_lost(x->core, session, e, text, x->now_ns);
 }
 
+/* Callers keep the listener readable, whether they can be accepted or not. */
+static void listener_pause(struct xfer *x, struct listener *l)
+{
+    int fd = l->listener->ops->listener_fd(l->listener);
+    if (epoll_ctl(x->epoll, EPOLL_CTL_DEL, fd, NULL) == 0) l->again_ns = x->now_ns + DEAF_NS;
+}
+
+static void listener_resume(struct xfer *x, struct listener *l)
+{
+    int fd = l->listener->ops->listener_fd(l->listener);
+    bool watched = watch_fd(x, fd, &l->watch) == OK;
+    l->again_ns = watched ? 0 : x->now_ns + DEAF_NS;
+}
+
 static void accept_links(struct xfer *x, struct listener *l)
 {
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
@@ -233,7 +249,9 @@ static void accept_links(struct xfer *x, struct listener *l)
         if (e != OK) {
             log_warn("link_refused", "reason=\"%s\"", err_text());
             if (e == ERR_FULL) xfer_core_crowded(x->core, l->listener->ops->name, x->now_ns);
-            continue;
+            if (e != ERR_IO && e != ERR_MEMORY) continue; /* it was that caller's fault */
+            listener_pause(x, l);
+            return;
         }
         struct xfer_session *s = xfer_core_accepted(x->core, link->ops->name, x->now_ns);
         if (!s) {
@@ -447,6 +465,9 @@ static int wait_ms(const struct xfer *x)
     for (const struct list_link *l = x->conns.next; l != &x->conns; l = l->next)
         if (list_member(l, struct conn, all)->more) return 0;
     uint64_t at = xfer_core_wake_at(x->core), now = clock_now_ns();
+    for (uint32_t i = 0; i < x->listeners_count; i++)
+        if (x->listener[i].again_ns > 0 && x->listener[i].again_ns < at)
+            at = x->listener[i].again_ns;
     if (at <= now) return 0;
     if (at == TIME_NEVER) return -1;
     uint64_t ms = (at - now + NS_PER_MS - 1) / NS_PER_MS;
@@ -471,11 +492,12 @@ static void turn(struct xfer *x)
     for (int i = 0; i < n; i++)
         ((struct watch *)event[i].data.ptr)->woken = true;
     drain_mailbox(x);
-    for (uint32_t i = 0; i < x->listeners_count; i++)
-        if (x->listener[i].watch.woken) {
-            x->listener[i].watch.woken = false;
-            accept_links(x, &x->listener[i]);
-        }
+    for (uint32_t i = 0; i < x->listeners_count; i++) {
+        struct listener *l = &x->listener[i];
+        if (l->again_ns > 0 && l->again_ns <= x->now_ns) listener_resume(x, l);
+        if (l->watch.woken) accept_links(x, l);
+        l->watch.woken = false;
+    }
     conns_receive(x);
     act(x);
     conns_send(x);

@@ -205,6 +205,49 @@ static void a_silent_link_makes_room_for_another_node(void **state)
     node_stop(&d);
 }
 
+static struct kv_link_ops deaf;
+static _Atomic uint32_t accepts_count;
+
+static enum err listen_deaf(struct kv_listener **listener, const char *where,
+                            const struct kv_link_options *options)
+{
+    enum err e = kv_link_memory.listen(listener, where, options);
+    if (e == OK) (*listener)->ops = &deaf;
+    return e;
+}
+
+static enum err never_accept(struct kv_listener *listener, struct kv_link **link)
+{
+    (void)listener;
+    accepts_count++;
+    *link = NULL;
+    return err_set(ERR_IO, "accept: too many open files");
+}
+
+/* The caller stays in the queue, so the listener's fd stays readable. */
+static void a_listener_that_cannot_accept_does_not_keep_the_thread_busy(void **state)
+{
+    (void)state;
+    struct node d;
+    struct kv_link *link;
+    struct xfer_options o = node_options();
+    const struct kv_link_options dial = {.frame_bytes_max = 1000};
+    deaf = kv_link_memory;
+    deaf.listen = listen_deaf;
+    deaf.accept = never_accept;
+    o.listen[2] = (struct xfer_listen){.name = "memory", .where = "d", .ops = &deaf};
+    o.listen_count = 3;
+    node_start(&d, o);
+    assert_ok(kv_link_memory.dial(&link, "memory:d", &dial));
+    struct travel t = travel_new(1, 0, 40, NULL); /* nobody opens it */
+    t.deadline_ns = clock_now_ns() + 50 * NS_PER_MS;
+    travel_expect(&t, &d);
+    node_wait(&d, t.ticket);
+    assert_in_range(accepts_count, 1, 20);
+    kv_link_memory.close(link);
+    node_stop(&d);
+}
+
 static void a_device_that_fails_at_a_slot_ends_the_transfer(void **state)
 {
     (void)state;
@@ -293,6 +336,7 @@ int main(void)
         cmocka_unit_test(tickets_that_end_in_the_middle_leave_the_slots_to_others),
         cmocka_unit_test(links_of_both_sorts_carry_at_once),
         cmocka_unit_test(a_silent_link_makes_room_for_another_node),
+        cmocka_unit_test(a_listener_that_cannot_accept_does_not_keep_the_thread_busy),
         cmocka_unit_test(a_device_that_fails_at_a_slot_ends_the_transfer),
         cmocka_unit_test(a_pool_in_host_memory_has_no_such_links),
         cmocka_unit_test(bytes_beside_a_slot_cost_the_link),
