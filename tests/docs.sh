@@ -81,7 +81,8 @@ check_settings() { # [--write]
     if [ "${1:-}" = --write ]; then
         cat "$page" >docs/settings.md
     elif ! cmp -s "$page" docs/settings.md; then
-        echo "docs/settings.md is not what the programs print: run ./dev docs"
+        echo "docs/settings.md is not what the programs in $bin print: run ./dev docs, or build them anew"
+        diff "$page" docs/settings.md | head -n 20
         return 1
     fi
 }
