@@ -1,24 +1,27 @@
-/* Every block is in at most one of three rings, linked by block number: the free ones (taken at the
- * front, put back at the end), the idle ones (state cached, see kv_pool_idle_first) and the parked
- * ones. The three heads are slots behind the last block. */
+/* Every block is in at most one of two rings, linked by block number: the free ones (taken at the front,
+ * put back at the end) and those that are cached and parked. The heads are slots behind the last block.
+ * Those that are cached and not parked are in the order of eviction; pinned ones in none of them. */
 #include "kv/pool.h"
 
 #include "common/mem.h"
 
 enum state { FREE, RESERVED, ACTIVE, CACHED, TRANSFER, STATES_COUNT };
-enum ring { RING_FREE, RING_IDLE, RING_PARKED, RINGS_COUNT };
+enum ring { RING_FREE, RING_PARKED, RINGS_COUNT };
 
 struct block {
     uint32_t holds[HOLD_KINDS];
     uint32_t generation;
     uint32_t next, previous; /* itself: in no ring */
+    uint32_t pins;
     bool parked;
 };
 
 struct kv_pool {
     uint32_t blocks_count;
     uint32_t counts[STATES_COUNT];
-    struct block block[]; /* blocks_count, then the heads of the rings */
+    uint32_t pinned_count; /* in state cached */
+    struct evict *order;   /* NULL: nothing is evicted */
+    struct block block[];  /* blocks_count, then the heads of the rings */
 };
 
 static enum state state_of(const struct block *b)
@@ -63,7 +66,30 @@ static struct block *block_at(const struct kv_pool *pool, struct block_id id)
     return (struct block *)&pool->block[id.v];
 }
 
-/* The holds of block i have changed: counts and rings follow. */
+/* Out of where a cached block waits, and into it, by its parked and pins. */
+static void leave_cached(struct kv_pool *pool, uint32_t i)
+{
+    const struct block *b = &pool->block[i];
+    if (b->pins > 0)
+        pool->pinned_count--;
+    else if (b->parked)
+        unlink_block(pool, i);
+    else if (pool->order)
+        evict_remove(pool->order, i);
+}
+
+static void enter_cached(struct kv_pool *pool, uint32_t i)
+{
+    const struct block *b = &pool->block[i];
+    if (b->pins > 0)
+        pool->pinned_count++;
+    else if (b->parked)
+        link_before(pool, ring_head(pool, RING_PARKED), i);
+    else if (pool->order)
+        evict_add(pool->order, i);
+}
+
+/* The holds of block i have changed: counts, rings and candidates follow. */
 static void settle(struct kv_pool *pool, uint32_t i, enum state before)
 {
     struct block *b = &pool->block[i];
@@ -71,13 +97,15 @@ static void settle(struct kv_pool *pool, uint32_t i, enum state before)
     if (after == before) return;
     pool->counts[before]--;
     pool->counts[after]++;
-    if (before == FREE || before == CACHED) unlink_block(pool, i);
-    b->parked = false;
+    if (before == FREE) unlink_block(pool, i);
+    if (before == CACHED) leave_cached(pool, i);
     if (after == FREE) {
+        CHECK(!b->parked && b->pins == 0);
         b->generation++;
         link_before(pool, ring_head(pool, RING_FREE), i);
     } else if (after == CACHED) {
-        link_before(pool, ring_head(pool, RING_IDLE), i);
+        if (pool->order) evict_released(pool->order, i);
+        enter_cached(pool, i);
     }
 }
 
@@ -164,13 +192,14 @@ uint32_t kv_pool_generation(const struct kv_pool *pool, struct block_id block)
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool)
 {
     const uint32_t *n = pool->counts;
-    return (struct kv_pool_counts){pool->blocks_count, n[FREE],   n[RESERVED],
-                                   n[ACTIVE],          n[CACHED], n[TRANSFER]};
+    return (struct kv_pool_counts){pool->blocks_count, n[FREE],     n[RESERVED],       n[ACTIVE],
+                                   n[CACHED],          n[TRANSFER], pool->pinned_count};
 }
 
-struct block_id kv_pool_idle_first(const struct kv_pool *pool)
+void kv_pool_order(struct kv_pool *pool, struct evict *order)
 {
-    return ring_first(pool, RING_IDLE);
+    CHECK(pool->counts[CACHED] == 0);
+    pool->order = order;
 }
 
 struct block_id kv_pool_parked_first(const struct kv_pool *pool)
@@ -178,22 +207,43 @@ struct block_id kv_pool_parked_first(const struct kv_pool *pool)
     return ring_first(pool, RING_PARKED);
 }
 
-void kv_pool_park(struct kv_pool *pool, struct block_id block)
+static void set_kept(struct kv_pool *pool, struct block_id block, bool parked, uint32_t pins)
 {
     struct block *b = block_at(pool, block);
-    CHECK(state_of(b) == CACHED);
-    unlink_block(pool, block.v);
-    link_before(pool, ring_head(pool, RING_PARKED), block.v);
-    b->parked = true;
+    bool cached = state_of(b) == CACHED;
+    if (cached) leave_cached(pool, block.v);
+    b->parked = parked;
+    b->pins = pins;
+    if (cached) enter_cached(pool, block.v);
+}
+
+void kv_pool_park(struct kv_pool *pool, struct block_id block)
+{
+    set_kept(pool, block, true, block_at(pool, block)->pins);
 }
 
 void kv_pool_unpark(struct kv_pool *pool, struct block_id block)
 {
-    struct block *b = block_at(pool, block);
-    if (!b->parked) return;
-    unlink_block(pool, block.v);
-    link_before(pool, pool->block[ring_head(pool, RING_IDLE)].next, block.v);
-    b->parked = false;
+    set_kept(pool, block, false, block_at(pool, block)->pins);
+}
+
+void kv_pool_pin(struct kv_pool *pool, struct block_id block)
+{
+    const struct block *b = block_at(pool, block);
+    CHECK(b->holds[HOLD_CACHE] > 0 && b->pins < UINT32_MAX);
+    set_kept(pool, block, b->parked, b->pins + 1);
+}
+
+void kv_pool_unpin(struct kv_pool *pool, struct block_id block)
+{
+    const struct block *b = block_at(pool, block);
+    CHECK(b->pins > 0);
+    set_kept(pool, block, b->parked, b->pins - 1);
+}
+
+uint32_t kv_pool_pins(const struct kv_pool *pool, struct block_id block)
+{
+    return block_at(pool, block)->pins;
 }
 
 static uint32_t ring_count(const struct kv_pool *pool, enum ring ring, enum state state)
@@ -204,7 +254,7 @@ static uint32_t ring_count(const struct kv_pool *pool, enum ring ring, enum stat
         CHECK(i < pool->blocks_count && count < pool->blocks_count);
         CHECK(pool->block[b->next].previous == i && pool->block[b->previous].next == i);
         CHECK(state_of(b) == state);
-        CHECK(b->parked == (ring == RING_PARKED));
+        CHECK(b->pins == 0 && b->parked == (ring == RING_PARKED));
         count++;
     }
     return count;
@@ -212,15 +262,22 @@ static uint32_t ring_count(const struct kv_pool *pool, enum ring ring, enum stat
 
 void kv_pool_audit(const struct kv_pool *pool)
 {
-    uint32_t counts[STATES_COUNT] = {0}, sum = 0;
-    for (uint32_t i = 0; i < pool->blocks_count; i++)
-        counts[state_of(&pool->block[i])]++;
+    uint32_t counts[STATES_COUNT] = {0}, sum = 0, parked = 0, pinned = 0, candidates = 0;
+    for (uint32_t i = 0; i < pool->blocks_count; i++) {
+        const struct block *b = &pool->block[i];
+        bool cached = state_of(b) == CACHED, candidate = cached && !b->parked && b->pins == 0;
+        counts[state_of(b)]++;
+        pinned += cached && b->pins > 0;
+        parked += cached && b->parked && b->pins == 0;
+        candidates += candidate;
+        if (pool->order) CHECK(evict_is_candidate(pool->order, i) == candidate);
+    }
     for (uint32_t s = 0; s < STATES_COUNT; s++) {
         CHECK(counts[s] == pool->counts[s]);
         sum += counts[s];
     }
-    CHECK(sum == pool->blocks_count);
+    CHECK(sum == pool->blocks_count && pinned == pool->pinned_count);
     CHECK(ring_count(pool, RING_FREE, FREE) == counts[FREE]);
-    CHECK(ring_count(pool, RING_IDLE, CACHED) + ring_count(pool, RING_PARKED, CACHED) ==
-          counts[CACHED]);
+    CHECK(ring_count(pool, RING_PARKED, CACHED) == parked);
+    if (pool->order) CHECK(evict_candidates_count(pool->order) == candidates);
 }

@@ -13,7 +13,8 @@
  * Rules: nothing is allocated after kv_pool_new. A block is free only when every hold of every kind
  * has been dropped. Dropping a hold that does not exist is a CHECK: only the node's own code holds
  * blocks. Each block is in exactly one state, so free + reserved + active + cached + transfer ==
- * total at all times. take, hold, move and drop are O(1).
+ * total at all times. take, hold, move and drop are O(1), or
+ * what the order of eviction takes for a block that becomes its candidate or ceases to be one.
  * Owner: the loop thread. The engine and link threads see block numbers in steps and ops, never
  * the pool. */
 #ifndef TANDEM_KV_POOL_H
@@ -23,6 +24,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "kv/evict.h"
 
 struct block_id {
     uint32_t v;
@@ -44,6 +46,7 @@ struct kv_pool;
 
 struct kv_pool_counts {
     uint32_t total, free, reserved, active, cached, transfer;
+    uint32_t pinned; /* of the cached ones: not to be evicted */
 };
 
 enum err kv_pool_new(struct kv_pool **pool, uint32_t blocks_count);
@@ -63,14 +66,19 @@ uint32_t kv_pool_holds_all(const struct kv_pool *pool, struct block_id block);
 uint32_t kv_pool_generation(const struct kv_pool *pool, struct block_id block);
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool);
 
-/* The blocks in state cached, in the order in which their last other holder let go: what the prefix
- * cache evicts from. A parked block stays cached but is passed over until it is unparked, which
- * makes it the first one, or until somebody has held it and let go again. BLOCK_NONE: there is
- * none. */
-struct block_id kv_pool_idle_first(const struct kv_pool *pool);
+/* Blocks in state cached that are neither parked nor pinned are the candidates of this order from now
+ * on, which the prefix cache evicts from. No block may be cached. The order is the caller's; NULL: none
+ * any more. */
+void kv_pool_order(struct kv_pool *pool, struct evict *order);
+/* A parked block, whatever its state, is no candidate: it has cached children. */
+void kv_pool_park(struct kv_pool *pool, struct block_id block);
+void kv_pool_unpark(struct kv_pool *pool, struct block_id block);
+/* Some block that is cached and parked, and not pinned. BLOCK_NONE: there is none. */
 struct block_id kv_pool_parked_first(const struct kv_pool *pool);
-void kv_pool_park(struct kv_pool *pool, struct block_id block);   /* cached blocks only */
-void kv_pool_unpark(struct kv_pool *pool, struct block_id block); /* nothing if it is not parked */
+/* A pinned block is no candidate; pins count. */
+void kv_pool_pin(struct kv_pool *pool, struct block_id block);
+void kv_pool_unpin(struct kv_pool *pool, struct block_id block);
+uint32_t kv_pool_pins(const struct kv_pool *pool, struct block_id block);
 
 /* O(blocks): counts every state anew and CHECKs it against the running counts. Tests, simulator. */
 void kv_pool_audit(const struct kv_pool *pool);

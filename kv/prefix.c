@@ -4,9 +4,8 @@
  *     salt --> [16 tokens] block 7 --> [16 tokens] block 3 --> [16 tokens] block 12
  *                                 \--> [16 tokens] block 9
  *
- * The order of eviction is the pool's ring of idle blocks. One that turns up there while it has
- * children is parked and comes back to the front when its last child has gone, so every block moves
- * a bounded number of times per hold and eviction is O(1) amortised. */
+ * A block with children is parked in the pool, so that the candidates of the order of eviction are the
+ * leaves that nobody else holds; when its last child goes, it is one of them. */
 #include "kv/prefix.h"
 
 #include <string.h>
@@ -23,11 +22,13 @@ struct entry {
     uint32_t child;  /* the youngest one; its siblings follow */
     uint32_t sibling_next, sibling_previous;
     uint32_t chain_next; /* in the table */
+    uint32_t depth;      /* blocks before it in its prompt */
     bool used;
 };
 
 struct kv_prefix {
     struct kv_pool *pool;
+    struct evict *order;
     struct entry *entry; /* [blocks in the pool] */
     uint32_t *table;     /* [table_mask + 1] first block of each chain */
     uint32_t table_mask, blocks_count, entries_max;
@@ -42,7 +43,8 @@ struct key {
     uint32_t parent;
 };
 
-enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t entries_max)
+enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t entries_max,
+                       const struct evict_config *config)
 {
     *out = NULL;
     struct kv_prefix *cache = mem_new(sizeof *cache);
@@ -57,12 +59,15 @@ enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t en
     cache->table_mask = (uint32_t)(table_count - 1);
     cache->entry = mem_array(cache->blocks_count, sizeof *cache->entry);
     cache->table = mem_array(table_count, sizeof *cache->table);
-    if (!cache->entry || !cache->table) {
+    enum err e = cache->entry && cache->table ? OK : ERR_MEMORY;
+    if (e == OK) e = evict_new(&cache->order, config, cache->blocks_count);
+    if (e != OK) {
         mem_free(cache->entry);
         mem_free(cache->table);
         mem_free(cache);
-        return ERR_MEMORY;
+        return e;
     }
+    kv_pool_order(pool, cache->order);
     memset(cache->table, 0xff, table_count * sizeof *cache->table);
     *out = cache;
     return OK;
@@ -71,8 +76,16 @@ enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t en
 void kv_prefix_free(struct kv_prefix *cache)
 {
     if (!cache) return;
-    for (uint32_t i = 0; i < cache->blocks_count; i++)
-        if (cache->entry[i].used) kv_pool_drop(cache->pool, (struct block_id){i}, HOLD_CACHE);
+    for (uint32_t i = 0; i < cache->blocks_count; i++) {
+        struct block_id block = {i};
+        if (!cache->entry[i].used) continue;
+        while (kv_pool_pins(cache->pool, block) > 0)
+            kv_pool_unpin(cache->pool, block);
+        kv_pool_unpark(cache->pool, block);
+        kv_pool_drop(cache->pool, block, HOLD_CACHE);
+    }
+    kv_pool_order(cache->pool, NULL);
+    evict_free(cache->order);
     mem_free(cache->entry);
     mem_free(cache->table);
     mem_free(cache);
@@ -118,6 +131,7 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
         .sibling_next = NONE,
         .sibling_previous = NONE,
         .chain_next = *chain,
+        .depth = key->parent == NONE ? 0 : cache->entry[key->parent].depth + 1,
         .used = true,
     };
     memcpy(e->tokens, key->tokens, sizeof e->tokens);
@@ -127,7 +141,9 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
         e->sibling_next = parent->child;
         if (parent->child != NONE) cache->entry[parent->child].sibling_previous = block;
         parent->child = block;
+        kv_pool_park(cache->pool, (struct block_id){key->parent});
     }
+    evict_known(cache->order, block, e->hash, e->depth);
     kv_pool_hold(cache->pool, (struct block_id){block}, HOLD_CACHE);
     cache->stats.entries_count++;
     cache->stats.inserted_blocks++;
@@ -153,6 +169,7 @@ static void forget(struct kv_prefix *cache, uint32_t block)
     e->used = false;
     cache->stats.entries_count--;
     kv_pool_drop(cache->pool, (struct block_id){block}, HOLD_CACHE);
+    evict_gone(cache->order, block);
 }
 
 /* Blocks of the longest cached prefix, at most blocks_max, into blocks (NULL: only counted). */
@@ -176,8 +193,10 @@ uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t 
                          uint32_t blocks_max)
 {
     uint32_t n = walk(cache, salt, tokens, tokens_count, blocks, blocks_max);
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
         kv_pool_hold(cache->pool, blocks[i], kind);
+        evict_used(cache->order, blocks[i].v);
+    }
     cache->stats.queried_tokens += tokens_count;
     cache->stats.hit_tokens += (uint64_t)n * BLOCK_TOKENS;
     return n;
@@ -203,6 +222,7 @@ void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *to
             kv_pool_hold(cache->pool, (struct block_id){found}, kind);
             kv_pool_drop(cache->pool, blocks[i], kind);
             blocks[i].v = found;
+            evict_used(cache->order, found);
             cache->stats.twin_blocks++;
         }
         parent = blocks[i].v;
@@ -223,25 +243,67 @@ uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted)
 {
     uint32_t evicted = 0;
     while (evicted < wanted) {
-        struct block_id block = kv_pool_idle_first(cache->pool);
-        if (block.v == NONE) {
-            block = kv_pool_parked_first(cache->pool);
-            if (block.v == NONE) break;
-            forget_held_leaf(cache, block);
-        } else if (cache->entry[block.v].child != NONE) {
-            kv_pool_park(cache->pool, block);
-        } else {
-            forget(cache, block.v);
+        uint32_t block = evict_pick(cache->order);
+        if (block != EVICT_NONE) {
+            forget(cache, block);
             evicted++;
+            continue;
         }
+        struct block_id parked = kv_pool_parked_first(cache->pool);
+        if (parked.v == BLOCK_NONE.v) break;
+        forget_held_leaf(cache, parked);
     }
     cache->stats.evicted_blocks += evicted;
     return evicted;
 }
 
+uint32_t kv_prefix_tick(struct kv_prefix *cache, uint64_t now_ns, uint32_t expired_max)
+{
+    uint32_t expired = 0, block;
+    evict_tick(cache->order, now_ns);
+    for (; expired < expired_max; expired++) {
+        if ((block = evict_expired(cache->order)) == EVICT_NONE) break;
+        forget(cache, block);
+    }
+    cache->stats.expired_blocks += expired;
+    return expired;
+}
+
+uint32_t kv_prefix_pin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                       uint32_t blocks_max)
+{
+    uint32_t parent = NONE, n = 0;
+    for (; n < blocks_max; n++) {
+        struct key key = key_of(cache, salt, parent, tokens + (size_t)n * BLOCK_TOKENS);
+        uint32_t found = find(cache, &key);
+        if (found == NONE) break;
+        bool first = kv_pool_pins(cache->pool, (struct block_id){found}) == 0;
+        if (first && cache->stats.pinned_blocks >= cache->blocks_count / 2) break;
+        cache->stats.pinned_blocks += first;
+        kv_pool_pin(cache->pool, (struct block_id){found});
+        parent = found;
+    }
+    return n;
+}
+
+void kv_prefix_unpin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                     uint32_t blocks_count)
+{
+    uint32_t parent = NONE;
+    for (uint32_t n = 0; n < blocks_count; n++) {
+        struct key key = key_of(cache, salt, parent, tokens + (size_t)n * BLOCK_TOKENS);
+        struct block_id found = {find(cache, &key)};
+        CHECK(found.v != NONE);
+        kv_pool_unpin(cache->pool, found);
+        cache->stats.pinned_blocks -= kv_pool_pins(cache->pool, found) == 0;
+        parent = found.v;
+    }
+}
+
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache)
 {
-    return kv_pool_counts(cache->pool).cached;
+    struct kv_pool_counts counts = kv_pool_counts(cache->pool);
+    return counts.cached - counts.pinned;
 }
 
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache)
@@ -264,6 +326,7 @@ void kv_prefix_audit(const struct kv_prefix *cache)
         if (!e->used) continue;
         struct key key = key_of(cache, e->salt, e->parent, e->tokens);
         CHECK(find(cache, &key) == i);
+        CHECK(e->depth == (e->parent == NONE ? 0 : cache->entry[e->parent].depth + 1));
         used++;
         roots += e->parent == NONE;
         for (uint32_t c = e->child, before = NONE; c != NONE; c = cache->entry[c].sibling_next) {

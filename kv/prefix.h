@@ -1,7 +1,7 @@
 /* kv_prefix: full, committed blocks by the tokens that lead to them, found by longest match.
  *
  *     struct kv_prefix *cache;
- *     if ((e = kv_prefix_new(&cache, pool, blocks_count)) != OK) return e;
+ *     if ((e = kv_prefix_new(&cache, pool, blocks_count, &config)) != OK) return e;
  *     uint32_t n = kv_prefix_match(cache, salt, tokens, tokens_count, HOLD_SEQUENCE, blocks, max);
  *     ... the first n blocks of the prompt are held for the caller; compute the rest ...
  *     kv_prefix_insert(cache, salt, tokens, n_full * 16, HOLD_SEQUENCE, blocks);  // KV is complete
@@ -12,11 +12,11 @@
  * hashes can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
  * leaf, so a cached prefix never has a hole.
  *
- * Evicted are blocks that nobody but the cache holds, the one let go of longest ago first, but
- * always behind its children; blocks let go of in the order of their sequence go in the opposite
- * order. If all that is left are such blocks with children that somebody holds (a transfer of the
+ * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but always
+ * behind their children. If all that is left are such blocks with children that somebody holds (a transfer of the
  * tail of a sequence, say), those children are first forgotten: their holder keeps them, nobody
- * finds them any more. So every block in state cached can be had.
+ * finds them any more. So every block in state cached can be had, but for the pinned ones: a prefix that
+ * is pinned stays, and all of them together are at most half of the pool.
  *
  * Rules: nothing is allocated after kv_prefix_new. The cache holds each of its blocks once with
  * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last
@@ -31,11 +31,13 @@
 struct kv_prefix;
 
 struct kv_prefix_stats {
-    uint64_t queried_tokens, hit_tokens, inserted_blocks, twin_blocks, evicted_blocks;
-    uint32_t entries_count;
+    uint64_t queried_tokens, hit_tokens, inserted_blocks, twin_blocks, evicted_blocks,
+        expired_blocks;
+    uint32_t entries_count, pinned_blocks;
 };
 
-enum err kv_prefix_new(struct kv_prefix **cache, struct kv_pool *pool, uint32_t entries_max);
+enum err kv_prefix_new(struct kv_prefix **cache, struct kv_pool *pool, uint32_t entries_max,
+                       const struct evict_config *config);
 /* Drops all its holds. */
 void kv_prefix_free(struct kv_prefix *cache);
 
@@ -56,6 +58,15 @@ void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *to
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */
 uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
+/* Says the time. Frees up to `expired_max` blocks that the policy lets live no longer; returns how many:
+ * as many as that, and there may be more. */
+uint32_t kv_prefix_tick(struct kv_prefix *cache, uint64_t now_ns, uint32_t expired_max);
+/* Keeps the cached ones of the prompt's first blocks until they are unpinned as often as pinned. Returns
+ * how many: fewer than blocks_max if more are not cached, or half of the pool is pinned. */
+uint32_t kv_prefix_pin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                       uint32_t blocks_max);
+void kv_prefix_unpin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                     uint32_t blocks_count);
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);

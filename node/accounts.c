@@ -1,7 +1,7 @@
 /* Blocks of sequences: how many one needs, where they come from, who holds them.
  *
- * A block is taken from the free ones first, then from the prefix cache's least recently used. What a
- * sequence needs is taken at once or not at all, so no two half-served prompts wait for each other. */
+ * A block is taken from the free ones first, then from the prefix cache by its policy. What a sequence
+ * needs is taken at once or not at all, so no two half-served prompts wait for each other. */
 #include "node/state.h"
 
 #include "common/failpoint.h"

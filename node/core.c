@@ -67,7 +67,9 @@ static enum err new_parts(struct node_core *c)
     if ((e = map_reserve(&c->tombs, g->tombstones_max)) != OK) return e;
     if ((e = heap_reserve(&c->timers, g->slots_count)) != OK) return e;
     if ((e = kv_pool_new(&c->pool, g->blocks_count)) != OK) return e;
-    if (g->prefix_cache && (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count)) != OK) return e;
+    if (g->prefix_cache &&
+        (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count, &g->evict)) != OK)
+        return e;
     if ((e = sessions_init(c)) != OK) return e;
     if ((e = node_meters_new(c)) != OK) return e;
     return flights_new(c);
@@ -159,6 +161,7 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     if (c->left) return;
     c->wake_ns = TIME_NEVER;
     timers_due(c, now_ns);
+    if (c->cache) kv_prefix_tick(c->cache, now_ns, NODE_EXPIRED_MAX);
     if (c->broken) end_all_broken(c, now_ns);
     flights_submit(c, now_ns);
     if (c->flights_busy == 0) tell_dirty(c, now_ns); /* else with the step's own tokens */

@@ -63,8 +63,9 @@ struct node_config {
     uint64_t reserve_timeout_ns; /* a reservation whose KV has not come by then fails: 30 s */
     uint64_t prefix_wait_ns;     /* how long a job waits for a shared prefix being computed: 2 s */
     bool prefix_cache;
-    const char *link;        /* forces "shm" or "tcp"; "" : best */
-    uint32_t tombstones_max; /* 4096 */
+    struct evict_config evict; /* which of its blocks go first */
+    const char *link;          /* forces "shm" or "tcp"; "" : best */
+    uint32_t tombstones_max;   /* 4096 */
 };
 
 enum err node_core_new(struct node_core **core, const struct node_config *config,

@@ -13,6 +13,7 @@
 #define TANDEM_NODE_SHELL_H
 
 #include "engine/engine.h"
+#include "kv/evict.h"
 #include "node/policy.h"
 #include "proto/session.h"
 
@@ -36,6 +37,7 @@ struct node_options {
     const char *cpus;     /* "0-3,8"; NULL: anywhere */
     const char *numa;     /* "auto", "off", a number; NULL: auto */
     bool prefix_cache;
+    struct evict_config evict;
     struct engine_options engine; /* limits, slots and cpus are the shell's to fill in */
     uint32_t chunk_tokens, sequences_max;
     struct session_limits session;

@@ -29,6 +29,7 @@ enum {
     NODE_ROUTERS_MAX = 64,
     NODE_MISMATCHES_MAX = 2,    /* heartbeats whose live set differs before lists are compared */
     NODE_RESEND_TOKENS = 512,   /* tokens in one message */
+    NODE_EXPIRED_MAX = 64,      /* blocks let go of in one turn because their time is over */
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
     NODE_LINKS_TOLD = 8,        /* with one heartbeat */
     NODE_ARENA_KEPT = 256 << 10 /* a slot's memory beyond this goes back when its job ends */

@@ -396,6 +396,7 @@ static void open_node(struct sim *s, struct sim_proc *p)
         .reserve_timeout_ns = 5 * NS_PER_S,
         .prefix_wait_ns = NS_PER_S,
         .prefix_cache = s->prefix_cache,
+        .evict = {.policy = s->options.seed % EVICT_POLICIES_COUNT, .ttl_ns = 50 * NS_PER_MS},
         .link = "",
         .tombstones_max = 256,
     };

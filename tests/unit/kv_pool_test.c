@@ -83,40 +83,55 @@ static void the_block_freed_longest_ago_is_taken_first(void **state)
     kv_pool_free(pool);
 }
 
-static void idle_blocks_come_in_the_order_of_letting_go(void **state)
+static void candidates_are_cached_and_neither_parked_nor_pinned(void **state)
 {
     (void)state;
     struct kv_pool *pool = new_pool(3);
+    struct evict *order;
     struct block_id b[3];
+    assert_ok(evict_new(&order, &(struct evict_config){.policy = EVICT_LRU}, 3));
+    kv_pool_order(pool, order);
     for (int i = 0; i < 3; i++) {
         assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &b[i]));
         kv_pool_hold(pool, b[i], HOLD_CACHE);
+        evict_known(order, b[i].v, 0, 0);
     }
-    assert_int_equal(kv_pool_idle_first(pool).v, BLOCK_NONE.v);
+    assert_int_equal(evict_pick(order), EVICT_NONE);
     kv_pool_drop(pool, b[2], HOLD_SEQUENCE);
     kv_pool_drop(pool, b[0], HOLD_SEQUENCE);
-    assert_int_equal(kv_pool_idle_first(pool).v, b[2].v);
+    assert_int_equal(evict_pick(order), b[2].v);
     kv_pool_hold(pool, b[2], HOLD_SEQUENCE); /* used again: the youngest now */
     kv_pool_drop(pool, b[2], HOLD_SEQUENCE);
-    assert_int_equal(kv_pool_idle_first(pool).v, b[0].v);
+    assert_int_equal(evict_pick(order), b[0].v);
 
     kv_pool_park(pool, b[0]);
-    assert_int_equal(kv_pool_idle_first(pool).v, b[2].v);
+    assert_int_equal(evict_pick(order), b[2].v);
     assert_int_equal(kv_pool_parked_first(pool).v, b[0].v);
     assert_int_equal(kv_pool_counts(pool).cached, 2);
     kv_pool_audit(pool);
-    kv_pool_unpark(pool, b[0]);
-    kv_pool_unpark(pool, b[0]);
-    assert_int_equal(kv_pool_idle_first(pool).v, b[0].v);
-
-    kv_pool_park(pool,
-                 b[0]); /* holding a parked block and letting go brings it back, as youngest */
     kv_pool_hold(pool, b[0], HOLD_STEP);
     assert_int_equal(kv_pool_parked_first(pool).v, BLOCK_NONE.v);
     kv_pool_drop(pool, b[0], HOLD_STEP);
-    assert_int_equal(kv_pool_idle_first(pool).v, b[2].v);
+    assert_int_equal(kv_pool_parked_first(pool).v, b[0].v);
+    kv_pool_unpark(pool, b[0]);
+    assert_int_equal(kv_pool_parked_first(pool).v, BLOCK_NONE.v);
+    assert_int_equal(evict_candidates_count(order), 2);
+
+    kv_pool_pin(pool, b[2]);
+    kv_pool_pin(pool, b[2]);
+    kv_pool_unpin(pool, b[2]);
+    assert_int_equal(kv_pool_counts(pool).pinned, 1);
+    assert_int_equal(evict_pick(order), b[0].v);
+    kv_pool_park(pool, b[2]); /* pinned and a parent: not even to be had through its children */
+    assert_int_equal(kv_pool_parked_first(pool).v, BLOCK_NONE.v);
+    kv_pool_unpark(pool, b[2]);
+    kv_pool_audit(pool);
+    kv_pool_unpin(pool, b[2]);
+    assert_int_equal(kv_pool_counts(pool).pinned, 0);
+    assert_int_equal(evict_candidates_count(order), 2);
     kv_pool_audit(pool);
     kv_pool_free(pool);
+    evict_free(order);
 }
 
 static void drop_unheld(struct kv_pool *pool, struct block_id b)
@@ -137,16 +152,16 @@ static void drop_unknown(struct kv_pool *pool, struct block_id b)
     (void)b;
     kv_pool_drop(pool, (struct block_id){2}, HOLD_SEQUENCE);
 }
-static void park_active(struct kv_pool *pool, struct block_id b)
+static void pin_uncached(struct kv_pool *pool, struct block_id b)
 {
-    kv_pool_park(pool, b);
+    kv_pool_pin(pool, b);
 }
 
 static void broken_promises_stop_the_process(void **state)
 {
     (void)state;
     void (*breach[])(struct kv_pool *, struct block_id) = {drop_unheld, hold_free, move_unheld,
-                                                           drop_unknown, park_active};
+                                                           drop_unknown, pin_uncached};
     for (size_t i = 0; i < sizeof breach / sizeof *breach; i++) {
         pid_t pid = fork();
         assert_true(pid >= 0);
@@ -273,7 +288,7 @@ int main(void)
         cmocka_unit_test(a_taken_block_comes_back_after_its_last_drop_only),
         cmocka_unit_test(the_state_is_that_of_the_strongest_hold),
         cmocka_unit_test(the_block_freed_longest_ago_is_taken_first),
-        cmocka_unit_test(idle_blocks_come_in_the_order_of_letting_go),
+        cmocka_unit_test(candidates_are_cached_and_neither_parked_nor_pinned),
         cmocka_unit_test(broken_promises_stop_the_process),
         cmocka_unit_test(random_operations_agree_with_a_naive_pool),
         cmocka_unit_test(a_pool_of_no_blocks_or_without_memory_is_an_error),

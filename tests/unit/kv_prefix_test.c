@@ -13,12 +13,19 @@ struct fixture {
     struct kv_prefix *cache;
 };
 
-static struct fixture set_up(uint32_t blocks_count, uint32_t entries_max)
+static struct fixture set_up_with(uint32_t blocks_count, uint32_t entries_max,
+                                  enum evict_policy policy)
 {
     struct fixture f;
+    struct evict_config config = {.policy = policy, .ttl_ns = 1000};
     assert_ok(kv_pool_new(&f.pool, blocks_count));
-    assert_ok(kv_prefix_new(&f.cache, f.pool, entries_max));
+    assert_ok(kv_prefix_new(&f.cache, f.pool, entries_max, &config));
     return f;
+}
+
+static struct fixture set_up(uint32_t blocks_count, uint32_t entries_max)
+{
+    return set_up_with(blocks_count, entries_max, EVICT_LRU);
 }
 
 /* Everything must be back when the cache is gone. */
@@ -247,6 +254,60 @@ static void a_parent_of_a_held_child_can_still_be_had(void **state)
     tear_down(&f);
 }
 
+static void a_pinned_prefix_stays_until_it_is_unpinned_as_often(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    uint32_t tokens[DEPTH * T];
+    cache_prompt(&f, 0, "abcd");
+    cache_prompt(&f, 0, "x");
+    spell("abz", tokens);
+    assert_int_equal(kv_prefix_pin(f.cache, 0, tokens, 3), 2); /* z is not cached */
+    assert_int_equal(kv_prefix_pin(f.cache, 0, tokens, 1), 1);
+    assert_int_equal(kv_prefix_pin(f.cache, 7, tokens, 1), 0);
+    assert_int_equal(kv_prefix_evictable(f.cache), 3);
+    assert_int_equal(kv_prefix_evict(f.cache, 9), 3);
+    assert_int_equal(peek(&f, 0, "abcd"), 2);
+    assert_int_equal(kv_prefix_stats(f.cache).pinned_blocks, 2);
+    kv_pool_audit(f.pool);
+    kv_prefix_unpin(f.cache, 0, tokens, 2);
+    assert_int_equal(kv_prefix_evict(f.cache, 9), 1);
+    assert_int_equal(peek(&f, 0, "abcd"), 1);
+    kv_prefix_unpin(f.cache, 0, tokens, 1);
+    assert_int_equal(kv_prefix_evict(f.cache, 9), 1);
+    tear_down(&f);
+}
+
+static void pins_leave_half_of_the_pool(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    uint32_t tokens[DEPTH * T];
+    cache_prompt(&f, 0, "abcdef");
+    spell("abcdef", tokens);
+    assert_int_equal(kv_prefix_pin(f.cache, 0, tokens, 6), 4);
+    assert_int_equal(kv_prefix_evictable(f.cache), 2);
+    tear_down(&f); /* pinned or not */
+}
+
+static void ttl_lets_go_of_what_nobody_used_in_time(void **state)
+{
+    (void)state;
+    struct fixture f = set_up_with(16, 16, EVICT_TTL);
+    kv_prefix_tick(f.cache, 100, 9);
+    cache_prompt(&f, 0, "ab");
+    assert_int_equal(kv_prefix_tick(f.cache, 600, 9), 0);
+    cache_prompt(&f, 0, "ac"); /* a is used again */
+    assert_int_equal(kv_prefix_tick(f.cache, 1099, 9), 0);
+    assert_int_equal(kv_prefix_tick(f.cache, 1100, 9), 1);
+    assert_int_equal(peek(&f, 0, "ab"), 1);
+    assert_int_equal(kv_prefix_tick(f.cache, 1600, 1), 1); /* c; as many as it may */
+    assert_int_equal(kv_prefix_tick(f.cache, 1600, 9), 1);
+    assert_int_equal(kv_pool_counts(f.pool).free, 16);
+    assert_int_equal(kv_prefix_stats(f.cache).expired_blocks, 3);
+    tear_down(&f);
+}
+
 static void blocks_beyond_entries_max_stay_uncached(void **state)
 {
     (void)state;
@@ -264,10 +325,11 @@ static void a_failed_allocation_is_an_error(void **state)
     (void)state;
     struct kv_pool *pool;
     assert_ok(kv_pool_new(&pool, 4));
-    for (uint64_t n = 1; n <= 3; n++) {
+    for (uint64_t n = 1; n <= 7; n++) { /* with s3fifo, which has the most */
         struct kv_prefix *cache;
         mem_fail_at(n);
-        assert_int_equal(kv_prefix_new(&cache, pool, 4), ERR_MEMORY);
+        struct evict_config config = {.policy = EVICT_S3FIFO};
+        assert_int_equal(kv_prefix_new(&cache, pool, 4, &config), ERR_MEMORY);
         mem_fail_at(0);
         assert_null(cache);
         kv_prefix_free(cache);
@@ -277,7 +339,7 @@ static void a_failed_allocation_is_an_error(void **state)
 
 /* Random sequences over two letters that share, twin, end and evict, beside an oracle that is a
  * plain list of cached prompts and their blocks: what matches must be the block of that prompt. */
-enum { SEQUENCES = 6, POOL = 24, STEPS = 6000 };
+enum { SEQUENCES = 6, POOL = 24, STEPS = 4000 };
 struct oracle_entry {
     uint64_t salt;
     char name[DEPTH + 1];
@@ -375,8 +437,8 @@ static void random_sequences_agree_with_a_naive_cache(void **state)
 {
     (void)state;
     uint64_t masks[] = {UINT64_MAX, 7, 0};
-    for (uint64_t seed = 1; seed <= 6; seed++) {
-        struct world w = {.f = set_up(POOL, POOL)};
+    for (uint64_t seed = 1; seed <= 2 * EVICT_POLICIES_COUNT; seed++) {
+        struct world w = {.f = set_up_with(POOL, POOL, seed % EVICT_POLICIES_COUNT)};
         kv_prefix_mask_hashes(w.f.cache, masks[seed % 3]);
         uint64_t allocations = mem_count();
         for (uint32_t step = 0; step < STEPS; step++) {
@@ -412,6 +474,9 @@ int main(void)
         cmocka_unit_test(a_match_makes_young),
         cmocka_unit_test(what_somebody_holds_is_not_evicted),
         cmocka_unit_test(a_parent_of_a_held_child_can_still_be_had),
+        cmocka_unit_test(a_pinned_prefix_stays_until_it_is_unpinned_as_often),
+        cmocka_unit_test(pins_leave_half_of_the_pool),
+        cmocka_unit_test(ttl_lets_go_of_what_nobody_used_in_time),
         cmocka_unit_test(blocks_beyond_entries_max_stay_uncached),
         cmocka_unit_test(a_failed_allocation_is_an_error),
         cmocka_unit_test(random_sequences_agree_with_a_naive_cache),
