@@ -52,6 +52,10 @@ static inline size_t kv_block_bytes(const struct kv_geometry *g)
 {
     return g->layers_count * kv_layer_bytes(g);
 }
+static inline size_t kv_token_bytes(const struct kv_geometry *g)
+{
+    return (size_t)2 * g->layers_count * g->kv_heads * g->head_dim * dtype_bytes(g->dtype);
+}
 static inline bool kv_geometry_equal(const struct kv_geometry *a, const struct kv_geometry *b)
 {
     return a->layers_count == b->layers_count && a->kv_heads == b->kv_heads &&
@@ -163,6 +167,15 @@ static inline uint32_t blocks_between(uint32_t block_tokens, uint32_t first, uin
 static inline uint32_t blocks_for_tokens(uint32_t tokens)
 {
     return tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);
+}
+/* The most that a sequence of so many tokens holds of them when only its last `window` are kept, which
+ * may begin anywhere in a block; 0: all are kept. */
+static inline uint32_t blocks_held(uint32_t tokens, uint32_t window)
+{
+    uint32_t all = blocks_for_tokens(tokens);
+    if (window == 0) return all;
+    uint64_t kept = ((uint64_t)window + BLOCK_TOKENS - 2) / BLOCK_TOKENS + 1;
+    return kept < all ? (uint32_t)kept : all;
 }
 
 #endif

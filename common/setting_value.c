@@ -119,6 +119,14 @@ static bool parse_double(const char *text, double *value, const char **rest)
     return end != text && isfinite(*value);
 }
 
+/* Whether `text` is the unit's name; a size's K may be KiB too. */
+static bool is_unit(const char *text, const struct unit *unit, bool size)
+{
+    size_t n = strlen(unit->name);
+    if (strncmp(text, unit->name, n) != 0) return false;
+    return text[n] == '\0' || (size && n > 0 && strcmp(text + n, "iB") == 0);
+}
+
 /* NULL: fine. Else what is wrong. */
 static const char *parse_units(const struct setting *row, const char *text, double *value)
 {
@@ -129,7 +137,7 @@ static const char *parse_units(const struct setting *row, const char *text, doub
     if (!parse_double(text, value, &unit)) return size ? "is no size" : "is no duration";
     if (*value == 0 && *unit == '\0') return NULL;
     for (size_t i = 0; i < count; i++) {
-        if (strcmp(unit, units[i].name) != 0) continue;
+        if (!is_unit(unit, &units[i], size)) continue;
         *value = round(*value * units[i].factor);
         return NULL;
     }

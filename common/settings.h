@@ -37,7 +37,7 @@
 enum setting_type {
     SETTING_TYPE_BOOL,
     SETTING_TYPE_INT,
-    SETTING_TYPE_SIZE,     /* bytes: 4096, 64K, 1.5G; powers of 1024 */
+    SETTING_TYPE_SIZE,     /* bytes: 4096, 64K, 64KiB, 1.5G; powers of 1024 */
     SETTING_TYPE_DURATION, /* ns: 20us, 200ms, 1.5s, 2m, 1h */
     SETTING_TYPE_DOUBLE,
     SETTING_TYPE_STRING,

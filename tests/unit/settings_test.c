@@ -105,6 +105,9 @@ static void arguments_are_read_in_every_form_and_type(void **state)
     assert_int_equal(s.args_count, 1);
     assert_string_equal(s.args[0], "hello");
     settings_fini(&s);
+    assert_ok(read_words(&s, "--pool-bytes 80GiB"));
+    assert_true(v.pool_bytes == (uint64_t)80 << 30);
+    settings_fini(&s);
     assert_ok(read_words(&s, "--verbose=on --no-verbose -- --threads"));
     assert_false(v.verbose);
     assert_string_equal(s.args[0], "--threads");
@@ -128,6 +131,9 @@ static void what_is_wrong_is_named_with_what_is_allowed(void **state)
         {"--threads", "--threads: its value is missing", ""},
         {"--pool-bytes 4095", "--pool-bytes", "4K ..."},
         {"--pool-bytes 64Q", "K, M, G, T", ""},
+        {"--pool-bytes 8192iB", "K, M, G, T", ""},
+        {"--pool-bytes 64GB", "K, M, G, T", ""},
+        {"--heartbeat 5siB", "needs a unit", ""},
         {"--pool-bytes -1M", "out of range", ""},
         {"--heartbeat 5", "needs a unit", "1ms ... 10s"},
         {"--heartbeat 11s", "out of range", "1ms ... 10s"},
