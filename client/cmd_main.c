@@ -16,6 +16,7 @@ static const struct verb {
     {"status", cmd_status, "nodes, queues and links"},
     {"explain", cmd_explain, "where the time of one request went"},
     {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
+    {"plan", cmd_plan, "memory and nodes that a model and a load need, offline"},
     {"tokenize", cmd_tokenize, "text to token ids, offline"},
     {"detokenize", cmd_detokenize, "token ids to text, offline"},
 };

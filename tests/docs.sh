@@ -12,7 +12,7 @@ bin=${2:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PROGRAMS=(tandem-router tandem-prefill tandem-decode "tandem up" "tandem generate" "tandem status"
-    "tandem explain" "tandem drain" "tandem tokenize" "tandem detokenize")
+    "tandem explain" "tandem drain" "tandem plan" "tandem tokenize" "tandem detokenize")
 
 broken_links() { # PAGE
     local target
@@ -58,7 +58,7 @@ settings_page() {
 
 Printed from the programs' tables by `./dev docs`; change the tables, not this page. Each setting is read
 from the config file (`--config FILE`, YAML), then from the environment, `some-name` as `TANDEM_SOME_NAME`,
-then from the arguments, `--some-name VALUE`. Sizes are written like 64K or 1.5G, times like 200ms or 3s.
+then from the arguments, `--some-name VALUE`. Sizes are written like 64K, 64KiB or 1.5G, times like 200ms or 3s.
 
 HEAD
     for program in "${PROGRAMS[@]}"; do

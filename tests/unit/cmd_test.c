@@ -75,7 +75,7 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
 {
     (void)state;
     static const struct {
-        const char *args[8], *said;
+        const char *args[10], *said;
     } rows[] = {
         {{NULL}, "usage: tandem VERB"},
         {{"frobnicate"}, "\"frobnicate\" is no verb"},
@@ -93,6 +93,11 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"status", "extra"}, ""},
         {{"explain"}, ""},
         {{"tokenize", "x"}, "--model DIR is missing"},
+        {{"plan"}, "no model is given"},
+        {{"plan", "--layers", "2", "--kv-heads", "2", "--head-dim", "64", "--memory", "1G"},
+         "--memory needs --heads"},
+        {{"plan", "--memory", "80GB"}, "K, M, G, T"},
+        {{"plan", "--use", "1"}, "0.05 ... 0.99"},
         {{"up", "--decode", "0"}, "decode"},
         {{"up", "--link", "rdma"}, "auto|shm|tcp|nccl|ipc"},
         {{"up", "--log-level", "loud"}, "debug|info"},
@@ -298,14 +303,55 @@ static void help_goes_to_stdout_and_names_every_verb(void **state)
     (void)state;
     struct result x = RUN("help");
     assert_int_equal(x.code, 0);
-    static const char *const verbs[] = {"up",    "generate", "status",    "explain",
-                                        "drain", "tokenize", "detokenize"};
+    static const char *const verbs[] = {"up",    "generate", "status",   "explain",
+                                        "drain", "plan",     "tokenize", "detokenize"};
     for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
         assert_non_null(strstr(x.out, verbs[i]));
         struct result v = RUN(verbs[i], "--help");
         assert_int_equal(v.code, 0);
         assert_non_null(strstr(v.out, "--"));
     }
+}
+
+#define DEMO_MODEL TANDEM_SOURCE_DIR "/examples/demo_model/model"
+
+static void plan_shows_its_sums_and_gives_them_as_json(void **state)
+{
+    (void)state;
+    struct result x = RUN("plan", "--model", DEMO_MODEL, "--memory", "2GiB", "--device=cpu",
+                          "--requests-per-second=2", "--prompt-tokens=100", "--output-tokens=50",
+                          "--prefill-rate=1e3", "--bandwidth=1e10");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.err, "");
+    static const char *const said[] = {"2 x 6 layers x 2 kv heads x 32 x 2 bytes = 1,536 bytes",
+                                       "last block empty", "--kv-bytes ", "1 P, in use 20 %",
+                                       "nothing was measured"};
+    for (size_t i = 0; i < sizeof said / sizeof said[0]; i++)
+        if (!strstr(x.out, said[i])) fail_msg("no \"%s\" in\n%s", said[i], x.out);
+    assert_null(strstr(x.out, "not what config.json says"));
+    x = RUN("plan", "--model", DEMO_MODEL, "--memory=2GiB", "--json", "--requests-per-second=2",
+            "--prompt-tokens=100", "--output-tokens=50", "--prefill-rate=1e3", "--bandwidth=1e10");
+    assert_int_equal(x.code, 0);
+    json_t *plan = json_loads(x.out, 0, NULL), *model = json_object_get(plan, "model");
+    json_t *load = json_object_get(plan, "load"), *files = json_object_get(model, "files");
+    assert_int_equal(json_integer_value(json_object_get(model, "parameters")),
+                     json_integer_value(json_object_get(files, "parameters")));
+    json_t *prefill = json_object_get(load, "prefill");
+    assert_int_equal(json_integer_value(json_object_get(prefill, "nodes")), 1);
+    assert_non_null(json_object_get(json_object_get(plan, "memory"), "requests"));
+    json_decref(plan);
+}
+
+static void plan_tells_what_does_not_fit_or_is_not_there(void **state)
+{
+    (void)state;
+    struct result x = RUN("plan", "--model", "/nowhere");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "/nowhere/config.json"));
+    x = RUN("plan", "--model", DEMO_MODEL, "--memory", "1GiB");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "does not fit into 1024 MiB"));
+    assert_string_equal(x.out, "");
 }
 
 static void version_is_one_line_on_stdout(void **state)
@@ -420,6 +466,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
         cmocka_unit_test(version_is_one_line_on_stdout),
+        cmocka_unit_test(plan_shows_its_sums_and_gives_them_as_json),
+        cmocka_unit_test(plan_tells_what_does_not_fit_or_is_not_there),
         cmocka_unit_test(up_says_what_is_missing),
         cmocka_unit_test(up_plans_for_the_topology_that_it_finds),
     };
