@@ -9,6 +9,7 @@
 
 #include <jansson.h>
 
+#include "common/file.h"
 #include "common/log.h"
 #include "common/settings.h"
 #include "tests/unit/fake_router.h"
@@ -342,6 +343,22 @@ static void plan_shows_its_sums_and_gives_them_as_json(void **state)
     json_decref(plan);
 }
 
+static void plan_prints_what_the_page_shows(void **state)
+{
+    (void)state;
+    struct result x = RUN("plan", "--layers=32", "--heads=32", "--kv-heads=8", "--head-dim=128",
+                          "--hidden=4096", "--ffn=14336", "--vocab=128256", "--context=8192",
+                          "--memory=80GiB", "--requests-per-second=10", "--prompt-tokens=2000",
+                          "--output-tokens=400", "--ttft=500ms", "--itl=30ms",
+                          "--prefill-rate=20000", "--decode-step=25ms", "--batch=128");
+    assert_int_equal(x.code, 0);
+    struct file_map page;
+    assert_ok(file_map_open(&page, TANDEM_SOURCE_DIR "/docs/kv-memory.md"));
+    if (!memmem(page.data, page.size_bytes, x.out, strlen(x.out)))
+        fail_msg("docs/kv-memory.md does not have\n%s", x.out);
+    file_map_close(&page);
+}
+
 static void plan_tells_what_does_not_fit_or_is_not_there(void **state)
 {
     (void)state;
@@ -467,6 +484,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
         cmocka_unit_test(version_is_one_line_on_stdout),
         cmocka_unit_test(plan_shows_its_sums_and_gives_them_as_json),
+        cmocka_unit_test(plan_prints_what_the_page_shows),
         cmocka_unit_test(plan_tells_what_does_not_fit_or_is_not_there),
         cmocka_unit_test(up_says_what_is_missing),
         cmocka_unit_test(up_plans_for_the_topology_that_it_finds),
