@@ -35,7 +35,7 @@ static const struct setting rows[] = {
     SETTING_INT(struct options, ffn, "ffn", "0", 0, SHAPE_WIDTH_MAX, "intermediate size"),
     SETTING_INT(struct options, vocab, "vocab", "0", 0, SHAPE_VOCAB_MAX, "vocabulary"),
     SETTING_INT(struct options, context, "context", "0", 0, SHAPE_CONTEXT_MAX,
-                "longest sequence in tokens, as nodes are told"),
+                "longest sequence in tokens, as nodes are told: at most the model's"),
     SETTING_INT(struct options, window, "window", "0", 0, SHAPE_CONTEXT_MAX,
                 "tokens whose KV a request keeps, of a model with a sliding window"),
     SETTING_BOOL(struct options, tied, "tied", "false",
@@ -98,11 +98,12 @@ static void tell_shape(struct model_shape *s, const struct settings *settings,
     tell(&s->heads, o->heads);
     tell(&s->kv_heads, other_heads ? o->heads : o->kv_heads);
     tell(&s->hidden, o->hidden);
-    if (s->head_dim == 0 && s->heads > 0) s->head_dim = s->hidden / s->heads;
+    if (s->head_dim == 0 && s->heads > 0 && s->hidden % s->heads == 0)
+        s->head_dim = s->hidden / s->heads;
     tell(&s->head_dim, o->head_dim);
     tell(&s->ffn, o->ffn);
     tell(&s->vocab, o->vocab);
-    tell(&s->context, o->context);
+    if (s->context == 0 || o->context < s->context) tell(&s->context, o->context);
     tell(&s->window, o->window);
     if (settings_source(settings, "tied") != SETTING_BY_DEFAULT) s->tied = o->tied;
 }

@@ -311,18 +311,30 @@ static enum err make_load(struct plan *p)
     return make_decode(p);
 }
 
+/* What the sums of KV need. */
+static enum err check_kv(const struct model_shape *s)
+{
+    if (s->layers == 0 || s->kv_heads == 0 || s->head_dim == 0)
+        return err_set(ERR_INVALID,
+                       "%s is not known: give --model DIR, or numbers, at least "
+                       "--layers, --kv-heads and --head-dim",
+                       s->layers == 0     ? "how many layers a model has"
+                       : s->kv_heads == 0 ? "how many kv heads a model has"
+                                          : "the size of a head");
+    if (s->head_dim % 2 != 0)
+        return err_set(ERR_UNSUPPORTED,
+                       "a head size of %u: rotary positions turn pairs, so it must be even",
+                       s->head_dim);
+    if (s->heads % s->kv_heads == 0) return OK;
+    return err_set(ERR_INVALID, "%u heads are no multiple of %u kv heads", s->heads, s->kv_heads);
+}
+
 enum err plan_make(struct plan *p, const struct plan_options *o)
 {
     const struct model_shape *s = &o->shape;
     enum err e;
     *p = (struct plan){.options = *o};
-    if (s->layers == 0 || s->kv_heads == 0 || s->head_dim == 0)
-        return err_set(ERR_INVALID,
-                       "no model is given: --model DIR, or numbers, at least --layers, "
-                       "--kv-heads and --head-dim");
-    if (s->heads % s->kv_heads != 0)
-        return err_set(ERR_INVALID, "%u heads are no multiple of %u kv heads", s->heads,
-                       s->kv_heads);
+    if ((e = check_kv(s)) != OK) return e;
     p->geometry = (struct kv_geometry){.layers_count = s->layers,
                                        .kv_heads = s->kv_heads,
                                        .head_dim = s->head_dim,

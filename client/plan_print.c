@@ -60,7 +60,7 @@ static void print_model(const struct plan *p, const struct model_files *files, F
         fprintf(out, "  in the files   %s parameters, %s in %u file%s%s\n",
                 count_text(files->parameters, a), size_text((double)files->bytes, b),
                 files->files_count, files->files_count == 1 ? "" : "s",
-                files->parameters == p->parameters.total ? "" : ": not what config.json says");
+                files->parameters == p->parameters.total ? "" : ": not those of this shape");
     fprintf(out, "KV of a token    2 x %u layers x %u kv heads x %u x %u bytes = %s bytes (%s)\n",
             s->layers, s->kv_heads, s->head_dim, dtype_bytes(s->dtype),
             count_text(p->token_bytes, a), size_text((double)p->token_bytes, b));
@@ -97,7 +97,8 @@ static void print_memory(const struct plan *p, FILE *out)
     snprintf(why, sizeof why, "steps: P chunk %u, D batch %u", o->chunk, o->batch);
     print_row(out, "- buffers", (double)prefill->buffers_bytes, (double)decode->buffers_bytes, why);
     print_row(out, "- reserve", (double)o->reserve_bytes, (double)o->reserve_bytes,
-              "--reserve: driver, libraries, recorded steps; an assumption");
+              o->on_cpu ? "--reserve: the host's other programs; an assumption"
+                        : "--reserve: driver, libraries, recorded steps; an assumption");
     snprintf(why, sizeof why, "%.0f %% of the rest (--kv-share), in whole blocks",
              o->kv_share * 100);
     print_row(out, "= KV pool", (double)prefill->pool_bytes, (double)decode->pool_bytes, why);

@@ -365,9 +365,9 @@ static void what_is_missing_or_cannot_be_is_said(void **state)
 {
     (void)state;
     const struct plan_options good = example();
-    struct plan_options o[10];
+    struct plan_options o[12];
     struct plan p;
-    for (size_t i = 0; i < 10; i++)
+    for (size_t i = 0; i < 12; i++)
         o[i] = good;
     o[0].shape = (struct model_shape){0};
     o[1].shape.hidden = 0;
@@ -379,6 +379,8 @@ static void what_is_missing_or_cannot_be_is_said(void **state)
     o[7].decode_step_ns = 0;
     o[8].requests_per_second = 1e6;
     o[9].prefill_rate = 1e12, o[9].requests_per_second = 1e6;
+    o[10].shape.head_dim = 127;
+    o[11].shape.head_dim = 0;
     static const struct {
         enum err e;
         const char *said;
@@ -393,8 +395,10 @@ static void what_is_missing_or_cannot_be_is_said(void **state)
         {ERR_INVALID, "--decode-step"},
         {ERR_INVALID, "more than 65536 prefill nodes"},
         {ERR_INVALID, "more than 65536 decode nodes"},
+        {ERR_UNSUPPORTED, "must be even"},
+        {ERR_INVALID, "the size of a head is not known"},
     };
-    for (size_t i = 0; i < 10; i++) {
+    for (size_t i = 0; i < 12; i++) {
         enum err e = plan_make(&p, &o[i]);
         if (e != wanted[i].e || !strstr(err_text(), wanted[i].said))
             fail_msg("row %zu gave %d, \"%s\"", i, e, err_text());
