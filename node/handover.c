@@ -72,6 +72,7 @@ enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *
         .blocks = c->op_blocks,
         .blocks_count = count,
         .deadline_ns = now_ns + c->config.reserve_timeout_ns,
+        .silence_ns = c->config.reserve_timeout_ns,
     };
     c->out.xfer(c->out.ctx, &op);
     return OK;
@@ -113,6 +114,7 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
         .addresses = &addresses,
         .link = c->config.link,
         .deadline_ns = now_ns + c->config.reserve_timeout_ns,
+        .silence_ns = c->config.reserve_timeout_ns,
     };
     c->out.xfer(c->out.ctx, &op);
     return OK;

@@ -18,6 +18,7 @@
  *
  * "!": the router is told FAILED. An event where the table is empty is late: counted, nothing else;
  * but COMMITTED and DELIVERED end the ticket, so out of turn they are ENDING!.
+ * RESERVED and HANDOVER leave TIMER to their ticket while it lives: its deadline moves on while KV travels.
  * ENDING becomes FREE at once when no submitted step and no ticket refers to the sequence. */
 #include "node/state.h"
 
@@ -310,6 +311,13 @@ static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
     enter(c, now_ns, s, SEQ_WAITING);
 }
 
+/* Which has a deadline of its own. */
+static bool waits_for_transfer(const struct sequence *s)
+{
+    bool waits = s->state == SEQ_RESERVED || s->state == SEQ_HANDOVER;
+    return waits && s->ticket_live && !s->ticket_ended;
+}
+
 static void on_timer(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     bool late = now_ns >= s->state_deadline_ns;
@@ -326,6 +334,8 @@ static void on_timer(struct node_core *c, uint64_t now_ns, struct sequence *s)
         }
     } else if (now_ns >= s->job_deadline_ns) {
         sequence_fail(c, now_ns, s, ERR_TIMEOUT, false, "the request's deadline passed");
+    } else if (late && waits_for_transfer(s)) {
+        set_deadline(c, s, now_ns + c->config.reserve_timeout_ns);
     } else if (late) {
         char reason[MSG_TEXT_MAX];
         snprintf(reason, sizeof reason, "%s for %llu ms without an event", seq_state_name(s->state),

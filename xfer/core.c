@@ -81,6 +81,13 @@ void ticket_wake(struct xfer_ticket *t)
     if (t->session && list_empty(&t->ready)) list_push_back(&t->session->ready, &t->ready);
 }
 
+void ticket_moved(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
+{
+    uint64_t at_ns = now_ns + t->silence_ns;
+    if (t->silence_ns == 0 || t->state == TICKET_ENDED || at_ns <= t->timer.key) return;
+    CHECK(heap_move(&core->ticket_timers, &t->timer, at_ns) == OK); /* it has its place */
+}
+
 enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range)
 {
     if (t->agains_count >= FRAME_TRIES_MAX * t->units_count)

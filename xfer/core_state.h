@@ -53,6 +53,7 @@ struct xfer_ticket {
     enum ticket_state state;
     struct xfer_session *session; /* NULL: none (any more) */
     struct heap_entry timer;      /* the deadline */
+    uint64_t silence_ns;          /* it is so long after the last that moved; 0: it stays */
     struct list_link in_session;  /* session->tickets; CONNECTING: peer->waiting */
     struct list_link ready;       /* session->ready: may have something to say */
     struct list_link ended;       /* core->ended: its event is to be fetched */
@@ -175,6 +176,8 @@ struct xfer_core {
  * the other side of its session, DONE or FAIL to those of all other sessions that feed it. */
 void ticket_end(struct xfer_core *core, struct xfer_ticket *t, enum xfer_event_kind kind,
                 enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns);
+/* It goes on: its deadline too. */
+void ticket_moved(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns);
 /* It may have something to say. */
 void ticket_wake(struct xfer_ticket *t);
 struct xfer_ticket *ticket_blank(void); /* NULL: no memory */

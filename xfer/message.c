@@ -76,6 +76,7 @@ static struct xfer_ticket *ticket_new(const struct xfer_op *op, const struct kv_
     t->sends = op->kind == XFER_OPEN;
     t->state = t->sends ? TICKET_CONNECTING : TICKET_EXPECTED;
     t->timer.key = op->deadline_ns;
+    t->silence_ns = op->silence_ns;
     t->tokens_first = op->tokens_first;
     t->tokens_end = op->tokens_end;
     t->layer_units = blocks_for_tokens(op->tokens_end - op->tokens_first);

@@ -112,6 +112,7 @@ static enum err on_open(struct xfer_core *core, struct xfer_ticket *t, struct xf
         return ERR_MEMORY; /* of this sender's; the others' ticket waits for another one */
     ticket_join(core, feed, s, now_ns);
     feed->state = TICKET_RECEIVING;
+    ticket_moved(core, t, now_ns);
     if (f->tokens_first == t->tokens_first && f->tokens_end == t->tokens_end) return OK;
     enum err e = err_set(ERR_STATE, "tokens %u to %u offered, %u to %u expected", f->tokens_first,
                          f->tokens_end, t->tokens_first, t->tokens_end);
@@ -239,6 +240,7 @@ void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct
     struct units units = units_of(core, t, &store->range);
     uint64_t all = (uint64_t)units.rows_count * units.heads_count;
     t->units_done += all - count_verified(core, t, &units, true);
+    ticket_moved(core, t, now_ns);
     commit_if_complete(core, t, now_ns);
 }
 

@@ -44,6 +44,7 @@ void sender_push(struct xfer_core *core, struct xfer_ticket *t, struct xfer_push
     list_push_back(&t->pushes, &push->link);
     t->units_done += push->units_count;
     if (!t->next_push) t->next_push = push;
+    ticket_moved(core, t, now_ns);
     ticket_wake(t);
 }
 
@@ -246,6 +247,7 @@ static void data_sent(struct xfer_core *core, struct xfer_ticket *t, const struc
 void sender_sent(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_send *send,
                  uint64_t now_ns)
 {
+    ticket_moved(core, t, now_ns);
     switch (send->frame.kind) {
     case FRAME_OPEN:
         t->opened = true;

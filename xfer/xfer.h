@@ -70,8 +70,10 @@ struct xfer_op {
     uint32_t blocks_count;
     uint32_t layer;                         /* PUSH: of this node's, from 0 on */
     const struct xfer_addresses *addresses; /* OPEN: the receiver's */
-    const char *link;        /* OPEN: the name of a link forces it, NULL or "": best */
-    uint64_t deadline_ns;    /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
+    const char *link;     /* OPEN: the name of a link forces it, NULL or "": best */
+    uint64_t deadline_ns; /* EXPECT, OPEN: CLOCK_MONOTONIC; XFER_FAILED at it */
+    uint64_t silence_ns;  /* EXPECT, OPEN: the deadline moves on to so long after the last that was
+                                pushed, sent or verified; 0: it stays */
     struct token_info first; /* COMMIT */
     enum finish finish;      /* COMMIT: of the first token */
 };

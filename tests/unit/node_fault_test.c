@@ -252,6 +252,8 @@ static void live_router(struct rig *r, uint32_t seconds)
     for (uint32_t s = 0; s < seconds; s++) {
         rig_advance(r, NS_PER_S);
         rig_say(r, (struct msg){.kind = MSG_HEARTBEAT});
+        while (rig_event(r))
+            continue;
     }
 }
 
@@ -262,6 +264,20 @@ static void a_reservation_whose_kv_does_not_come_fails_in_time(void **state)
     struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
     rig_reserve(&d, &a, false);
     live_router(&d, 4);
+    assert_null(rig_said(&d, MSG_FAILED));
+    live_router(&d, 2);
+    rig_assert_failed(&d, ERR_TIMEOUT, true);
+    rig_free(&d);
+}
+
+static void a_reservation_lasts_as_long_as_its_transfer(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .reserve_timeout_ns = 5 * NS_PER_S});
+    struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, 50, 30});
+    rig_reserve(&d, &a, false);
+    d.ticket[0].deadline_ns += 10 * NS_PER_S; /* KV comes all that time */
+    live_router(&d, 14);
     assert_null(rig_said(&d, MSG_FAILED));
     live_router(&d, 2);
     rig_assert_failed(&d, ERR_TIMEOUT, true);
@@ -519,6 +535,7 @@ int main(void)
         cmocka_unit_test(a_lost_router_takes_its_jobs_with_it),
         cmocka_unit_test(a_silent_router_takes_its_jobs_with_it),
         cmocka_unit_test(a_reservation_whose_kv_does_not_come_fails_in_time),
+        cmocka_unit_test(a_reservation_lasts_as_long_as_its_transfer),
         cmocka_unit_test(a_request_past_its_deadline_ends),
         cmocka_unit_test(live_sets_that_differ_for_long_are_compared),
         cmocka_unit_test(a_draining_node_finishes_what_it_has_and_leaves),

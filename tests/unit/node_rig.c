@@ -121,7 +121,8 @@ static void open_ticket(struct rig *r, const struct xfer_op *op)
     *t = (struct rig_ticket){.id = op->ticket,
                              .live = true,
                              .tokens_first = op->tokens_first,
-                             .tokens_end = op->tokens_end};
+                             .tokens_end = op->tokens_end,
+                             .deadline_ns = op->deadline_ns};
     if (op->kind != XFER_EXPECT) return;
     assert_int_equal(op->blocks_count,
                      blocks_for_tokens(op->tokens_end) - op->tokens_first / BLOCK_TOKENS);
@@ -441,6 +442,13 @@ void rig_advance(struct rig *r, uint64_t ns)
         node_core_audit(r->core);
     }
     r->now_ns = end_ns;
+    for (uint32_t i = 0; i < RIG_TICKETS_MAX; i++)
+        if (r->ticket[i].live && r->ticket[i].deadline_ns <= end_ns)
+            close_ticket(r, r->ticket[i].id,
+                         &(struct xfer_event){.kind = XFER_FAILED,
+                                              .ticket = r->ticket[i].id,
+                                              .error = ERR_TIMEOUT,
+                                              .text = "nothing came by the deadline"});
 }
 
 /* ---- what tests say ---- */

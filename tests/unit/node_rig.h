@@ -48,6 +48,7 @@ struct rig_ticket {
     struct id128 id;
     bool live;
     uint32_t tokens_first, tokens_end;
+    uint64_t deadline_ns; /* which stays; tests may move it */
     uint32_t blocks[64];
     uint32_t arrived[RIG_LAYERS]; /* tokens */
     uint32_t pushes_count;

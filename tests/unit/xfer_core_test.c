@@ -403,6 +403,46 @@ static void payload_without_credit_costs_the_link(void **state)
     end(&p, &d);
 }
 
+/* A long prompt takes longer to compute than anybody should wait for nothing. */
+static void a_deadline_moves_on_with_what_travels(void **state)
+{
+    (void)state;
+    struct side p, d, *side[] = {&d, &p};
+    side_new(&p);
+    side_new(&d);
+    for (int i = 0; i < 2; i++)
+        side_op(side[i],
+                (struct xfer_op){.kind = i == 0 ? XFER_EXPECT : XFER_OPEN,
+                                 .ticket = ticket(1),
+                                 .tokens_end = 40,
+                                 .deadline_ns = 10 * NS_PER_S,
+                                 .silence_ns = 10 * NS_PER_S},
+                1);
+    connect_sides(&p, &d, 1 << 20, 1);
+    settle(&p, &d, 1);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        uint64_t now = (8 + 8 * layer) * NS_PER_S;
+        for (int i = 0; i < 2; i++) {
+            xfer_core_timer(side[i]->core, now);
+            side_act(side[i]);
+            assert_false(has_ended(side[i], 1));
+        }
+        side_op(&p,
+                (struct xfer_op){
+                    .kind = XFER_PUSH, .ticket = ticket(1), .tokens_end = 40, .layer = layer},
+                now);
+        settle(&p, &d, now);
+    }
+    for (int i = 0; i < 2; i++) {
+        xfer_core_timer(side[i]->core, 26 * NS_PER_S - 1);
+        side_act(side[i]);
+        assert_false(has_ended(side[i], 1));
+        xfer_core_timer(side[i]->core, 26 * NS_PER_S);
+        assert_ended(side[i], 1, XFER_FAILED, ERR_TIMEOUT);
+    }
+    end(&p, &d);
+}
+
 /* How each waiting state ends when the other side is gone or silent, and what is told to it. */
 enum stage { CONNECTING, OPENED, PUSHED, COMMITTING, STAGES };
 enum blow { LOST, TIMEOUT, CANCEL, RELEASE, STOP, BLOWS };
@@ -830,6 +870,7 @@ int main(void)
         cmocka_unit_test(a_transfer_goes_through),
         cmocka_unit_test(a_range_is_sent_three_times_at_most),
         cmocka_unit_test(no_more_is_sent_than_was_granted),
+        cmocka_unit_test(a_deadline_moves_on_with_what_travels),
         cmocka_unit_test(the_longest_frame_gets_its_credit),
         cmocka_unit_test(a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next),
         cmocka_unit_test(a_crowded_acceptor_parts_with_a_link_that_is_silent),
