@@ -90,10 +90,10 @@ static void run(void *arg)
 {
     struct fake_move *m = arg;
     struct fake_meeting theirs, mine = {.mark = m->mark, .number = m->number, .bytes = m->bytes};
-    if (!take_turn(m->comm)) return;
-    bool met = fake_nccl_exchange(m->comm, &mine, &theirs);
-    if (memory_is_there(m) && met) move_bytes(m);
-    give_turn(m->comm);
+    bool turn = take_turn(m->comm), met = turn && fake_nccl_exchange(m->comm, &mine, &theirs);
+    if (memory_is_there(m) && met)
+        move_bytes(m); /* the kernel may have begun before it was stopped */
+    if (turn) give_turn(m->comm);
 }
 
 static void release(void *arg)
