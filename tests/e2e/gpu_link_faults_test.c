@@ -2,7 +2,7 @@
  * a transfer: every stream equals one GPU's, the others go on, all blocks come back, and when the peer is
  * back the pair uses the link again.
  *
- *     gpu_link_faults_test [POINT [LINK]]     all, or those of one point, over one link
+ *     gpu_link_faults_test [POINT ["--link LINK"]]     all, or those of one point, over one link
  *
  * The plugins of tests/fake have failpoints (common/failpoint.h): one for each state that the session is
  * in after it has done what it could (xfer/device/session.h), and some inside an operation. One cluster
@@ -72,36 +72,48 @@ static const struct ask asks[ASKS] = {
      .choices = 2},
 };
 
+/* A cluster whose links are these. With others beside it a link that broke is left alone for a while; a
+ * forced one is all there is. */
+static const struct way {
+    const char *kind, *plugins, *args;
+} ways[] = {
+    {"nccl", "cuda nccl", "--link nccl"},
+    {"ipc", "cuda ipc", "--link ipc"},
+    {"nccl", "cuda nccl", "--link auto"},
+};
+
 struct fault {
     const struct point *point;
-    const char *link, *action;
+    const struct way *way;
+    const char *action;
     char title[96];
 };
 
 static const struct fault *current;
 static struct streams *wanted;
-static struct rig rig; /* serves until a case fails or the link changes */
-static const char *serving = "";
+static struct rig rig;            /* serves until a case fails or the link changes */
+static const struct way *serving; /* NULL: nothing */
 static bool passed;
 
 /* ---- the cluster ---- */
 
-static struct process *start_node(enum program program, const char *link)
+static struct process *start_node(enum program program, const struct way *way)
 {
     char args[512];
-    snprintf(args, sizeof args, NODE "--link %s", link);
+    snprintf(args, sizeof args, NODE "%s", way->args);
     return cluster_node(rig.cluster, program, args);
 }
 
-static void serve(const char *link)
+static void serve(const struct way *way)
 {
     rig = (struct rig){.cluster = cluster_new(links_model())};
+    links_use_plugins(rig.cluster, way->plugins);
     cluster_router(rig.cluster, ROUTER);
-    start_node(PROGRAM_PREFILL, link);
-    start_node(PROGRAM_DECODE, link);
+    start_node(PROGRAM_PREFILL, way);
+    start_node(PROGRAM_DECODE, way);
     cluster_await_nodes(rig.cluster);
     rig_connect(&rig);
-    serving = link;
+    serving = way;
 }
 
 static void abandon(void)
@@ -109,7 +121,7 @@ static void abandon(void)
     streams_free(rig.streams);
     cluster_free(rig.cluster);
     rig = (struct rig){.cluster = NULL};
-    serving = "";
+    serving = NULL;
 }
 
 static struct process *start_doomed(const struct fault *f)
@@ -118,7 +130,7 @@ static struct process *start_doomed(const struct fault *f)
     snprintf(text, sizeof text, "%s=%s@%u", f->point->name, f->action, f->point->time);
     setenv("TANDEM_FAILPOINT", text, 1);
     setenv("TANDEM_FAKE_NCCL", f->point->knobs ? f->point->knobs : "", 1);
-    struct process *p = start_node(f->point->program, f->link);
+    struct process *p = start_node(f->point->program, f->way);
     unsetenv("TANDEM_FAILPOINT");
     unsetenv("TANDEM_FAKE_NCCL");
     cluster_await_nodes(rig.cluster);
@@ -184,7 +196,7 @@ static uint32_t ask_until_it_acts(struct process *doomed)
 static void use_the_link(const struct process *p)
 {
     bool prefills = p->program == PROGRAM_PREFILL;
-    struct link_wish wish = {.kind = current->link,
+    struct link_wish wish = {.kind = current->way->kind,
                              .from = prefills ? p->name : "p0",
                              .to = prefills ? "d0" : p->name,
                              .ready = true,
@@ -222,7 +234,7 @@ static struct process *meet_its_fate(const struct fault *f, struct process *doom
     }
     doomed->expendable = true;
     assert_int_equal(process_await_exit(doomed), 256 + SIGKILL);
-    return start_node(f->point->program, f->link);
+    return start_node(f->point->program, f->way);
 }
 
 /* Its session is drained because it leaves. */
@@ -242,7 +254,7 @@ static void whoever_fails_while_leaving(const struct fault *f)
         assert_int_equal(process_await_exit(doomed), 256 + SIGKILL);
     }
     expect(first);
-    struct process *back = start_node(f->point->program, f->link);
+    struct process *back = start_node(f->point->program, f->way);
     cluster_await_nodes(rig.cluster);
     use_the_link(back);
     send_home(back);
@@ -281,9 +293,9 @@ static int setup(void **state)
 {
     current = *state;
     passed = false;
-    if (strcmp(serving, current->link) != 0) {
+    if (serving != current->way) {
         abandon();
-        serve(current->link);
+        serve(current->way);
     }
     return 0;
 }
@@ -326,32 +338,44 @@ static struct fault faults[CASES_MAX];
 static struct CMUnitTest tests[CASES_MAX];
 static size_t count;
 
-static void add(const struct point *point, const char *link, const char *action)
+static void add(const struct point *point, const struct way *way, const char *action)
 {
     struct fault *f = &faults[count];
     CMUnitTestFunction run =
         point ? whoever_fails_there_the_pair_is_used_again : at_last_all_leave_in_order;
-    *f = (struct fault){point, link, action, ""};
+    *f = (struct fault){point, way, action, ""};
     if (point)
-        snprintf(f->title, sizeof f->title, "%s of %s in %s over %s", action,
-                 point->program == PROGRAM_PREFILL ? "P" : "D", point->name, link);
+        snprintf(f->title, sizeof f->title, "%s of %s in %s over %s, %s", action,
+                 point->program == PROGRAM_PREFILL ? "P" : "D", point->name, way->kind, way->args);
     else
-        snprintf(f->title, sizeof f->title, "all leave in order, %s", link);
+        snprintf(f->title, sizeof f->title, "all leave in order, %s", way->args);
     tests[count++] = (struct CMUnitTest){f->title, run, setup, teardown, f};
 }
 
+/* With other links beside it, only where one side freezes and the link breaks meanwhile. */
+static bool is_worth_it(const struct point *p, const struct way *w, bool stops)
+{
+    static const char *const broken[] = {"link_WARMING", "link_READY", "link_begin"};
+    bool breaks = false;
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++)
+        breaks |= strcmp(p->name, broken[i]) == 0;
+    if (p->link && strcmp(p->link, w->kind) != 0) return false;
+    return strcmp(w->args, "--link auto") != 0 || (stops && breaks);
+}
+
+/* argv: a point, "": all; the args of a way. */
 int main(int argc, char **argv)
 {
-    static const char *const links[] = {"nccl", "ipc"}, *const actions[] = {"crash", "stop"};
-    for (size_t l = 0; l < sizeof links / sizeof *links; l++) {
-        if (argc > 2 && strcmp(argv[2], links[l]) != 0) continue;
-        for (size_t i = 0; i < sizeof points / sizeof points[0]; i++)
-            for (size_t a = 0; a < 2; a++) {
-                const struct point *p = &points[i];
-                if (argc > 1 && argv[1][0] && strcmp(argv[1], p->name) != 0) continue;
-                if (!p->link || strcmp(p->link, links[l]) == 0) add(p, links[l], actions[a]);
-            }
-        add(NULL, links[l], "");
+    static const char *const actions[] = {"crash", "stop"};
+    const char *name = argc > 1 ? argv[1] : "", *args = argc > 2 ? argv[2] : "";
+    for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
+        if (args[0] && strcmp(args, ways[w].args) != 0) continue;
+        for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+            for (int a = 0; a < 2; a++)
+                if ((!name[0] || strcmp(name, points[i].name) == 0) &&
+                    is_worth_it(&points[i], &ways[w], a == 1))
+                    add(&points[i], &ways[w], actions[a]);
+        add(NULL, &ways[w], "");
     }
     return _cmocka_run_group_tests("e2e/gpu_link_faults", tests, count, learn, forget);
 }
