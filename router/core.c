@@ -49,10 +49,8 @@ void router_core_free(struct router_core *core)
         mem_free(entry->client);
         mem_free(entry);
     }
-    for (uint32_t i = 0; i < core->nodes_count; i++) {
-        arena_fini(&core->nodes[i]->arena);
-        mem_free(core->nodes[i]);
-    }
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        registry_node_free(core->nodes[i]);
     for (struct list_link *l; (l = list_pop_front(&core->queries)) != NULL;)
         mem_free(list_member(l, struct waiting_query, link));
     map_fini(&core->peers);

@@ -130,8 +130,16 @@ void registry_note_transfer(struct router_core *core, struct node *from, const s
     sched_rate_add(&core->rate, bytes, ns);
 }
 
+void registry_node_free(struct node *n)
+{
+    paths_free(n);
+    mem_free(n->rates);
+    arena_fini(&n->arena);
+    mem_free(n);
+}
+
 /* The others keep their order: ties go to the node that joined first. */
-static void node_free(struct router_core *core, struct node *n)
+static void node_leaves(struct router_core *core, struct node *n)
 {
     for (uint32_t i = 0; i < core->nodes_count; i++)
         if (core->nodes[i]->rates) forget_rate(core->nodes[i]->rates, n->index);
@@ -143,10 +151,7 @@ static void node_free(struct router_core *core, struct node *n)
     }
     core->nodes[core->nodes_count] = NULL;
     core->sched[core->nodes_count] = NULL;
-    paths_free(n);
-    mem_free(n->rates);
-    arena_fini(&n->arena);
-    mem_free(n);
+    registry_node_free(n);
 }
 
 static void lose_choices(struct router_core *core, uint64_t now_ns, struct node *n, bool death,
@@ -189,7 +194,7 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     if (death) core->counts.node_deaths++;
     n->sched.open = false;
     lose_choices(core, now_ns, n, death, reason);
-    node_free(core, n);
+    node_leaves(core, n);
     registry_answer_drained(core, now_ns, name);
     core->dispatch_wanted = true;
 }

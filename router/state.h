@@ -289,6 +289,7 @@ void paths_free(struct node *node);
 void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
                       const struct msg_live *live);
 /* A pair was chosen for a transfer; one of its transfers has ended, and a request waited for it. */
+void registry_node_free(struct node *n); /* and what it owns; the core's lists are left alone */
 void registry_note_try(const struct router_core *core, struct node *from, const struct node *to);
 void registry_note_transfer(struct router_core *core, struct node *from, const struct node *to,
                             uint64_t bytes, uint64_t ns);
