@@ -6,11 +6,13 @@
  *       slots, their handle, an abstract socket
  *       offer {handle, name} ------------------------->   connects to the socket
  *       accepts, sends a byte, is joined -------------->   maps the slots, is joined
- *       close: frees the slots at the connection's end    close: unmaps, then closes the connection
+ *       close: frees the slots when the dialler has       close: unmaps, then sends a byte
+ *       let them go
  *
  * Freeing memory that another process has mapped is not defined, and a stopped dialler may still write.
- * So slots whose dialler has not gone are kept, by `lent` below, until it has; open sweeps them. The
- * connection ends with the process whatever becomes of it, and needs no common process ids. */
+ * So slots whose dialler has not let them go are kept, by `lent` below, and looked at whenever a link is
+ * opened or closed. The connection ends with the process whatever becomes of it, and needs no common process
+ * ids; what else the process had is taken down in no particular order, hence the grace. */
 #include <cuda_runtime_api.h>
 #include <errno.h>
 #include <stdio.h>
@@ -20,12 +22,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/list.h"
 #include "common/mem.h"
 #include "common/plant.h"
 #include "xfer/device/ipc.h"
 
 enum { LENT_MAX = 64, SLOT_ALIGN = 256 };
+#define GRACE_NS NS_PER_S /* from the end of a connection that ended without a word */
 
 struct ipc_offer {
     cudaIpcMemHandle_t handle;
@@ -40,6 +44,7 @@ struct ipc {
     int listener, connection; /* negative: none */
     uint64_t name[2];
     cudaIpcMemHandle_t theirs; /* dialler */
+    uint64_t gone_ns;          /* acceptor: the connection has ended; 0: not yet */
     char *slots;               /* the acceptor's own, the dialler's view of them */
     bool begun;
     uint32_t slot;
@@ -104,12 +109,18 @@ static enum err take_connection(struct ipc *t)
 }
 
 /* No process maps the slots any more, or ever did: who was not accepted had no byte. */
-static bool is_back(const struct ipc *t)
+static bool is_back(struct ipc *t)
 {
     char byte;
+    uint64_t now_ns = clock_now_ns();
     if (t->connection < 0) return true;
-    ssize_t n = recv(t->connection, &byte, 1, MSG_DONTWAIT);
-    return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+    if (t->gone_ns == 0) {
+        ssize_t n = recv(t->connection, &byte, 1, MSG_DONTWAIT);
+        if (n > 0) return true;
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+        t->gone_ns = now_ns;
+    }
+    return now_ns - t->gone_ns >= GRACE_NS;
 }
 
 static void free_slots(struct ipc *t)
@@ -163,9 +174,12 @@ static void ipc_close(struct transport *transport, enum transport_end end)
     struct ipc *t = ipc(transport);
     (void)end; /* the connection tells more than what the two have agreed on */
     if (!t) return;
+    sweep();
     if (t->options.dialler) {
-        if (t->slots && cudaSetDevice((int)t->options.device_index) == cudaSuccess)
-            cudaIpcCloseMemHandle(t->slots);
+        bool unmapped = !t->slots || (cudaSetDevice((int)t->options.device_index) == cudaSuccess &&
+                                      cudaIpcCloseMemHandle(t->slots) == cudaSuccess);
+        if (unmapped && t->connection >= 0)
+            (void)!send(t->connection, ".", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
         cudaGetLastError();
         t->slots = NULL;
     } else if (!is_back(t) && !PLANTED("ipc_slots_freed_early")) {
