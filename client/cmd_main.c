@@ -17,6 +17,7 @@ static const struct verb {
     {"explain", cmd_explain, "where the time of one request went"},
     {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
     {"plan", cmd_plan, "memory and nodes that a model and a load need, offline"},
+    {"sim", cmd_sim, "replay a trace through the prefix cache, by policy and pool size"},
     {"tokenize", cmd_tokenize, "text to token ids, offline"},
     {"detokenize", cmd_detokenize, "token ids to text, offline"},
 };

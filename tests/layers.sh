@@ -19,6 +19,7 @@ node engine xfer proto
 prefill_node node
 decode_node node
 router proto text common
+replay kv common
 client proto text common
 '
 
@@ -114,6 +115,9 @@ self_test() {
     try bad node/core.c '/* not\nthis */ x = time(NULL);'
     try bad kernels/cuda/a.cuh '#include "engine/sampler.h"'
     try bad kernels/cuda/a.cu '#include "kv/pool.h"'
+    try bad client/a.c '#include "replay/trace.h"'
+    try bad replay/a.c '#include "node/core.h"'
+    try good replay/a.c '#include "kv/prefix.h"'
     try good node/a.c '#include "kernels/backend.h"\n#include "common/err.h"'
     try good engine/a.c '#include "kv/pool.h"\n#include <zmq.h>'
     try good node/core.c '/* never calls clock_now_ns */ int f(uint64_t now_ns);'
