@@ -184,7 +184,7 @@ void evict_used(struct evict *x, uint32_t block)
 {
     struct known *k = &x->known[block];
     k->view.level = x->level;
-    if (k->view.uses < UINT32_MAX) k->view.uses++;
+    if (k->view.uses < EVICT_USES_MAX) k->view.uses++;
     if (k->frequency < EVICT_FREQUENCY_MAX) k->frequency++;
 }
 

@@ -6,7 +6,7 @@
  *     struct evict_config config = {.policy = EVICT_LRU};
  *     if ((e = evict_new(&order, &config, blocks_count)) != OK) return e;
  *     evict_known(order, block, hash, depth);  // it has entered the cache
- *     evict_used(order, block);                // a match has found it
+ *     evict_used(order, block);                // a match has found it, and was of use
  *     evict_released(order, block);            // nobody but the cache holds it any more
  *     evict_add(order, block);                 // it is a candidate; evict_remove: no more
  *     uint32_t victim = evict_pick(order);     // EVICT_NONE: there is no candidate
@@ -52,7 +52,8 @@ enum {
      * 8e9 weights have 16e9 operations per token and 0.52e6 per token attended to. */
     EVICT_COST_EVEN_TOKENS = 32768,
     EVICT_SMALL_SHARE = 10, /* s3fifo: one in so many blocks is in the small queue */
-    EVICT_FREQUENCY_MAX = 3
+    EVICT_FREQUENCY_MAX = 3,
+    EVICT_USES_MAX = 64 /* more count as these: what was the favourite of a day must age in hours */
 };
 
 struct evict_config {

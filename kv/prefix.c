@@ -193,13 +193,17 @@ uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t 
                          uint32_t blocks_max)
 {
     uint32_t n = walk(cache, salt, tokens, tokens_count, blocks, blocks_max);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++)
         kv_pool_hold(cache->pool, blocks[i], kind);
-        evict_used(cache->order, blocks[i].v);
-    }
     cache->stats.queried_tokens += tokens_count;
     cache->stats.hit_tokens += (uint64_t)n * BLOCK_TOKENS;
     return n;
+}
+
+void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count)
+{
+    for (uint32_t i = 0; i < blocks_count; i++)
+        evict_used(cache->order, blocks[i].v);
 }
 
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,

@@ -3,7 +3,7 @@
  *     struct kv_prefix *cache;
  *     if ((e = kv_prefix_new(&cache, pool, blocks_count, &config)) != OK) return e;
  *     uint32_t n = kv_prefix_match(cache, salt, tokens, tokens_count, HOLD_SEQUENCE, blocks, max);
- *     ... the first n blocks of the prompt are held for the caller; compute the rest ...
+ *     kv_prefix_used(cache, blocks, n);       // held for the caller, who has room for the rest
  *     kv_prefix_insert(cache, salt, tokens, n_full * 16, HOLD_SEQUENCE, blocks);  // KV is complete
  *     kv_prefix_evict(cache, wanted);                                     // when the pool is empty
  *
@@ -12,11 +12,11 @@
  * hashes can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
  * leaf, so a cached prefix never has a hole.
  *
- * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but always
- * behind their children. If all that is left are such blocks with children that somebody holds (a transfer of the
- * tail of a sequence, say), those children are first forgotten: their holder keeps them, nobody
- * finds them any more. So every block in state cached can be had, but for the pinned ones: a prefix that
- * is pinned stays, and all of them together are at most half of the pool.
+ * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but
+ * always behind their children. If all that is left are such blocks with children that somebody
+ * holds (a transfer of the tail of a sequence, say), those children are first forgotten: their holder
+ * keeps them, nobody finds them any more. So every block in state cached can be had, but for the
+ * pinned ones: a prefix that is pinned stays, and all of them together are at most half of the pool.
  *
  * Rules: nothing is allocated after kv_prefix_new. The cache holds each of its blocks once with
  * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last
@@ -46,6 +46,9 @@ void kv_prefix_free(struct kv_prefix *cache);
 uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                          uint32_t tokens_count, enum hold kind, struct block_id *blocks,
                          uint32_t blocks_max);
+/* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
+ * starts, so that one that is tried again and again while the pool is full does not count so often. */
+void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);
 /* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                         uint32_t tokens_count);

@@ -60,6 +60,7 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         accounts_close(c, s);
         return ERR_FULL;
     }
+    if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     take(c, s, need - s->table_count);
     return OK;

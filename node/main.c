@@ -61,7 +61,7 @@ static const struct setting rows[] = {
                 "sequences decoded in one step; 0: the role's (prefill 8, decode 32)"),
     SETTING_BOOL(struct options, prefix_cache, "prefix-cache", "true",
                  "keep blocks of ended sequences for prompts that begin alike"),
-    SETTING_CHOICE(struct options, evict, "evict", EVICT_POLICIES, "lru",
+    SETTING_CHOICE(struct options, evict, "evict", EVICT_POLICIES, "lfu",
                    "which of them go first when the pool is full (docs/kv-memory.md)"),
     SETTING_DURATION(struct options, evict_ttl_ns, "evict-ttl", "5m", NS_PER_MS,
                      24 * 3600 * NS_PER_S,

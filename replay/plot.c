@@ -74,11 +74,18 @@ static void add_axes(const struct plot *p, double top, struct buf *out)
     add_text(out, 20, middle, how, p->y_label);
 }
 
+/* The first line of a kind of its own, so that two limits are told apart. */
+static const char *dashes_of(const struct plot *p, const struct plot_line *l)
+{
+    if (!l->limit) return "";
+    return l == p->line ? " stroke-dasharray=\"2 4\"" : " stroke-dasharray=\"7 4\"";
+}
+
 static void add_line(const struct plot *p, const struct plot_line *l, const char *colour,
                      double top, struct buf *out)
 {
     buf_printf(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\"%s points=\"", colour,
-               l->limit ? " stroke-dasharray=\"6 4\"" : "");
+               dashes_of(p, l));
     for (size_t i = 0; i < p->x_count; i++)
         buf_printf(out, "%.1f,%.1f ", x_at(p, i), y_at(l->y[i], top));
     buf_add_string(out, "\"/>\n");
@@ -107,7 +114,7 @@ void plot_svg(const struct plot *p, struct buf *out)
         buf_printf(out,
                    "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
                    "stroke-width=\"2\"%s/>\n",
-                   x, x + 24, y, y, colour, l->limit ? " stroke-dasharray=\"6 4\"" : "");
+                   x, x + 24, y, y, colour, dashes_of(p, l));
         add_text(out, x + 30, y + 4, "", l->name);
     }
     buf_add_string(out, "</svg>\n");

@@ -38,6 +38,7 @@ static void one_request(struct run *r, const struct trace_request *q)
         lack = 0;
         need = held;
     } else {
+        kv_prefix_used(r->cache, r->table, held);
         r->result->hit_blocks += held;
         r->result->new_blocks += lack;
     }

@@ -14,9 +14,9 @@
  *
  * The limit is Belady's MIN on single blocks, free not to keep what it has just computed: what is used
  * latest goes, and of blocks used at the same time the deepest. A block is never used before the one in
- * front of it, so MIN obeys the rule of leaves by itself, and is the optimum, not just a bound. It serves
- * prompts that a pool would refuse, and finds also the last block of a prompt of whole blocks: on both
- * counts no cache is above it.
+ * front of it, so MIN obeys the rule of leaves by itself. It needs no room for a prompt being computed, it
+ * serves prompts that a pool would refuse, and finds also the last block of a prompt of whole blocks: on
+ * all counts a pool of that size cannot be above it.
  *
  * Rules: one run belongs to one thread; runs of one trace may be side by side. */
 #ifndef TANDEM_REPLAY_REPLAY_H

@@ -236,7 +236,7 @@ static void is_used(struct evict *x, struct model *m, uint32_t i)
     evict_used(x, i);
     evict_released(x, i);
     evict_add(x, i);
-    b->uses++;
+    b->uses += b->uses < 64;
     b->level = m->level;
     b->frequency += b->frequency < 3;
     b->turn = ++m->turn;
