@@ -151,9 +151,7 @@ static inline void node_stop(struct node *n)
     xfer_stop(n->x);
     xfer_close(n->x);
     mem_free(n->kv);
-    mem_free(n->staging);
-    pthread_cond_destroy(&n->change);
-    pthread_mutex_destroy(&n->lock);
+    mem_free(n->staging); /* its events may still be looked at, under the lock */
 }
 
 /* Every byte tells block and layer of its writer. */
