@@ -13,12 +13,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/list.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/tcp.h"
 
 enum { BACKLOG = 16, PAGE_BYTES_MAX = 4 << 20 };
+#define DEAF_NS (100 * NS_PER_MS)
 
 struct guest {
     struct monitor *monitor;
@@ -30,11 +32,12 @@ struct guest {
 
 struct monitor {
     struct loop *loop;
-    struct loop_timer *timer; /* at the first guest's deadline */
+    struct loop_timer *timer; /* at the first guest's deadline, or when guests are let in again */
     struct evconnlistener *listener;
     const struct monitor_pages *pages;
     void *ctx;
     uint64_t guest_ns;
+    uint64_t deaf_until_ns; /* no guest is let in; 0: all are */
     struct buf page, head;
     const char *type;        /* of the page */
     struct list_link guests; /* the oldest first */
@@ -133,6 +136,7 @@ static void set_timer(struct monitor *m)
     uint64_t when_ns = TIME_NEVER;
     if (!list_empty(&m->guests))
         when_ns = list_member(m->guests.next, struct guest, link)->deadline_ns;
+    if (m->deaf_until_ns > 0 && m->deaf_until_ns < when_ns) when_ns = m->deaf_until_ns;
     loop_timer_set(m->timer, when_ns);
 }
 
@@ -237,16 +241,26 @@ static void on_accept(struct evconnlistener *listener, int fd, struct sockaddr *
     loop_callback_end(m->loop);
 }
 
-/* Most likely there are no file descriptors left. */
+/* Most likely there are no file descriptors left. Who waits to be let in would be told of at once, again
+ * and again: nobody is asked for a while. */
 static void on_accept_error(struct evconnlistener *listener, void *arg)
 {
-    (void)listener;
-    end_oldest(arg);
+    struct monitor *m = arg;
+    uint64_t now_ns = loop_callback_begin(m->loop);
+    end_oldest(m);
+    evconnlistener_disable(listener);
+    m->deaf_until_ns = now_ns + DEAF_NS;
+    set_timer(m);
+    loop_callback_end(m->loop);
 }
 
 static void on_timer(void *ctx, uint64_t now_ns)
 {
     struct monitor *m = ctx;
+    if (m->deaf_until_ns > 0 && m->deaf_until_ns <= now_ns) {
+        m->deaf_until_ns = 0;
+        evconnlistener_enable(m->listener);
+    }
     while (!list_empty(&m->guests) &&
            list_member(m->guests.next, struct guest, link)->deadline_ns <= now_ns)
         end_oldest(m);

@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/address.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/monitor.h"
@@ -290,6 +292,37 @@ static void failures_at_the_start_are_named_and_leave_nothing_behind(void **stat
     monitor_close(NULL);
 }
 
+/* libevent's, too: fails while there are no descriptors left, as it were. */
+static bool no_descriptors;
+static int accepts;
+int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
+{
+    accepts++;
+    if (!no_descriptors) return (int)syscall(SYS_accept4, fd, address, size, flags);
+    errno = EMFILE;
+    return -1;
+}
+
+static void descriptors_come_back(void *ctx, uint64_t now_ns)
+{
+    (void)ctx, (void)now_ns;
+    no_descriptors = false;
+}
+
+static void without_descriptors_nobody_is_let_in_for_a_while(void **state)
+{
+    struct bench *b = *state;
+    struct loop_timer *timer;
+    assert_ok(loop_timer_new(b->loop, descriptors_come_back, NULL, &timer));
+    loop_timer_set(timer, loop_now_ns(b->loop) + 20 * NS_PER_MS);
+    no_descriptors = true;
+    accepts = 0;
+    expect(get(b, "GET /healthz"), "HTTP/1.1 200 OK\r\n", "ok\n");
+    assert_false(no_descriptors);
+    assert_in_range(accepts, 2, 5); /* and not as often as the loop could turn */
+    loop_timer_free(timer);
+}
+
 static void a_guest_for_whom_there_is_no_memory_is_sent_away(void **state)
 {
     struct bench *b = *state;
@@ -314,6 +347,7 @@ int main(void)
         MONITOR_TEST(a_guest_has_its_time_and_no_more),
         MONITOR_TEST(it_can_close_while_guests_are_there),
         MONITOR_TEST(failures_at_the_start_are_named_and_leave_nothing_behind),
+        MONITOR_TEST(without_descriptors_nobody_is_let_in_for_a_while),
         MONITOR_TEST(a_guest_for_whom_there_is_no_memory_is_sent_away),
     };
     log_setup(LOG_OFF, NULL);

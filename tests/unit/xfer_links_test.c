@@ -168,10 +168,9 @@ static void assert_dials(const struct world *w, uint32_t nccl, uint32_t shm, uin
         fail_msg("dials: %u %u %u", w->dials[NCCL], w->dials[SHM], w->dials[TCP]);
 }
 
-/* The whole of a ticket over a link that is ready. */
-static void deliver(struct world *w, enum way way, uint64_t n)
+/* Each layer of a ticket's tokens. */
+static void push_all(struct world *w, uint64_t n)
 {
-    struct xfer_send send;
     for (uint32_t layer = 0; layer < geometry.layers_count; layer++) {
         static const uint32_t blocks[] = {0, 1, 2};
         struct xfer_op o = {.kind = XFER_PUSH,
@@ -184,6 +183,13 @@ static void deliver(struct world *w, enum way way, uint64_t n)
         assert_ok(xfer_message_new(&o, &geometry, 3, &m));
         xfer_core_op(w->core, &m, w->now);
     }
+}
+
+/* The whole of a ticket over a link that is ready. */
+static void deliver(struct world *w, enum way way, uint64_t n)
+{
+    struct xfer_send send;
+    push_all(w, n);
     op(w, XFER_COMMIT, n, NULL);
     while (xfer_core_wants(w->core, w->session[way], &send))
         xfer_core_sent(w->core, w->session[way], &send, w->now);
@@ -537,18 +543,7 @@ static void carry(struct world *w, enum way way, uint64_t n, uint64_t ns)
     struct xfer_send send;
     uint64_t bytes = 0;
     op(w, XFER_OPEN, n, name[way]);
-    static const uint32_t blocks[3];
-    for (uint32_t layer = 0; layer < 2; layer++) {
-        struct xfer_op o = {.kind = XFER_PUSH,
-                            .ticket = ticket(n),
-                            .tokens_end = TOKENS,
-                            .blocks = blocks,
-                            .blocks_count = 3,
-                            .layer = layer};
-        struct xfer_message m;
-        assert_ok(xfer_message_new(&o, &geometry, 3, &m));
-        xfer_core_op(w->core, &m, w->now);
-    }
+    push_all(w, n);
     op(w, XFER_COMMIT, n, NULL);
     while (xfer_core_wants(w->core, w->session[way], &send)) {
         bytes += send.blocks_count * kv_layer_bytes(&geometry);
