@@ -19,6 +19,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "common/host_device.h"
+
 /* 1 was an order of CPU pools in which V's tokens did not lie in pairs. */
 enum { BLOCK_TOKENS = 16, KV_LAYOUT_CUDA = 2, KV_LAYOUT_CPU = 3 };
 
@@ -117,7 +119,7 @@ static inline bool kv_range_within(const struct kv_range *inner, const struct kv
 /* Checksum of a payload of `words` 64-bit little-endian words, which a device computes while it copies
  * them, in any order: the sum of the words, each with its place in it and sent through splitmix64's
  * finalizer (Steele, Lea and Flood, 2014). */
-static inline uint64_t kv_hash_word(uint64_t word, uint64_t place)
+HOST_DEVICE static inline uint64_t kv_hash_word(uint64_t word, uint64_t place)
 {
     uint64_t h = word + (place + 1) * 0x9e3779b97f4a7c15u;
     h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9u;

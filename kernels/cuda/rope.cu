@@ -118,15 +118,8 @@ __device__ __forceinline__ struct kv_place place_of(uint32_t at, uint32_t layout
 /* What 16 bytes at byte `at` of a payload give to its checksum: kv_hash of common/geometry.h. */
 __device__ __forceinline__ uint64_t hash_of(uint4 words, size_t at)
 {
-    const uint64_t word[2] = {words.x | (uint64_t)words.y << 32, words.z | (uint64_t)words.w << 32};
-    uint64_t sum = 0;
-    for (uint32_t i = 0; i < 2; i++) {
-        uint64_t h = word[i] + (at / 8 + i + 1) * 0x9e3779b97f4a7c15u;
-        h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9u;
-        h = (h ^ h >> 27) * 0x94d049bb133111ebu;
-        sum += h ^ h >> 31;
-    }
-    return sum;
+    return kv_hash_word(words.x | (uint64_t)words.y << 32, at / 8) +
+           kv_hash_word(words.z | (uint64_t)words.w << 32, at / 8 + 1);
 }
 
 /* One addition to global memory for each warp, whose lanes all call it. */
