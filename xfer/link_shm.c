@@ -29,6 +29,7 @@
 
 #include "common/mem.h"
 #include "xfer/ring.h"
+#include "xfer/same_user.h"
 
 enum {
     CONTROL_BYTES = 4096,
@@ -116,17 +117,6 @@ static socklen_t abstract_name(struct sockaddr_un *un, const char *name)
     size_t room = sizeof un->sun_path - 1;
     size_t n = (size_t)snprintf(un->sun_path + 1, room, "tandem-kv-%s", name);
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (n < room ? n : room - 1));
-}
-
-static enum err same_user(int fd)
-{
-    struct ucred peer;
-    socklen_t size = sizeof peer;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
-        return err_set(ERR_IO, "shm link: %s", strerror(errno));
-    if (peer.uid != geteuid())
-        return err_set(ERR_UNSUPPORTED, "shm link: the other side runs as user %u", peer.uid);
-    return OK;
 }
 
 static void shm_close(struct kv_link *link)
@@ -231,7 +221,8 @@ static enum err shm_dial(struct kv_link **link, const char *address,
     }
     struct shm_link *s;
     if ((e = link_new(&s, fd, true, options)) != OK) return e;
-    if ((e = same_user(fd)) != OK || (e = offer_memory(s, ring_bytes_for(options))) != OK) {
+    if ((e = link_same_user(fd, "shm")) != OK ||
+        (e = offer_memory(s, ring_bytes_for(options))) != OK) {
         shm_close(&s->base);
         return e;
     }
@@ -426,7 +417,7 @@ static enum err shm_accept(struct kv_listener *listener, struct kv_link **link)
         return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED
                    ? ERR_AGAIN
                    : err_set(ERR_IO, "accept: %s", strerror(errno));
-    if ((e = same_user(fd)) != OK) {
+    if ((e = link_same_user(fd, "shm")) != OK) {
         close(fd);
         return e;
     }

@@ -27,6 +27,7 @@
 #include "common/mem.h"
 #include "common/plant.h"
 #include "xfer/device/ipc.h"
+#include "xfer/same_user.h"
 
 enum { LENT_MAX = 64, SLOT_ALIGN = 256 };
 #define GRACE_NS NS_PER_S /* from the end of a connection that ended without a word */
@@ -79,17 +80,6 @@ static socklen_t socket_name(struct sockaddr_un *un, const uint64_t name[2])
     int n = snprintf(un->sun_path + 1, sizeof un->sun_path - 1, "tandem-ipc-%016llx%016llx",
                      (unsigned long long)name[0], (unsigned long long)name[1]);
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
-}
-
-static enum err same_user(int fd)
-{
-    struct ucred peer;
-    socklen_t size = sizeof peer;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
-        return err_set(ERR_IO, "ipc link: %s", strerror(errno));
-    if (peer.uid != geteuid())
-        return err_set(ERR_UNSUPPORTED, "ipc link: the other side runs as user %u", peer.uid);
-    return OK;
 }
 
 /* --- the acceptor's memory --- */
@@ -239,7 +229,7 @@ static enum err ipc_join(struct transport *transport, const uint8_t *bytes, size
     if (connect(t->connection, (struct sockaddr *)&un, name) != 0)
         return err_set(ERR_PEER, "ipc link: connect: %s", strerror(errno));
     t->theirs = offer.handle;
-    return same_user(t->connection);
+    return link_same_user(t->connection, "ipc");
 }
 
 static enum err map_slots(struct ipc *t)
@@ -259,7 +249,7 @@ static enum err ipc_joined(struct transport *transport)
     struct ipc *t = ipc(transport);
     if (t->options.dialler) return map_slots(t);
     enum err e = take_connection(t);
-    return e != OK ? e : same_user(t->connection);
+    return e != OK ? e : link_same_user(t->connection, "ipc");
 }
 
 static int ipc_fd(const struct transport *transport)
