@@ -123,6 +123,15 @@ static void make_ready(struct world *w, enum way way)
              .kind = FRAME_HELLO, .geometry = geometry, .part = all, .window_bytes = WINDOW});
 }
 
+/* Ticket 1 travels over shm, and nccl has got ready meanwhile. */
+static void world_with_both(struct world *w)
+{
+    world_new(w);
+    op(w, XFER_OPEN, 1, NULL);
+    make_ready(w, SHM);
+    make_ready(w, NCCL);
+}
+
 static void lose(struct world *w, enum way way, enum err e, const char *why)
 {
     assert_non_null(w->session[way]);
@@ -248,10 +257,7 @@ static void the_next_attempt_goes_over_another_link(void **state)
 {
     (void)state;
     struct world w;
-    world_new(&w);
-    op(&w, XFER_OPEN, 1, NULL);
-    make_ready(&w, SHM);
-    make_ready(&w, NCCL);
+    world_with_both(&w);
     op(&w, XFER_OPEN, 2, NULL);
     assert_over(&w, NCCL, 2);
     lose(&w, NCCL, ERR_PEER, "the network broke");
@@ -411,10 +417,7 @@ static void idle_links_are_closed_and_made_again_without_a_failure(void **state)
 {
     (void)state;
     struct world w;
-    world_new(&w);
-    op(&w, XFER_OPEN, 1, NULL);
-    make_ready(&w, SHM);
-    make_ready(&w, NCCL);
+    world_with_both(&w);
     assert_over(&w, SHM, 1);
     deliver(&w, SHM, 1);
     pass(&w, IDLE);
@@ -569,10 +572,7 @@ static void the_faster_link_by_measurement_gets_the_tickets(void **state)
     (void)state;
     struct world w;
     uint64_t n = 100;
-    world_new(&w);
-    op(&w, XFER_OPEN, 1, NULL);
-    make_ready(&w, SHM);
-    make_ready(&w, NCCL);
+    world_with_both(&w);
     assert_over(&w, SHM, 1);
     measure(&w, SHM, &n, 1536); /* 1 GB/s */
     measure(&w, NCCL, &n, 3 * 1536);
