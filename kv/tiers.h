@@ -1,0 +1,118 @@
+/* kv_tiers: the tiers of a node behind its pool, and the thread that reads and writes them.
+ *
+ *     struct kv_tiers *tiers;
+ *     struct kv_tiers_options o = {.geometry = g, .space = space, .bytes = {...}, .tier = {...}, .tiers_count = 2};
+ *     if ((e = kv_tiers_open(&tiers, &o, on_event, ctx)) != OK) return e;
+ *     kv_tiers_start(tiers);                                               // the tier thread begins
+ *     e = kv_tiers_post(tiers, &(struct kv_tier_op){.kind = KV_TIER_LOAD, ...});   // loop thread; copied
+ *     ... on_event(ctx, &event) is called ON THE TIER THREAD: put it into a mailbox, return ...
+ *     kv_tiers_stop(tiers); kv_tiers_close(tiers);
+ *
+ *     LOAD    fills blocks of the pool with the longest leading run that the tiers hold of a prompt's
+ *             blocks; the first tier that has a block gives it. The loop thread holds each block with
+ *             HOLD_TRANSFER from post to event and then makes the `count` first ones known to the prefix
+ *             cache.
+ *     STORE   keeps complete blocks of the pool in every tier that has them not; the blocks are held
+ *             likewise.
+ *
+ * Rules: each op that was taken ends in exactly one event, also at kv_tiers_stop; until then the tier thread
+ * may touch the op's blocks, afterwards never. LOADs go before STOREs; a LOAD whose deadline is over when
+ * its turn comes ends at once with none. Before a LOAD reads from a tier, kv_tiers_worth is asked with the
+ * tier's measured rate and what computing would take: what is not worth it is not read. A tier that fails
+ * or is late `breaker_failures` times in a row is left alone for a while (1 s doubling to 60 s), said once
+ * in the log when it begins and once when it ends. A full mailbox refuses STOREs first: what is not kept is
+ * computed again one day.
+ * Owner: the loop thread posts and reads stats; the tier thread does all else. */
+#ifndef TANDEM_KV_TIERS_H
+#define TANDEM_KV_TIERS_H
+
+#include <stdbool.h>
+
+#include "common/geometry.h"
+#include "kv/tier.h"
+
+struct kv_tiers;
+
+enum { KV_TIERS_MAX = 3 };
+
+/* A block of the pool to and from host memory, all layers, in the pool's order; called on the tier thread,
+ * for blocks that an op holds. */
+struct kv_tier_bytes {
+    void *ctx;
+    enum err (*read)(void *ctx, uint32_t block, void *host);
+    enum err (*write)(void *ctx, uint32_t block, const void *host);
+};
+
+struct kv_tiers_options {
+    struct kv_geometry geometry;
+    struct id128 space; /* kv_tier_space */
+    struct kv_tier_bytes bytes;
+    struct {
+        const struct kv_tier_ops *ops;
+        struct kv_tier_options options; /* value_bytes and space are filled in by kv_tiers_open */
+    } tier[KV_TIERS_MAX];               /* the fastest first */
+    uint32_t tiers_count;
+    uint64_t deadline_ns;      /* of a LOAD as a whole: 20 ms; STOREs have ten times that */
+    uint32_t breaker_failures; /* 3 */
+    uint32_t ops_max;          /* waiting at once: 1024 */
+    uint32_t blocks_max;       /* of one op: longer ones are refused */
+};
+
+enum kv_tier_op_kind { KV_TIER_LOAD, KV_TIER_STORE };
+
+struct kv_tier_op {
+    enum kv_tier_op_kind kind;
+    uint64_t id;   /* the caller's, comes back in the event */
+    uint64_t salt; /* the tenant's */
+    const uint32_t
+        *tokens; /* of the prompt from its very start; (first_block + count) x 16 of them */
+    uint32_t first_block;   /* of these tokens: blocks before it are not the op's business */
+    const uint32_t *blocks; /* [count]: pool blocks of first_block … */
+    uint32_t count;
+    uint32_t token_ns;  /* LOAD: what computing one of these tokens takes here; 0: not known */
+    uint64_t posted_ns; /* LOAD: its deadline counts from here */
+};
+
+struct kv_tier_event {
+    uint64_t id;
+    enum kv_tier_op_kind kind;
+    uint32_t
+        count; /* LOAD: leading blocks that are filled and right; STORE: that some tier holds */
+    uint32_t from[KV_TIERS_MAX]; /* LOAD: of those, by tier */
+    uint64_t bytes;              /* read or written */
+    uint64_t ended_ns;
+};
+
+typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
+
+/* Opens all tiers: ERR_INVALID, ERR_IO with the tier's name and what to do. */
+enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
+                       kv_tier_event_fn *on_event, void *ctx);
+enum err kv_tiers_start(struct kv_tiers *tiers);
+/* ERR_FULL: too many wait, ERR_INVALID, ERR_CANCELLED after kv_tiers_stop: then nothing was done. */
+enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
+void kv_tiers_stop(struct kv_tiers *tiers);
+void kv_tiers_close(struct kv_tiers *tiers); /* NULL is allowed */
+
+/* Whether reading so many blocks is expected to be faster than computing their tokens; pure. rate 0: not
+ * measured, tried; token_ns 0: not known, read. `open_ns`: what a read takes before its first byte. */
+bool kv_tiers_worth(uint64_t bytes, uint64_t rate, uint64_t open_ns, uint32_t tokens,
+                    uint32_t token_ns);
+
+struct kv_tiers_stats {
+    struct kv_tier_row {
+        const char *name;
+        struct kv_tier_stats kept;
+        uint64_t hits, misses, not_worth, late, failures,
+            wrong; /* blocks; calls; entries that failed the check */
+        uint64_t read_bytes, written_bytes, read_rate,
+            write_rate; /* rates: bytes/s, smoothed; 0: not measured */
+        bool broken;    /* the breaker is open */
+    } row[KV_TIERS_MAX];
+    uint32_t rows_count;
+    uint64_t stores_dropped; /* refused because too many waited */
+};
+/* Any thread. */
+void kv_tiers_stats(const struct kv_tiers *tiers, struct kv_tiers_stats *stats);
+
+#endif
