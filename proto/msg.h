@@ -19,7 +19,7 @@
  *                TOKENS D->R    FINISHED N->R    FINISHED_ACK R->N   FAILED N->R   CANCEL R->N, C->R
  *                RESEND R->D    DRAIN R->N       DRAINED N->R
  *     clients    SUBMIT C->R    ACCEPTED R->C    REJECTED R->C   OUTPUT R->C      DONE R->C
- *                QUERY C->R     ANSWER R->C
+ *                QUERY C->R     ANSWER R->C       and of what a node caches: QUERY R->N, ANSWER N->R
  */
 #ifndef TANDEM_PROTO_MSG_H
 #define TANDEM_PROTO_MSG_H
@@ -310,11 +310,13 @@ struct msg_done {
     struct request_timing timing;
     const char *prefill_node, *decode_node;
 };
-enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3 };
+enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 };
 struct msg_query {
     uint64_t ref;
     enum query query;
-    const char *argument; /* EXPLAIN: request id. DRAIN: node name or "" */
+    const char
+        *argument; /* EXPLAIN: request id. DRAIN, KV: node name or "". Of a node only KV is asked,
+                           * without an argument */
 };
 struct msg_answer {
     uint64_t ref;

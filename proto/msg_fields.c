@@ -385,7 +385,7 @@ static const struct field done_rows[] = {
 #define W Tandem__Query
 static const struct field query_rows[] = {
     U64(ref),
-    ENUM(query, QUERY_STATUS, QUERY_DRAIN),
+    ENUM(query, QUERY_STATUS, QUERY_KV),
     STRING(argument, MSG_NAME_MAX),
 };
 #undef C

@@ -181,6 +181,7 @@ static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer
     case QUERY_STATUS: e = router_core_status(core, now_ns, &json); break;
     case QUERY_EXPLAIN: e = query_explain(core, now_ns, q->argument, &json); break;
     case QUERY_DRAIN: e = query_drain(core, now_ns, peer, q); break;
+    case QUERY_KV: e = err_set(ERR_UNSUPPORTED, "this router asks no nodes about their KV"); break;
     }
     if (e != OK)
         answer(core, now_ns, peer, q->ref, e, err_text());

@@ -350,7 +350,7 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
     case MSG_DONE: m.done = done(r); break;
     case MSG_QUERY:
         m.query =
-            (struct msg_query){r64(r), QUERY_STATUS + below(r, 3), string(r, 0, MSG_NAME_MAX)};
+            (struct msg_query){r64(r), QUERY_STATUS + below(r, 4), string(r, 0, MSG_NAME_MAX)};
         break;
     case MSG_ANSWER:
         m.answer.ref = r64(r);
