@@ -194,6 +194,11 @@ void evict_released(struct evict *x, uint32_t block)
     x->known[block].used_ns = x->now_ns;
 }
 
+uint64_t evict_used_ns(const struct evict *x, uint32_t block)
+{
+    return x->known[block].used_ns;
+}
+
 void evict_gone(struct evict *x, uint32_t block)
 {
     struct known *k = &x->known[block];

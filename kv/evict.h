@@ -88,6 +88,8 @@ void evict_remove(struct evict *order, uint32_t block);
 uint32_t evict_pick(struct evict *order);
 /* The candidate whose time is over, EVICT_NONE: there is none, or the policy knows no time. */
 uint32_t evict_expired(const struct evict *order);
+/* When it was let go of last, or became known. */
+uint64_t evict_used_ns(const struct evict *order, uint32_t block);
 bool evict_is_candidate(const struct evict *order, uint32_t block);
 uint32_t evict_candidates_count(const struct evict *order);
 

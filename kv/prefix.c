@@ -12,6 +12,7 @@
 
 #include "common/hash.h"
 #include "common/mem.h"
+#include "kv/regret.h"
 
 #define NONE UINT32_MAX
 
@@ -23,12 +24,14 @@ struct entry {
     uint32_t sibling_next, sibling_previous;
     uint32_t chain_next; /* in the table */
     uint32_t depth;      /* blocks before it in its prompt */
+    uint32_t uses;       /* 1: computed and never found */
     bool used;
 };
 
 struct kv_prefix {
     struct kv_pool *pool;
     struct evict *order;
+    struct kv_regret *regret;
     struct entry *entry; /* [blocks in the pool] */
     uint32_t *table;     /* [table_mask + 1] first block of each chain */
     uint32_t table_mask, blocks_count, entries_max;
@@ -60,8 +63,10 @@ enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t en
     cache->entry = mem_array(cache->blocks_count, sizeof *cache->entry);
     cache->table = mem_array(table_count, sizeof *cache->table);
     enum err e = cache->entry && cache->table ? OK : ERR_MEMORY;
+    if (e == OK) e = kv_regret_new(&cache->regret, cache->entries_max);
     if (e == OK) e = evict_new(&cache->order, config, cache->blocks_count);
     if (e != OK) {
+        kv_regret_free(cache->regret);
         mem_free(cache->entry);
         mem_free(cache->table);
         mem_free(cache);
@@ -86,6 +91,7 @@ void kv_prefix_free(struct kv_prefix *cache)
     }
     kv_pool_order(cache->pool, NULL);
     evict_free(cache->order);
+    kv_regret_free(cache->regret);
     mem_free(cache->entry);
     mem_free(cache->table);
     mem_free(cache);
@@ -132,6 +138,7 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
         .sibling_previous = NONE,
         .chain_next = *chain,
         .depth = key->parent == NONE ? 0 : cache->entry[key->parent].depth + 1,
+        .uses = 1,
         .used = true,
     };
     memcpy(e->tokens, key->tokens, sizeof e->tokens);
@@ -147,6 +154,7 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
     kv_pool_hold(cache->pool, (struct block_id){block}, HOLD_CACHE);
     cache->stats.entries_count++;
     cache->stats.inserted_blocks++;
+    cache->stats.regret_blocks += kv_regret_back(cache->regret, e->hash);
 }
 
 /* Takes a leaf out of the tree; its block stays with those who hold it, or becomes free. */
@@ -200,10 +208,16 @@ uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t 
     return n;
 }
 
+static void note_use(struct kv_prefix *cache, uint32_t block)
+{
+    evict_used(cache->order, block);
+    cache->entry[block].uses += cache->entry[block].uses < UINT32_MAX;
+}
+
 void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count)
 {
     for (uint32_t i = 0; i < blocks_count; i++)
-        evict_used(cache->order, blocks[i].v);
+        note_use(cache, blocks[i].v);
 }
 
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
@@ -226,7 +240,7 @@ void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *to
             kv_pool_hold(cache->pool, (struct block_id){found}, kind);
             kv_pool_drop(cache->pool, blocks[i], kind);
             blocks[i].v = found;
-            evict_used(cache->order, found);
+            note_use(cache, found);
             cache->stats.twin_blocks++;
         }
         parent = blocks[i].v;
@@ -249,6 +263,8 @@ uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted)
     while (evicted < wanted) {
         uint32_t block = evict_pick(cache->order);
         if (block != EVICT_NONE) {
+            kv_regret_evicted(cache->regret, cache->entry[block].hash);
+            cache->stats.unused_blocks += cache->entry[block].uses == 1;
             forget(cache, block);
             evicted++;
             continue;
@@ -313,6 +329,30 @@ uint32_t kv_prefix_evictable(const struct kv_prefix *cache)
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache)
 {
     return cache->stats;
+}
+
+bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
+                    struct kv_prefix_entry *entry)
+{
+    const struct entry *e = &cache->entry[block.v];
+    if (!e->used) return false;
+    uint32_t next_uses = 0, looked = 0;
+    for (uint32_t c = e->child; c != NONE && looked < KV_PREFIX_CHILDREN_LOOKED; looked++) {
+        const struct entry *child = &cache->entry[c];
+        if (child->uses > next_uses) next_uses = child->uses;
+        c = child->sibling_next;
+    }
+    *entry = (struct kv_prefix_entry){
+        .hash = e->hash,
+        .salt = e->salt,
+        .tokens = e->tokens,
+        .parent = {e->parent},
+        .depth = e->depth,
+        .uses = e->uses,
+        .next_uses = next_uses,
+        .used_ns = evict_used_ns(cache->order, block.v),
+    };
+    return true;
 }
 
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask)

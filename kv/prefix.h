@@ -33,6 +33,8 @@ struct kv_prefix;
 struct kv_prefix_stats {
     uint64_t queried_tokens, hit_tokens, inserted_blocks, twin_blocks, evicted_blocks,
         expired_blocks;
+    uint64_t unused_blocks; /* of the evicted ones: never found again */
+    uint64_t regret_blocks; /* of the inserted ones: they had been evicted lately (kv/regret.h) */
     uint32_t entries_count, pinned_blocks;
 };
 
@@ -73,6 +75,21 @@ void kv_prefix_unpin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tok
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);
+/* What is known of a block, for reports. Pointers live until the cache changes. */
+struct kv_prefix_entry {
+    uint64_t hash, salt;
+    const uint32_t *tokens; /* 16 */
+    struct block_id parent; /* BLOCK_NONE: it begins a prompt */
+    uint32_t depth;         /* blocks before it */
+    uint32_t uses;          /* 1: computed and never found */
+    uint32_t next_uses;     /* the most uses of a block behind it; 0: it is a leaf */
+    uint64_t used_ns;       /* when it was let go of last */
+};
+/* False: the cache does not know the block. O(1): of a block with more than KV_PREFIX_CHILDREN_LOOKED
+ * children only as many are looked at. */
+enum { KV_PREFIX_CHILDREN_LOOKED = 16 };
+bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
+                    struct kv_prefix_entry *entry);
 /* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty
  * cache only. */
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask);

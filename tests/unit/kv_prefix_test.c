@@ -308,6 +308,57 @@ static void ttl_lets_go_of_what_nobody_used_in_time(void **state)
     tear_down(&f);
 }
 
+/* The block of a cached prompt's last letter. */
+static struct block_id last_of(struct fixture *f, const char *name)
+{
+    struct block_id got[DEPTH];
+    uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
+    tokens[n] = 0;
+    assert_int_equal(kv_prefix_match(f->cache, 0, tokens, n + 1, HOLD_SEQUENCE, got, DEPTH), n / T);
+    let_go(f, name, got);
+    return got[n / T - 1];
+}
+
+static void a_look_tells_what_is_known_of_a_block(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    struct kv_prefix_entry ab, abc;
+    cache_prompt(&f, 0, "abc");
+    kv_prefix_tick(f.cache, 700, 1);
+    cache_prompt(&f, 0, "abd"); /* finds a and b as twins */
+    assert_true(kv_prefix_look(f.cache, last_of(&f, "ab"), &ab));
+    assert_true(kv_prefix_look(f.cache, last_of(&f, "abc"), &abc));
+    assert_int_equal(ab.depth, 1);
+    assert_int_equal(ab.uses, 2);
+    assert_int_equal(ab.next_uses, 1);
+    assert_int_equal(ab.used_ns, 700);
+    assert_int_equal(ab.tokens[1], 'b' * 100 + 1);
+    assert_int_equal(abc.parent.v, last_of(&f, "ab").v);
+    assert_int_equal(abc.uses, 1);
+    assert_int_equal(abc.next_uses, 0);
+    kv_prefix_evict(f.cache, 8);
+    for (uint32_t i = 0; i < 8; i++)
+        assert_false(kv_prefix_look(f.cache, (struct block_id){i}, &ab));
+    tear_down(&f);
+}
+
+static void what_is_made_again_after_its_eviction_is_counted_once(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    cache_prompt(&f, 0, "ab");
+    cache_prompt(&f, 0, "ac"); /* uses a once more */
+    kv_prefix_evict(f.cache, 8);
+    assert_int_equal(kv_prefix_stats(f.cache).evicted_blocks, 3);
+    assert_int_equal(kv_prefix_stats(f.cache).unused_blocks, 2);
+    assert_int_equal(kv_prefix_stats(f.cache).regret_blocks, 0);
+    cache_prompt(&f, 0, "abx");
+    cache_prompt(&f, 0, "abx");
+    assert_int_equal(kv_prefix_stats(f.cache).regret_blocks, 2);
+    tear_down(&f);
+}
+
 static void blocks_beyond_entries_max_stay_uncached(void **state)
 {
     (void)state;
@@ -477,6 +528,8 @@ int main(void)
         cmocka_unit_test(a_pinned_prefix_stays_until_it_is_unpinned_as_often),
         cmocka_unit_test(pins_leave_half_of_the_pool),
         cmocka_unit_test(ttl_lets_go_of_what_nobody_used_in_time),
+        cmocka_unit_test(a_look_tells_what_is_known_of_a_block),
+        cmocka_unit_test(what_is_made_again_after_its_eviction_is_counted_once),
         cmocka_unit_test(blocks_beyond_entries_max_stay_uncached),
         cmocka_unit_test(a_failed_allocation_is_an_error),
         cmocka_unit_test(random_sequences_agree_with_a_naive_cache),
