@@ -40,6 +40,32 @@ static enum err sampling_check(const struct sampling *s, uint32_t vocab)
     return OK;
 }
 
+const char *job_kind_name(enum job_kind kind)
+{
+    static const char *const names[JOB_KINDS] = {"generate", "score", "embed last", "embed mean"};
+    return names[kind];
+}
+
+/* Of those that draw nothing. */
+static enum err kind_check(const struct job *job)
+{
+    const char *name;
+    if (job->kind == JOB_GENERATE) return OK;
+    if (job->kind >= JOB_KINDS)
+        return err_set(ERR_INVALID, "kind is %d, at most %d", (int)job->kind, JOB_KINDS - 1);
+    name = job_kind_name(job->kind);
+    if (job->tokens_max > 0)
+        return err_set(ERR_INVALID, "max_tokens is %u: a request to %s draws no token",
+                       job->tokens_max, name);
+    if (job->key.choice > 0)
+        return err_set(ERR_INVALID, "n is above 1: a request to %s has one result", name);
+    if (job->kind == JOB_SCORE && job->prompt_count < 2)
+        return err_set(ERR_INVALID,
+                       "the text has one token: a score needs two at least, for the first "
+                       "has none before it");
+    return OK;
+}
+
 enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max)
 {
     enum err e;
@@ -61,6 +87,7 @@ enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max)
     if (job->stop_ids_count > JOB_STOP_IDS_MAX)
         return err_set(ERR_INVALID, "%u stop ids, at most %d", job->stop_ids_count,
                        JOB_STOP_IDS_MAX);
+    if ((e = kind_check(job)) != OK) return e;
     if ((e = check_ids("prompt token", job->prompt, job->prompt_count, vocab)) != OK) return e;
     if ((e = check_ids("generated token", job->forwarded, job->forwarded_count, vocab)) != OK)
         return e;

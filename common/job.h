@@ -81,6 +81,16 @@ enum finish {
     FINISH_ERROR,
 };
 
+/* What is wanted of the prompt. All but GENERATE end with its prefill: their results are a list of
+ * numbers, and no token is drawn (tokens_max 0). */
+enum job_kind {
+    JOB_GENERATE,
+    JOB_SCORE, /* the log-probability of each of its tokens but the first, given those before it */
+    JOB_EMBED_LAST, /* the hidden state behind its last token, after the final norm, of length 1 */
+    JOB_EMBED_MEAN, /* the mean of those behind all its tokens, of length 1 */
+    JOB_KINDS
+};
+
 struct job {
     struct job_key key;
     const uint32_t *prompt; /* as the client gave it */
@@ -94,6 +104,7 @@ struct job {
     struct sampling sampling;
     int32_t priority;     /* lower goes first; 0 is usual */
     uint64_t tenant_salt; /* mixed into prefix hashes; 0: none */
+    enum job_kind kind;
 };
 
 /* ERR_INVALID that names field, value and range, if a job is not one that a node with this
@@ -103,6 +114,8 @@ enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max);
  * check of the system: P asks it for the first token, D for the others. `context_max` bounds
  * prompt + generated. */
 enum finish job_finish(const struct job *job, uint32_t index, uint32_t token, uint32_t context_max);
+
+const char *job_kind_name(enum job_kind kind); /* "generate", "score" … */
 
 static inline bool job_key_equal(struct job_key a, struct job_key b)
 {

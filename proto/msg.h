@@ -17,8 +17,9 @@
  *     session    HELLO N,C->R   WELCOME R->N,C   REFUSE R->N,C   HEARTBEAT both   LIVE both   BYE both
  *     jobs       RESERVE R->D   RESERVED D->R    PREFILL R->P    FIRST P->R       PREFILLED P->R
  *                TOKENS D->R    FINISHED N->R    FINISHED_ACK R->N   FAILED N->R   CANCEL R->N, C->R
- *                RESEND R->D    DRAIN R->N       DRAINED N->R
+ *                RESEND R->N    DRAIN R->N       DRAINED N->R   ENCODED N->R
  *     clients    SUBMIT C->R    ACCEPTED R->C    REJECTED R->C   OUTPUT R->C      DONE R->C
+ *                ENCODED R->C
  *                QUERY C->R     ANSWER R->C       and of what a node caches: QUERY R->N, ANSWER N->R
  */
 #ifndef TANDEM_PROTO_MSG_H
@@ -40,6 +41,7 @@ enum {
     MSG_LIVE_MAX = 65536,     /* keys in one LIVE */
     MSG_PARTS_MAX = 4096,     /* sequences in one TOKENS */
     MSG_PUSHES_MAX = 128,     /* in one PREFILLED */
+    MSG_VALUES_MAX = 1 << 16, /* numbers in one ENCODED: longer results take several */
     MSG_TOKENS_MAX = 1 << 16, /* tokens in one TOKENS or OUTPUT: a longer RESEND takes several */
 };
 
@@ -74,6 +76,7 @@ enum msg_kind {
     MSG_QUERY,
     MSG_ANSWER,
     MSG_LINK,
+    MSG_ENCODED,
     MSG_KINDS
 };
 
@@ -209,6 +212,7 @@ struct msg_finished {
     uint32_t tokens_count;
     uint64_t decode_us;
     uint32_t cached_tokens;
+    uint64_t queued_us, compute_us; /* of a prompt without a first token; else FIRST says it */
 };
 struct msg_key { /* FINISHED_ACK */
     struct job_key key;
@@ -237,7 +241,18 @@ struct msg_link {        /* N: how a link from it to another node does, when tha
     uint64_t failed_ms;  /* since it failed last, more than none; 0: it never did */
     const char *reason;  /* of that */
 };
-struct msg_resend { /* D: tell TOKENS again from this index on */
+/* A part of what a job that is not to generate gives: numbers [index, index + values_count) of `total`.
+ * All of them come before FINISHED, and a RESEND from P asks for them again. To a client they come when all
+ * are there, before DONE; with a score, `tokens` are those of the prompt that they belong to. */
+struct msg_encoded {
+    struct job_key key;
+    uint32_t index, total;
+    const float *values; /* none is above 1, nor NaN */
+    uint32_t values_count;
+    const uint32_t *tokens; /* as many, or none */
+    uint32_t tokens_count;
+};
+struct msg_resend { /* N: tell TOKENS or ENCODED again from this index on */
     struct job_key key;
     uint32_t from;
 };
@@ -272,6 +287,7 @@ struct msg_submit {
      * counts: one choice has all. */
     const uint32_t *received, *received_counts;
     uint32_t received_count, received_counts_count;
+    enum job_kind kind; /* all but GENERATE: tokens_max 0, one choice */
 };
 struct msg_accepted {
     uint64_t ref;
@@ -354,6 +370,7 @@ struct msg {
         struct msg_query query;
         struct msg_answer answer;
         struct msg_link link;
+        struct msg_encoded encoded;
     };
 };
 

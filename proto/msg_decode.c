@@ -64,6 +64,7 @@ static enum err get_array(const struct field *f, const char *w, char *c)
     if (count > f->max)
         return err_set(ERR_FORMAT, "%s has %zu entries, at most %u", f->name, count, f->max);
     put_array(c, f, pointer_at(w, f), count);
+    if (f->type == FIELD_FLOATS) return field_check_floats(f, pointer_at(w, f), count, ERR_FORMAT);
     if (f->type != FIELD_STRINGS) return OK;
     return field_check_items(f, pointer_at(w, f), count, ERR_FORMAT);
 }
@@ -236,6 +237,7 @@ static enum err get_field(const struct field *f, const char *w, char *c, struct 
     case FIELD_PROSE: return get_string(f, w, c);
     case FIELD_BYTES: return get_bytes(f, w, c, a);
     case FIELD_IDS:
+    case FIELD_FLOATS:
     case FIELD_STRINGS: return get_array(f, w, c);
     case FIELD_ID: get_id(f, w, c); return OK;
     case FIELD_PART: return get_part(f, w, c, a);

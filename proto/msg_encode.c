@@ -86,6 +86,7 @@ static enum err put_array(const struct field *f, const char *c, char *w)
         return err_set(ERR_INVALID, "%s has %zu entries, at most %u", f->name, count, f->max);
     memcpy(w + f->w_count, &count, sizeof count);
     put_pointer(w, f, items);
+    if (f->type == FIELD_FLOATS) return field_check_floats(f, items, count, ERR_INVALID);
     return f->type == FIELD_STRINGS ? field_check_items(f, items, count, ERR_INVALID) : OK;
 }
 
@@ -278,6 +279,7 @@ static enum err put_field(const struct field *f, const char *c, char *w, struct 
     case FIELD_PROSE: return put_string(f, c, w, s);
     case FIELD_BYTES: return put_bytes(f, c, w);
     case FIELD_IDS:
+    case FIELD_FLOATS:
     case FIELD_STRINGS: return put_array(f, c, w);
     case FIELD_ID: put_id(f, c, w, s); return OK;
     case FIELD_PART: return put_part(f, c, w, s);

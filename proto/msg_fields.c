@@ -35,6 +35,7 @@
 #define PROSE(f, max) ROW(FIELD_PROSE, f, f, 0, max)
 #define BYTES(f) ROW_COUNTED(FIELD_BYTES, f, f##_bytes, 0, MSG_BYTES_MAX)
 #define IDS(f, max) ROW_ARRAY(FIELD_IDS, f, f##_count, 0, max)
+#define FLOATS(f, max) ROW_ARRAY(FIELD_FLOATS, f, f##_count, 0, max)
 #define STRINGS(f, bytes, max) ROW_ARRAY(FIELD_STRINGS, f, f##_count, bytes, max)
 #define ID(f) ROW(FIELD_ID, f, f, 0, 0)
 #define KEY(f) ROW_PART(f, 1, &key_part)
@@ -108,6 +109,7 @@ static const struct field job_rows[] = {
     ROW_PART(sampling, 1, &sampling_part),
     I32(priority),
     U64(tenant_salt),
+    ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
 };
 PART(job, tandem__job__descriptor, job_rows);
 #undef C
@@ -245,8 +247,9 @@ static const struct field tokens_rows[] = {
 #define C struct msg_finished
 #define W Tandem__Finished
 static const struct field finished_rows[] = {
-    KEY(key),       ENUM(finish, FINISH_STOP, FINISH_ERROR), U32(tokens_count, TOKENS_MAX),
-    U64(decode_us), U32(cached_tokens, TOKENS_MAX),
+    KEY(key),        ENUM(finish, FINISH_STOP, FINISH_ERROR), U32(tokens_count, TOKENS_MAX),
+    U64(decode_us),  U32(cached_tokens, TOKENS_MAX),          U64(queued_us),
+    U64(compute_us),
 };
 #undef C
 #undef W
@@ -323,6 +326,19 @@ static const struct field submit_rows[] = {
     U32(deadline_ms, ANY),
     IDS(received, TOKENS_MAX),
     IDS(received_counts, JOB_CHOICES_MAX),
+    ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
+};
+#undef C
+#undef W
+
+#define C struct msg_encoded
+#define W Tandem__Encoded
+static const struct field encoded_rows[] = {
+    KEY(key),
+    U32(index, TOKENS_MAX),
+    U32(total, TOKENS_MAX),
+    FLOATS(values, MSG_VALUES_MAX),
+    IDS(tokens, MSG_VALUES_MAX),
 };
 #undef C
 #undef W
@@ -429,6 +445,7 @@ static const struct part messages[MSG_KINDS] = {
     MESSAGE(MSG_QUERY, query, query),
     MESSAGE(MSG_ANSWER, answer, answer),
     MESSAGE(MSG_LINK, link, link),
+    MESSAGE(MSG_ENCODED, encoded, encoded),
 };
 
 const struct part *msg_part(enum msg_kind kind)
@@ -503,6 +520,14 @@ enum err field_check_items(const struct field *f, char *const *items, size_t cou
     return OK;
 }
 
+enum err field_check_floats(const struct field *f, const float *v, size_t count, enum err bad)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!(v[i] <= 1.0f))
+            return err_set(bad, "%s %zu is %g, at most 1", f->name, i, (double)v[i]);
+    return OK;
+}
+
 enum err field_check_choice(uint32_t choice, enum err bad)
 {
     if (choice < JOB_CHOICES_MAX || choice == CHOICE_ALL) return OK;
@@ -534,6 +559,14 @@ static enum err check_received(const struct msg_submit *s, enum err bad)
                    s->received_count, s->choices, counts, (unsigned long long)sum);
 }
 
+static enum err check_encoded(const struct msg_encoded *m, enum err bad)
+{
+    bool whole = m->index <= m->total && m->values_count <= m->total - m->index;
+    if (whole && (m->tokens_count == 0 || m->tokens_count == m->values_count)) return OK;
+    return err_set(bad, "%u numbers from %u on of %u, for %u tokens", m->values_count, m->index,
+                   m->total, m->tokens_count);
+}
+
 enum err msg_check_whole(const struct msg *m, enum err bad)
 {
     const struct msg_prefilled *p = &m->prefilled;
@@ -543,5 +576,6 @@ enum err msg_check_whole(const struct msg *m, enum err bad)
                        p->push_computed_us_count, p->push_sent_us_count);
     if (m->kind == MSG_SUBMIT && m->submit.tokens_count && m->submit.text_bytes)
         return err_set(bad, "a prompt both as text and as token ids: give one of the two");
+    if (m->kind == MSG_ENCODED) return check_encoded(&m->encoded, bad);
     return m->kind == MSG_SUBMIT ? check_received(&m->submit, bad) : OK;
 }

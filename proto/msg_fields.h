@@ -28,6 +28,7 @@ enum field_type {
     FIELD_PROSE,   /* for people: cut at max when sent, control characters become blanks */
     FIELD_BYTES,   /* pointer and count; may hold zero bytes; one is put behind it when decoded */
     FIELD_IDS,     /* pointer to uint32_t, and count */
+    FIELD_FLOATS,  /* pointer to float, and count; none is above 1, nor NaN */
     FIELD_STRINGS, /* pointer to strings (not empty, each of at most `min` bytes), and count */
     FIELD_ID,      /* struct id128; absent: none */
     FIELD_PART,    /* an embedded struct; min 1: must be there */
@@ -66,6 +67,7 @@ enum err field_check_string(const struct field *f, const char *s, enum err bad);
 enum err field_check_items(const struct field *f, char *const *items, size_t count, enum err bad);
 enum err field_check_choice(uint32_t choice, enum err bad);
 enum err field_check_token(const struct token_info *t, enum err bad);
+enum err field_check_floats(const struct field *f, const float *v, size_t count, enum err bad);
 /* What spans fields: SUBMIT has one prompt. */
 enum err msg_check_whole(const struct msg *m, enum err bad);
 

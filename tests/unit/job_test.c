@@ -41,6 +41,34 @@ static void a_job_at_every_limit_is_accepted(void **state)
     assert_ok(job_check(&j, VOCAB, CONTEXT));
 }
 
+static void what_draws_no_token_has_one_result_and_something_to_work_on(void **state)
+{
+    (void)state;
+    for (enum job_kind kind = JOB_SCORE; kind < JOB_KINDS; kind++) {
+        struct job j = good_job();
+        j.kind = kind;
+        j.tokens_max = 0;
+        j.prompt_count = kind == JOB_SCORE ? 2 : 1;
+        assert_ok(job_check(&j, VOCAB, CONTEXT));
+        j.key.choice = 1;
+        assert_int_equal(job_check(&j, VOCAB, CONTEXT), ERR_INVALID);
+        assert_non_null(strstr(err_text(), job_kind_name(kind)));
+        j.key.choice = 0;
+        j.tokens_max = 1;
+        assert_int_equal(job_check(&j, VOCAB, CONTEXT), ERR_INVALID);
+        assert_non_null(strstr(err_text(), "draws no token"));
+    }
+    struct job j = good_job();
+    j.tokens_max = 0;
+    assert_ok(job_check(&j, VOCAB, CONTEXT)); /* prefill only */
+    j.kind = JOB_SCORE;
+    j.prompt_count = 1;
+    assert_int_equal(job_check(&j, VOCAB, CONTEXT), ERR_INVALID);
+    assert_non_null(strstr(err_text(), "two at least"));
+    j.kind = JOB_KINDS;
+    assert_int_equal(job_check(&j, VOCAB, CONTEXT), ERR_INVALID);
+}
+
 static void what_is_one_beyond_is_refused_by_its_name(void **state)
 {
     (void)state;
@@ -117,6 +145,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_at_every_limit_is_accepted),
+        cmocka_unit_test(what_draws_no_token_has_one_result_and_something_to_work_on),
         cmocka_unit_test(what_is_one_beyond_is_refused_by_its_name),
         cmocka_unit_test(the_finish_check_is_a_table),
     };

@@ -75,6 +75,14 @@ static const uint32_t *ids(struct msg_random *r, uint32_t n)
     return v;
 }
 
+static const float *values(struct msg_random *r, uint32_t n)
+{
+    float *v = arena_take(&r->arena, n * sizeof *v);
+    for (uint32_t i = 0; i < n; i++)
+        v[i] = below(r, 8) ? -fabsf(number(r)) : -INFINITY;
+    return v;
+}
+
 static const char *const *strings(struct msg_random *r, uint32_t n, uint32_t max)
 {
     const char **v = arena_take(&r->arena, n * sizeof *v);
@@ -147,6 +155,7 @@ static struct job job(struct msg_random *r)
     j.sampling = sampling(r);
     j.priority = (int32_t)r32(r) * (coin(r) ? -1 : 1);
     j.tenant_salt = r64(r);
+    j.kind = below(r, JOB_KINDS);
     return j;
 }
 
@@ -216,6 +225,7 @@ static struct msg_submit submit(struct msg_random *r)
     s.priority = (int32_t)r32(r) * (coin(r) ? -1 : 1);
     s.tenant = string(r, 0, MSG_NAME_MAX);
     s.deadline_ms = r32(r);
+    s.kind = below(r, JOB_KINDS);
     return s;
 }
 
@@ -277,6 +287,18 @@ static void fill_pushes(struct msg_random *r, struct msg_prefilled *m)
     m->push_sent_us = ids(r, n);
 }
 
+static struct msg_encoded encoded(struct msg_random *r)
+{
+    struct msg_encoded m = {.key = key(r)};
+    m.values_count = count(r, 3000);
+    m.values = values(r, m.values_count);
+    m.tokens_count = coin(r) ? m.values_count : 0;
+    m.tokens = ids(r, m.tokens_count);
+    m.index = below(r, 1000);
+    m.total = m.index + m.values_count + below(r, 1000);
+    return m;
+}
+
 struct msg msg_random(struct msg_random *r, enum msg_kind kind)
 {
     struct msg m = {.kind = kind, .envelope = {r64(r), r64(r), r64(r), r32(r)}};
@@ -319,7 +341,8 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
     case MSG_FINISHED:
         m.finished =
             (struct msg_finished){key(r), FINISH_STOP + below(r, 4), below(r, JOB_TOKENS_MAX),
-                                  r64(r), below(r, JOB_TOKENS_MAX)};
+                                  r64(r), below(r, JOB_TOKENS_MAX),  r64(r),
+                                  r64(r)};
         break;
     case MSG_FINISHED_ACK: m.finished_ack.key = key(r); break;
     case MSG_FAILED:
@@ -336,6 +359,7 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
                                    r64(r),
                                    string(r, 0, MSG_TEXT_MAX)};
         break;
+    case MSG_ENCODED: m.encoded = encoded(r); break;
     case MSG_RESEND: m.resend = (struct msg_resend){key(r), below(r, JOB_TOKENS_MAX)}; break;
     case MSG_DRAIN: m.drain.node = string(r, 0, MSG_NAME_MAX); break;
     case MSG_SUBMIT: m.submit = submit(r); break;
@@ -430,6 +454,7 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME_WITH(sampling_difference, sampling);
     SAME(priority);
     SAME(tenant_salt);
+    SAME(kind);
     return NULL;
 }
 
@@ -481,6 +506,7 @@ static const char *submit_difference(const struct msg_submit *a, const struct ms
     SAME(deadline_ms);
     SAME_ARRAY(received, received_count);
     SAME_ARRAY(received_counts, received_counts_count);
+    SAME(kind);
     return NULL;
 }
 
@@ -591,6 +617,8 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME(finished.tokens_count);
         SAME(finished.decode_us);
         SAME(finished.cached_tokens);
+        SAME(finished.queued_us);
+        SAME(finished.compute_us);
         return NULL;
     case MSG_FINISHED_ACK: SAME_FLAT(finished_ack.key); return NULL;
     case MSG_FAILED:
@@ -611,6 +639,13 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME(link.rate);
         SAME(link.failed_ms);
         SAME_STRING(link.reason);
+        return NULL;
+    case MSG_ENCODED:
+        SAME_FLAT(encoded.key);
+        SAME(encoded.index);
+        SAME(encoded.total);
+        SAME_ARRAY(encoded.values, encoded.values_count);
+        SAME_ARRAY(encoded.tokens, encoded.tokens_count);
         return NULL;
     case MSG_RESEND:
         SAME_FLAT(resend.key);

@@ -343,6 +343,42 @@ static enum err decode_wire(Tandem__Envelope *envelope)
     return decode_exact((char *)bytes, tandem__envelope__pack(envelope, bytes));
 }
 
+static void results_are_whole_parts_of_numbers_that_are_at_most_1(void **state)
+{
+    (void)state;
+    static float values[MSG_VALUES_MAX + 1];
+    static const uint32_t tokens[3] = {7, 8, 9};
+    static const struct {
+        uint32_t index, total, values_count, tokens_count;
+        float first;
+        enum err e;
+    } rows[] = {
+        {0, 3, 3, 3, -1, OK},
+        {2, 5, 3, 0, 1, OK},
+        {0, 0, 0, 0, 0, OK},
+        {0, 2, 2, 0, -INFINITY, OK},
+        {0, MSG_VALUES_MAX, MSG_VALUES_MAX, 0, 0, OK},
+        {0, JOB_TOKENS_MAX, MSG_VALUES_MAX + 1, 0, 0, ERR_INVALID},
+        {0, JOB_TOKENS_MAX + 1, 3, 0, 0, ERR_INVALID},
+        {3, 5, 3, 0, 0, ERR_INVALID}, /* beyond the end */
+        {6, 5, 0, 0, 0, ERR_INVALID},
+        {0, 3, 3, 2, 0, ERR_INVALID}, /* tokens that belong to some */
+        {0, 3, 3, 0, 1.25f, ERR_INVALID},
+        {0, 3, 3, 0, NAN, ERR_INVALID},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        values[0] = rows[i].first;
+        struct msg m = {.kind = MSG_ENCODED,
+                        .encoded = {.index = rows[i].index,
+                                    .total = rows[i].total,
+                                    .values = values,
+                                    .values_count = rows[i].values_count,
+                                    .tokens = tokens,
+                                    .tokens_count = rows[i].tokens_count}};
+        if (encode_only(&m) != rows[i].e) fail_msg("row %zu: %s", i, err_text());
+    }
+}
+
 static void other_versions_kinds_and_missing_parts_are_errors(void **state)
 {
     (void)state;
@@ -467,6 +503,7 @@ int main(void)
         cmocka_unit_test(prose_is_cut_at_a_character_and_loses_its_control_characters),
         cmocka_unit_test(a_prompt_is_text_or_ids_and_text_may_be_empty),
         cmocka_unit_test(received_tokens_are_told_apart_by_their_counts),
+        cmocka_unit_test(results_are_whole_parts_of_numbers_that_are_at_most_1),
         cmocka_unit_test(other_versions_kinds_and_missing_parts_are_errors),
         cmocka_unit_test(columns_of_different_lengths_are_errors),
         cmocka_unit_test(a_message_that_would_need_too_much_memory_is_refused),
