@@ -105,6 +105,7 @@ struct job {
     int32_t priority;     /* lower goes first; 0 is usual */
     uint64_t tenant_salt; /* mixed into prefix hashes; 0: none */
     enum job_kind kind;
+    uint32_t age_ms; /* of its request when it was sent: who is older gives way later */
 };
 
 /* ERR_INVALID that names field, value and range, if a job is not one that a node with this

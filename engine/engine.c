@@ -90,6 +90,9 @@ static void check_step(const struct engine *g, const struct step *step)
     CHECK(step->sequences_count <= g->facts.limits.sequences_max);
     CHECK(step->rows_count <= g->facts.limits.rows_max);
     CHECK(step->table_count <= g->facts.limits.table_max);
+    CHECK(step->copies_count <= g->facts.limits.sequences_max);
+    for (uint32_t i = 0; i < step->copies_count; i++)
+        CHECK(step->copy[i].from < g->kv.blocks_count && step->copy[i].to < g->kv.blocks_count);
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         CHECK(step->sequence[i].row_first == rows);
         CHECK(step->sequence[i].rows_count <= step->rows_count - rows);
@@ -181,6 +184,8 @@ static enum err run_rows(struct engine *g, struct step *step, enum forward_end e
 {
     check_step(g, step);
     if (g->sick) return err_set(ERR_DEVICE, "the device failed in an earlier step");
+    for (uint32_t i = 0; i < step->copies_count; i++)
+        g->ops->block_copy(g->backend, &g->kv, step->copy[i].from, step->copy[i].to);
     *batch = plan_batch(g, step, end == FORWARD_KV);
     struct layer_watch layers = {g, step};
     struct forward_watch watch = {.layer = on_layer, .ctx = &layers};

@@ -11,7 +11,8 @@ enum err step_new(struct step **out, const struct step_limits *limits)
     step->result = mem_array(limits->sequences_max, sizeof *step->result);
     step->tokens = mem_array(limits->rows_max, sizeof *step->tokens);
     step->table = mem_array(limits->table_max, sizeof *step->table);
-    if (step->sequence && step->result && step->tokens && step->table) {
+    step->copy = mem_array(limits->sequences_max, sizeof *step->copy);
+    if (step->sequence && step->result && step->tokens && step->table && step->copy) {
         *out = step;
         return OK;
     }
@@ -26,5 +27,6 @@ void step_free(struct step *step)
     mem_free(step->result);
     mem_free(step->tokens);
     mem_free(step->table);
+    mem_free(step->copy);
     mem_free(step);
 }

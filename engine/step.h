@@ -34,15 +34,21 @@ struct step_sequence {
     const struct job *setup; /* makes the slot: prompt, forwarded, sampling; NULL: it exists */
 };
 
+/* A block whose KV another one gets before the step's first row is computed: a fork's last one. */
+struct step_copy {
+    uint32_t from, to;
+};
+
 /* Arrays are as long as the limits that the step was made with (step_new). */
 struct step {
     uint64_t id; /* ascending from 1 */
-    uint32_t sequences_count, rows_count, table_count;
+    uint32_t sequences_count, rows_count, table_count, copies_count;
     struct step_sequence *sequence;
     uint32_t *tokens;
     uint32_t *table;
-    bool report_layers;  /* a STEP_LAYER event after each layer: KV is about to be pushed */
-    _Atomic bool cancel; /* the loop may set it while the step runs: looked at once per layer */
+    struct step_copy *copy; /* [sequences_max] done in order */
+    bool report_layers;     /* a STEP_LAYER event after each layer: KV is about to be pushed */
+    _Atomic bool cancel;    /* the loop may set it while the step runs: looked at once per layer */
     struct token_info *result; /* [sequences_count], filled by the engine where `sample` */
 };
 

@@ -95,6 +95,11 @@ struct node_counts {
     struct kv_pool_counts blocks;
     uint32_t jobs_live, running, waiting;
     uint64_t tokens_generated, prompt_tokens, cached_tokens, steps, preemptions, stale_messages;
+    /* As in struct node_load: */
+    uint64_t held_tokens, wasted_slots, contiguous_slots;
+    uint64_t held_tokens_peak, wasted_slots_peak, contiguous_slots_peak;
+    uint64_t forks, fork_shared_blocks, fork_copied_blocks;
+    uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */

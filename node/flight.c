@@ -14,6 +14,7 @@ static void step_arrays_free(struct step *step)
     mem_free(step->sequence);
     mem_free(step->tokens);
     mem_free(step->table);
+    mem_free(step->copy);
     mem_free(step->result);
     mem_free(step);
 }
@@ -27,7 +28,9 @@ static enum err flight_init(struct flight *f, const struct step_limits *limits)
     step->tokens = mem_array(limits->rows_max, sizeof *step->tokens);
     step->table = mem_array(limits->table_max, sizeof *step->table);
     step->result = mem_array(limits->sequences_max, sizeof *step->result);
-    return step->sequence && step->tokens && step->table && step->result ? OK : ERR_MEMORY;
+    step->copy = mem_array(limits->sequences_max, sizeof *step->copy);
+    bool all = step->sequence && step->tokens && step->table && step->result && step->copy;
+    return all ? OK : ERR_MEMORY;
 }
 
 enum err flights_new(struct node_core *c)
@@ -138,7 +141,7 @@ static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
     if (parts_count == 0) return false;
     struct step *step = f->step;
     step->id = ++c->steps_made;
-    step->sequences_count = step->rows_count = step->table_count = 0;
+    step->sequences_count = step->rows_count = step->table_count = step->copies_count = 0;
     step->report_layers = false;
     atomic_store(&step->cancel, false);
     for (uint32_t i = 0; i < parts_count; i++)

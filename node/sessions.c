@@ -137,7 +137,20 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .waiting_tokens = sessions_waiting_tokens(c),
                                .step_us = (uint32_t)(c->step_ns / NS_PER_US),
                                .token_ns = (uint32_t)c->token_ns,
-                               .slow_callbacks = c->slow_callbacks}},
+                               .slow_callbacks = c->slow_callbacks,
+                               .held_tokens = n.held_tokens,
+                               .wasted_slots = n.wasted_slots,
+                               .contiguous_slots = n.contiguous_slots,
+                               .held_tokens_peak = n.held_tokens_peak,
+                               .wasted_slots_peak = n.wasted_slots_peak,
+                               .contiguous_slots_peak = n.contiguous_slots_peak,
+                               .forks = n.forks,
+                               .fork_shared_blocks = n.fork_shared_blocks,
+                               .fork_copied_blocks = n.fork_copied_blocks,
+                               .preemptions = n.preemptions,
+                               .returned_cached_tokens = n.returned_cached_tokens,
+                               .returned_computed_tokens = n.returned_computed_tokens,
+                               .handed_back = n.handed_back}},
     };
     send(c, now_ns, r, &m);
 }

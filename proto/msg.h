@@ -99,6 +99,16 @@ struct node_load {
     uint32_t step_us;        /* smoothed time of a step */
     uint32_t token_ns;       /* smoothed prefill time per prompt token */
     uint32_t slow_callbacks; /* of its loop, longer than 1 ms, since it began */
+    /* Of sequences that hold blocks: tokens whose KV they hold, shared ones for each; places for tokens
+     * in their blocks that are empty; what they would have taken in contiguous memory for the longest
+     * that each may become. The same three when the first was highest. */
+    uint64_t held_tokens, wasted_slots, contiguous_slots;
+    uint64_t held_tokens_peak, wasted_slots_peak, contiguous_slots_peak;
+    /* Samples that began with a sibling's blocks, and how many of these they shared and copied. */
+    uint64_t forks, fork_shared_blocks, fork_copied_blocks;
+    /* How often a sequence gave its blocks to another, and how those came back: tokens that were still
+     * cached, that were computed again, and sequences that went back to their router. */
+    uint64_t preemptions, returned_cached_tokens, returned_computed_tokens, handed_back;
 };
 
 struct msg_hello {
@@ -153,10 +163,13 @@ struct msg_live {
 };
 
 /* RESERVE: D takes all blocks for prompt + forwarded and one more, pins what it holds already.
- * `local`: D shall prefill it itself; RESERVED comes without a ticket, then TOKENS. */
+ * `local`: D shall prefill it itself; RESERVED comes without a ticket, then TOKENS. `fork`, with local: it
+ * begins with the blocks of another choice of its request, once D has their KV; FAILED with ERR_AGAIN if
+ * that choice is not there (any more). */
 struct msg_reserve {
     struct job job;
     bool local;
+    bool fork;
 };
 struct msg_reserved {
     struct job_key key;

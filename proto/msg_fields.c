@@ -69,10 +69,31 @@ PART(geometry, tandem__geometry__descriptor, geometry_rows);
 #define C struct node_load
 #define W Tandem__Load
 static const struct field load_rows[] = {
-    U32(blocks_total, ANY),  U32(blocks_free, ANY),   U32(blocks_reserved, ANY),
-    U32(blocks_active, ANY), U32(blocks_cached, ANY), U32(blocks_transfer, ANY),
-    U32(running, ANY),       U32(waiting, ANY),       U32(waiting_tokens, ANY),
-    U32(step_us, ANY),       U32(token_ns, ANY),      U32(slow_callbacks, ANY),
+    U32(blocks_total, ANY),
+    U32(blocks_free, ANY),
+    U32(blocks_reserved, ANY),
+    U32(blocks_active, ANY),
+    U32(blocks_cached, ANY),
+    U32(blocks_transfer, ANY),
+    U32(running, ANY),
+    U32(waiting, ANY),
+    U32(waiting_tokens, ANY),
+    U32(step_us, ANY),
+    U32(token_ns, ANY),
+    U32(slow_callbacks, ANY),
+    U64(held_tokens),
+    U64(wasted_slots),
+    U64(contiguous_slots),
+    U64(held_tokens_peak),
+    U64(wasted_slots_peak),
+    U64(contiguous_slots_peak),
+    U64(forks),
+    U64(fork_shared_blocks),
+    U64(fork_copied_blocks),
+    U64(preemptions),
+    U64(returned_cached_tokens),
+    U64(returned_computed_tokens),
+    U64(handed_back),
 };
 PART(load, tandem__load__descriptor, load_rows);
 #undef C
@@ -110,6 +131,7 @@ static const struct field job_rows[] = {
     I32(priority),
     U64(tenant_salt),
     ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
+    U32(age_ms, ANY),
 };
 PART(job, tandem__job__descriptor, job_rows);
 #undef C
@@ -186,7 +208,7 @@ static const struct field live_rows[] = {
 
 #define C struct msg_reserve
 #define W Tandem__Reserve
-static const struct field reserve_rows[] = {ROW_PART(job, 1, &job_part), BOOL(local)};
+static const struct field reserve_rows[] = {ROW_PART(job, 1, &job_part), BOOL(local), BOOL(fork)};
 #undef C
 #undef W
 

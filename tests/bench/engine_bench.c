@@ -100,6 +100,7 @@ static double step_seconds(struct bench *x)
 static void clear(struct bench *x)
 {
     x->step->sequences_count = x->step->rows_count = x->step->table_count = 0;
+    x->step->copies_count = 0;
 }
 
 static void prefill(struct bench *x, uint32_t tokens)

@@ -77,6 +77,19 @@ static void write_layer(struct sim *s, struct sim_proc *p, const struct step *st
     }
 }
 
+static void copy_blocks(struct sim *s, struct sim_proc *p, const struct step *step)
+{
+    for (uint32_t i = 0; i < step->copies_count; i++) {
+        const struct step_copy *c = &step->copy[i];
+        if (node_core_holds(p->node, c->from, HOLD_STEP) == 0 ||
+            node_core_holds(p->node, c->to, HOLD_STEP) == 0)
+            sim_fail(s, "%s: a step copies block %u to %u without holding both", p->name, c->from,
+                     c->to);
+        memcpy(cell(p, c->to, 0, 0), cell(p, c->from, 0, 0),
+               SIM_LAYERS * BLOCK_TOKENS * sizeof *p->kv);
+    }
+}
+
 static void make_slots(struct sim_proc *p, const struct step *step)
 {
     for (uint32_t i = 0; i < step->sequences_count; i++) {
@@ -130,7 +143,10 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data)
 {
     (void)data;
     struct step *step = p->queue[0];
-    if (p->layer == 0) make_slots(p, step);
+    if (p->layer == 0) {
+        copy_blocks(s, p, step);
+        make_slots(p, step);
+    }
     if (p->sick || step->cancel) {
         end_step(s, p, p->sick ? ERR_DEVICE : ERR_CANCELLED);
         return;

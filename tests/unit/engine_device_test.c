@@ -108,7 +108,7 @@ static struct step *new_step(const struct engine *engine)
 
 static void clear(struct step *s)
 {
-    s->sequences_count = s->rows_count = s->table_count = 0;
+    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
     s->cancel = s->report_layers = false;
 }
 
@@ -400,6 +400,65 @@ static void the_pool_is_what_is_left(void **state)
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
+/* --- forks --- */
+
+enum { WHOLE, FORK, SIBLING, FORK_TOKENS = 6 };
+
+/* Rows of the prompt or the last token, over blocks [4 slot, 4 slot + 4), but for those shared with SIBLING. */
+static void add_fork(const struct fixture *f, struct step *s, uint32_t slot, uint32_t position,
+                     uint32_t rows, uint32_t shared, const struct job *setup)
+{
+    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
+                                                               .row_first = s->rows_count,
+                                                               .rows_count = rows,
+                                                               .position = position,
+                                                               .table_first = s->table_count,
+                                                               .sample = true,
+                                                               .setup = setup};
+    bool drawn = position >= setup->prompt_count;
+    for (uint32_t r = 0; r < rows; r++)
+        s->tokens[s->rows_count++] = drawn ? STEP_TOKEN_LAST : f->prompt[0][position + r];
+    for (uint32_t b = 0; b < BLOCKS_EACH; b++)
+        s->table[s->table_count++] = (b < shared ? SIBLING : slot) * BLOCKS_EACH + b;
+    if (drawn) s->sequence[s->sequences_count - 1].setup = NULL;
+}
+
+/* One that computes its prompt, and one that gets it of a sibling, which draws on meanwhile: the whole
+ * blocks are the sibling's, the last one is a copy, of which the last token is computed again. */
+static void a_fork_draws_what_its_whole_prompt_gives(void **state)
+{
+    const struct fixture *f = *state;
+    struct engine *engine = open_on(f, backend, DTYPE_BF16, true);
+    struct step *s = new_step(engine);
+    for (uint32_t count = 15; count <= 19; count++) {
+        uint32_t shared = (count - 1) / BLOCK_TOKENS;
+        struct job mine = f->job[1], theirs = f->job[1];
+        mine.prompt = theirs.prompt = f->prompt[0];
+        mine.prompt_count = theirs.prompt_count = count;
+        theirs.key.choice = 3;
+        clear(s);
+        add_fork(f, s, SIBLING, 0, count, 0, &theirs);
+        assert_ok(engine_run(engine, s));
+        clear(s);
+        s->copies_count = (count - 1) % BLOCK_TOKENS > 0;
+        s->copy[0] =
+            (struct step_copy){SIBLING * BLOCKS_EACH + shared, FORK * BLOCKS_EACH + shared};
+        add_fork(f, s, FORK, count - 1, 1, shared, &mine);
+        add_fork(f, s, WHOLE, 0, count, 0, &mine);
+        for (uint32_t i = 0; i < FORK_TOKENS; i++) {
+            assert_ok(engine_run(engine, s));
+            assert_int_equal(s->result[0].token, s->result[1].token);
+            assert_memory_equal(&s->result[0].logprob, &s->result[1].logprob, sizeof(float));
+            clear(s);
+            add_fork(f, s, FORK, count + i, 1, shared, &mine);
+            add_fork(f, s, WHOLE, count + i, 1, 0, &mine);
+            add_fork(f, s, SIBLING, count + i, 1, 0, &theirs);
+        }
+    }
+    step_free(s);
+    engine_close(engine);
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1) backend = argv[1];
@@ -407,6 +466,7 @@ int main(int argc, char **argv)
         TEST(logits_are_those_of_the_cpu),
         TEST(steps_in_flight_give_what_steps_alone_give),
         TEST(deterministic_steps_do_not_depend_on_company_or_chunks),
+        TEST(a_fork_draws_what_its_whole_prompt_gives),
         TEST(a_cancelled_step_ends_and_the_next_is_right),
         TEST(layers_are_told_in_order_before_the_end),
         TEST(a_layers_kv_is_there_when_it_is_told),

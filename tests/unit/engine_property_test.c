@@ -191,7 +191,7 @@ static bool run_some(struct round *r)
 {
     struct step *s = r->step;
     s->id++;
-    s->sequences_count = s->rows_count = s->table_count = 0;
+    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
     uint32_t first = below(r, TEXTS), done = 0;
     for (uint32_t n = 0; n < TEXTS; n++) {
         uint32_t i = (first + n) % TEXTS;

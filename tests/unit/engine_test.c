@@ -87,7 +87,7 @@ static void add_sequence(struct step *s, const struct job *setup, uint32_t slot,
 static void clear(struct step *s)
 {
     s->id++;
-    s->sequences_count = s->rows_count = s->table_count = 0;
+    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
     s->cancel = false;
 }
 

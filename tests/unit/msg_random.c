@@ -156,6 +156,7 @@ static struct job job(struct msg_random *r)
     j.priority = (int32_t)r32(r) * (coin(r) ? -1 : 1);
     j.tenant_salt = r64(r);
     j.kind = below(r, JOB_KINDS);
+    j.age_ms = r32(r);
     return j;
 }
 
@@ -315,7 +316,7 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         m.live.keys_count = count(r, 900);
         m.live.keys = keys(r, m.live.keys_count);
         break;
-    case MSG_RESERVE: m.reserve = (struct msg_reserve){job(r), coin(r)}; break;
+    case MSG_RESERVE: m.reserve = (struct msg_reserve){job(r), coin(r), coin(r)}; break;
     case MSG_RESERVED:
         m.reserved = (struct msg_reserved){key(r), id(r), below(r, JOB_TOKENS_MAX)};
         break;
@@ -455,6 +456,7 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME(priority);
     SAME(tenant_salt);
     SAME(kind);
+    SAME(age_ms);
     return NULL;
 }
 
@@ -688,7 +690,10 @@ const char *msg_difference(const struct msg *a, const struct msg *b)
     switch (a->kind) {
     case MSG_HELLO: return hello_difference(&a->hello, &b->hello);
     case MSG_HEARTBEAT: return heartbeat_difference(&a->heartbeat, &b->heartbeat);
-    case MSG_RESERVE: SAME(reserve.local); return job_difference(&a->reserve.job, &b->reserve.job);
+    case MSG_RESERVE:
+        SAME(reserve.local);
+        SAME(reserve.fork);
+        return job_difference(&a->reserve.job, &b->reserve.job);
     case MSG_PREFILL: return prefill_difference(&a->prefill, &b->prefill);
     case MSG_FIRST:
         SAME_FLAT(first.key);

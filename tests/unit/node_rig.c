@@ -32,6 +32,9 @@ static uint64_t *cell_at(struct rig *r, uint32_t layer, uint32_t block, uint32_t
 
 static void run_layer(struct rig *r, struct step *step, uint32_t layer)
 {
+    for (uint32_t i = 0; i < step->copies_count; i++)
+        memcpy(cell_at(r, layer, step->copy[i].to, 0), cell_at(r, layer, step->copy[i].from, 0),
+               BLOCK_TOKENS * sizeof *r->kv);
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
         const uint32_t *table = &step->table[q->table_first];
