@@ -10,8 +10,8 @@
 
 #include <string.h>
 
-#include "common/hash.h"
 #include "common/mem.h"
+#include "common/prefix_hash.h"
 #include "kv/regret.h"
 
 #define NONE UINT32_MAX
@@ -37,6 +37,7 @@ struct kv_prefix {
     uint32_t table_mask, blocks_count, entries_max;
     uint64_t hash_mask;
     struct kv_prefix_stats stats;
+    struct kv_prefix_watch watch;
 };
 
 /* What an entry is looked up by. */
@@ -100,12 +101,8 @@ void kv_prefix_free(struct kv_prefix *cache)
 static struct key key_of(const struct kv_prefix *cache, uint64_t salt, uint32_t parent,
                          const uint32_t *tokens)
 {
-    struct {
-        uint64_t before;
-        uint32_t tokens[BLOCK_TOKENS];
-    } bytes = {.before = parent == NONE ? salt : cache->entry[parent].hash};
-    memcpy(bytes.tokens, tokens, sizeof bytes.tokens);
-    uint64_t hash = hash64(&bytes, sizeof bytes) & cache->hash_mask;
+    uint64_t before = parent == NONE ? salt : cache->entry[parent].hash;
+    uint64_t hash = prefix_hash_block(before, tokens) & cache->hash_mask;
     return (struct key){hash, salt, tokens, parent};
 }
 
@@ -155,6 +152,7 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
     cache->stats.entries_count++;
     cache->stats.inserted_blocks++;
     cache->stats.regret_blocks += kv_regret_back(cache->regret, e->hash);
+    if (cache->watch.stored) cache->watch.stored(cache->watch.ctx, (struct block_id){block});
 }
 
 /* Takes a leaf out of the tree; its block stays with those who hold it, or becomes free. */
@@ -176,6 +174,7 @@ static void forget(struct kv_prefix *cache, uint32_t block)
     }
     e->used = false;
     cache->stats.entries_count--;
+    if (cache->watch.removed) cache->watch.removed(cache->watch.ctx, e->hash);
     kv_pool_drop(cache->pool, (struct block_id){block}, HOLD_CACHE);
     evict_gone(cache->order, block);
 }
@@ -324,6 +323,11 @@ uint32_t kv_prefix_evictable(const struct kv_prefix *cache)
 {
     struct kv_pool_counts counts = kv_pool_counts(cache->pool);
     return counts.cached - counts.pinned;
+}
+
+void kv_prefix_watch(struct kv_prefix *cache, const struct kv_prefix_watch *watch)
+{
+    cache->watch = *watch;
 }
 
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache)

@@ -90,6 +90,14 @@ struct kv_prefix_entry {
 enum { KV_PREFIX_CHILDREN_LOOKED = 16 };
 bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
                     struct kv_prefix_entry *entry);
+/* Called whenever a block has become known, and when it is no longer, in order. They are called from within:
+ * they may look, no more. kv_prefix_free says nothing. NULL: not wanted. */
+struct kv_prefix_watch {
+    void *ctx;
+    void (*stored)(void *ctx, struct block_id block);
+    void (*removed)(void *ctx, uint64_t hash);
+};
+void kv_prefix_watch(struct kv_prefix *cache, const struct kv_prefix_watch *watch);
 /* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty
  * cache only. */
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask);

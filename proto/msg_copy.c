@@ -64,6 +64,7 @@ static enum err copy_field(const struct field *f, char *c, struct arena *a)
     case FIELD_BYTES: return copy_array(f, c, a, 1);
     case FIELD_FLOATS: return copy_array(f, c, a, sizeof(float));
     case FIELD_IDS: return copy_array(f, c, a, sizeof(uint32_t));
+    case FIELD_HASHES: return copy_array(f, c, a, sizeof(uint64_t));
     case FIELD_STRINGS: return copy_strings(f, c, a);
     case FIELD_BIAS: return copy_array(f, c, a, sizeof(struct logit_bias));
     case FIELD_KEYS: return copy_array(f, c, a, sizeof(struct job_key));

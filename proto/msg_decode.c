@@ -238,6 +238,7 @@ static enum err get_field(const struct field *f, const char *w, char *c, struct 
     case FIELD_BYTES: return get_bytes(f, w, c, a);
     case FIELD_IDS:
     case FIELD_FLOATS:
+    case FIELD_HASHES:
     case FIELD_STRINGS: return get_array(f, w, c);
     case FIELD_ID: get_id(f, w, c); return OK;
     case FIELD_PART: return get_part(f, w, c, a);

@@ -280,6 +280,7 @@ static enum err put_field(const struct field *f, const char *c, char *w, struct 
     case FIELD_BYTES: return put_bytes(f, c, w);
     case FIELD_IDS:
     case FIELD_FLOATS:
+    case FIELD_HASHES:
     case FIELD_STRINGS: return put_array(f, c, w);
     case FIELD_ID: put_id(f, c, w, s); return OK;
     case FIELD_PART: return put_part(f, c, w, s);

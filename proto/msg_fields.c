@@ -36,6 +36,7 @@
 #define BYTES(f) ROW_COUNTED(FIELD_BYTES, f, f##_bytes, 0, MSG_BYTES_MAX)
 #define IDS(f, max) ROW_ARRAY(FIELD_IDS, f, f##_count, 0, max)
 #define FLOATS(f, max) ROW_ARRAY(FIELD_FLOATS, f, f##_count, 0, max)
+#define HASHES(f, max) ROW_ARRAY(FIELD_HASHES, f, f##_count, 0, max)
 #define STRINGS(f, bytes, max) ROW_ARRAY(FIELD_STRINGS, f, f##_count, bytes, max)
 #define ID(f) ROW(FIELD_ID, f, f, 0, 0)
 #define KEY(f) ROW_PART(f, 1, &key_part)
@@ -313,6 +314,17 @@ static const struct field link_rows[] = {
 #undef C
 #undef W
 
+#define C struct msg_blocks
+#define W Tandem__Blocks
+static const struct field blocks_rows[] = {
+    U64(number),
+    BOOL(cleared),
+    HASHES(hashes, MSG_BLOCKS_MAX),
+    IDS(what, MSG_BLOCKS_MAX),
+};
+#undef C
+#undef W
+
 #define C struct msg_resend
 #define W Tandem__Resend
 static const struct field resend_rows[] = {KEY(key), U32(from, TOKENS_MAX)};
@@ -468,6 +480,7 @@ static const struct part messages[MSG_KINDS] = {
     MESSAGE(MSG_ANSWER, answer, answer),
     MESSAGE(MSG_LINK, link, link),
     MESSAGE(MSG_ENCODED, encoded, encoded),
+    MESSAGE(MSG_BLOCKS, blocks, blocks),
 };
 
 const struct part *msg_part(enum msg_kind kind)
@@ -589,6 +602,16 @@ static enum err check_encoded(const struct msg_encoded *m, enum err bad)
                    m->total, m->tokens_count);
 }
 
+static enum err check_blocks(const struct msg_blocks *b, enum err bad)
+{
+    if (b->hashes_count != b->what_count)
+        return err_set(bad, "columns of %u and %u blocks", b->hashes_count, b->what_count);
+    for (uint32_t i = 0; i < b->what_count; i++)
+        if (b->what[i] >= BLOCK_GONE + TIERS)
+            return err_set(bad, "what is %u, below %d is allowed", b->what[i], BLOCK_GONE + TIERS);
+    return OK;
+}
+
 enum err msg_check_whole(const struct msg *m, enum err bad)
 {
     const struct msg_prefilled *p = &m->prefilled;
@@ -596,6 +619,7 @@ enum err msg_check_whole(const struct msg *m, enum err bad)
                                      p->push_layer_count != p->push_sent_us_count))
         return err_set(bad, "columns of %u, %u and %u pushes", p->push_layer_count,
                        p->push_computed_us_count, p->push_sent_us_count);
+    if (m->kind == MSG_BLOCKS) return check_blocks(&m->blocks, bad);
     if (m->kind == MSG_SUBMIT && m->submit.tokens_count && m->submit.text_bytes)
         return err_set(bad, "a prompt both as text and as token ids: give one of the two");
     if (m->kind == MSG_ENCODED) return check_encoded(&m->encoded, bad);

@@ -29,6 +29,7 @@ enum field_type {
     FIELD_BYTES,   /* pointer and count; may hold zero bytes; one is put behind it when decoded */
     FIELD_IDS,     /* pointer to uint32_t, and count */
     FIELD_FLOATS,  /* pointer to float, and count; none is above 1, nor NaN */
+    FIELD_HASHES,  /* pointer to uint64_t, and count */
     FIELD_STRINGS, /* pointer to strings (not empty, each of at most `min` bytes), and count */
     FIELD_ID,      /* struct id128; absent: none */
     FIELD_PART,    /* an embedded struct; min 1: must be there */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/prefix_hash.h"
 #include "common/rng.h"
 #include "kv/prefix.h"
 
@@ -513,6 +514,79 @@ static void random_sequences_agree_with_a_naive_cache(void **state)
     }
 }
 
+/* What somebody outside knows who hears the news alone. */
+struct listener {
+    const struct kv_prefix *cache;
+    uint64_t hashes[16];
+    uint32_t count;
+    struct kv_prefix_entry last;
+};
+
+static void hear_stored(void *ctx, struct block_id block)
+{
+    struct listener *l = ctx;
+    assert_true(kv_prefix_look(l->cache, block, &l->last));
+    l->hashes[l->count++] = l->last.hash;
+}
+
+static void hear_removed(void *ctx, uint64_t hash)
+{
+    struct listener *l = ctx;
+    uint32_t i = 0;
+    while (l->hashes[i] != hash)
+        assert_true(++i < l->count);
+    l->hashes[i] = l->hashes[--l->count];
+}
+
+/* In the pool's order, as who comes late asks for it. */
+static uint64_t sum_of_walk(const struct fixture *f, uint32_t *count)
+{
+    uint64_t sum = 0;
+    struct kv_prefix_entry block;
+    *count = 0;
+    for (uint32_t i = 0; i < kv_pool_counts(f->pool).total; i++)
+        if (kv_prefix_look(f->cache, (struct block_id){i}, &block)) {
+            sum += block.hash;
+            ++*count;
+        }
+    return sum;
+}
+
+static void who_listens_knows_what_is_cached(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(6, 6);
+    struct listener l = {.cache = f.cache};
+    kv_prefix_watch(f.cache, &(struct kv_prefix_watch){&l, hear_stored, hear_removed});
+    const char *const prompts[] = {"abc", "abd", "xy", "abc", "xyz", "q"};
+    uint32_t tokens[DEPTH * T], count;
+    uint64_t hashes[DEPTH];
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        uint32_t n = spell(prompts[i], tokens) / T;
+        uint32_t free = kv_pool_counts(f.pool).free;
+        if (free < n) kv_prefix_evict(f.cache, n - free);
+        cache_prompt(&f, 9, prompts[i]);
+        uint64_t sum = 0;
+        for (uint32_t k = 0; k < l.count; k++)
+            sum += l.hashes[k];
+        assert_int_equal(sum_of_walk(&f, &count), sum);
+        assert_int_equal(count, l.count);
+    }
+    assert_int_equal(spell("q", tokens) / T, 1);
+    prefix_hash_chain(9, tokens, 1, hashes);
+    assert_int_equal(l.last.hash, hashes[0]);
+    assert_int_equal(l.last.parent.v, BLOCK_NONE.v);
+    kv_prefix_evict(f.cache, 3);
+    cache_prompt(&f, 9, "qr");
+    spell("qr", tokens);
+    prefix_hash_chain(9, tokens, 2, hashes);
+    assert_int_equal(l.last.hash, hashes[1]);
+    assert_memory_equal(l.last.tokens, tokens + T, sizeof l.last.tokens[0] * T);
+    assert_true(kv_prefix_look(f.cache, l.last.parent, &l.last));
+    assert_int_equal(l.last.hash, hashes[0]);
+    tear_down(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -533,6 +607,7 @@ int main(void)
         cmocka_unit_test(blocks_beyond_entries_max_stay_uncached),
         cmocka_unit_test(a_failed_allocation_is_an_error),
         cmocka_unit_test(random_sequences_agree_with_a_naive_cache),
+        cmocka_unit_test(who_listens_knows_what_is_cached),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

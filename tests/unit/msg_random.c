@@ -300,6 +300,18 @@ static struct msg_encoded encoded(struct msg_random *r)
     return m;
 }
 
+static struct msg_blocks blocks(struct msg_random *r)
+{
+    uint32_t n = count(r, MSG_BLOCKS_MAX);
+    uint64_t *hashes = arena_take(&r->arena, n * sizeof *hashes);
+    uint32_t *what = arena_take(&r->arena, n * sizeof *what);
+    for (uint32_t i = 0; i < n; i++) {
+        hashes[i] = r64(r);
+        what[i] = below(r, BLOCK_GONE + TIERS);
+    }
+    return (struct msg_blocks){r64(r), coin(r), hashes, what, n, n};
+}
+
 struct msg msg_random(struct msg_random *r, enum msg_kind kind)
 {
     struct msg m = {.kind = kind, .envelope = {r64(r), r64(r), r64(r), r32(r)}};
@@ -361,6 +373,7 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
                                    string(r, 0, MSG_TEXT_MAX)};
         break;
     case MSG_ENCODED: m.encoded = encoded(r); break;
+    case MSG_BLOCKS: m.blocks = blocks(r); break;
     case MSG_RESEND: m.resend = (struct msg_resend){key(r), below(r, JOB_TOKENS_MAX)}; break;
     case MSG_DRAIN: m.drain.node = string(r, 0, MSG_NAME_MAX); break;
     case MSG_SUBMIT: m.submit = submit(r); break;
@@ -648,6 +661,12 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME(encoded.total);
         SAME_ARRAY(encoded.values, encoded.values_count);
         SAME_ARRAY(encoded.tokens, encoded.tokens_count);
+        return NULL;
+    case MSG_BLOCKS:
+        SAME(blocks.number);
+        SAME(blocks.cleared);
+        SAME_ARRAY(blocks.hashes, blocks.hashes_count);
+        SAME_ARRAY(blocks.what, blocks.what_count);
         return NULL;
     case MSG_RESEND:
         SAME_FLAT(resend.key);

@@ -229,6 +229,23 @@ static void arrays_and_strings_at_their_limits_pass_and_beyond_do_not(void **sta
     m.live.keys_count++;
     assert_int_equal(encode_only(&m), ERR_INVALID);
 
+    static uint64_t hashes[MSG_BLOCKS_MAX + 1];
+    static uint32_t what[MSG_BLOCKS_MAX + 1];
+    m = (struct msg){
+        .kind = MSG_BLOCKS,
+        .blocks = {1, false, hashes, what, MSG_BLOCKS_MAX, MSG_BLOCKS_MAX},
+    };
+    assert_ok(encode_only(&m));
+    what[0] = BLOCK_GONE + TIERS - 1;
+    assert_ok(encode_only(&m));
+    what[0]++;
+    assert_int_equal(encode_only(&m), ERR_INVALID);
+    what[0] = 0;
+    m.blocks.what_count--;
+    assert_int_equal(encode_only(&m), ERR_INVALID);
+    m.blocks.what_count = ++m.blocks.hashes_count;
+    assert_int_equal(encode_only(&m), ERR_INVALID);
+
     struct token_run runs[2] = {{.tokens = tokens, .tokens_count = MSG_TOKENS_MAX - 1},
                                 {.tokens = tokens, .tokens_count = 1}};
     m = (struct msg){.kind = MSG_TOKENS, .tokens = {runs, 2}};
@@ -455,6 +472,18 @@ static void columns_of_different_lengths_are_errors(void **state)
     assert_int_equal(decode_wire(&e), ERR_FORMAT);
     t.tops = three;
     t.n_tops = 2;
+    assert_int_equal(decode_wire(&e), ERR_FORMAT);
+
+    Tandem__Blocks blocks = TANDEM__BLOCKS__INIT;
+    e.body_case = TANDEM__ENVELOPE__BODY_BLOCKS;
+    e.blocks = &blocks;
+    assert_ok(decode_wire(&e)); /* no news */
+    blocks = (Tandem__Blocks){blocks.base, 1, false, 3, wide, 3, three};
+    assert_ok(decode_wire(&e));
+    blocks.n_what = 2;
+    assert_int_equal(decode_wire(&e), ERR_FORMAT);
+    blocks.n_what = 3;
+    blocks.what = huge;
     assert_int_equal(decode_wire(&e), ERR_FORMAT);
 }
 
