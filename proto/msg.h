@@ -268,154 +268,153 @@ struct msg_encoded {
     const uint32_t *tokens; /* as many, or none */
     uint32_t tokens_count;
 };
-struct msg_resend { /* N: tell TOKENS or ENCODED again from this index on */
-    /* Where a node may have a block's KV. */
-    enum block_tier { TIER_POOL, TIER_HOST, TIER_DISK, TIER_SHARED, TIERS };
-    /* N: what entered and left its prefix cache, in order, by the chain hash (common/prefix_hash.h); what[i]
+/* Where a node may have a block's KV. */
+enum block_tier { TIER_POOL, TIER_HOST, TIER_DISK, TIER_SHARED, TIERS };
+/* N: what entered and left its prefix cache, in order, by the chain hash (common/prefix_hash.h); what[i]
  * is a tier, plus BLOCK_GONE if the block is no longer there. Nothing has to be right: who acts upon it finds
  * out. R: `cleared`, and nothing else: say all again, some of it was lost. */
-    enum { BLOCK_GONE = TIERS };
-    struct msg_blocks {
-        uint64_t number; /* of these, counted from 1 in each session: a gap is a loss */
-        bool cleared;    /* forget all that was told before */
-        const uint64_t *hashes;
-        const uint32_t *what;
-        uint32_t hashes_count, what_count;
-    };
-    struct msg_resend { /* D: tell TOKENS again from this index on */
-        struct job_key key;
-        uint32_t from;
-    };
-    struct
-        msg_drain { /* to N: take nothing new, finish, then DRAINED. From C: of the node of this name */
-        const char *node; /* C only; "" : the whole cluster */
-    };
+enum { BLOCK_GONE = TIERS };
+struct msg_blocks {
+    uint64_t number; /* of these, counted from 1 in each session: a gap is a loss */
+    bool cleared;    /* forget all that was told before */
+    const uint64_t *hashes;
+    const uint32_t *what;
+    uint32_t hashes_count, what_count;
+};
+struct msg_resend { /* N: tell TOKENS or ENCODED again from this index on */
+    struct job_key key;
+    uint32_t from;
+};
+struct
+    msg_drain { /* to N: take nothing new, finish, then DRAINED. From C: of the node of this name */
+    const char *node; /* C only; "" : the whole cluster */
+};
 
-    struct msg_submit {
-        uint64_t ref;     /* the client's own number, returned in ACCEPTED and REJECTED */
-        struct id128 id;  /* none: the router mints one. Given: a resumed request */
-        uint32_t attempt; /* 0; a resumed request: the last one's + 1000 */
-        const char *text; /* a prompt as text, or … */
-        uint32_t text_bytes;
-        const uint32_t *tokens; /* … as ids; exactly one of the two */
-        uint32_t tokens_count;
-        uint32_t choices; /* n, 1 at least */
-        bool seed_given;  /* else the router draws one */
-        struct sampling sampling;
-        uint32_t tokens_max, tokens_min;
-        bool ignore_eos;
-        const uint32_t *stop_ids;
-        uint32_t stop_ids_count;
-        const char *const *stop; /* strings */
-        uint32_t stop_count;
-        bool want_text;    /* OUTPUT carries text; needs a router with a tokenizer */
-        bool echo_special; /* text shows special tokens */
-        int32_t priority;
-        const char *tenant;
-        uint32_t deadline_ms; /* 0: none */
-        /* Resumed: tokens that the client has, of choice 0, 1, … one behind the other; how many of each. No
+struct msg_submit {
+    uint64_t ref;     /* the client's own number, returned in ACCEPTED and REJECTED */
+    struct id128 id;  /* none: the router mints one. Given: a resumed request */
+    uint32_t attempt; /* 0; a resumed request: the last one's + 1000 */
+    const char *text; /* a prompt as text, or … */
+    uint32_t text_bytes;
+    const uint32_t *tokens; /* … as ids; exactly one of the two */
+    uint32_t tokens_count;
+    uint32_t choices; /* n, 1 at least */
+    bool seed_given;  /* else the router draws one */
+    struct sampling sampling;
+    uint32_t tokens_max, tokens_min;
+    bool ignore_eos;
+    const uint32_t *stop_ids;
+    uint32_t stop_ids_count;
+    const char *const *stop; /* strings */
+    uint32_t stop_count;
+    bool want_text;    /* OUTPUT carries text; needs a router with a tokenizer */
+    bool echo_special; /* text shows special tokens */
+    int32_t priority;
+    const char *tenant;
+    uint32_t deadline_ms; /* 0: none */
+    /* Resumed: tokens that the client has, of choice 0, 1, … one behind the other; how many of each. No
      * counts: one choice has all. */
-        const uint32_t *received, *received_counts;
-        uint32_t received_count, received_counts_count;
-        enum job_kind kind; /* all but GENERATE: tokens_max 0, one choice */
-    };
-    struct msg_accepted {
-        uint64_t ref;
-        struct id128 id;
-        uint64_t seed;
-        uint32_t prompt_tokens;
-    };
-    struct msg_rejected {
-        uint64_t ref;
-        enum err
-            error; /* INVALID: fix the request. FULL: overload, retry_ms. UNSUPPORTED. PEER: no nodes */
-        uint32_t retry_ms;
-        const char *reason;
-    };
-    struct msg_output {
-        struct id128 id;
-        uint32_t choice;
-        uint32_t index; /* of the first token */
-        const struct token_info *tokens;
-        uint32_t tokens_count;
-        const char *text; /* may be "" while a character or a stop string is incomplete */
-        uint32_t text_bytes;
-        enum finish
-            finish; /* the last token ends the choice; text may follow, and DONE will. Or NONE */
-    };
-    struct request_timing { /* microseconds; 0: did not happen */
-        uint64_t queue, prefill, transfer_tail, ttft, decode, total;
-    };
-    struct msg_done {
-        struct id128 id;
-        uint32_t choice;
-        enum finish finish;
-        enum err error; /* with FINISH_ERROR */
-        const char *reason;
-        uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
-        struct request_timing timing;
-        const char *prefill_node, *decode_node;
-    };
-    enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 };
-    struct msg_query {
-        uint64_t ref;
-        enum query query;
-        const char *
-            argument; /* EXPLAIN: request id. DRAIN, KV: node name or "". Of a node only KV is asked,
+    const uint32_t *received, *received_counts;
+    uint32_t received_count, received_counts_count;
+    enum job_kind kind; /* all but GENERATE: tokens_max 0, one choice */
+};
+struct msg_accepted {
+    uint64_t ref;
+    struct id128 id;
+    uint64_t seed;
+    uint32_t prompt_tokens;
+};
+struct msg_rejected {
+    uint64_t ref;
+    enum err
+        error; /* INVALID: fix the request. FULL: overload, retry_ms. UNSUPPORTED. PEER: no nodes */
+    uint32_t retry_ms;
+    const char *reason;
+};
+struct msg_output {
+    struct id128 id;
+    uint32_t choice;
+    uint32_t index; /* of the first token */
+    const struct token_info *tokens;
+    uint32_t tokens_count;
+    const char *text; /* may be "" while a character or a stop string is incomplete */
+    uint32_t text_bytes;
+    enum finish
+        finish; /* the last token ends the choice; text may follow, and DONE will. Or NONE */
+};
+struct request_timing { /* microseconds; 0: did not happen */
+    uint64_t queue, prefill, transfer_tail, ttft, decode, total;
+};
+struct msg_done {
+    struct id128 id;
+    uint32_t choice;
+    enum finish finish;
+    enum err error; /* with FINISH_ERROR */
+    const char *reason;
+    uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
+    struct request_timing timing;
+    const char *prefill_node, *decode_node;
+};
+enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 };
+struct msg_query {
+    uint64_t ref;
+    enum query query;
+    const char
+        *argument; /* EXPLAIN: request id. DRAIN, KV: node name or "". Of a node only KV is asked,
                            * without an argument */
-    };
-    struct msg_answer {
-        uint64_t ref;
-        enum err error;   /* OK: text is the answer (JSON); else the reason */
-        const char *text; /* DRAIN is answered when the node has left */
-        uint32_t text_bytes;
-    };
+};
+struct msg_answer {
+    uint64_t ref;
+    enum err error;   /* OK: text is the answer (JSON); else the reason */
+    const char *text; /* DRAIN is answered when the node has left */
+    uint32_t text_bytes;
+};
 
-    struct msg {
-        enum msg_kind kind;
-        struct envelope envelope;
-        union {
-            struct msg_hello hello;
-            struct msg_welcome welcome;
-            struct msg_refuse refuse;
-            struct msg_heartbeat heartbeat;
-            struct msg_live live;
-            struct msg_reserve reserve;
-            struct msg_reserved reserved;
-            struct msg_prefill prefill;
-            struct msg_first first;
-            struct msg_prefilled prefilled;
-            struct msg_tokens tokens;
-            struct msg_finished finished;
-            struct msg_key finished_ack;
-            struct msg_failed failed;
-            struct msg_cancel cancel;
-            struct msg_resend resend;
-            struct msg_drain drain;
-            struct msg_submit submit;
-            struct msg_accepted accepted;
-            struct msg_rejected rejected;
-            struct msg_output output;
-            struct msg_done done;
-            struct msg_query query;
-            struct msg_answer answer;
-            struct msg_link link;
-            struct msg_encoded encoded;
-            struct msg_blocks blocks;
-        };
+struct msg {
+    enum msg_kind kind;
+    struct envelope envelope;
+    union {
+        struct msg_hello hello;
+        struct msg_welcome welcome;
+        struct msg_refuse refuse;
+        struct msg_heartbeat heartbeat;
+        struct msg_live live;
+        struct msg_reserve reserve;
+        struct msg_reserved reserved;
+        struct msg_prefill prefill;
+        struct msg_first first;
+        struct msg_prefilled prefilled;
+        struct msg_tokens tokens;
+        struct msg_finished finished;
+        struct msg_key finished_ack;
+        struct msg_failed failed;
+        struct msg_cancel cancel;
+        struct msg_resend resend;
+        struct msg_drain drain;
+        struct msg_submit submit;
+        struct msg_accepted accepted;
+        struct msg_rejected rejected;
+        struct msg_output output;
+        struct msg_done done;
+        struct msg_query query;
+        struct msg_answer answer;
+        struct msg_link link;
+        struct msg_encoded encoded;
+        struct msg_blocks blocks;
     };
+};
 
-    /* Appends the wire form to `out`. ERR_INVALID if it would break a limit, ERR_MEMORY. No allocation
+/* Appends the wire form to `out`. ERR_INVALID if it would break a limit, ERR_MEMORY. No allocation
  * once `out` has grown. */
-    enum err msg_encode(const struct msg *m, struct buf *out);
-    /* On an error `m` is zero, but for kind and envelope as far as they could be read, and for the ref of a
+enum err msg_encode(const struct msg *m, struct buf *out);
+/* On an error `m` is zero, but for kind and envelope as far as they could be read, and for the ref of a
  * SUBMIT or QUERY, by which it can be answered. */
-    enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct msg *m);
-    const char *msg_kind_name(enum msg_kind kind);
-    /* A copy whose pointers live in `arena`. The simulator's network, cores that keep a message. */
-    enum err msg_copy(const struct msg *from, struct arena *arena, struct msg *to);
+enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct msg *m);
+const char *msg_kind_name(enum msg_kind kind);
+/* A copy whose pointers live in `arena`. The simulator's network, cores that keep a message. */
+enum err msg_copy(const struct msg *from, struct arena *arena, struct msg *to);
 
-    /* A key's share of the live hash: XXH3 of request, choice and attempt. */
-    uint64_t job_key_hash(struct job_key key);
+/* A key's share of the live hash: XXH3 of request, choice and attempt. */
+uint64_t job_key_hash(struct job_key key);
 
 #endif
