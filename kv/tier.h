@@ -44,11 +44,14 @@ struct kv_tier_options {
         space; /* model, numerics and geometry: redis keys begin with it, a disk of another one is
                          * emptied */
     uint64_t ttl_ns; /* redis: values that are not read for so long go; 0: the server's business */
+    const char
+        *password; /* redis: NULL: TANDEM_REDIS_PASSWORD of the environment, if it is there */
 };
 
 struct kv_tier_stats {
     uint64_t entries_count, bytes; /* now; redis: 0, it has others' too */
     uint64_t evicted, removed;     /* for room; because they were damaged or asked to go */
+    const char *emptied; /* static: why what was kept in an earlier life is gone; NULL: it is not */
 };
 
 struct kv_tier_ops {

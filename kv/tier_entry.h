@@ -10,8 +10,7 @@
  *
  * A key is the chain hash (XXH3, 128 bits) over space, salt and all tokens up to the block's end. The header
  * has the space, the parent's key and the block's tokens again, and they are compared: an entry is right
- * only if it says itself that it belongs behind this parent. The checksum (kv_hash, common/geometry.h) is of
- * the KV and of the header.
+ * only if it says itself that it belongs behind this parent. The checksum is of the KV and of the header.
  *
  * Rules: pure functions on plain bytes, little-endian; any thread. Nothing of an entry is trusted before
  * kv_tier_entry_check has said yes. */
@@ -36,6 +35,8 @@ void *kv_tier_entry_kv(void *entry); /* 64-byte aligned if the entry is */
 /* Writes the header of an entry whose KV is in place. */
 void kv_tier_entry_seal(void *entry, size_t bytes, struct id128 space, struct id128 parent,
                         struct id128 key, const uint32_t *tokens);
+/* For tiers, which know neither parent nor tokens: it is whole, and of this key. */
+bool kv_tier_entry_sound(const void *entry, size_t bytes, struct id128 space, struct id128 key);
 bool kv_tier_entry_check(const void *entry, size_t bytes, struct id128 space, struct id128 parent,
                          struct id128 key, const uint32_t *tokens);
 

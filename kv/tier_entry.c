@@ -1,0 +1,113 @@
+/* The header, in front of the KV:
+ *
+ *     offset  size  what
+ *          0     8  "tdmkv\0\0" and the format's version
+ *          8     8  bytes of header and KV
+ *         16    16  space: model, numerics and geometry
+ *         32    16  the parent's key
+ *         48    16  the entry's key
+ *         64    64  the block's 16 tokens
+ *        128     8  XXH3 (64 bits) of all before it and of the KV
+ *        136    56  zero
+ *
+ * 192 bytes, so that the KV is as well aligned as the entry. The checksum is XXH3 and not the links'
+ * kv_hash: the tier thread computes it over host memory, where XXH3 is several times as fast. */
+#include "kv/tier_entry.h"
+
+#include <string.h>
+
+#include "common/hash.h"
+
+enum { HEADER_BYTES = 192 };
+
+static const char magic[8] = {'t', 'd', 'm', 'k', 'v', 0, 0, 1};
+
+struct header {
+    char magic[8];
+    uint64_t bytes;
+    struct id128 space, parent, key;
+    uint32_t tokens[BLOCK_TOKENS];
+    uint64_t sum;
+    char zero[HEADER_BYTES - 136];
+};
+_Static_assert(sizeof(struct header) == HEADER_BYTES && offsetof(struct header, sum) == 128,
+               "the table above");
+
+struct id128 kv_tier_space(struct id128 model_fingerprint, uint64_t numerics_id,
+                           const struct kv_geometry *geometry)
+{
+    const uint64_t facts[] = {numerics_id,
+                              geometry->layers_count,
+                              geometry->kv_heads,
+                              geometry->head_dim,
+                              geometry->block_tokens,
+                              geometry->layout,
+                              (uint64_t)geometry->dtype};
+    return hash_chain(model_fingerprint, facts, sizeof facts);
+}
+
+struct id128 kv_tier_key(struct id128 space, uint64_t salt)
+{
+    return hash_chain(space, &salt, sizeof salt);
+}
+
+struct id128 kv_tier_key_next(struct id128 parent, const uint32_t *tokens)
+{
+    return hash_chain(parent, tokens, BLOCK_TOKENS * sizeof *tokens);
+}
+
+size_t kv_tier_entry_bytes(const struct kv_geometry *geometry)
+{
+    return HEADER_BYTES + ((kv_block_bytes(geometry) + 63) & ~(size_t)63);
+}
+
+void *kv_tier_entry_kv(void *entry)
+{
+    return (char *)entry + HEADER_BYTES;
+}
+
+static uint64_t sum_of(const struct header *header, const void *entry, size_t bytes)
+{
+    struct hash_stream s;
+    hash_start(&s);
+    hash_more(&s, header, offsetof(struct header, sum));
+    hash_more(&s, (const char *)entry + HEADER_BYTES, bytes - HEADER_BYTES);
+    return hash_end64(&s);
+}
+
+void kv_tier_entry_seal(void *entry, size_t bytes, struct id128 space, struct id128 parent,
+                        struct id128 key, const uint32_t *tokens)
+{
+    struct header h = {.bytes = bytes, .space = space, .parent = parent, .key = key};
+    memcpy(h.magic, magic, sizeof magic);
+    memcpy(h.tokens, tokens, sizeof h.tokens);
+    h.sum = sum_of(&h, entry, bytes);
+    memcpy(entry, &h, sizeof h);
+}
+
+/* Whether it says that it is this one; nothing of the KV is looked at. */
+static bool header_is(const struct header *h, size_t bytes, struct id128 space, struct id128 key)
+{
+    static const char zero[sizeof h->zero];
+    return memcmp(h->magic, magic, sizeof magic) == 0 && h->bytes == bytes &&
+           id128_equal(h->space, space) && id128_equal(h->key, key) &&
+           memcmp(h->zero, zero, sizeof zero) == 0;
+}
+
+bool kv_tier_entry_sound(const void *entry, size_t bytes, struct id128 space, struct id128 key)
+{
+    struct header h;
+    if (bytes < sizeof h) return false;
+    memcpy(&h, entry, sizeof h);
+    return header_is(&h, bytes, space, key) && h.sum == sum_of(&h, entry, bytes);
+}
+
+bool kv_tier_entry_check(const void *entry, size_t bytes, struct id128 space, struct id128 parent,
+                         struct id128 key, const uint32_t *tokens)
+{
+    struct header h;
+    if (bytes < sizeof h) return false;
+    memcpy(&h, entry, sizeof h);
+    return id128_equal(h.parent, parent) && memcmp(h.tokens, tokens, sizeof h.tokens) == 0 &&
+           header_is(&h, bytes, space, key) && h.sum == sum_of(&h, entry, bytes);
+}
