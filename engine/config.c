@@ -10,6 +10,7 @@
 static const struct model_family families[] = {
     /* architecture       window_used */
     {"LlamaForCausalLM", false},
+    {"MistralForCausalLM", true},
 };
 enum { FAMILIES_COUNT = sizeof families / sizeof families[0] };
 

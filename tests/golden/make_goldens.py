@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden logits: tiny random Llama models, and what transformers computes for them.
+"""Makes the golden logits: tiny random Llama and Mistral models, and what transformers computes for them.
 
     python3 tests/golden/make_goldens.py [NAME ...]
 
@@ -40,13 +40,14 @@ import sys
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = HERE / "data"
 DEMO_MODEL = HERE.parent.parent / "examples" / "demo_model" / "model"
 MAGIC = b"TNDGOLD1"
 PROMPT_LENGTHS = (1, 15, 16, 17, 40)  # on both sides of a block's edge (16), and several blocks
+WINDOW_LENGTHS = (1, 23, 24, 25, 40, 150)  # on both sides of a window's edge, and several windows
 GREEDY_COUNT = 16
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -76,6 +77,9 @@ BASE = {
     "attention_bias": False,
     "mlp_bias": False,
     "shards": 1,
+    "family": "llama",
+    "window": None,  # of a mistral
+    "prompts": PROMPT_LENGTHS,
 }
 MODELS = {
     "mha-fp32": {"kv_heads": 3, "vocab": 81},
@@ -97,14 +101,31 @@ MODELS = {
     "attention-bias-fp32": {"attention_bias": True, "eps": 1e-3},
     "mlp-bias-bf16": {"dtype": "bf16", "mlp_bias": True, "attention_bias": True, "tied": True},
     "sharded-bf16": {"dtype": "bf16", "shards": 3, "layers": 3},
+    "mistral-fp32": {
+        "family": "mistral",
+        "heads": 4,
+        "kv_heads": 2,
+        "window": 24,
+        "prompts": WINDOW_LENGTHS,
+    },
+    "mistral-bf16": {
+        "dtype": "bf16",
+        "family": "mistral",
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 16,  # 4 * 16 = 64, not hidden
+        "window": 21,
+        "prompts": WINDOW_LENGTHS,
+    },
+    "mistral-whole-fp32": {"family": "mistral", "heads": 6, "kv_heads": 2},
 }
 
 
 def config_of(m):
     """config.json as published models have it."""
     c = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [m["family"].capitalize() + "ForCausalLM"],
+        "model_type": m["family"],
         "vocab_size": m["vocab"],
         "hidden_size": m["hidden"],
         "intermediate_size": m["ffn"],
@@ -121,6 +142,9 @@ def config_of(m):
         "eos_token_id": 2,
         "torch_dtype": str(DTYPES[m["dtype"]]).removeprefix("torch."),
     }
+    if m["family"] == "mistral":
+        c["sliding_window"] = m["window"]
+        del c["attention_bias"], c["mlp_bias"]
     if m["head_dim"]:
         c["head_dim"] = m["head_dim"]
     if m["rope_parameters"]:
@@ -191,7 +215,7 @@ def write_model(m, weights, folder):
 
 def load_oracle(folder, weights_dtype):
     """transformers in fp32; its weights rounded to weights_dtype first."""
-    model, info = LlamaForCausalLM.from_pretrained(
+    model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -242,7 +266,7 @@ def make(name):
     shutil.rmtree(DATA / name, ignore_errors=True)
     write_model(m, weights_of(m, seed), DATA / name / "model")
     rng = np.random.default_rng(seed + 1000)
-    prompts = [(rng.integers(0, m["vocab"], n).tolist(), 0) for n in PROMPT_LENGTHS]
+    prompts = [(rng.integers(0, m["vocab"], n).tolist(), 0) for n in m["prompts"]]
     write_fixtures(name, DATA / name / "model", prompts)
 
 

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "engine/config.h"
@@ -50,6 +51,30 @@ static void what_is_said_is_read(void **state)
     assert_int_equal(c.eos_count, 2);
     assert_int_equal(c.eos[1], 8);
     assert_int_equal(c.window, 0); /* Llama ignores it */
+}
+
+static void a_mistral_has_a_window_unless_it_is_null(void **state)
+{
+    static const char shape[] =
+        "{\"architectures\":[\"MistralForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,"
+        "\"num_hidden_layers\":2,\"num_attention_heads\":8,\"vocab_size\":100";
+    static const struct {
+        const char *more;
+        uint32_t window;
+    } cases[] = {{",\"sliding_window\":4096}", 4096}, {",\"sliding_window\":null}", 0}, {"}", 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char text[512];
+        struct model_config c;
+        snprintf(text, sizeof text, "%s%s", shape, cases[i].more);
+        assert_ok(parse(&c, text));
+        assert_int_equal(c.window, cases[i].window);
+    }
+    struct model_config c;
+    char text[512];
+    snprintf(text, sizeof text, "%s,\"sliding_window\":0}", shape);
+    assert_int_equal(parse(&c, text), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "\"sliding_window\" is 0"));
 }
 
 static void rope_settings_are_read_in_either_place(void **state)
@@ -160,6 +185,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_not_said_has_the_usual_value),
         cmocka_unit_test(what_is_said_is_read),
+        cmocka_unit_test(a_mistral_has_a_window_unless_it_is_null),
         cmocka_unit_test(rope_settings_are_read_in_either_place),
         cmocka_unit_test(a_bad_config_is_an_error_that_names_the_key),
         cmocka_unit_test(generation_config_has_the_last_word_on_the_end),
