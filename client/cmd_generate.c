@@ -9,7 +9,7 @@
 #include "common/job.h"
 
 struct options {
-    int64_t max_tokens, min_tokens, top_k, choices, seed, logprobs, priority;
+    int64_t max_tokens, min_tokens, top_k, choices, seed, logprobs, priority, kv_window, kv_sinks;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     uint64_t deadline_ns;
     struct setting_list stop;
@@ -52,6 +52,10 @@ static const struct setting rows[] = {
                    "prefixes are shared within a tenant only"),
     SETTING_DURATION(struct options, deadline_ns, "deadline", "0s", 0, 3600 * NS_PER_S,
                      "give up after this time; 0: never"),
+    SETTING_INT(struct options, kv_window, "kv-window", "0", 0, JOB_TOKENS_MAX,
+                "approximate: attend to the last so many tokens and to the sinks only; 0: to all"),
+    SETTING_INT(struct options, kv_sinks, "kv-sinks", "0", 0, JOB_TOKENS_MAX - BLOCK_TOKENS,
+                "first tokens that a kv-window keeps, in whole blocks of 16"),
     SETTING_BOOL(struct options, summary, "summary", "false",
                  "counts, times and the id on stderr at the end, also where that is no terminal"),
     SETTING_BOOL(struct options, json, "json", "false",
@@ -169,6 +173,9 @@ static void add_json(const struct run *run, const struct output *o, struct buf *
                "\"ttft\":%.3f,\"decode\":%.3f,\"total\":%.3f}",
                e->prompt_tokens, e->completion_tokens, e->cached_tokens, ms(t->queue),
                ms(t->prefill), ms(t->transfer_tail), ms(t->ttft), ms(t->decode), ms(t->total));
+    if (e->kv_window)
+        buf_printf(out, ",\"approximate\":{\"kv_window\":%u,\"kv_sinks\":%u}", e->kv_window,
+                   e->kv_sinks);
     buf_printf(out, ",\"nodes\":{\"prefill\":\"%s\",\"decode\":\"%s\"}}", o->prefill_node,
                o->decode_node);
 }
@@ -208,6 +215,9 @@ static void print_summary(const struct run *run)
             "%u prompt tokens, %u generated (%s), first after %.1f ms, all in %.1f ms; %s\n",
             e->prompt_tokens, e->completion_tokens, tandem_finish_name(e->finish),
             ms(e->timing.ttft), ms(e->timing.total), run->id);
+    if (e->kv_window)
+        fprintf(stderr, "approximate: of the KV only %u first and %u last tokens\n", e->kv_sinks,
+                e->kv_window);
 }
 
 static int print_result(const struct run *run)
@@ -255,6 +265,7 @@ static enum tandem_status set_all(struct tandem_request *r, const struct setting
     enum tandem_status status = set_prompt(r, s, o);
     tandem_set_max_tokens(r, (uint32_t)o->max_tokens);
     tandem_set_min_tokens(r, (uint32_t)o->min_tokens);
+    tandem_set_kv_window(r, (uint32_t)o->kv_window, (uint32_t)o->kv_sinks);
     tandem_set_choices(r, (uint32_t)o->choices);
     tandem_set_temperature(r, (float)o->temperature);
     tandem_set_top_k(r, (uint32_t)o->top_k);

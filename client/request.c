@@ -81,6 +81,11 @@ void tandem_set_min_tokens(struct tandem_request *r, uint32_t n)
 {
     r->submit.tokens_min = n;
 }
+void tandem_set_kv_window(struct tandem_request *r, uint32_t window, uint32_t sinks)
+{
+    r->submit.kv_window = window;
+    r->submit.kv_sinks = (sinks + BLOCK_TOKENS - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+}
 void tandem_set_choices(struct tandem_request *r, uint32_t n)
 {
     r->submit.choices = n;
@@ -452,6 +457,8 @@ void request_on_done(struct tandem *t, const struct msg_done *m)
                                       m->timing.ttft,  m->timing.decode,  m->timing.total};
     e.prefill_node = m->prefill_node;
     e.decode_node = m->decode_node;
+    e.kv_window = m->kv_window;
+    e.kv_sinks = m->kv_sinks;
     end_choice(r, &e);
 }
 

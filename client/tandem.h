@@ -125,6 +125,7 @@ struct tandem_event {
     uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
     struct tandem_timing timing;
     const char *prefill_node, *decode_node;
+    uint32_t kv_window, kv_sinks; /* DONE: not 0: an approximation, by tandem_set_kv_window */
 };
 typedef void tandem_event_fn(void *ctx, const struct tandem_event *event);
 
@@ -141,11 +142,14 @@ enum tandem_status tandem_set_tokens(struct tandem_request *r, const uint32_t *i
 /* The rest is optional. Values are checked by tandem_submit and by the router. */
 void tandem_set_max_tokens(struct tandem_request *r, uint32_t n); /* 16 */
 void tandem_set_min_tokens(struct tandem_request *r, uint32_t n); /* 0 */
-void tandem_set_choices(struct tandem_request *r, uint32_t n);    /* 1 */
-void tandem_set_temperature(struct tandem_request *r, float v);   /* 1; 0: the likeliest token */
-void tandem_set_top_k(struct tandem_request *r, uint32_t k);      /* 0: all */
-void tandem_set_top_p(struct tandem_request *r, float p);         /* 1: all */
-void tandem_set_min_p(struct tandem_request *r, float p);         /* 0: all */
+/* 0, 0. An approximation: only the first `sinks` tokens, rounded up to whole blocks of 16, and the last
+ * `window` are attended to and kept. */
+void tandem_set_kv_window(struct tandem_request *r, uint32_t window, uint32_t sinks);
+void tandem_set_choices(struct tandem_request *r, uint32_t n);  /* 1 */
+void tandem_set_temperature(struct tandem_request *r, float v); /* 1; 0: the likeliest token */
+void tandem_set_top_k(struct tandem_request *r, uint32_t k);    /* 0: all */
+void tandem_set_top_p(struct tandem_request *r, float p);       /* 1: all */
+void tandem_set_min_p(struct tandem_request *r, float p);       /* 0: all */
 void tandem_set_repetition_penalty(struct tandem_request *r, float v); /* 1: none */
 void tandem_set_presence_penalty(struct tandem_request *r, float v);   /* 0: none */
 void tandem_set_frequency_penalty(struct tandem_request *r, float v);  /* 0: none */

@@ -170,6 +170,22 @@ static inline uint32_t blocks_for_tokens(uint32_t tokens)
 {
     return tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);
 }
+/* What attention looks back at: the last `tokens` tokens and the first `sinks`, a multiple of
+ * BLOCK_TOKENS; tokens 0: at all of them. */
+struct kv_window {
+    uint32_t tokens, sinks;
+};
+/* The first token behind the sinks that the row at `position` sees, itself at the latest. */
+static inline uint32_t kv_window_first(struct kv_window w, uint32_t position)
+{
+    return w.tokens && position >= w.tokens ? position - w.tokens + 1 : 0;
+}
+/* Tokens [sinks, this), whole blocks, are seen by no row from `position` on; none of them: sinks. */
+static inline uint32_t kv_window_gone(struct kv_window w, uint32_t position)
+{
+    uint32_t gone = kv_window_first(w, position) / BLOCK_TOKENS * BLOCK_TOKENS;
+    return gone > w.sinks ? gone : w.sinks;
+}
 /* The most that a sequence of so many tokens holds of them when only its last `window` are kept, which
  * may begin anywhere in a block; 0: all are kept. */
 static inline uint32_t blocks_held(uint32_t tokens, uint32_t window)

@@ -66,6 +66,19 @@ static enum err kind_check(const struct job *job)
     return OK;
 }
 
+static enum err check_window(const struct job *job)
+{
+    if (job->kv_window == 0)
+        return job->kv_sinks == 0 ? OK : err_set(ERR_INVALID, "kv_sinks without a kv_window");
+    if (job->kv_window > JOB_TOKENS_MAX)
+        return err_set(ERR_INVALID, "kv_window is %u, at most %d", job->kv_window, JOB_TOKENS_MAX);
+    if (job->kv_sinks % BLOCK_TOKENS != 0 || job->kv_sinks > JOB_TOKENS_MAX)
+        return err_set(ERR_INVALID, "kv_sinks is %u, allowed are multiples of %d up to %d",
+                       job->kv_sinks, BLOCK_TOKENS, JOB_TOKENS_MAX);
+    if (job->tenant_salt == 0) return err_set(ERR_INVALID, "a kv_window without a salt of its own");
+    return OK;
+}
+
 enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max)
 {
     enum err e;
@@ -88,6 +101,7 @@ enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max)
         return err_set(ERR_INVALID, "%u stop ids, at most %d", job->stop_ids_count,
                        JOB_STOP_IDS_MAX);
     if ((e = kind_check(job)) != OK) return e;
+    if ((e = check_window(job)) != OK) return e;
     if ((e = check_ids("prompt token", job->prompt, job->prompt_count, vocab)) != OK) return e;
     if ((e = check_ids("generated token", job->forwarded, job->forwarded_count, vocab)) != OK)
         return e;

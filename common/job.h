@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/geometry.h"
 #include "common/id.h"
 
 /* Limits of one request. */
@@ -105,7 +106,10 @@ struct job {
     int32_t priority;     /* lower goes first; 0 is usual */
     uint64_t tenant_salt; /* mixed into prefix hashes; 0: none */
     enum job_kind kind;
-    uint32_t age_ms; /* of its request when it was sent: who is older gives way later */
+    uint32_t age_ms;    /* of its request when it was sent: who is older gives way later */
+    uint32_t kv_window; /* approximate: attends to the last so many tokens, and to the first */
+    uint32_t kv_sinks;  /* … of these, a multiple of BLOCK_TOKENS. Its KV is nobody else's: such a
+                           * job's tenant_salt is not 0 and is of both values too */
 };
 
 /* ERR_INVALID that names field, value and range, if a job is not one that a node with this

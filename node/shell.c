@@ -594,6 +594,8 @@ static struct msg_hello hello_of(struct node_shell *s)
         .numa = (uint32_t)(s->place.numa + 1),
         .cpus = s->place.cpus,
         .cards = s->place.nics,
+        .kv_window = f->window,
+        .kv_ahead = f->queue_depth * o->chunk_tokens,
     };
 }
 

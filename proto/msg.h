@@ -134,10 +134,12 @@ struct msg_hello {
     const char *const *addresses; /* links, best first */
     uint32_t addresses_count;
     /* Where it is on its host, for people; "" and 0: not told. */
-    const char *pci;   /* of its GPU: "0000:17:00.0" */
-    uint32_t numa;     /* the kernel's number + 1 */
-    const char *cpus;  /* "0-3,8" */
-    const char *cards; /* network cards near the GPU: "mlx5_0,mlx5_1" */
+    const char *pci;    /* of its GPU: "0000:17:00.0" */
+    uint32_t numa;      /* the kernel's number + 1 */
+    const char *cpus;   /* "0-3,8" */
+    const char *cards;  /* network cards near the GPU: "mlx5_0,mlx5_1" */
+    uint32_t kv_window; /* the model's: tokens that attention looks back; 0: all */
+    uint32_t kv_ahead; /* tokens of a prompt that it computes before it lets go of KV behind them */
 };
 struct msg_welcome {
     const char *name;          /* the router's */
@@ -316,7 +318,8 @@ struct msg_submit {
      * counts: one choice has all. */
     const uint32_t *received, *received_counts;
     uint32_t received_count, received_counts_count;
-    enum job_kind kind; /* all but GENERATE: tokens_max 0, one choice */
+    enum job_kind kind;           /* all but GENERATE: tokens_max 0, one choice */
+    uint32_t kv_window, kv_sinks; /* common/job.h; 0: all tokens */
 };
 struct msg_accepted {
     uint64_t ref;
@@ -354,6 +357,7 @@ struct msg_done {
     uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
     struct request_timing timing;
     const char *prefill_node, *decode_node;
+    uint32_t kv_window, kv_sinks; /* not 0: computed with less than all KV, an approximation */
 };
 enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 };
 struct msg_query {

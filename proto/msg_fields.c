@@ -133,6 +133,8 @@ static const struct field job_rows[] = {
     U64(tenant_salt),
     ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
     U32(age_ms, ANY),
+    U32(kv_window, TOKENS_MAX),
+    U32(kv_sinks, TOKENS_MAX),
 };
 PART(job, tandem__job__descriptor, job_rows);
 #undef C
@@ -170,6 +172,8 @@ static const struct field hello_rows[] = {
     U32(numa, 65536),
     PROSE(cpus, MSG_TEXT_MAX),
     PROSE(cards, MSG_ADDRESS_MAX),
+    U32(kv_window, ANY),
+    U32(kv_ahead, ANY),
 };
 #undef C
 #undef W
@@ -361,6 +365,8 @@ static const struct field submit_rows[] = {
     IDS(received, TOKENS_MAX),
     IDS(received_counts, JOB_CHOICES_MAX),
     ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
+    U32(kv_window, TOKENS_MAX),
+    U32(kv_sinks, TOKENS_MAX),
 };
 #undef C
 #undef W
@@ -427,6 +433,8 @@ static const struct field done_rows[] = {
     ROW_PART(timing, 0, &timing_part),
     NAME(prefill_node, 0),
     NAME(decode_node, 0),
+    U32(kv_window, TOKENS_MAX),
+    U32(kv_sinks, TOKENS_MAX),
 };
 #undef C
 #undef W

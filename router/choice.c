@@ -88,7 +88,9 @@ static struct job job_of(const struct router_core *core, const struct choice *c,
                       .stop_ids = stop_ids,
                       .sampling = s->sampling,
                       .priority = s->priority,
-                      .tenant_salt = r->tenant_salt};
+                      .tenant_salt = r->tenant_salt,
+                      .kv_window = s->kv_window,
+                      .kv_sinks = s->kv_sinks};
     for (uint32_t i = 0; i < s->stop_ids_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
         stop_ids[job.stop_ids_count++] = s->stop_ids[i];
     if (s->ignore_eos) return job;

@@ -58,6 +58,8 @@ void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)
                              .attempts = c->attempt + 1,
                              .timing = c->timing,
                              .prefill_node = c->prefill_name,
-                             .decode_node = c->decode_name}};
+                             .decode_node = c->decode_name,
+                             .kv_window = r->submit.kv_window,
+                             .kv_sinks = r->submit.kv_sinks}};
     registry_send(core, now_ns, r->client->peer, &m);
 }

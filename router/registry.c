@@ -36,6 +36,7 @@ static void take_cluster(struct router_core *core, const struct msg_hello *h)
                           .geometry = h->geometry,
                           .vocab = h->vocab,
                           .context_max = h->context_max,
+                          .window = {h->kv_window, 0},
                           .eos_count = h->eos_count};
     memcpy(c->eos, h->eos, h->eos_count * sizeof *h->eos);
 }
@@ -62,6 +63,9 @@ static enum err check_node(const struct router_core *core, const struct msg_hell
                        core->nodes_count);
     if (!kv_geometry_fits(&c->geometry, &h->geometry) || c->vocab != h->vocab)
         return err_set(ERR_INVALID, "its KV geometry is not that of the nodes here");
+    if (c->window.tokens != h->kv_window)
+        return err_set(ERR_INVALID, "its model's window is %u tokens, that of the nodes here %u",
+                       h->kv_window, c->window.tokens);
     if (core->config.exact && c->numerics_id != h->numerics_id)
         return err_set(ERR_INVALID,
                        "its numerics id %016llx is not the cluster's %016llx: streams "

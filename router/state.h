@@ -189,6 +189,7 @@ struct cluster {
     uint64_t numerics_id;
     struct kv_geometry geometry;
     uint32_t vocab, context_max;
+    struct kv_window window; /* of its model */
     uint32_t eos[JOB_STOP_IDS_MAX];
     uint32_t eos_count;
 };

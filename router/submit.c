@@ -93,13 +93,19 @@ static enum err check_choice(const struct router_core *core, const struct reques
                       .tokens_min = s->tokens_min,
                       .stop_ids = s->stop_ids,
                       .stop_ids_count = s->stop_ids_count,
-                      .sampling = s->sampling};
+                      .sampling = s->sampling,
+                      .tenant_salt = r->tenant_salt,
+                      .kv_window = s->kv_window,
+                      .kv_sinks = s->kv_sinks};
     if (received.count > s->tokens_max)
         return err_set(ERR_INVALID, "%u tokens were received of at most %u", received.count,
                        s->tokens_max);
     /* all received and only the end missing: job_check is about jobs with something left to do */
     if (received.count > 0 && received.count == s->tokens_max) job.tokens_max++;
     if (!core->cluster.known) return job_check(&job, UINT32_MAX, UINT32_MAX);
+    if (s->kv_window && core->cluster.window.tokens)
+        return err_set(ERR_INVALID, "kv_window: this model has a window of its own, of %u tokens",
+                       core->cluster.window.tokens);
     return job_check(&job, core->cluster.vocab, core->cluster.context_max);
 }
 
@@ -197,6 +203,10 @@ static void name_request(struct router_core *core, struct request *r)
     if (!r->submit.seed_given) r->submit.sampling.seed = draw(core, 3);
     if (r->submit.tenant && r->submit.tenant[0])
         r->tenant_salt = hash64(r->submit.tenant, strlen(r->submit.tenant));
+    if (r->submit.kv_window) { /* its KV is not that of all tokens */
+        uint64_t own[] = {r->tenant_salt, r->submit.kv_window, r->submit.kv_sinks};
+        r->tenant_salt = hash64(own, sizeof own);
+    }
 }
 
 /* A resumed request may find its earlier life here: an ended one is forgotten, a running one gives way

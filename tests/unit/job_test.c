@@ -38,6 +38,9 @@ static void a_job_at_every_limit_is_accepted(void **state)
     j.sampling.tops_count = JOB_TOPS_MAX;
     j.sampling.temperature = 100;
     j.sampling.presence_penalty = -2;
+    j.kv_window = 1;
+    j.kv_sinks = 16;
+    j.tenant_salt = 1;
     assert_ok(job_check(&j, VOCAB, CONTEXT));
 }
 
@@ -74,7 +77,7 @@ static void what_is_one_beyond_is_refused_by_its_name(void **state)
     (void)state;
     static const uint32_t bad_id = VOCAB;
     static const struct logit_bias bad_bias = {VOCAB, 0}, heavy = {1, 100.5f};
-    struct job j[17];
+    struct job j[21];
     const char *const names[COUNT_OF(j)] = {"id",
                                             "choice",
                                             "prompt",
@@ -91,7 +94,11 @@ static void what_is_one_beyond_is_refused_by_its_name(void **state)
                                             "presence_penalty",
                                             "top_logprobs",
                                             "logit_bias token",
-                                            "logit_bias"};
+                                            "logit_bias",
+                                            "kv_sinks",
+                                            "kv_window",
+                                            "kv_sinks",
+                                            "salt"};
     for (size_t i = 0; i < COUNT_OF(j); i++)
         j[i] = good_job();
     j[0].key.request = ID128_NONE;
@@ -111,6 +118,10 @@ static void what_is_one_beyond_is_refused_by_its_name(void **state)
     j[14].sampling.tops_count = JOB_TOPS_MAX + 1;
     j[15].sampling.bias = &bad_bias, j[15].sampling.bias_count = 1;
     j[16].sampling.bias = &heavy, j[16].sampling.bias_count = 1;
+    j[17].kv_sinks = 16;
+    j[18].kv_window = JOB_TOKENS_MAX + 1;
+    j[19].kv_window = 64, j[19].kv_sinks = 17;
+    j[20].kv_window = 64;
     for (size_t i = 0; i < COUNT_OF(j); i++) {
         assert_int_equal(job_check(&j[i], VOCAB, CONTEXT), ERR_INVALID);
         if (!strstr(err_text(), names[i])) fail_msg("%s: said \"%s\"", names[i], err_text());

@@ -157,6 +157,8 @@ static struct job job(struct msg_random *r)
     j.tenant_salt = r64(r);
     j.kind = below(r, JOB_KINDS);
     j.age_ms = r32(r);
+    j.kv_window = below(r, JOB_TOKENS_MAX);
+    j.kv_sinks = below(r, JOB_TOKENS_MAX);
     return j;
 }
 
@@ -184,6 +186,8 @@ static struct msg_hello hello(struct msg_random *r)
     h.numa = below(r, 65537);
     h.cpus = string(r, 0, MSG_TEXT_MAX);
     h.cards = string(r, 0, MSG_ADDRESS_MAX);
+    h.kv_window = r32(r);
+    h.kv_ahead = r32(r);
     return h;
 }
 
@@ -227,6 +231,8 @@ static struct msg_submit submit(struct msg_random *r)
     s.tenant = string(r, 0, MSG_NAME_MAX);
     s.deadline_ms = r32(r);
     s.kind = below(r, JOB_KINDS);
+    s.kv_window = below(r, JOB_TOKENS_MAX);
+    s.kv_sinks = below(r, JOB_TOKENS_MAX);
     return s;
 }
 
@@ -245,6 +251,8 @@ static struct msg_done done(struct msg_random *r)
         .timing = {r64(r), r64(r), r64(r), r64(r), r64(r), r64(r)},
         .prefill_node = string(r, 0, MSG_NAME_MAX),
         .decode_node = string(r, 0, MSG_NAME_MAX),
+        .kv_window = below(r, JOB_TOKENS_MAX),
+        .kv_sinks = below(r, JOB_TOKENS_MAX),
     };
 }
 
@@ -470,6 +478,8 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME(tenant_salt);
     SAME(kind);
     SAME(age_ms);
+    SAME(kv_window);
+    SAME(kv_sinks);
     return NULL;
 }
 
@@ -495,6 +505,8 @@ static const char *hello_difference(const struct msg_hello *a, const struct msg_
     SAME(numa);
     SAME_STRING(cpus);
     SAME_STRING(cards);
+    SAME(kv_window);
+    SAME(kv_ahead);
     return NULL;
 }
 
@@ -522,6 +534,8 @@ static const char *submit_difference(const struct msg_submit *a, const struct ms
     SAME_ARRAY(received, received_count);
     SAME_ARRAY(received_counts, received_counts_count);
     SAME(kind);
+    SAME(kv_window);
+    SAME(kv_sinks);
     return NULL;
 }
 
@@ -539,6 +553,8 @@ static const char *done_difference(const struct msg_done *a, const struct msg_do
     SAME_FLAT(timing);
     SAME_STRING(prefill_node);
     SAME_STRING(decode_node);
+    SAME(kv_window);
+    SAME(kv_sinks);
     return NULL;
 }
 
