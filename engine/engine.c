@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
+#include "engine/encode.h"
 #include "engine/fingerprint.h"
 #include "engine/forward.h"
 #include "engine/rope.h"
@@ -31,6 +32,7 @@ struct flight {
     struct step *step;
     uint64_t began_ns, mark;
     enum err status;          /* of enqueuing it */
+    bool taken;               /* its tokens are */
     struct token_info *drawn; /* [sequences_max] host memory, by output; NULL: drawn on the host */
 };
 
@@ -48,11 +50,13 @@ struct engine {
     struct forward forward;
     struct slots slots;
     struct sampler sampler;
+    struct encoder encoder;
 
     /* The step that runs, as the backend wants it: */
     uint32_t *tokens;                /* [rows_max], STEP_TOKEN_LAST replaced if drawn on the host */
     struct batch_sequence *sequence; /* [sequences_max] */
     uint32_t *output_row;            /* [rows_max] rows of the batch whose logits are wanted */
+    uint32_t drawn_count;            /* the first of them: those that are sampled */
     int32_t *logits_row;             /* [sequences_max] where a sequence's are, or NO_ROW */
     float *logits;                   /* [sequences_max][vocab] on the host: engine_logits */
     bool sick;                       /* the device failed; so does every step from then on */
@@ -128,10 +132,11 @@ static void plan_tokens(struct engine *g, const struct step *step, const struct 
 /* A step with prompts, or whose layers are told: its enqueuer waits for layers. */
 static bool waits_for_layers(const struct step *step)
 {
-    return step->report_layers || step->rows_count > step->sequences_count;
+    return step->report_layers || step->rows_count > step->sequences_count || encode_wanted(step);
 }
 
-/* Makes new slots and writes the batch. Its outputs are what is sampled, or all rows. */
+/* Makes new slots and writes the batch. Its outputs are what is sampled, then the rows of which more
+ * than that is wanted; or all rows. */
 static struct batch plan_batch(struct engine *g, const struct step *step, bool score)
 {
     struct batch batch = {.rows_count = step->rows_count,
@@ -155,7 +160,11 @@ static struct batch plan_batch(struct engine *g, const struct step *step, bool s
     }
     for (uint32_t r = 0; score && r < step->rows_count; r++)
         g->output_row[r] = r;
-    if (score) batch.outputs_count = step->rows_count;
+    g->drawn_count = batch.outputs_count;
+    if (score)
+        batch.outputs_count = step->rows_count;
+    else
+        batch.outputs_count += encode_outputs(step, g->output_row + g->drawn_count);
     return batch;
 }
 
@@ -189,19 +198,8 @@ static enum err run_rows(struct engine *g, struct step *step, enum forward_end e
     *batch = plan_batch(g, step, end == FORWARD_KV);
     struct layer_watch layers = {g, step};
     struct forward_watch watch = {.layer = on_layer, .ctx = &layers};
-    return step->rows_count == 0 ? OK : forward_run(&g->forward, batch, end, &watch);
-}
-
-static void begin_step(struct engine *g, struct flight *f, struct step *step)
-{
-    struct batch batch;
-    f->step = step;
-    f->began_ns = clock_now_ns();
-    f->status = run_rows(g, step, FORWARD_DRAW, &batch);
-    if (f->status == OK && f->drawn && batch.outputs_count > 0)
-        g->ops->fetch(g->backend, f->drawn, g->forward.drawn,
-                      batch.outputs_count * sizeof *f->drawn);
-    if (f->status == OK) f->mark = g->ops->mark(g->backend);
+    if (step->rows_count == 0) return OK;
+    return forward_run(&g->forward, batch, g->drawn_count, end, &watch);
 }
 
 /* The tokens of a step that the device is done with. */
@@ -221,13 +219,39 @@ static void take_tokens(struct engine *g, const struct flight *f)
     }
 }
 
+/* Tokens are taken first: the rest goes through the room of their logits. */
+static enum err finish_rows(struct engine *g, struct flight *f, const struct batch *batch)
+{
+    enum err e = g->ops->wait(g->backend, f->mark, TIME_NEVER);
+    if (e != OK) return e;
+    take_tokens(g, f);
+    f->taken = true;
+    for (uint32_t i = 0; i < f->step->sequences_count; i++)
+        g->logits_row[i] = NO_ROW;
+    return encode_collect(&g->encoder, f->step, batch, g->drawn_count);
+}
+
+static void begin_step(struct engine *g, struct flight *f, struct step *step)
+{
+    struct batch batch;
+    f->step = step;
+    f->taken = false;
+    f->began_ns = clock_now_ns();
+    f->status = run_rows(g, step, FORWARD_DRAW, &batch);
+    if (f->status == OK && f->drawn && g->drawn_count > 0)
+        g->ops->fetch(g->backend, f->drawn, g->forward.drawn, g->drawn_count * sizeof *f->drawn);
+    if (f->status != OK) return;
+    f->mark = g->ops->mark(g->backend);
+    if (batch.outputs_count > g->drawn_count) f->status = finish_rows(g, f, &batch);
+}
+
 /* ERR_TIMEOUT: the device is not done with it. Else the step's end. */
 static enum err end_step(struct engine *g, struct flight *f, uint64_t timeout_ns)
 {
     enum err e = f->status != OK ? f->status : g->ops->wait(g->backend, f->mark, timeout_ns);
     if (e == ERR_TIMEOUT) return e;
     if (e != OK && e != ERR_CANCELLED) g->sick = true;
-    if (e == OK) take_tokens(g, f);
+    if (e == OK && !f->taken) take_tokens(g, f);
     atomic_fetch_add_explicit(&g->progress, 1, memory_order_relaxed);
     return e;
 }
@@ -594,6 +618,7 @@ static enum err make_buffers(struct engine *g)
     g->output_row = mem_array(l->rows_max, sizeof *g->output_row);
     g->logits_row = mem_array(l->sequences_max, sizeof *g->logits_row);
     if ((e = make_drawn(g)) != OK) return e;
+    if ((e = encoder_init(&g->encoder, &g->forward, &g->sampler)) != OK) return e;
     bool all = g->tokens && g->sequence && g->output_row && g->logits_row;
     return all ? OK : ERR_MEMORY;
 }
@@ -692,6 +717,7 @@ void engine_close(struct engine *g)
     mem_free(g->logits);
     slots_fini(&g->slots);
     sampler_fini(&g->sampler);
+    encoder_fini(&g->encoder);
     mem_free(g->tokens);
     mem_free(g->sequence);
     mem_free(g->output_row);

@@ -97,7 +97,7 @@ const struct kv_view *engine_kv(const struct engine *engine); /* tests and tools
 /* Runs one step on the calling thread. */
 enum err engine_run(struct engine *engine, struct step *step);
 /* Logits of the last row of sequence i after engine_run, [vocab], host memory until the next run;
- * NULL if the step did not sample it. */
+ * NULL if the step did not sample it, or wanted more than tokens of any sequence. */
 const float *engine_logits(const struct engine *engine, uint32_t sequence);
 /* engine_run, and logits of every row into logits [rows_count][vocab]. For goldens and scoring. */
 enum err engine_run_scored(struct engine *engine, struct step *step, float *logits);

@@ -47,17 +47,24 @@ static void run_mlp(struct forward *f, uint32_t rows_count, uint32_t layer)
     }
 }
 
-/* Outputs [first, first + count) of the batch. */
-static void run_outputs(struct forward *f, const struct batch *batch, uint32_t first,
-                        uint32_t count)
+/* Outputs [first, first + count) of the batch: their hidden states after the final norm. */
+static void run_normed(struct forward *f, const struct batch *batch, uint32_t first, uint32_t count)
 {
     const struct backend_ops *ops = f->parts.ops;
     const struct model_config *c = f->parts.config;
-    const struct weights *w = f->parts.weights;
     struct backend *b = f->parts.backend;
     ops->gather(b, f->picked, f->x, batch, first, count, c->hidden);
-    ops->rms_norm(b, f->normed, f->picked, w->norm, count, c->hidden, c->norm_eps);
-    ops->matmul(b, f->logits, ROWS_STREAM, f->normed, &w->lm_head, NULL, NULL, count);
+    ops->rms_norm(b, f->normed, f->picked, f->parts.weights->norm, count, c->hidden, c->norm_eps);
+}
+
+/* And their logits. */
+static void run_outputs(struct forward *f, const struct batch *batch, uint32_t first,
+                        uint32_t count)
+{
+    const struct forward_parts *p = &f->parts;
+    run_normed(f, batch, first, count);
+    p->ops->matmul(p->backend, f->logits, ROWS_STREAM, f->normed, &p->weights->lm_head, NULL, NULL,
+                   count);
 }
 
 /* A step on its way through the backend. */
@@ -66,6 +73,7 @@ struct forward_step {
     const struct batch *batch;
     const struct forward_watch *watch;
     enum forward_end end;
+    uint32_t left;        /* outputs that `end` is not of */
     uint32_t layers_done; /* told to the watch */
     uint64_t mark[LAYERS_AHEAD_MAX];
     enum err status;
@@ -111,18 +119,24 @@ static void enqueue(void *ctx, uint32_t rows, uint32_t outputs)
     }
     while (s->batch->watched && s->layers_done < c->layers_count && s->status == OK)
         finish_layer(s);
+    outputs -= s->left;
     if (s->status != OK || s->end == FORWARD_KV || outputs == 0) return;
     run_outputs(f, s->batch, 0, outputs);
     if (s->end == FORWARD_DRAW && f->drawn)
         ops->draw(f->parts.backend, f->drawn, f->logits, s->batch, outputs);
 }
 
-enum err forward_run(struct forward *f, const struct batch *batch, enum forward_end end,
-                     const struct forward_watch *watch)
+enum err forward_run(struct forward *f, const struct batch *batch, uint32_t outputs_count,
+                     enum forward_end end, const struct forward_watch *watch)
 {
-    struct forward_step s = {.f = f, .batch = batch, .watch = watch, .end = end};
-    CHECK(batch->rows_count <= f->rows_max);
-    CHECK(end == FORWARD_KV || batch->outputs_count <= f->outputs_max);
+    struct forward_step s = {.f = f,
+                             .batch = batch,
+                             .watch = watch,
+                             .end = end,
+                             .left = batch->outputs_count - outputs_count};
+    CHECK(batch->rows_count <= f->rows_max && outputs_count <= batch->outputs_count);
+    CHECK(s.left == 0 || batch->watched);
+    CHECK(end == FORWARD_KV || outputs_count <= f->outputs_max);
     f->parts.ops->step(f->parts.backend, batch, enqueue, &s);
     if (s.status == ERR_CANCELLED) {
         enum err e = f->parts.ops->sync(f->parts.backend);
@@ -135,6 +149,12 @@ void forward_logits(struct forward *f, const struct batch *batch, uint32_t first
 {
     CHECK(count <= f->outputs_max && first + count <= batch->outputs_count);
     run_outputs(f, batch, first, count);
+}
+
+void forward_normed(struct forward *f, const struct batch *batch, uint32_t first, uint32_t count)
+{
+    CHECK(count <= f->outputs_max && first + count <= batch->outputs_count);
+    run_normed(f, batch, first, count);
 }
 
 static void *rows_of(struct forward *f, uint32_t rows, uint32_t width, uint32_t element)

@@ -39,7 +39,7 @@ struct forward_watch {
 
 /* What becomes of the batch's outputs. */
 enum forward_end {
-    FORWARD_KV,     /* nothing: forward_logits may be called for parts of them */
+    FORWARD_KV,     /* nothing: forward_logits and forward_normed may be called for parts of them */
     FORWARD_LOGITS, /* at most outputs_max rows of logits */
     FORWARD_DRAW,   /* and a token for each, on devices that draw */
 };
@@ -68,11 +68,14 @@ void forward_fini(struct forward *f); /* a zeroed one is allowed */
 /* Lets the device record what decode steps enqueue; after the KV pool and all else is made. */
 enum err forward_record(struct forward *f);
 /* Enqueues a step; what fails on the device fails at `wait`. ERR_CANCELLED by the watch: then nothing
- * of it runs any more. */
-enum err forward_run(struct forward *f, const struct batch *batch, enum forward_end end,
-                     const struct forward_watch *watch);
+ * of it runs any more. `end` is of the first `outputs_count` outputs: others, of a watched batch, are left
+ * as by FORWARD_KV. */
+enum err forward_run(struct forward *f, const struct batch *batch, uint32_t outputs_count,
+                     enum forward_end end, const struct forward_watch *watch);
 /* Enqueues logits of outputs [first, first + count) of the batch that ran last, at most outputs_max,
  * into f->logits. */
 void forward_logits(struct forward *f, const struct batch *batch, uint32_t first, uint32_t count);
+/* The same up to the final norm: into f->normed, operand rows. */
+void forward_normed(struct forward *f, const struct batch *batch, uint32_t first, uint32_t count);
 
 #endif

@@ -219,12 +219,22 @@ static uint32_t top_keys(uint64_t *list, uint32_t want, const float *logits, uin
     return n;
 }
 
+static double log_base(struct sampler *s, const float *logits, uint32_t best)
+{
+    weigh(s, logits, logits[best], 1);
+    return draw_log_base(logits[best], sum_stretches(s));
+}
+
+float sampler_logprob(struct sampler *s, const float *logits, uint32_t token)
+{
+    return draw_logprob(logits[token], log_base(s, logits, best_of(logits, s->vocab_count)));
+}
+
 static void report(struct sampler *s, const struct sampling *p, const float *logits, uint32_t best,
                    struct token_info *out)
 {
     uint64_t list[JOB_TOPS_MAX];
-    weigh(s, logits, logits[best], 1);
-    double base = draw_log_base(logits[best], sum_stretches(s));
+    double base = log_base(s, logits, best);
     out->logprob = draw_logprob(logits[out->token], base);
     out->tops_count = top_keys(list, p->tops_count, logits, s->vocab_count);
     for (uint32_t i = 0; i < out->tops_count; i++) {

@@ -25,6 +25,17 @@
  * the one before it still runs. */
 #define STEP_TOKEN_LAST UINT32_MAX
 
+/* As the token behind a text's last one. */
+#define STEP_TOKEN_NONE UINT32_MAX
+
+/* What is kept of a sequence's rows beside their KV; of one that does not sample. */
+enum step_want {
+    STEP_WANT_KV, /* nothing */
+    STEP_WANT_SCORES,
+    STEP_WANT_SUM,  /* of the hidden states of all rows, after the final norm */
+    STEP_WANT_LAST, /* the last row's alone */
+};
+
 struct step_sequence {
     uint32_t slot;
     uint32_t row_first, rows_count; /* in step->tokens */
@@ -32,6 +43,10 @@ struct step_sequence {
     uint32_t table_first;    /* in step->table: block of token t is table[table_first + t / 16] */
     bool sample;             /* draw a token after the last row */
     const struct job *setup; /* makes the slot: prompt, forwarded, sampling; NULL: it exists */
+    enum step_want want;
+    uint32_t next; /* SCORES: the token behind the last row, STEP_TOKEN_NONE: there is none */
+    float *scores; /* SCORES: [rows_count] log-probabilities of the tokens behind each row */
+    double *sum;   /* SUM, LAST: [hidden], added to. Both are written until STEP_DONE */
 };
 
 /* A block whose KV another one gets before the step's first row is computed: a fork's last one. */

@@ -110,7 +110,8 @@ struct batch {
     uint32_t sequences_count;
     const uint32_t *table;
     uint32_t table_count;
-    const uint32_t *output_row; /* [outputs_count] rows whose logits are wanted, ascending */
+    const uint32_t *output_row; /* [outputs_count] rows whose logits are wanted: those that are drawn
+                                 * ascend, others may stand behind them */
     uint32_t outputs_count;
     uint32_t window; /* attend to the last `window` tokens only; 0: all */
     bool watched;    /* the enqueuer waits for marks on its way, so that nothing may be recorded */
