@@ -61,6 +61,8 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         return ERR_FULL;
     }
     if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
+    if (c->cache && !s->preempted)
+        kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->table_count * BLOCK_TOKENS);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     take(c, s, need - s->table_count);
     return OK;

@@ -72,6 +72,7 @@ static enum err new_parts(struct node_core *c)
         return e;
     if ((e = sessions_init(c)) != OK) return e;
     if ((e = node_meters_new(c)) != OK) return e;
+    if ((e = kv_report_new(&c->report)) != OK) return e;
     return flights_new(c);
 }
 
@@ -105,6 +106,7 @@ void node_core_free(struct node_core *c)
     kv_prefix_free(c->cache);
     kv_pool_free(c->pool);
     metrics_free(c->metrics);
+    kv_report_free(c->report);
     map_fini(&c->jobs);
     map_fini(&c->tickets);
     map_fini(&c->tombs);
@@ -155,6 +157,33 @@ static void leave_if_drained(struct node_core *c, uint64_t now_ns)
     c->out.left(c->out.ctx);
 }
 
+void core_usage_totals(const struct node_core *c, uint64_t totals[KV_COUNTS])
+{
+    struct kv_prefix_stats s = c->cache ? kv_prefix_stats(c->cache) : (struct kv_prefix_stats){0};
+    const uint64_t all[KV_COUNTS] = {
+        [KV_COUNT_QUERIED] = c->usage.queried_tokens,
+        [KV_COUNT_HIT] = c->usage.hit_tokens,
+        [KV_COUNT_INSERTED] = s.inserted_blocks,
+        [KV_COUNT_EVICTED] = s.evicted_blocks,
+        [KV_COUNT_UNUSED] = s.unused_blocks,
+        [KV_COUNT_REGRET] = s.regret_blocks,
+        [KV_COUNT_EXPIRED] = s.expired_blocks,
+        [KV_COUNT_PROMPT] = c->counts.prompt_tokens,
+        [KV_COUNT_GENERATED] = c->counts.tokens_generated,
+        [KV_COUNT_PREEMPTIONS] = c->counts.preemptions,
+        [KV_COUNT_RECOMPUTED] = c->counts.returned_computed_tokens,
+        [KV_COUNT_REFUSED] = c->counts.refused_jobs,
+    };
+    memcpy(totals, all, sizeof all);
+}
+
+static void note_usage(struct node_core *c, uint64_t now_ns)
+{
+    uint64_t totals[KV_COUNTS] = {0};
+    if (kv_usage_is_due(&c->usage, now_ns)) core_usage_totals(c, totals);
+    kv_usage_tick(&c->usage, now_ns, totals);
+}
+
 static void end_of_turn(struct node_core *c, uint64_t now_ns)
 {
     uint64_t before_ns = c->wake_ns;
@@ -166,6 +195,8 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     flights_submit(c, now_ns);
     if (c->flights_busy == 0) tell_dirty(c, now_ns); /* else with the step's own tokens */
     sessions_on_timer(c, now_ns);
+    note_usage(c, now_ns);
+    kv_report_turn(c, now_ns);
     leave_if_drained(c, now_ns);
     struct heap_entry *first = heap_first(&c->timers);
     if (first && first->key < c->wake_ns) c->wake_ns = first->key;

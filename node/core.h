@@ -100,6 +100,7 @@ struct node_counts {
     uint64_t held_tokens_peak, wasted_slots_peak, contiguous_slots_peak;
     uint64_t forks, fork_shared_blocks, fork_copied_blocks;
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
+    uint64_t refused_jobs; /* for want of blocks */
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */

@@ -21,6 +21,7 @@ void job_refuse(struct node_core *c, uint64_t now_ns, uint32_t router, struct jo
 {
     struct msg m = {.kind = MSG_FAILED,
                     .failed = {.key = key, .error = e, .retryable = retryable, .reason = reason}};
+    c->counts.refused_jobs += e == ERR_FULL && !c->draining;
     say(c, now_ns, router, &m);
 }
 

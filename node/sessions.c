@@ -213,6 +213,8 @@ void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_lin
             compare_live(c, now_ns, r, &m->live);
         else if (m->kind == MSG_DRAIN)
             core_drain(c, now_ns);
+        else if (m->kind == MSG_QUERY && m->query.query == QUERY_KV)
+            kv_report_ask(c, now_ns, (uint32_t)(r - c->router), m->query.ref);
         else
             jobs_on_message(c, now_ns, (uint32_t)(r - c->router), m);
         break;

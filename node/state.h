@@ -8,6 +8,7 @@
  *     flight.c     steps: what goes in, what comes out
  *     handover.c   ops and holds of a transfer
  *     links.c      how the links to other nodes do, for the routers
+ *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
  *     plan.c       pure decisions
  *     meters.c     the page of metrics
  *
@@ -23,6 +24,8 @@
 #include "common/map.h"
 #include "common/metrics.h"
 #include "node/core.h"
+#include "node/kv_report.h"
+#include "node/kv_usage.h"
 #include "node/plan.h"
 
 enum {
@@ -234,6 +237,8 @@ struct node_core {
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
     struct node_counts counts;
+    struct kv_usage usage;
+    struct kv_report *report;
     struct node_link *link; /* [NODE_LINKS_MAX] */
     uint32_t links_count;
     uint64_t links_changed;
@@ -270,6 +275,7 @@ static inline struct plan_claim seq_claim(const struct sequence *s)
 
 /* core.c */
 void core_drain(struct node_core *c, uint64_t now_ns); /* takes nothing new from now on */
+void core_usage_totals(const struct node_core *c, uint64_t totals[KV_COUNTS]);
 
 /* sessions.c */
 /* Of prompts in the queue, to be computed. */
