@@ -110,6 +110,8 @@ struct job {
     uint32_t kv_window; /* approximate: attends to the last so many tokens, and to the first */
     uint32_t kv_sinks;  /* … of these, a multiple of BLOCK_TOKENS. Its KV is nobody else's: such a
                            * job's tenant_salt is not 0 and is of both values too */
+    uint32_t tenant_weight; /* its share of the cache, against other tenants'; 0 is 1 */
+    uint32_t fair_lead;     /* tokens that its tenant has at this node before it, over the weight */
 };
 
 /* ERR_INVALID that names field, value and range, if a job is not one that a node with this

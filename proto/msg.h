@@ -22,6 +22,7 @@
  *     clients    SUBMIT C->R    ACCEPTED R->C    REJECTED R->C   OUTPUT R->C      DONE R->C
  *                ENCODED R->C
  *                QUERY C->R     ANSWER R->C       and of what a node caches: QUERY R->N, ANSWER N->R
+ *     pins       PIN C->R, R->N  PINNED N->R
  */
 #ifndef TANDEM_PROTO_MSG_H
 #define TANDEM_PROTO_MSG_H
@@ -80,6 +81,8 @@ enum msg_kind {
     MSG_LINK,
     MSG_ENCODED,
     MSG_BLOCKS,
+    MSG_PIN,
+    MSG_PINNED,
     MSG_KINDS
 };
 
@@ -374,6 +377,25 @@ struct msg_answer {
     uint32_t text_bytes;
 };
 
+/* A prompt that stays cached under a name. C: answered by ANSWER, as soon as it is known. N: pins what
+ * it has cached of it, from now on in place of what this router had it pin under the name, and says
+ * how much. */
+struct msg_pin {
+    uint64_t ref; /* C only */
+    bool remove;
+    const char *name, *tenant;
+    const char *text; /* C: the prompt, or … */
+    uint32_t text_bytes;
+    const uint32_t *tokens; /* … its ids; N: these */
+    uint32_t tokens_count;
+    uint64_t salt;   /* N only, of the tenant */
+    uint32_t weight; /* N only, likewise */
+};
+struct msg_pinned {
+    const char *name, *tenant;
+    uint32_t blocks; /* pinned of the prompt's whole ones */
+};
+
 struct msg {
     enum msg_kind kind;
     struct envelope envelope;
@@ -403,6 +425,8 @@ struct msg {
         struct msg_query query;
         struct msg_answer answer;
         struct msg_link link;
+        struct msg_pin pin;
+        struct msg_pinned pinned;
         struct msg_encoded encoded;
         struct msg_blocks blocks;
     };

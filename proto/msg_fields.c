@@ -135,6 +135,8 @@ static const struct field job_rows[] = {
     U32(age_ms, ANY),
     U32(kv_window, TOKENS_MAX),
     U32(kv_sinks, TOKENS_MAX),
+    U32(tenant_weight, ANY),
+    U32(fair_lead, ANY),
 };
 PART(job, tandem__job__descriptor, job_rows);
 #undef C
@@ -449,6 +451,27 @@ static const struct field query_rows[] = {
 #undef C
 #undef W
 
+#define C struct msg_pin
+#define W Tandem__Pin
+static const struct field pin_rows[] = {
+    U64(ref),      BOOL(remove),
+    NAME(name, 1), STRING(tenant, MSG_NAME_MAX),
+    BYTES(text),   IDS(tokens, TOKENS_MAX),
+    U64(salt),     U32(weight, ANY),
+};
+#undef C
+#undef W
+
+#define C struct msg_pinned
+#define W Tandem__Pinned
+static const struct field pinned_rows[] = {
+    NAME(name, 1),
+    STRING(tenant, MSG_NAME_MAX),
+    U32(blocks, ANY),
+};
+#undef C
+#undef W
+
 #define C struct msg_answer
 #define W Tandem__Answer
 static const struct field answer_rows[] = {U64(ref), ENUM(error, OK, ERR_DEVICE), BYTES(text)};
@@ -489,6 +512,8 @@ static const struct part messages[MSG_KINDS] = {
     MESSAGE(MSG_LINK, link, link),
     MESSAGE(MSG_ENCODED, encoded, encoded),
     MESSAGE(MSG_BLOCKS, blocks, blocks),
+    MESSAGE(MSG_PIN, pin, pin),
+    MESSAGE(MSG_PINNED, pinned, pinned),
 };
 
 const struct part *msg_part(enum msg_kind kind)

@@ -159,6 +159,8 @@ static struct job job(struct msg_random *r)
     j.age_ms = r32(r);
     j.kv_window = below(r, JOB_TOKENS_MAX);
     j.kv_sinks = below(r, JOB_TOKENS_MAX);
+    j.tenant_weight = r32(r);
+    j.fair_lead = r32(r);
     return j;
 }
 
@@ -320,6 +322,18 @@ static struct msg_blocks blocks(struct msg_random *r)
     return (struct msg_blocks){r64(r), coin(r), hashes, what, n, n};
 }
 
+static struct msg_pin pin(struct msg_random *r)
+{
+    struct msg_pin m = {.ref = r64(r), .remove = coin(r), .salt = r64(r), .weight = r32(r)};
+    m.name = string(r, 1, MSG_NAME_MAX);
+    m.tenant = string(r, 0, MSG_NAME_MAX);
+    m.text_bytes = count(r, 3000);
+    m.text = bytes(r, m.text_bytes);
+    m.tokens_count = count(r, 3000);
+    m.tokens = ids(r, m.tokens_count);
+    return m;
+}
+
 struct msg msg_random(struct msg_random *r, enum msg_kind kind)
 {
     struct msg m = {.kind = kind, .envelope = {r64(r), r64(r), r64(r), r32(r)}};
@@ -382,6 +396,11 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         break;
     case MSG_ENCODED: m.encoded = encoded(r); break;
     case MSG_BLOCKS: m.blocks = blocks(r); break;
+    case MSG_PIN: m.pin = pin(r); break;
+    case MSG_PINNED:
+        m.pinned =
+            (struct msg_pinned){string(r, 1, MSG_NAME_MAX), string(r, 0, MSG_NAME_MAX), r32(r)};
+        break;
     case MSG_RESEND: m.resend = (struct msg_resend){key(r), below(r, JOB_TOKENS_MAX)}; break;
     case MSG_DRAIN: m.drain.node = string(r, 0, MSG_NAME_MAX); break;
     case MSG_SUBMIT: m.submit = submit(r); break;
@@ -480,6 +499,8 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME(age_ms);
     SAME(kv_window);
     SAME(kv_sinks);
+    SAME(tenant_weight);
+    SAME(fair_lead);
     return NULL;
 }
 
@@ -661,6 +682,21 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
     case MSG_CANCEL:
         SAME_FLAT(cancel.key);
         SAME_STRING(cancel.reason);
+        return NULL;
+    case MSG_PIN:
+        SAME(pin.ref);
+        SAME(pin.remove);
+        SAME_STRING(pin.name);
+        SAME_STRING(pin.tenant);
+        SAME_ARRAY(pin.text, pin.text_bytes);
+        SAME_ARRAY(pin.tokens, pin.tokens_count);
+        SAME(pin.salt);
+        SAME(pin.weight);
+        return NULL;
+    case MSG_PINNED:
+        SAME_STRING(pinned.name);
+        SAME_STRING(pinned.tenant);
+        SAME(pinned.blocks);
         return NULL;
     case MSG_LINK:
         SAME_STRING(link.address);
