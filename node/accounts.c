@@ -68,11 +68,36 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
     return OK;
 }
 
+enum err accounts_fork(struct node_core *c, struct sequence *s, const struct sequence *of)
+{
+    uint32_t last = s->job.prompt_count - 1, shared = last / BLOCK_TOKENS, need = accounts_need(s);
+    CHECK(s->table_count == 0 && need <= s->table_capacity && of->kv_count > last);
+    if (need - shared > accounts_available(c)) return ERR_FULL;
+    s->hold = HOLD_SEQUENCE;
+    for (; s->table_count < shared; s->table_count++) {
+        s->table[s->table_count] = of->table[s->table_count];
+        kv_pool_hold(c->pool, s->table[s->table_count], s->hold);
+    }
+    if (last % BLOCK_TOKENS > 0) {
+        s->copy_from = of->table[shared];
+        if (!PLANTED("fork_not_held")) kv_pool_hold(c->pool, s->copy_from, s->hold);
+    }
+    s->kv_count = s->planned = last; /* that token is computed again: its logits are wanted */
+    take(c, s, need - shared);
+    c->counts.forks++;
+    c->counts.fork_shared_blocks += shared;
+    c->counts.fork_copied_blocks += s->copy_from.v != BLOCK_NONE.v;
+    return OK;
+}
+
 void accounts_close(struct node_core *c, struct sequence *s)
 {
     if (s->table_count > 0) FAILPOINT("free");
     for (uint32_t i = 0; i < s->table_count; i++)
         kv_pool_drop(c->pool, s->table[i], s->hold);
+    if (s->copy_from.v != BLOCK_NONE.v && !PLANTED("fork_not_held"))
+        kv_pool_drop(c->pool, s->copy_from, s->hold);
+    s->copy_from = BLOCK_NONE;
     s->table_count = s->kv_count = s->planned = 0;
 }
 

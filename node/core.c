@@ -51,6 +51,7 @@ static enum err new_arrays(struct node_core *c)
                c->audit_holds;
     for (uint32_t i = 0; all && i < g->slots_count; i++) {
         c->sequence[i].slot = i;
+        c->sequence[i].copy_from = BLOCK_NONE;
         c->free_slot[c->free_slots_count++] = g->slots_count - 1 - i;
     }
     return all ? OK : ERR_MEMORY;
@@ -284,6 +285,7 @@ void node_core_counts(const struct node_core *c, struct node_counts *counts)
 {
     *counts = c->counts;
     counts->blocks = kv_pool_counts(c->pool);
+    waste_now(c, counts);
     counts->jobs_live = counts->running = counts->waiting = 0;
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         enum seq_state state = c->sequence[i].state;
@@ -299,6 +301,7 @@ static void audit_sequence(const struct node_core *c, const struct sequence *s)
     uint32_t *holds = c->audit_holds;
     for (uint32_t k = 0; k < s->table_count; k++)
         holds[s->table[k].v * HOLD_KINDS + s->hold]++;
+    if (s->copy_from.v != BLOCK_NONE.v) holds[s->copy_from.v * HOLD_KINDS + s->hold]++;
     for (uint32_t k = 0; k < s->moved_count; k++)
         if (s->ticket_live && s->moved[k].v != BLOCK_NONE.v)
             holds[s->moved[k].v * HOLD_KINDS + HOLD_TRANSFER]++;
@@ -310,7 +313,9 @@ static void audit_sequence(const struct node_core *c, const struct sequence *s)
     CHECK(s->state != SEQ_ENDING || s->in_flight > 0 || s->ticket_live);
     CHECK(s->state != SEQ_RESERVED || (s->ticket_live && s->hold == HOLD_RESERVE));
     CHECK(s->state != SEQ_RUNNING || (s->hold == HOLD_SEQUENCE && s->table_count > 0));
-    CHECK(s->state != SEQ_WAITING || s->table_count == 0);
+    CHECK(s->state != SEQ_WAITING || (s->table_count == 0 && s->copy_from.v == BLOCK_NONE.v));
+    CHECK(!s->fork || s->table_count == 0);
+    CHECK(waste_is_bounded(s));
     CHECK(s->kv_count <= s->planned && s->planned <= s->table_count * BLOCK_TOKENS);
     CHECK(!s->ticket_live || map_get(&c->tickets, s->ticket) == s);
 }
@@ -339,6 +344,8 @@ void node_core_audit(const struct node_core *c)
         flights += f->busy;
         for (uint32_t k = 0; f->busy && k < f->step->table_count; k++)
             c->audit_holds[f->step->table[k] * HOLD_KINDS + HOLD_STEP]++;
+        for (uint32_t k = 0; f->busy && k < f->step->copies_count; k++)
+            c->audit_holds[f->step->copy[k].from * HOLD_KINDS + HOLD_STEP]++;
     }
     for (uint32_t b = 0; b < c->config.blocks_count; b++)
         for (enum hold kind = 0; kind < HOLD_CACHE; kind++)

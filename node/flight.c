@@ -97,6 +97,16 @@ static void add_table(struct node_core *c, struct step *step, const struct seque
     }
 }
 
+/* The block that is copied is the step's from here on. */
+static void add_copy(struct node_core *c, struct step *step, struct sequence *s)
+{
+    if (s->copy_from.v == BLOCK_NONE.v) return;
+    step->copy[step->copies_count++] =
+        (struct step_copy){s->copy_from.v, s->table[s->planned / BLOCK_TOKENS].v};
+    if (!PLANTED("fork_not_held")) kv_pool_move(c->pool, s->copy_from, HOLD_SEQUENCE, HOLD_STEP);
+    s->copy_from = BLOCK_NONE;
+}
+
 static const struct job *setup_of(struct sequence *s)
 {
     if (s->slot_made) return NULL;
@@ -123,6 +133,7 @@ static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, str
         .sample = sample,
         .setup = setup_of(s),
     };
+    add_copy(c, step, s);
     add_rows(step, s, rows_count, decode);
     add_table(c, step, s, end);
     if (s->kind == SEQ_PUSH) step->report_layers = true;
@@ -135,6 +146,7 @@ static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, str
 static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
 {
     queue_start(c, now_ns);
+    if (c->steps_made % NODE_WASTE_STEPS == 0) waste_note(c);
     uint32_t jobs_count = add_prompts(c, add_running(c, now_ns, 0));
     struct plan_budget budget = {c->config.limits, c->config.sequences_max, c->config.chunk_tokens};
     uint32_t parts_count = chunk_plan(c->plan_job, jobs_count, &budget, c->plan_part);
@@ -253,6 +265,8 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
     for (uint32_t i = 0; i < step->table_count; i++)
         if (!PLANTED("no_step_fence"))
             kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);
+    for (uint32_t i = 0; i < step->copies_count && !PLANTED("fork_not_held"); i++)
+        kv_pool_drop(c->pool, (struct block_id){step->copy[i].from}, HOLD_STEP);
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         f->part[i].s->in_flight--;
         f->part[i].s->samples_in_flight -= f->part[i].sample;

@@ -38,6 +38,8 @@ struct offer {
     uint32_t router;
     uint64_t deadline_ns;
     const struct msg_prefill *prefill;
+    bool fork;
+    uint32_t sibling;
 };
 
 /* The answer that this job was given, once more. */
@@ -117,6 +119,7 @@ static enum err begin_local(struct node_core *c, uint64_t now_ns, struct sequenc
 {
     enum err e = queue_preempted(c) ? ERR_FULL : queue_open(c, now_ns, s);
     if (e == ERR_FULL) return full(c, s);
+    if (e == ERR_NOT_FOUND) return fork_gone();
     sequence_enter(c, now_ns, s, SEQ_WAITING);
     repeat_answer(c, now_ns, s);
     if (e == OK) sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
@@ -146,6 +149,8 @@ static enum err begin(struct node_core *c, uint64_t now_ns, const struct offer *
     if ((e = sequence_new(c, now_ns, o->job, &s)) != OK) return e;
     s->kind = o->kind;
     s->router = o->router;
+    s->fork = o->fork && s->job.forwarded_count == 0;
+    s->sibling = o->sibling;
     s->job_deadline_ns = o->deadline_ns;
     uint32_t need = accounts_need_all(s);
     if (need > c->config.blocks_count)
@@ -228,7 +233,9 @@ void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
                  &(struct offer){.job = &m->reserve.job,
                                  .kind = m->reserve.local ? SEQ_LOCAL : SEQ_REMOTE,
                                  .router = router,
-                                 .deadline_ns = deadline_of(now_ns, m)});
+                                 .deadline_ns = deadline_of(now_ns, m),
+                                 .fork = m->reserve.local && m->reserve.fork,
+                                 .sibling = m->reserve.sibling});
         break;
     case MSG_PREFILL:
         on_offer(c, now_ns,

@@ -31,6 +31,7 @@ static bool prefix_is_coming(const struct node_core *c, const struct sequence *s
 
 enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
+    if (s->fork) return fork_open(c, s);
     if (c->cache && now_ns < s->prefix_deadline_ns && prefix_is_coming(c, s)) return ERR_AGAIN;
     return accounts_open(c, s, HOLD_SEQUENCE);
 }
@@ -45,6 +46,7 @@ void queue_start(struct node_core *c, uint64_t now_ns)
         if (s->state == SEQ_WAITING) {
             enum err e = queue_open(c, now_ns, s);
             if (e == ERR_FULL) return;
+            if (e == ERR_NOT_FOUND) sequence_fail(c, now_ns, s, fork_gone(), true, err_text());
             if (e != OK) continue;
             sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
         }

@@ -90,7 +90,7 @@ enum err sequence_new(struct node_core *c, uint64_t now_ns, const struct job *jo
         return err_set(ERR_FULL, "all %u sequence slots are taken", c->config.slots_count);
     struct sequence *s = &c->sequence[c->free_slot[--c->free_slots_count]];
     CHECK(s->state == SEQ_FREE);
-    *s = (struct sequence){.slot = s->slot, .arena = s->arena};
+    *s = (struct sequence){.slot = s->slot, .arena = s->arena, .copy_from = BLOCK_NONE};
     list_init(&s->place);
     list_init(&s->dirty);
     s->accepted_ns = now_ns;
@@ -214,6 +214,7 @@ static void run(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     if (s->running_ns == 0) s->running_ns = now_ns;
     enter(c, now_ns, s, SEQ_RUNNING);
+    queue_start(c, now_ns); /* forks of it, before it may end */
 }
 
 /* ---- one step ---- */
@@ -334,7 +335,7 @@ static void on_timer(struct node_core *c, uint64_t now_ns, struct sequence *s)
         }
     } else if (now_ns >= s->job_deadline_ns) {
         sequence_fail(c, now_ns, s, ERR_TIMEOUT, false, "the request's deadline passed");
-    } else if (late && waits_for_transfer(s)) {
+    } else if (late && (waits_for_transfer(s) || fork_waits(c, s))) {
         set_deadline(c, s, now_ns + c->config.reserve_timeout_ns);
     } else if (late) {
         char reason[MSG_TEXT_MAX];

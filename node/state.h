@@ -5,6 +5,8 @@
  *     jobs.c       messages about jobs: checked and turned into sequences; tombstones in tombs.c
  *     sequence.c   the state machine of a sequence
  *     accounts.c   blocks: who holds what, prefix cache, room, preemption
+ *     fork.c       samples that begin with the blocks of another one of their request
+ *     waste.c      what memory holds, and what contiguous memory would
  *     flight.c     steps: what goes in, what comes out
  *     handover.c   ops and holds of a transfer
  *     links.c      how the links to other nodes do, for the routers
@@ -32,6 +34,7 @@ enum {
     NODE_ROUTERS_MAX = 64,
     NODE_MISMATCHES_MAX = 2,    /* heartbeats whose live set differs before lists are compared */
     NODE_RESEND_TOKENS = 512,   /* tokens in one message */
+    NODE_WASTE_STEPS = 16,      /* from one look at what memory is wasted to the next */
     NODE_EXPIRED_MAX = 64,      /* blocks let go of in one turn because their time is over */
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
     NODE_LINKS_TOLD = 8,        /* with one heartbeat */
@@ -100,14 +103,18 @@ struct sequence {
     /* Blocks. */
     struct block_id *table;
     uint32_t table_count, table_capacity;
-    enum hold hold;                        /* of table[]: RESERVE or SEQUENCE */
-    uint32_t kv_count;                     /* leading tokens whose KV is in the table's blocks */
-    uint32_t planned;                      /* the same after all submitted steps */
-    uint32_t goal;                         /* PREFILL: tokens to compute before one is sampled */
+    enum hold hold; /* of table[]: RESERVE or SEQUENCE */
+    struct block_id
+        copy_from;     /* of a fork, held like table[]: the step that names it first copies it */
+    uint32_t kv_count; /* leading tokens whose KV is in the table's blocks */
+    uint32_t planned;  /* the same after all submitted steps */
+    uint32_t goal;     /* PREFILL: tokens to compute before one is sampled */
     uint32_t in_flight, samples_in_flight; /* submitted steps that name it; that sample for it */
     bool slot_made;                        /* the engine knows this life of the slot */
     bool preempt;                          /* as soon as no step names it */
     bool preempted;                        /* was, at least once */
+    bool fork;                             /* waits for the KV of choice `sibling` */
+    uint32_t sibling;
 
     /* Transfer. */
     struct id128 ticket;
@@ -354,13 +361,16 @@ void accounts_close(struct node_core *c, struct sequence *s);
 void accounts_move(struct node_core *c, struct sequence *s, enum hold to);
 /* Makes the full blocks up to kv_count known to the prefix cache. */
 void accounts_insert(struct node_core *c, struct sequence *s);
+/* The same for a fork of `of`, whose prompt it has: whole blocks are shared, the last one is copied. */
+enum err accounts_fork(struct node_core *c, struct sequence *s, const struct sequence *of);
 /* One more block; ERR_FULL: none is free and nothing is cached. */
 enum err accounts_grow(struct node_core *c, struct sequence *s);
 uint32_t accounts_available(const struct node_core *c);
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
 
 /* queue.c: prompts that wait for blocks, and running sequences that want one more. */
-/* Takes the blocks that `s` waits for. ERR_AGAIN: a prefix that it shares is being computed. ERR_FULL. */
+/* Takes the blocks that `s` waits for. ERR_AGAIN: a prefix that it shares is being computed, or a sibling's
+ * KV. ERR_FULL. ERR_NOT_FOUND: a fork whose sibling has ended. */
 enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s);
 /* Starts waiting prompts until the next step's chunk is full. */
 void queue_start(struct node_core *c, uint64_t now_ns);
@@ -369,6 +379,18 @@ bool queue_preempted(const struct node_core *c);
 /* A block for the next token of a running sequence, if it has none; others may be preempted for it.
  * False: it has to sit out a step. */
 bool queue_grow(struct node_core *c, uint64_t now_ns, struct sequence *s);
+
+/* fork.c */
+/* Takes the blocks of a fork. ERR_AGAIN: its sibling's KV is coming. ERR_NOT_FOUND: it will not come. */
+enum err fork_open(struct node_core *c, struct sequence *s);
+bool fork_waits(const struct node_core *c, const struct sequence *s);
+enum err fork_gone(void); /* ERR_AGAIN, said */
+
+/* waste.c */
+void waste_now(const struct node_core *c, struct node_counts *n);
+void waste_note(struct node_core *c); /* its peak */
+/* No more than one block beyond those of its tokens. */
+bool waste_is_bounded(const struct sequence *s);
 
 /* flight.c */
 enum err flights_new(struct node_core *c);

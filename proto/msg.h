@@ -172,12 +172,13 @@ struct msg_live {
 
 /* RESERVE: D takes all blocks for prompt + forwarded and one more, pins what it holds already.
  * `local`: D shall prefill it itself; RESERVED comes without a ticket, then TOKENS. `fork`, with local: it
- * begins with the blocks of another choice of its request, once D has their KV; FAILED with ERR_AGAIN if
+ * begins with the blocks of choice `sibling` of its request, once D has their KV; FAILED with ERR_AGAIN if
  * that choice is not there (any more). */
 struct msg_reserve {
     struct job job;
     bool local;
     bool fork;
+    uint32_t sibling; /* of a fork: that choice */
 };
 struct msg_reserved {
     struct job_key key;

@@ -215,7 +215,8 @@ static const struct field live_rows[] = {
 
 #define C struct msg_reserve
 #define W Tandem__Reserve
-static const struct field reserve_rows[] = {ROW_PART(job, 1, &job_part), BOOL(local), BOOL(fork)};
+static const struct field reserve_rows[] = {ROW_PART(job, 1, &job_part), BOOL(local), BOOL(fork),
+                                            U32(sibling, JOB_CHOICES_MAX)};
 #undef C
 #undef W
 

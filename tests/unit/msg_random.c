@@ -350,7 +350,9 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         m.live.keys_count = count(r, 900);
         m.live.keys = keys(r, m.live.keys_count);
         break;
-    case MSG_RESERVE: m.reserve = (struct msg_reserve){job(r), coin(r), coin(r)}; break;
+    case MSG_RESERVE:
+        m.reserve = (struct msg_reserve){job(r), coin(r), coin(r), below(r, JOB_CHOICES_MAX)};
+        break;
     case MSG_RESERVED:
         m.reserved = (struct msg_reserved){key(r), id(r), below(r, JOB_TOKENS_MAX)};
         break;
@@ -764,6 +766,7 @@ const char *msg_difference(const struct msg *a, const struct msg *b)
     case MSG_RESERVE:
         SAME(reserve.local);
         SAME(reserve.fork);
+        SAME(reserve.sibling);
         return job_difference(&a->reserve.job, &b->reserve.job);
     case MSG_PREFILL: return prefill_difference(&a->prefill, &b->prefill);
     case MSG_FIRST:
