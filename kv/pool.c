@@ -1,19 +1,31 @@
-/* Every block is in at most one of two rings, linked by block number: the free ones (taken at the front,
- * put back at the end) and those that are cached and parked. The heads are slots behind the last block.
- * Those that are cached and not parked are in the order of eviction; pinned ones in none of them. */
+/* What is asked of every block that is taken and dropped lies in 16 bytes, so that a pool of millions costs
+ * one access to memory a block, and none that has to be waited for: free blocks stand in a ring of their
+ * numbers, in the order in which they were freed, and those that are next are fetched ahead.
+ *
+ * Blocks that are cached and parked are linked in a list. Those that are cached and not parked are in
+ * the order of eviction, and pinned ones in neither. */
 #include "kv/pool.h"
 
 #include "common/mem.h"
 
 enum state { FREE, RESERVED, ACTIVE, CACHED, TRANSFER, STATES_COUNT };
-enum ring { RING_FREE, RING_PARKED, RINGS_COUNT };
+enum {
+    HOLDS_MAX = UINT16_MAX, /* sequences and steps are thousands, at the most */
+    PINS_MAX = INT16_MAX,
+    AHEAD = 8 /* blocks that are fetched before they are taken or dropped */
+};
 
 struct block {
-    uint32_t holds[HOLD_KINDS];
+    uint16_t holds[HOLD_KINDS];
+    uint16_t pins : 15;
+    uint16_t parked : 1;
     uint32_t generation;
-    uint32_t next, previous; /* itself: in no ring */
-    uint32_t pins;
-    bool parked;
+};
+_Static_assert(sizeof(struct block) == 16, "four blocks in a line of cache");
+
+/* Of the list of parked blocks; itself: not in it. */
+struct link {
+    uint32_t next, previous;
 };
 
 struct kv_pool {
@@ -21,7 +33,10 @@ struct kv_pool {
     uint32_t counts[STATES_COUNT];
     uint32_t pinned_count; /* in state cached */
     struct evict *order;   /* NULL: nothing is evicted */
-    struct block block[];  /* blocks_count, then the heads of the rings */
+    uint32_t free_first;   /* of counts[FREE] in ring */
+    uint32_t *ring;        /* [blocks_count] */
+    struct link *link;     /* [blocks_count], then the head of the list */
+    struct block *block;   /* [blocks_count] */
 };
 
 static enum state state_of(const struct block *b)
@@ -32,32 +47,27 @@ static enum state state_of(const struct block *b)
     return b->holds[HOLD_CACHE] ? CACHED : FREE;
 }
 
-static void unlink_block(struct kv_pool *pool, uint32_t i)
+static void unlink_parked(struct kv_pool *pool, uint32_t i)
 {
-    struct block *b = &pool->block[i];
-    pool->block[b->previous].next = b->next;
-    pool->block[b->next].previous = b->previous;
-    b->next = b->previous = i;
+    struct link *l = &pool->link[i];
+    pool->link[l->previous].next = l->next;
+    pool->link[l->next].previous = l->previous;
+    l->next = l->previous = i;
 }
 
-static void link_before(struct kv_pool *pool, uint32_t place, uint32_t i)
+static void link_parked(struct kv_pool *pool, uint32_t i)
 {
-    struct block *b = &pool->block[i];
-    b->next = place;
-    b->previous = pool->block[place].previous;
-    pool->block[b->previous].next = i;
-    pool->block[place].previous = i;
+    uint32_t head = pool->blocks_count, last = pool->link[head].previous;
+    pool->link[i] = (struct link){.next = head, .previous = last};
+    pool->link[last].next = i;
+    pool->link[head].previous = i;
 }
 
-static uint32_t ring_head(const struct kv_pool *pool, enum ring ring)
+/* The free block of this place in the ring, counted from the one that is taken next. */
+static uint32_t *free_at(const struct kv_pool *pool, uint32_t n)
 {
-    return pool->blocks_count + ring;
-}
-
-static struct block_id ring_first(const struct kv_pool *pool, enum ring ring)
-{
-    uint32_t head = ring_head(pool, ring), first = pool->block[head].next;
-    return first == head ? BLOCK_NONE : (struct block_id){first};
+    uint64_t at = (uint64_t)pool->free_first + n;
+    return &pool->ring[at < pool->blocks_count ? at : at - pool->blocks_count];
 }
 
 static struct block *block_at(const struct kv_pool *pool, struct block_id id)
@@ -73,7 +83,7 @@ static void leave_cached(struct kv_pool *pool, uint32_t i)
     if (b->pins > 0)
         pool->pinned_count--;
     else if (b->parked)
-        unlink_block(pool, i);
+        unlink_parked(pool, i);
     else if (pool->order)
         evict_remove(pool->order, i);
 }
@@ -84,7 +94,7 @@ static void enter_cached(struct kv_pool *pool, uint32_t i)
     if (b->pins > 0)
         pool->pinned_count++;
     else if (b->parked)
-        link_before(pool, ring_head(pool, RING_PARKED), i);
+        link_parked(pool, i);
     else if (pool->order)
         evict_add(pool->order, i);
 }
@@ -96,46 +106,58 @@ static void settle(struct kv_pool *pool, uint32_t i, enum state before)
     enum state after = state_of(b);
     if (after == before) return;
     pool->counts[before]--;
-    pool->counts[after]++;
-    if (before == FREE) unlink_block(pool, i);
     if (before == CACHED) leave_cached(pool, i);
     if (after == FREE) {
         CHECK(!b->parked && b->pins == 0);
         b->generation++;
-        link_before(pool, ring_head(pool, RING_FREE), i);
+        *free_at(pool, pool->counts[FREE]) = i;
     } else if (after == CACHED) {
         if (pool->order) evict_released(pool->order, i);
         enter_cached(pool, i);
     }
+    pool->counts[after]++;
 }
 
 enum err kv_pool_new(struct kv_pool **out, uint32_t blocks_count)
 {
     *out = NULL;
-    if (blocks_count == 0 || blocks_count > UINT32_MAX - RINGS_COUNT - 1)
+    if (blocks_count == 0 || blocks_count == UINT32_MAX)
         return err_set(ERR_INVALID, "a pool of %u blocks", blocks_count);
-    size_t slots_count = (size_t)blocks_count + RINGS_COUNT;
-    struct kv_pool *pool = mem_new(sizeof *pool + slots_count * sizeof pool->block[0]);
+    struct kv_pool *pool = mem_new(sizeof *pool);
     if (!pool) return ERR_MEMORY;
     pool->blocks_count = blocks_count;
     pool->counts[FREE] = blocks_count;
-    for (uint32_t i = 0; i < slots_count; i++)
-        pool->block[i].next = pool->block[i].previous = i;
+    pool->ring = mem_array(blocks_count, sizeof *pool->ring);
+    pool->link = mem_array((size_t)blocks_count + 1, sizeof *pool->link);
+    pool->block = mem_array(blocks_count, sizeof *pool->block);
+    if (!pool->ring || !pool->link || !pool->block) {
+        kv_pool_free(pool);
+        return ERR_MEMORY;
+    }
+    for (uint32_t i = 0; i <= blocks_count; i++)
+        pool->link[i] = (struct link){i, i};
     for (uint32_t i = 0; i < blocks_count; i++)
-        link_before(pool, ring_head(pool, RING_FREE), i);
+        pool->ring[i] = i;
     *out = pool;
     return OK;
 }
 
 void kv_pool_free(struct kv_pool *pool)
 {
+    if (!pool) return;
+    mem_free(pool->ring);
+    mem_free(pool->link);
+    mem_free(pool->block);
     mem_free(pool);
 }
 
 enum err kv_pool_take(struct kv_pool *pool, enum hold kind, struct block_id *block)
 {
-    *block = ring_first(pool, RING_FREE);
-    if (block->v == BLOCK_NONE.v) return ERR_FULL;
+    *block = BLOCK_NONE;
+    if (pool->counts[FREE] == 0) return ERR_FULL;
+    block->v = *free_at(pool, 0);
+    if (pool->counts[FREE] > AHEAD) __builtin_prefetch(&pool->block[*free_at(pool, AHEAD)], 1);
+    if (++pool->free_first == pool->blocks_count) pool->free_first = 0;
     pool->block[block->v].holds[kind] = 1;
     settle(pool, block->v, FREE);
     return OK;
@@ -146,7 +168,7 @@ void kv_pool_hold(struct kv_pool *pool, struct block_id block, enum hold kind)
     struct block *b = block_at(pool, block);
     enum state before = state_of(b);
     CHECK(before != FREE);
-    CHECK(b->holds[kind] < UINT32_MAX);
+    CHECK(b->holds[kind] < HOLDS_MAX);
     b->holds[kind]++;
     settle(pool, block.v, before);
 }
@@ -160,11 +182,20 @@ void kv_pool_drop(struct kv_pool *pool, struct block_id block, enum hold kind)
     settle(pool, block.v, before);
 }
 
+void kv_pool_drop_all(struct kv_pool *pool, const struct block_id *blocks, uint32_t blocks_count,
+                      enum hold kind)
+{
+    for (uint32_t i = 0; i < blocks_count; i++) {
+        if (i + AHEAD < blocks_count) __builtin_prefetch(block_at(pool, blocks[i + AHEAD]), 1);
+        kv_pool_drop(pool, blocks[i], kind);
+    }
+}
+
 void kv_pool_move(struct kv_pool *pool, struct block_id block, enum hold from, enum hold to)
 {
     struct block *b = block_at(pool, block);
     enum state before = state_of(b);
-    CHECK(b->holds[from] > 0);
+    CHECK(b->holds[from] > 0 && b->holds[to] < HOLDS_MAX);
     b->holds[from]--;
     b->holds[to]++;
     settle(pool, block.v, before);
@@ -204,7 +235,8 @@ void kv_pool_order(struct kv_pool *pool, struct evict *order)
 
 struct block_id kv_pool_parked_first(const struct kv_pool *pool)
 {
-    return ring_first(pool, RING_PARKED);
+    uint32_t head = pool->blocks_count, first = pool->link[head].next;
+    return first == head ? BLOCK_NONE : (struct block_id){first};
 }
 
 static void set_kept(struct kv_pool *pool, struct block_id block, bool parked, uint32_t pins)
@@ -213,7 +245,7 @@ static void set_kept(struct kv_pool *pool, struct block_id block, bool parked, u
     bool cached = state_of(b) == CACHED;
     if (cached) leave_cached(pool, block.v);
     b->parked = parked;
-    b->pins = pins;
+    b->pins = pins & PINS_MAX;
     if (cached) enter_cached(pool, block.v);
 }
 
@@ -230,7 +262,7 @@ void kv_pool_unpark(struct kv_pool *pool, struct block_id block)
 void kv_pool_pin(struct kv_pool *pool, struct block_id block)
 {
     const struct block *b = block_at(pool, block);
-    CHECK(b->holds[HOLD_CACHE] > 0 && b->pins < UINT32_MAX);
+    CHECK(b->holds[HOLD_CACHE] > 0 && b->pins < PINS_MAX);
     set_kept(pool, block, b->parked, b->pins + 1);
 }
 
@@ -246,15 +278,33 @@ uint32_t kv_pool_pins(const struct kv_pool *pool, struct block_id block)
     return block_at(pool, block)->pins;
 }
 
-static uint32_t ring_count(const struct kv_pool *pool, enum ring ring, enum state state)
+/* The ring has each free block once: as many, all of them free, and their numbers' sums agree. */
+static void audit_free(const struct kv_pool *pool)
 {
-    uint32_t count = 0, head = ring_head(pool, ring);
-    for (uint32_t i = pool->block[head].next; i != head; i = pool->block[i].next) {
-        const struct block *b = &pool->block[i];
+    uint64_t sum = 0, squares = 0;
+    for (uint32_t n = 0; n < pool->counts[FREE]; n++) {
+        uint64_t i = *free_at(pool, n);
+        CHECK(i < pool->blocks_count && state_of(&pool->block[i]) == FREE);
+        sum += i;
+        squares += i * i;
+    }
+    for (uint64_t i = 0; i < pool->blocks_count; i++) {
+        if (state_of(&pool->block[i]) != FREE) continue;
+        sum -= i;
+        squares -= i * i;
+    }
+    CHECK(sum == 0 && squares == 0);
+}
+
+static uint32_t count_parked(const struct kv_pool *pool)
+{
+    uint32_t count = 0, head = pool->blocks_count;
+    for (uint32_t i = pool->link[head].next; i != head; i = pool->link[i].next) {
         CHECK(i < pool->blocks_count && count < pool->blocks_count);
-        CHECK(pool->block[b->next].previous == i && pool->block[b->previous].next == i);
-        CHECK(state_of(b) == state);
-        CHECK(b->pins == 0 && b->parked == (ring == RING_PARKED));
+        const struct block *b = &pool->block[i];
+        const struct link *l = &pool->link[i];
+        CHECK(pool->link[l->next].previous == i && pool->link[l->previous].next == i);
+        CHECK(state_of(b) == CACHED && b->pins == 0 && b->parked);
         count++;
     }
     return count;
@@ -277,7 +327,7 @@ void kv_pool_audit(const struct kv_pool *pool)
         sum += counts[s];
     }
     CHECK(sum == pool->blocks_count && pinned == pool->pinned_count);
-    CHECK(ring_count(pool, RING_FREE, FREE) == counts[FREE]);
-    CHECK(ring_count(pool, RING_PARKED, CACHED) == parked);
+    CHECK(count_parked(pool) == parked);
+    audit_free(pool);
     if (pool->order) CHECK(evict_candidates_count(pool->order) == candidates);
 }

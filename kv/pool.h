@@ -57,6 +57,9 @@ void kv_pool_free(struct kv_pool *pool); /* NULL is allowed */
 enum err kv_pool_take(struct kv_pool *pool, enum hold kind, struct block_id *block);
 void kv_pool_hold(struct kv_pool *pool, struct block_id block, enum hold kind);
 void kv_pool_drop(struct kv_pool *pool, struct block_id block, enum hold kind);
+/* The same for each of them, in order; a block that was not touched for long is waited for once. */
+void kv_pool_drop_all(struct kv_pool *pool, const struct block_id *blocks, uint32_t blocks_count,
+                      enum hold kind);
 void kv_pool_move(struct kv_pool *pool, struct block_id block, enum hold from, enum hold to);
 
 uint32_t kv_pool_holds(const struct kv_pool *pool, struct block_id block, enum hold kind);

@@ -93,8 +93,7 @@ enum err accounts_fork(struct node_core *c, struct sequence *s, const struct seq
 void accounts_close(struct node_core *c, struct sequence *s)
 {
     if (s->table_count > 0) FAILPOINT("free");
-    for (uint32_t i = 0; i < s->table_count; i++)
-        kv_pool_drop(c->pool, s->table[i], s->hold);
+    kv_pool_drop_all(c->pool, s->table, s->table_count, s->hold);
     if (s->copy_from.v != BLOCK_NONE.v && !PLANTED("fork_not_held"))
         kv_pool_drop(c->pool, s->copy_from, s->hold);
     s->copy_from = BLOCK_NONE;

@@ -6,39 +6,69 @@
 #include "kv/prefix.h"
 #include "tests/bench/figures.h"
 
-enum { PAIRS = 1 << 21, BATCH = 1000 };
+enum { PAIRS = 1 << 21, BATCH = 1000, TABLE = 128 };
 
 static const char *const policies[] = {"lru", "lfu", "s3fifo", "cost", "ttl"};
 
-/* All blocks are let go of in an order that caches cannot guess, which is that of the free ones then. */
-static void shuffle(struct kv_pool *pool, uint32_t blocks_count)
+/* All blocks, in an order that caches cannot guess. */
+static struct block_id *take_shuffled(struct kv_pool *pool, uint32_t blocks_count)
 {
     struct block_id *block = mem_array(blocks_count, sizeof *block);
     CHECK(block);
     for (uint32_t i = 0; i < blocks_count; i++)
         CHECK(kv_pool_take(pool, HOLD_SEQUENCE, &block[i]) == OK);
-    for (uint32_t i = blocks_count; i > 0; i--) {
+    for (uint32_t i = blocks_count; i > 1; i--) {
         uint32_t other = rng_draw(1, 2, i).word[0] % i;
-        kv_pool_drop(pool, block[other], HOLD_SEQUENCE);
+        struct block_id b = block[other];
         block[other] = block[i - 1];
+        block[i - 1] = b;
     }
-    mem_free(block);
+    return block;
 }
 
-/* The free blocks go round, so each one taken is the one that was not touched for longest. */
-static void take_and_drop(uint32_t blocks_count)
+/* As a full node has it: a sequence lets go of its table, whose blocks lie anywhere, and another one takes
+ * as many. A block that is taken is the one that was freed longest ago. */
+static void sequences(struct kv_pool *pool, struct block_id *block, uint32_t held,
+                      uint32_t blocks_count)
 {
-    struct kv_pool *pool;
-    struct block_id block;
-    CHECK(kv_pool_new(&pool, blocks_count) == OK);
-    shuffle(pool, blocks_count);
+    uint32_t first = 0;
+    uint64_t began_ns = clock_now_ns();
+    for (uint32_t done = 0; done < PAIRS; done += TABLE) {
+        if (first + TABLE > held) first = 0;
+        kv_pool_drop_all(pool, block + first, TABLE, HOLD_SEQUENCE);
+        for (uint32_t i = 0; i < TABLE; i++)
+            CHECK(kv_pool_take(pool, HOLD_SEQUENCE, &block[first + i]) == OK);
+        first += TABLE;
+    }
+    double ns = (double)(clock_now_ns() - began_ns) / PAIRS;
+    figure_print(ns, "take_and_drop_ns_of_%u_by_sequence", blocks_count);
+}
+
+/* One by one: what is dropped is some block of all, then one is taken. Nothing says which is next. */
+static void singles(struct kv_pool *pool, struct block_id *block, uint32_t held,
+                    uint32_t blocks_count)
+{
     uint64_t began_ns = clock_now_ns();
     for (uint32_t i = 0; i < PAIRS; i++) {
-        CHECK(kv_pool_take(pool, HOLD_SEQUENCE, &block) == OK);
-        kv_pool_drop(pool, block, HOLD_SEQUENCE);
+        struct block_id *b = &block[i % held];
+        kv_pool_drop(pool, *b, HOLD_SEQUENCE);
+        CHECK(kv_pool_take(pool, HOLD_SEQUENCE, b) == OK);
     }
     double ns = (double)(clock_now_ns() - began_ns) / PAIRS;
     figure_print(ns, "take_and_drop_ns_of_%u", blocks_count);
+}
+
+/* A tenth of the blocks is free, so that what is dropped is not what is taken next. */
+static void take_and_drop(uint32_t blocks_count)
+{
+    struct kv_pool *pool;
+    CHECK(kv_pool_new(&pool, blocks_count) == OK);
+    struct block_id *block = take_shuffled(pool, blocks_count);
+    uint32_t held = blocks_count - blocks_count / 10;
+    kv_pool_drop_all(pool, block + held, blocks_count - held, HOLD_SEQUENCE);
+    singles(pool, block, held, blocks_count);
+    sequences(pool, block, held, blocks_count);
+    mem_free(block);
     kv_pool_free(pool);
 }
 

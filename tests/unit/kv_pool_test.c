@@ -83,6 +83,25 @@ static void the_block_freed_longest_ago_is_taken_first(void **state)
     kv_pool_free(pool);
 }
 
+static void many_are_dropped_as_each_of_them_would_be(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 30 };
+    struct kv_pool *pool = new_pool(BLOCKS);
+    struct block_id b[BLOCKS + 1], again;
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &b[i]));
+    kv_pool_hold(pool, b[3], HOLD_SEQUENCE);
+    b[BLOCKS] = b[3]; /* two holds, so named twice */
+    kv_pool_drop_all(pool, b, BLOCKS + 1, HOLD_SEQUENCE);
+    kv_pool_audit(pool);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &again));
+        assert_int_equal(again.v, i < 3 ? i : i < BLOCKS - 1 ? i + 1 : 3);
+    }
+    kv_pool_free(pool);
+}
+
 static void candidates_are_cached_and_neither_parked_nor_pinned(void **state)
 {
     (void)state;
@@ -275,10 +294,12 @@ static void a_pool_of_no_blocks_or_without_memory_is_an_error(void **state)
     struct kv_pool *pool;
     assert_int_equal(kv_pool_new(&pool, 0), ERR_INVALID);
     assert_int_equal(kv_pool_new(&pool, UINT32_MAX), ERR_INVALID);
-    mem_fail_at(1);
-    assert_int_equal(kv_pool_new(&pool, 4), ERR_MEMORY);
-    mem_fail_at(0);
-    assert_null(pool);
+    for (int n = 1; n <= 4; n++) {
+        mem_fail_at(n);
+        assert_int_equal(kv_pool_new(&pool, 4), ERR_MEMORY);
+        mem_fail_at(0);
+        assert_null(pool);
+    }
     kv_pool_free(pool);
 }
 
@@ -288,6 +309,7 @@ int main(void)
         cmocka_unit_test(a_taken_block_comes_back_after_its_last_drop_only),
         cmocka_unit_test(the_state_is_that_of_the_strongest_hold),
         cmocka_unit_test(the_block_freed_longest_ago_is_taken_first),
+        cmocka_unit_test(many_are_dropped_as_each_of_them_would_be),
         cmocka_unit_test(candidates_are_cached_and_neither_parked_nor_pinned),
         cmocka_unit_test(broken_promises_stop_the_process),
         cmocka_unit_test(random_operations_agree_with_a_naive_pool),
