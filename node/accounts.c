@@ -51,7 +51,7 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
     uint32_t need = accounts_need(s);
     CHECK(s->table_count == 0 && need <= s->table_capacity);
     s->hold = kind;
-    if (c->cache)
+    if (c->cache && encode_may_skip(s))
         s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, seq_total(s),
                                          kind, s->table, need);
     for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
@@ -61,7 +61,7 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         return ERR_FULL;
     }
     if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
-    if (c->cache && !s->preempted)
+    if (c->cache && encode_may_skip(s) && !s->preempted)
         kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->table_count * BLOCK_TOKENS);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     take(c, s, need - s->table_count);

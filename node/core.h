@@ -56,6 +56,7 @@ struct node_config {
     struct session_limits session;
     uint32_t routers_count; /* peers 1 … routers_count are the routers, dialled by the shell */
     uint32_t blocks_count, slots_count, context_max, vocab_count;
+    uint32_t hidden_count; /* numbers of an embedding */
     struct step_limits limits;
     uint32_t steps_in_flight;    /* the backend's queue depth */
     uint32_t chunk_tokens;       /* prefill tokens per step */
@@ -99,6 +100,7 @@ struct node_counts {
     uint64_t held_tokens, wasted_slots, contiguous_slots;
     uint64_t held_tokens_peak, wasted_slots_peak, contiguous_slots_peak;
     uint64_t forks, fork_shared_blocks, fork_copied_blocks;
+    uint64_t scores, embeddings; /* jobs that gave such */
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
     uint64_t refused_jobs; /* for want of blocks */
 };

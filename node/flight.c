@@ -134,6 +134,7 @@ static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, str
         .setup = setup_of(s),
     };
     add_copy(c, step, s);
+    encode_part(s, &step->sequence[step->sequences_count - 1]);
     add_rows(step, s, rows_count, decode);
     add_table(c, step, s, end);
     if (s->kind == SEQ_PUSH) step->report_layers = true;

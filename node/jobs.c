@@ -220,6 +220,7 @@ static void on_resend(struct node_core *c, uint64_t now_ns, uint32_t router,
             job_refuse(c, now_ns, router, m->key, ERR_NOT_FOUND, true, "not known here");
         return;
     }
+    if (s->state == SEQ_FINISHED) encode_tell(c, now_ns, s, m->from);
     sequence_tell(c, now_ns, s, m->from);
     if (s->state == SEQ_FINISHED) sequence_tell_finished(c, now_ns, s);
 }

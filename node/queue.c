@@ -32,7 +32,8 @@ static bool prefix_is_coming(const struct node_core *c, const struct sequence *s
 enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     if (s->fork) return fork_open(c, s);
-    if (c->cache && now_ns < s->prefix_deadline_ns && prefix_is_coming(c, s)) return ERR_AGAIN;
+    if (c->cache && now_ns < s->prefix_deadline_ns && encode_may_skip(s) && prefix_is_coming(c, s))
+        return ERR_AGAIN;
     return accounts_open(c, s, HOLD_SEQUENCE);
 }
 

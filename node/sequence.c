@@ -96,7 +96,7 @@ enum err sequence_new(struct node_core *c, uint64_t now_ns, const struct job *jo
     s->accepted_ns = now_ns;
     s->prefix_deadline_ns = now_ns + c->config.prefix_wait_ns;
     s->job_deadline_ns = s->state_deadline_ns = TIME_NEVER;
-    if (copy_job(s, job, c->config.context_max) != OK) {
+    if (copy_job(s, job, c->config.context_max) != OK || encode_new(c, s) != OK) {
         sequence_discard(c, s);
         return ERR_MEMORY;
     }
@@ -269,7 +269,12 @@ static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s
         break;
     }
     case SEQ_PLAIN:
+        if (encode_finish(c, s) != OK) {
+            sequence_fail(c, now_ns, s, ERR_FORMAT, false, err_text());
+            return;
+        }
         if (sampled) say_first(c, now_ns, s);
+        encode_tell(c, now_ns, s, 0);
         finish(c, now_ns, s, why == FINISH_NONE ? FINISH_LENGTH : why);
         break;
     }
@@ -470,6 +475,10 @@ void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequenc
                                  .tokens_count = s->generated_count,
                                  .decode_us = decode_ns / NS_PER_US,
                                  .cached_tokens = s->cached_tokens}};
+    if (s->kind == SEQ_PLAIN) {
+        m.finished.queued_us = (s->began_ns - s->accepted_ns) / NS_PER_US;
+        m.finished.compute_us = (s->computed_ns - s->began_ns) / NS_PER_US;
+    }
     say(c, now_ns, s->router, &m);
 }
 

@@ -625,6 +625,7 @@ static enum err open_core(struct node_shell *s)
         .slots_count = f->slots_count,
         .context_max = f->context_max,
         .vocab_count = f->vocab_count,
+        .hidden_count = f->hidden,
         .limits = f->limits,
         .steps_in_flight = f->queue_depth,
         .chunk_tokens = o->chunk_tokens,

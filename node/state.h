@@ -8,6 +8,7 @@
  *     fork.c       samples that begin with the blocks of another one of their request
  *     waste.c      what memory holds, and what contiguous memory would
  *     flight.c     steps: what goes in, what comes out
+ *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
@@ -98,7 +99,10 @@ struct sequence {
     uint32_t told_count;      /* generated tokens that the router was told */
     float *logprob;           /* of generated ones not forwarded; NULL: not asked for */
     struct seq_top *top;      /* [tokens][tops_count] or NULL */
-    enum finish finish;       /* FINISHED, or about to */
+    float *values;            /* of a job that scores or embeds; NULL: it generates */
+    uint32_t values_count;
+    double *hidden_sum; /* [hidden_count], of one that embeds */
+    enum finish finish; /* FINISHED, or about to */
 
     /* Blocks. */
     struct block_id *table;
@@ -194,6 +198,8 @@ enum meter {
     METER_GENERATED_TOKENS,
     METER_CACHED_TOKENS,
     METER_PREEMPTIONS,
+    METER_SCORES,
+    METER_EMBEDDINGS,
     METER_ROUTERS,
     METER_DRAINING,
     METER_SENT,
@@ -400,6 +406,17 @@ void flights_submit(struct node_core *c, uint64_t now_ns);
 void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_event *e);
 /* Sets the cancel flag of steps that nobody wants any more. */
 void flights_cancel_unwanted(struct node_core *c);
+
+/* encode.c */
+enum err encode_new(const struct node_core *c, struct sequence *s);
+/* Whether rows that the cache has need not be computed. */
+bool encode_may_skip(const struct sequence *s);
+/* What a step is to keep of the rows that it has of `s`. */
+void encode_part(const struct sequence *s, struct step_sequence *q);
+/* All rows were computed. ERR_FORMAT: the model gives no numbers. */
+enum err encode_finish(struct node_core *c, struct sequence *s);
+/* The result from number `from` on; nothing of a job that generates. */
+void encode_tell(struct node_core *c, uint64_t now_ns, const struct sequence *s, uint32_t from);
 
 /* handover.c */
 enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *s);

@@ -49,6 +49,39 @@ static void run_layer(struct rig *r, struct step *step, uint32_t layer)
     }
 }
 
+/* What a row is worth as a score of the token behind it, and as number i of its hidden state. */
+static float score_of(uint64_t cell, uint32_t next)
+{
+    return -(float)(cell_of(cell, next, 77) % 4096) / 64;
+}
+
+static double hidden_of(uint64_t cell, uint32_t i)
+{
+    return (double)(cell_of(cell, i, 78) % 4096) - 2048;
+}
+
+static void keep_row(const struct step_sequence *q, uint32_t k, uint64_t cell, uint32_t next)
+{
+    bool last = k + 1 == q->rows_count;
+    if (q->want == STEP_WANT_SCORES && next != STEP_TOKEN_NONE) q->scores[k] = score_of(cell, next);
+    if (q->want == STEP_WANT_SUM || (q->want == STEP_WANT_LAST && last))
+        for (uint32_t i = 0; i < RIG_HIDDEN; i++)
+            q->sum[i] += hidden_of(cell, i);
+}
+
+static void keep_rows(struct rig *r, const struct step *step)
+{
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        const struct step_sequence *q = &step->sequence[i];
+        for (uint32_t k = 0; k < q->rows_count && q->want != STEP_WANT_KV; k++) {
+            uint32_t p = q->position + k, block = step->table[q->table_first + p / BLOCK_TOKENS];
+            bool last = k + 1 == q->rows_count;
+            keep_row(q, k, *cell_at(r, RIG_LAYERS - 1, block, p),
+                     last ? q->next : step->tokens[q->row_first + k + 1]);
+        }
+    }
+}
+
 static void sample(struct rig *r, struct step *step)
 {
     for (uint32_t i = 0; i < step->sequences_count; i++) {
@@ -82,6 +115,7 @@ bool rig_step_done(struct rig *r, enum err status)
 {
     if (r->steps_count == 0) return false;
     struct step *step = r->step[0];
+    if (status == OK) keep_rows(r, step);
     if (status == OK) sample(r, step);
     memmove(&r->step[0], &r->step[1], --r->steps_count * sizeof r->step[0]);
     r->steps_done++;
@@ -313,6 +347,7 @@ void rig_new(struct rig *r, const struct rig_options *o)
         .slots_count = o->slots_count ? o->slots_count : RIG_SLOTS,
         .context_max = o->context_max ? o->context_max : 400,
         .vocab_count = RIG_VOCAB,
+        .hidden_count = RIG_HIDDEN,
         .limits = {sequences + 8, sequences + 512, 1024},
         .steps_in_flight = o->steps_in_flight ? o->steps_in_flight : 1,
         .chunk_tokens = o->chunk_tokens ? o->chunk_tokens : 32,
@@ -558,6 +593,25 @@ uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *token
         n++;
     } while (*finish == FINISH_NONE);
     return n;
+}
+
+uint32_t rig_expect_values(const struct job *job, float *values)
+{
+    uint64_t cell = RIG_LAYERS - 1;
+    double sum[RIG_HIDDEN] = {0}, squares = 0;
+    for (uint32_t i = 0; i < job->prompt_count; i++) {
+        bool last = i + 1 == job->prompt_count;
+        cell = cell_of(cell, job->prompt[i], RIG_LAYERS - 1);
+        if (job->kind == JOB_SCORE && !last) values[i] = score_of(cell, job->prompt[i + 1]);
+        for (uint32_t k = 0; k < RIG_HIDDEN && (last || job->kind == JOB_EMBED_MEAN); k++)
+            sum[k] += hidden_of(cell, k);
+    }
+    if (job->kind == JOB_SCORE) return job->prompt_count - 1;
+    for (uint32_t k = 0; k < RIG_HIDDEN; k++)
+        squares += sum[k] * sum[k];
+    for (uint32_t k = 0; k < RIG_HIDDEN; k++)
+        values[k] = (float)(sum[k] / sqrt(squares));
+    return RIG_HIDDEN;
 }
 
 uint32_t rig_stream(const struct rig *r, struct job_key key, uint32_t *tokens)

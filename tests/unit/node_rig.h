@@ -27,6 +27,7 @@ enum {
     RIG_TICKETS_MAX = 64,
     RIG_SLOTS = 24,
     RIG_STREAM_MAX = 512,
+    RIG_HIDDEN = 5, /* numbers of an embedding */
 };
 #define RIG_ROUTER_LIFE 0xa000u
 #define RIG_NODE_LIFE 0xb000u
@@ -130,6 +131,8 @@ struct job rig_job(uint32_t id, const struct rig_prompt *p);
 /* The whole stream of that job. */
 uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *tokens,
                     enum finish *finish);
+/* The result of a job that scores or embeds; how many numbers it has. */
+uint32_t rig_expect_values(const struct job *job, float *values);
 /* What the core told in TOKENS of this job, in one piece: asserts that no index is missing. */
 uint32_t rig_stream(const struct rig *r, struct job_key key, uint32_t *tokens);
 
