@@ -44,6 +44,12 @@ enum tandem_status tandem_query_explain(struct tandem *t, const char *id, tandem
     return ask(t, QUERY_EXPLAIN, id, fn, ctx);
 }
 
+enum tandem_status tandem_query_kv(struct tandem *t, const char *node, tandem_answer_fn *fn,
+                                   void *ctx)
+{
+    return ask(t, QUERY_KV, node, fn, ctx);
+}
+
 enum tandem_status tandem_drain(struct tandem *t, const char *node, tandem_answer_fn *fn, void *ctx)
 {
     return ask(t, QUERY_DRAIN, node, fn, ctx);

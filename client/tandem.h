@@ -178,6 +178,9 @@ typedef void tandem_answer_fn(void *ctx, enum tandem_status status, const char *
 enum tandem_status tandem_query_status(struct tandem *t, tandem_answer_fn *fn, void *ctx);
 enum tandem_status tandem_query_explain(struct tandem *t, const char *id, tandem_answer_fn *fn,
                                         void *ctx);
+/* What a node caches, and how well that does. "": all nodes. */
+enum tandem_status tandem_query_kv(struct tandem *t, const char *node, tandem_answer_fn *fn,
+                                   void *ctx);
 /* Lets a node finish what it has and leave; answered when it has left. "": the whole cluster. */
 enum tandem_status tandem_drain(struct tandem *t, const char *node, tandem_answer_fn *fn,
                                 void *ctx);

@@ -26,6 +26,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     core->retry_ns = core->woken_ns = TIME_NEVER;
     list_init(&core->history);
     list_init(&core->queries);
+    list_init(&core->kv_queries);
     enum err e = router_meters_new(core);
     if (e != OK) {
         router_core_free(core);
@@ -53,6 +54,7 @@ void router_core_free(struct router_core *core)
         registry_node_free(core->nodes[i]);
     for (struct list_link *l; (l = list_pop_front(&core->queries)) != NULL;)
         mem_free(list_member(l, struct waiting_query, link));
+    kv_queries_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
     heap_fini(&core->queue);
@@ -181,11 +183,11 @@ static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer
     case QUERY_STATUS: e = router_core_status(core, now_ns, &json); break;
     case QUERY_EXPLAIN: e = query_explain(core, now_ns, q->argument, &json); break;
     case QUERY_DRAIN: e = query_drain(core, now_ns, peer, q); break;
-    case QUERY_KV: e = err_set(ERR_UNSUPPORTED, "this router asks no nodes about their KV"); break;
+    case QUERY_KV: e = kv_query_begin(core, now_ns, peer, q); break;
     }
     if (e != OK)
         answer(core, now_ns, peer, q->ref, e, err_text());
-    else if (q->query != QUERY_DRAIN)
+    else if (q->query != QUERY_DRAIN && q->query != QUERY_KV) /* which take their time */
         answer(core, now_ns, peer, q->ref, OK, json.data);
     buf_fini(&json);
 }
@@ -222,6 +224,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
     case MSG_FINISHED: choice_on_finished(core, now_ns, n, &m->finished); break;
     case MSG_FAILED: choice_on_failed(core, now_ns, n, &m->failed); break;
     case MSG_DRAINED: registry_on_drained(core, now_ns, n); break;
+    case MSG_ANSWER: kv_query_on_answer(core, now_ns, n, &m->answer); break;
     default: core->counts.stale_messages++;
     }
 }
@@ -260,6 +263,7 @@ static void settle(struct router_core *core, uint64_t now_ns, uint64_t sessions_
     uint64_t wake_ns = sessions_ns;
     if (timer && timer->key < wake_ns) wake_ns = timer->key;
     if (core->retry_ns < wake_ns) wake_ns = core->retry_ns;
+    if (kv_query_wake_ns(core) < wake_ns) wake_ns = kv_query_wake_ns(core);
     if (core->goodbye_ns && core->goodbye_ns + GOODBYE_NS < wake_ns)
         wake_ns = core->goodbye_ns + GOODBYE_NS;
     if (wake_ns >= core->woken_ns) return; /* it wakes early enough */
@@ -341,6 +345,7 @@ void router_core_on_timer(struct router_core *core, uint64_t now_ns)
     while ((first = heap_first(&core->timers)) != NULL && first->key <= now_ns)
         choice_on_timer(core, now_ns, list_member(first, struct choice, timer));
     if (core->retry_ns <= now_ns) core->dispatch_wanted = true;
+    kv_query_on_timer(core, now_ns);
     settle(core, now_ns, sessions_ns);
 }
 

@@ -65,6 +65,7 @@ struct router_config {
     uint64_t bypass_ns;  /* how long smaller requests may overtake one that does not fit: 1 s */
     uint32_t deaths_max; /* node deaths that a choice survives: 3rd ends it */
     uint32_t lone_deaths_max; /* of nodes that had nothing else: the 2nd ends it */
+    bool kv_words;            /* prompts' first words in what `tandem kv` shows */
 };
 #define ROUTER_CONFIG_DEFAULT                                                                      \
     ((struct router_config){.session = SESSION_LIMITS_DEFAULT,                                     \
@@ -79,7 +80,8 @@ struct router_config {
                             .hung_ns = 10000000000ull,                                             \
                             .bypass_ns = 1000000000ull,                                            \
                             .deaths_max = 3,                                                       \
-                            .lone_deaths_max = 2})
+                            .lone_deaths_max = 2,                                                  \
+                            .kv_words = true})
 
 enum err router_core_new(struct router_core **core, const struct router_config *config,
                          const struct router_out *out);

@@ -8,7 +8,7 @@
 
 struct options {
     const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline, *metrics;
-    bool trusted_network, exact;
+    bool trusted_network, exact, kv_words;
     int disaggregate, log_level;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
     uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
@@ -33,6 +33,8 @@ static const struct setting rows[] = {
                    "prefill on a node of its own: when it pays, always, or never"),
     SETTING_BOOL(struct options, exact, "exact", "true",
                  "take only nodes whose results have the same bits (docs/numerics.md, G6)"),
+    SETTING_BOOL(struct options, kv_words, "kv-words", "true",
+                 "show clients the first words of cached prompts, whosever they are (tandem kv)"),
     SETTING_INT(struct options, requests_max, "requests-max", "4096", 1, 1000000,
                 "requests in the system at once; beyond it they are refused at the door"),
     SETTING_SIZE(struct options, queued_tokens_max, "queued-tokens-max", "4M", 1, 1e12,
@@ -70,6 +72,7 @@ static struct router_options shell_options(const struct options *o)
                                .config = ROUTER_CONFIG_DEFAULT};
     s.config.disaggregate = (enum disaggregate)o->disaggregate;
     s.config.exact = o->exact;
+    s.config.kv_words = o->kv_words;
     s.config.requests_max = (uint32_t)o->requests_max;
     s.config.queued_tokens_max = o->queued_tokens_max;
     s.config.history_max = (uint32_t)o->history_max;

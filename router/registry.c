@@ -198,6 +198,7 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     if (death) core->counts.node_deaths++;
     n->sched.open = false;
     lose_choices(core, now_ns, n, death, reason);
+    kv_query_node_lost(core, now_ns, n);
     node_leaves(core, n);
     registry_answer_drained(core, now_ns, name);
     core->dispatch_wanted = true;
@@ -239,6 +240,7 @@ static void client_gone(struct router_core *core, uint64_t now_ns, struct client
             choice_end(core, now_ns, &choice[i], FINISH_CANCELLED, ERR_CANCELLED,
                        "its client is gone");
     }
+    kv_query_client_lost(core, client->peer);
     for (struct list_link *l = core->queries.next, *next; l != &core->queries; l = next) {
         next = l->next;
         struct waiting_query *q = list_member(l, struct waiting_query, link);

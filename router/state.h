@@ -13,6 +13,7 @@
 #include "common/mem.h"
 #include "common/metrics.h"
 #include "router/core.h"
+#include "router/kv_query.h"
 #include "router/sched.h"
 #include "text/stop.h"
 #include "text/stream.h"
@@ -258,6 +259,12 @@ struct router_core {
     struct list_link history;
     uint32_t history_count;
     struct list_link queries;
+    struct list_link kv_queries; /* struct kv_query */
+    uint64_t kv_queries_made;
+    struct tenant_name {
+        uint64_t salt; /* 0: none */
+        char name[MSG_NAME_MAX + 1];
+    } tenant_name[KV_QUERY_TENANTS]; /* the last one with the salt's remainder */
     uint64_t ids_minted, epochs;
     uint64_t hand_over_ns;
     struct sched_rate rate; /* of all pairs */
