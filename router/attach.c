@@ -49,7 +49,7 @@ void node_detach_prefill(struct router_core *core, struct choice *c)
 
 void node_hold_blocks(struct choice *c)
 {
-    uint32_t blocks = blocks_for_tokens(choice_tokens(c) + 1);
+    uint32_t blocks = blocks_for_tokens(choice_tokens(c) + 1) - fork_shared_blocks(c);
     c->decode->sched.blocks_used += blocks - c->blocks_held;
     c->blocks_held = blocks;
 }

@@ -241,6 +241,12 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
 
 /* ---- dispatch ---- */
 
+static uint32_t age_ms(const struct choice *c, uint64_t now_ns)
+{
+    uint64_t ms = (now_ns - c->request->arrived_ns) / NS_PER_MS;
+    return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
+}
+
 static void send_prefill(struct router_core *core, uint64_t now_ns, struct choice *c,
                          uint32_t held_tokens)
 {
@@ -254,6 +260,7 @@ static void send_prefill(struct router_core *core, uint64_t now_ns, struct choic
         m.prefill.addresses = c->decode->hello.addresses;
         m.prefill.addresses_count = c->decode->hello.addresses_count;
     }
+    m.prefill.job.age_ms = age_ms(c, now_ns);
     c->prefill_told = true;
     node_live_add(c->prefill, c);
     registry_send(core, now_ns, c->prefill->peer, &m);
@@ -265,7 +272,11 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
 {
     uint32_t stop_ids[JOB_STOP_IDS_MAX];
     struct msg m = {.kind = MSG_RESERVE,
-                    .reserve = {.job = job_of(core, c, stop_ids), .local = c->local}};
+                    .reserve = {.job = job_of(core, c, stop_ids),
+                                .local = c->local,
+                                .fork = c->fork,
+                                .sibling = c->sibling}};
+    m.reserve.job.age_ms = age_ms(c, now_ns);
     registry_send(core, now_ns, c->decode->peer, &m);
     trail_add(c, now_ns, TRAIL_RESERVE, c->decode_name);
     enter(core, now_ns, c, CHOICE_RESERVING);
@@ -373,6 +384,10 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         struct choice *c = list_member(first, struct choice, queue);
         struct sched_job job = sched_job_of(core, c);
         struct sched_pair pair;
+        if (fork_pick(core, now_ns, c, job, &pair)) {
+            start(core, now_ns, c, &pair);
+            continue;
+        }
         enum sched_answer a =
             sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
         if (a == SCHED_PICKED) {
@@ -652,7 +667,10 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
         node_detach_prefill(core, c); /* it has let go already */
     else
         node_detach_decode(core, c);
-    if (m->error == ERR_FULL) {
+    if (m->error == ERR_AGAIN && c->fork) { /* its sibling has gone: to another one, or alone */
+        c->forks_refused++;
+        again(core, now_ns, c, m->reason);
+    } else if (m->error == ERR_FULL) {
         from->sched.full_until_ns = now_ns + ROUTER_FULL_NS;
         again(core, now_ns, c, m->reason);
     } else if (!m->retryable) {

@@ -54,6 +54,7 @@ struct router_config {
     const struct tokenizer *tokenizer; /* NULL: token ids only */
     enum disaggregate disaggregate;
     bool exact;                  /* only nodes of one numerics id */
+    bool forks;                  /* samples of a request share their prompt's KV on D */
     uint32_t requests_max;       /* accepted and not ended, at once: beyond it 429; 4096 */
     uint64_t queued_tokens_max;  /* prompt tokens waiting: beyond it 429; 4M */
     uint32_t history_max;        /* ended requests kept for explain: 1024 */
@@ -70,6 +71,7 @@ struct router_config {
 #define ROUTER_CONFIG_DEFAULT                                                                      \
     ((struct router_config){.session = SESSION_LIMITS_DEFAULT,                                     \
                             .exact = true,                                                         \
+                            .forks = true,                                                         \
                             .requests_max = 4096,                                                  \
                             .queued_tokens_max = 4u << 20,                                         \
                             .history_max = 1024,                                                   \

@@ -8,7 +8,7 @@
 
 struct options {
     const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline, *metrics;
-    bool trusted_network, exact, kv_words;
+    bool trusted_network, exact, kv_words, forks;
     int disaggregate, log_level;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
     uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
@@ -35,6 +35,8 @@ static const struct setting rows[] = {
                  "take only nodes whose results have the same bits (docs/numerics.md, G6)"),
     SETTING_BOOL(struct options, kv_words, "kv-words", "true",
                  "show clients the first words of cached prompts, whosever they are (tandem kv)"),
+    SETTING_BOOL(struct options, forks, "forks", "true",
+                 "the samples of a request share their prompt's KV on a decode node"),
     SETTING_INT(struct options, requests_max, "requests-max", "4096", 1, 1000000,
                 "requests in the system at once; beyond it they are refused at the door"),
     SETTING_SIZE(struct options, queued_tokens_max, "queued-tokens-max", "4M", 1, 1e12,
@@ -73,6 +75,7 @@ static struct router_options shell_options(const struct options *o)
     s.config.disaggregate = (enum disaggregate)o->disaggregate;
     s.config.exact = o->exact;
     s.config.kv_words = o->kv_words;
+    s.config.forks = o->forks;
     s.config.requests_max = (uint32_t)o->requests_max;
     s.config.queued_tokens_max = o->queued_tokens_max;
     s.config.history_max = (uint32_t)o->history_max;

@@ -41,7 +41,7 @@ static uint32_t blocks_left(const struct sched_node *n)
     return by_us < n->blocks_free ? by_us : n->blocks_free;
 }
 
-static bool has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
+bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
 {
     return now_ns >= n->full_until_ns && n->running < n->sequences_max &&
            blocks_left(n) >= job->blocks;
@@ -127,7 +127,7 @@ static enum sched_answer pick_decode(const struct sched_node *const *nodes, uint
         if (none == SCHED_NO_NODES) none = SCHED_NEVER;
         if (n->blocks_total < job->blocks_full) continue;
         none = SCHED_NO_DECODE;
-        if (!has_room(n, job, now_ns)) continue;
+        if (!sched_has_room(n, job, now_ns)) continue;
         bool first = *decode == SCHED_NODE_NONE;
         bool best_is_free = !first && prefill->index != SCHED_NODE_NONE;
         int load = first ? -1 : compare_load(n, nodes[*decode]);

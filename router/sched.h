@@ -86,6 +86,9 @@ void sched_rate_add(struct sched_rate *rate, uint64_t bytes, uint64_t ns);
 uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
                            uint32_t to, const struct sched_job *job);
 
+/* Whether this D takes so many blocks and one more sequence now. */
+bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns);
+
 /* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;
  * P: the open window with the least time until the prompt would be computed there and be on D. Among D's of
  * one load, the pair with the least of that time, then the most free blocks; of those that share a

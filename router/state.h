@@ -22,11 +22,12 @@ enum {
     ROUTER_NODES_MAX = 1024,
     ROUTER_TRAIL_MAX = 24,
     ROUTER_FAILURES_MAX =
-        16,                 /* attempts of a choice that nodes failed for other reasons than room */
-    ROUTER_BYPASS_MAX = 32, /* how many that do not fit are passed over in one go */
-    ROUTER_HUNG_STEPS = 20, /* a node hangs that made no progress for so many usual steps */
-    ROUTER_RETRIES_PART = 4, /* of requests-max may wait to be tried again; beyond it 429 */
-    ROUTER_QUERIES_MAX = 64  /* drains that wait for their end */
+        16, /* attempts of a choice that nodes failed for other reasons than room */
+    ROUTER_FORKS_REFUSED_MAX = 3, /* then it gets KV of its own */
+    ROUTER_BYPASS_MAX = 32,       /* how many that do not fit are passed over in one go */
+    ROUTER_HUNG_STEPS = 20,       /* a node hangs that made no progress for so many usual steps */
+    ROUTER_RETRIES_PART = 4,      /* of requests-max may wait to be tried again; beyond it 429 */
+    ROUTER_QUERIES_MAX = 64       /* drains that wait for their end */
 };
 #define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
 
@@ -145,6 +146,9 @@ struct choice {
     uint32_t window_held, blocks_held; /* what it adds to its nodes' sched sums */
     struct id128 ticket;
     bool local, gap_asked;
+    bool fork; /* begins with the KV of choice `sibling`, at the same D */
+    uint32_t sibling;
+    uint32_t forks_refused;
     bool finish_pending; /* FINISHED came before its tokens */
     uint32_t finish_count;
 
@@ -317,6 +321,12 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
 /* The ids of its prompt did not come in time: it was not accepted yet. */
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
 void request_free(struct router_core *core, struct request *r);
+
+/* fork.c: whether a choice may share the KV of another one of its request. Fills in c->fork and its D. */
+bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c,
+               struct sched_job job, struct sched_pair *pair);
+/* Blocks that it shares. */
+uint32_t fork_shared_blocks(const struct choice *c);
 
 /* attach.c: a choice at its nodes */
 uint32_t choice_tokens(const struct choice *c); /* prompt and generated ones */

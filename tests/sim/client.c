@@ -9,31 +9,33 @@
 #define TICK_NS (20 * NS_PER_MS)
 
 /* What the model gives for these tokens, computed from the tokens alone. */
-static uint32_t oracle_token(const struct sim_request *r)
+static uint32_t oracle_token(const struct sim_request *r, uint32_t choice)
 {
+    const struct sim_choice *c = &r->choice[choice];
     uint64_t sum = 0;
-    uint32_t total = r->prompt_count + r->want_count;
+    uint32_t total = r->prompt_count + c->want_count;
     for (uint32_t at = 0; at < total; at++) {
-        uint32_t t = at < r->prompt_count ? r->prompt[at] : r->want[at - r->prompt_count];
+        uint32_t t = at < r->prompt_count ? r->prompt[at] : c->want[at - r->prompt_count];
         for (uint32_t l = 0; l < SIM_LAYERS; l++)
             sum = device_fold(sum, device_content(t, at, l));
     }
-    return device_token(r->seed, 0, r->want_count, sum);
+    return device_token(r->seed, choice, c->want_count, sum);
 }
 
-static void make_oracle(struct sim_request *r)
+static void make_oracle(struct sim_request *r, uint32_t choice)
 {
     static const uint32_t eos[1] = {SIM_EOS};
+    struct sim_choice *c = &r->choice[choice];
     struct job job = {.prompt_count = r->prompt_count,
                       .tokens_max = r->tokens_max,
                       .tokens_min = r->tokens_min,
                       .stop_ids = eos,
                       .stop_ids_count = 1};
-    r->want_finish = r->tokens_max == 0 ? FINISH_LENGTH : FINISH_NONE;
-    while (r->want_finish == FINISH_NONE) {
-        uint32_t t = oracle_token(r);
-        r->want[r->want_count++] = t;
-        r->want_finish = job_finish(&job, r->want_count - 1, t, SIM_CONTEXT);
+    c->want_finish = r->tokens_max == 0 ? FINISH_LENGTH : FINISH_NONE;
+    while (c->want_finish == FINISH_NONE) {
+        uint32_t t = oracle_token(r, choice);
+        c->want[c->want_count++] = t;
+        c->want_finish = job_finish(&job, c->want_count - 1, t, SIM_CONTEXT);
     }
 }
 
@@ -52,7 +54,9 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
     if (s->options.faults && sim_draw(s, 12) == 0) r->deadline_ms = 1 + sim_draw(s, 400);
-    make_oracle(r);
+    r->choices_count = sim_draw(s, 3) ? 1 : 1 + sim_draw(s, SIM_CHOICES_MAX);
+    for (uint32_t i = 0; i < r->choices_count; i++)
+        make_oracle(r, i);
 }
 
 static void greet(struct sim *s, struct sim_proc *p);
@@ -96,20 +100,29 @@ static void send(struct sim *s, struct sim_proc *p, struct msg *m)
 
 static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
 {
+    uint32_t got[SIM_CHOICES_MAX * SIM_TOKENS_MAX], counts[SIM_CHOICES_MAX], total = 0;
+    for (uint32_t i = 0; i < r->choices_count; i++) {
+        const struct sim_choice *c = &r->choice[i];
+        counts[i] = c->got_count;
+        memcpy(got + total, c->got, c->got_count * sizeof *got);
+        total += c->got_count;
+    }
     struct msg m = {.kind = MSG_SUBMIT,
                     .submit = {.ref = ++p->client->ref,
                                .id = r->id,
                                .attempt = r->attempt,
                                .tokens = r->prompt,
                                .tokens_count = r->prompt_count,
-                               .choices = 1,
+                               .choices = r->choices_count,
                                .seed_given = true,
                                .tokens_max = r->tokens_max,
                                .tokens_min = r->tokens_min,
                                .priority = r->priority,
                                .deadline_ms = r->deadline_ms,
-                               .received = r->got,
-                               .received_count = r->got_count,
+                               .received = got,
+                               .received_count = total,
+                               .received_counts = counts,
+                               .received_counts_count = total ? r->choices_count : 0,
                                .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = r->seed}}};
     r->ref = m.submit.ref;
     r->state = REQ_SENT;
@@ -131,43 +144,55 @@ static struct sim_request *by_ref(struct sim_client *c, uint64_t ref)
     return NULL;
 }
 
-static void end(struct sim *s, struct sim_request *r, enum finish finish, const char *reason)
+/* One of its choices, or what is left of all. */
+static void end(struct sim *s, struct sim_request *r, struct sim_choice *c, enum finish finish,
+                const char *reason)
 {
-    r->state = REQ_ENDED;
-    r->finish = finish;
+    uint32_t ended = 0;
+    c->ended = true;
+    c->finish = finish;
     snprintf(r->reason, sizeof r->reason, "%.127s", reason);
     if (finish == FINISH_ERROR && reason[0] == '\0') sim_fail(s, "an error without a reason");
+    for (uint32_t i = 0; i < r->choices_count; i++)
+        ended += r->choice[i].ended;
+    if (ended == r->choices_count) r->state = REQ_ENDED;
 }
 
 static void on_output(struct sim *s, struct sim_proc *p, const struct msg_output *o)
 {
     struct sim_request *r = by_id(p->client, o->id);
     if (!r || r->state == REQ_ENDED) return; /* of a life that was given up */
-    if (o->index > r->got_count) { /* what lay between was lost in a cut that nobody has seen yet */
+    if (o->choice >= r->choices_count) sim_fail(s, "a choice that was not asked for");
+    struct sim_choice *c = &r->choice[o->choice];
+    if (c->ended) return;
+    if (o->index > c->got_count) { /* what lay between was lost in a cut that nobody has seen yet */
         give_up_router(s, p);
         return;
     }
-    if (o->index < r->got_count) sim_fail(s, "index %u was forwarded twice", o->index);
+    if (o->index < c->got_count) sim_fail(s, "index %u was forwarded twice", o->index);
     for (uint32_t i = 0; i < o->tokens_count; i++) {
-        if (r->got_count >= r->want_count) sim_fail(s, "more tokens than there should be");
-        if (o->tokens[i].token != r->want[r->got_count])
-            sim_fail(s, "a wrong token at index %u of a prompt of %u", r->got_count,
-                     r->prompt_count);
-        r->got[r->got_count++] = o->tokens[i].token;
+        if (c->got_count >= c->want_count) sim_fail(s, "more tokens than there should be");
+        if (o->tokens[i].token != c->want[c->got_count])
+            sim_fail(s, "a wrong token at index %u of choice %u of a prompt of %u", c->got_count,
+                     o->choice, r->prompt_count);
+        c->got[c->got_count++] = o->tokens[i].token;
     }
 }
 
-static void on_done(struct sim *s, struct sim_client *c, const struct msg_done *d)
+static void on_done(struct sim *s, struct sim_client *client, const struct msg_done *d)
 {
-    struct sim_request *r = by_id(c, d->id);
+    struct sim_request *r = by_id(client, d->id);
     if (!r || r->state == REQ_ENDED) return;
+    if (d->choice >= r->choices_count) sim_fail(s, "the end of a choice that was not asked for");
+    struct sim_choice *c = &r->choice[d->choice];
     bool natural = d->finish == FINISH_STOP || d->finish == FINISH_LENGTH;
-    if (natural && (r->got_count != r->want_count || d->finish != r->want_finish))
-        sim_fail(s, "ended by %d with %u tokens, wanted %d with %u", d->finish, r->got_count,
-                 r->want_finish, r->want_count);
+    if (c->ended) return;
+    if (natural && (c->got_count != c->want_count || d->finish != c->want_finish))
+        sim_fail(s, "ended by %d with %u tokens, wanted %d with %u", d->finish, c->got_count,
+                 c->want_finish, c->want_count);
     if (d->finish == FINISH_CANCELLED && !r->cancelled) sim_fail(s, "cancelled by nobody");
     if (d->finish == FINISH_NONE) sim_fail(s, "an end without a finish");
-    end(s, r, d->finish, d->reason);
+    end(s, r, c, d->finish, d->reason);
 }
 
 static void on_rejected(struct sim *s, struct sim_client *c, const struct msg_rejected *m)
@@ -232,7 +257,8 @@ void client_on_lost(struct sim *s, struct sim_proc *p, uint32_t router)
 static void act(struct sim *s, struct sim_proc *p, struct sim_request *r)
 {
     if (r->state == REQ_IDLE && s->now_ns >= r->submit_ns && !r->cancelled) submit(s, p, r);
-    if (r->state == REQ_IDLE && r->cancelled) end(s, r, FINISH_CANCELLED, "never sent again");
+    for (uint32_t i = 0; r->state == REQ_IDLE && r->cancelled && i < r->choices_count; i++)
+        if (!r->choice[i].ended) end(s, r, &r->choice[i], FINISH_CANCELLED, "never sent again");
     if (s->now_ns < r->cancel_ns || r->cancelled || r->state != REQ_ACCEPTED) return;
     struct msg m = {.kind = MSG_CANCEL, .cancel = {{r->id, CHOICE_ALL, UINT32_MAX}, "user"}};
     r->cancelled = true;
@@ -266,11 +292,14 @@ void client_check(struct sim *s, const struct sim_client *c)
     for (uint32_t i = 0; i < c->requests_count; i++) {
         const struct sim_request *r = &c->request[i];
         s->totals->requests++;
-        s->totals->tokens += r->got_count;
-        s->totals->errors += r->finish == FINISH_ERROR;
-        s->totals->cancelled += r->finish == FINISH_CANCELLED;
-        if (r->finish == FINISH_ERROR && !s->options.faults)
-            sim_fail(s, "an error without a fault: %s", r->reason);
-        if (r->finish == FINISH_ERROR) sim_trace(s, "error: %s", r->reason);
+        for (uint32_t k = 0; k < r->choices_count; k++) {
+            const struct sim_choice *choice = &r->choice[k];
+            s->totals->tokens += choice->got_count;
+            s->totals->errors += choice->finish == FINISH_ERROR;
+            s->totals->cancelled += choice->finish == FINISH_CANCELLED;
+            if (choice->finish != FINISH_ERROR) continue;
+            if (!s->options.faults) sim_fail(s, "an error without a fault: %s", r->reason);
+            sim_trace(s, "error: %s", r->reason);
+        }
     }
 }

@@ -33,6 +33,7 @@ enum {
     SIM_REQUESTS_MAX = 24,
     SIM_PROMPT_MAX = 120,
     SIM_TOKENS_MAX = 48,
+    SIM_CHOICES_MAX = 4,
     SIM_VOCAB = 97,
     SIM_EOS = 0,
     SIM_CONTEXT = 192,
@@ -94,6 +95,14 @@ struct sim_conn {
     struct peer router_peer; /* what the router calls it; 0: not met yet */
 };
 
+/* One sample: what came and what an undisturbed run gives. */
+struct sim_choice {
+    uint32_t got[SIM_TOKENS_MAX], got_count;
+    uint32_t want[SIM_TOKENS_MAX], want_count;
+    enum finish want_finish, finish;
+    bool ended;
+};
+
 enum sim_request_state { REQ_IDLE, REQ_SENT, REQ_ACCEPTED, REQ_ENDED };
 struct sim_request {
     enum sim_request_state state;
@@ -104,9 +113,8 @@ struct sim_request {
     struct id128 id;
     uint32_t attempt;
     uint64_t ref;
-    uint32_t got[SIM_TOKENS_MAX], got_count;
-    uint32_t want[SIM_TOKENS_MAX], want_count;
-    enum finish want_finish, finish;
+    struct sim_choice choice[SIM_CHOICES_MAX];
+    uint32_t choices_count;
     bool cancelled;
     char reason[128];
 };
@@ -131,7 +139,7 @@ struct sim_reached {
 struct sim_totals {
     struct sim_reached reached;
     uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
-        cached_tokens, gaps, duplicates, faults;
+        cached_tokens, gaps, duplicates, faults, forks, copied_blocks;
 };
 
 struct sim {
@@ -150,7 +158,7 @@ struct sim {
     uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
     uint64_t queue_timeout_ns, reserve_timeout_ns, stall_timeout_ns; /* of routers; 0: the usual */
     uint32_t duplicate_percent, slow_percent; /* of the messages: come twice, come late */
-    bool prefix_cache;
+    bool prefix_cache, forks;
     enum disaggregate disaggregate;
     struct sim_totals *totals;
 };

@@ -295,6 +295,7 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.id_seed = s->options.seed * 31 + s->incarnations;
     g.session.lifeline_ns = 0;
     g.disaggregate = s->disaggregate;
+    g.forks = s->forks;
     if (s->queue_timeout_ns) g.queue_timeout_ns = s->queue_timeout_ns;
     if (s->reserve_timeout_ns) g.reserve_timeout_ns = s->reserve_timeout_ns;
     if (s->stall_timeout_ns) g.stall_timeout_ns = s->stall_timeout_ns;
@@ -447,6 +448,8 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         node_core_counts(p->node, &c);
         s->totals->preemptions += c.preemptions;
         s->totals->cached_tokens += c.cached_tokens;
+        s->totals->forks += c.forks;
+        s->totals->copied_blocks += c.fork_copied_blocks;
         node_core_free(p->node);
         device_close(s, p);
     }
@@ -592,6 +595,7 @@ static void build(struct sim *s)
         s->stall_timeout_ns = sim_draw_ns(s, 20 * NS_PER_MS, 300 * NS_PER_MS);
     }
     s->prefix_cache = sim_draw(s, 4) > 0;
+    s->forks = sim_draw(s, 4) > 0;
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
     s->faults_end_ns = sim_draw_ns(s, 2 * NS_PER_S, 8 * NS_PER_S);
     for (uint32_t i = 0; i < s->routers_count; i++)

@@ -1,0 +1,37 @@
+/* fork: the samples of one request go where the first of them went, as long as there is room, and share its
+ * prompt's KV there. One that has tokens already, or that was refused too often, gets KV of its own. */
+#include "router/state.h"
+
+uint32_t fork_shared_blocks(const struct choice *c)
+{
+    return c->fork ? (c->request->prompt_count - 1) / BLOCK_TOKENS : 0;
+}
+
+/* One whose KV is on a D, or certain to be asked for there. */
+static bool has_kv(const struct choice *c)
+{
+    bool reserved = c->state == CHOICE_RESERVING || c->state == CHOICE_PREFILLING;
+    return c->decode && (c->state == CHOICE_DECODING || (reserved && !c->fork));
+}
+
+bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c,
+               struct sched_job job, struct sched_pair *pair)
+{
+    const struct request *r = c->request;
+    c->fork = false;
+    if (!core->config.forks || r->choices_count < 2 || c->generated_count > 0 ||
+        c->forks_refused == ROUTER_FORKS_REFUSED_MAX || job.prefill_only)
+        return false;
+    uint32_t shared = (r->prompt_count - 1) / BLOCK_TOKENS;
+    job.blocks -= shared;
+    for (uint32_t i = 0; i < r->choices_count; i++) {
+        const struct choice *other = &r->choice[i];
+        if (other == c || !has_kv(other) || !other->decode->sched.open) continue;
+        if (!sched_has_room(&other->decode->sched, &job, now_ns)) continue;
+        *pair = (struct sched_pair){SCHED_NODE_NONE, other->decode->index, true};
+        c->fork = true;
+        c->sibling = i;
+        return true;
+    }
+    return false;
+}
