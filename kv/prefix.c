@@ -195,13 +195,21 @@ static uint32_t walk(const struct kv_prefix *cache, uint64_t salt, const uint32_
     return n;
 }
 
-uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                         uint32_t blocks_max)
+uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
+                        uint32_t blocks_max)
 {
     uint32_t n = walk(cache, salt, tokens, tokens_count, blocks, blocks_max);
     for (uint32_t i = 0; i < n; i++)
         kv_pool_hold(cache->pool, blocks[i], kind);
+    return n;
+}
+
+uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
+                         uint32_t blocks_max)
+{
+    uint32_t n = kv_prefix_hold(cache, salt, tokens, tokens_count, kind, blocks, blocks_max);
     cache->stats.queried_tokens += tokens_count;
     cache->stats.hit_tokens += (uint64_t)n * BLOCK_TOKENS;
     return n;

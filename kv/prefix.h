@@ -48,6 +48,10 @@ void kv_prefix_free(struct kv_prefix *cache);
 uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                          uint32_t tokens_count, enum hold kind, struct block_id *blocks,
                          uint32_t blocks_max);
+/* The same without counting as a query: for who prepares one. */
+uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
+                        uint32_t blocks_max);
 /* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
  * starts, so that one that is tried again and again while the pool is full does not count so often. */
 void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);

@@ -31,19 +31,24 @@ uint32_t accounts_peek(const struct node_core *c, const struct sequence *s)
     return c->cache ? kv_prefix_peek(c->cache, s->job.tenant_salt, s->tokens, seq_total(s)) : 0;
 }
 
-/* The caller has looked: there are as many. */
-static void take(struct node_core *c, struct sequence *s, uint32_t count)
+void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks, uint32_t count)
 {
     uint32_t free = kv_pool_counts(c->pool).free;
     if (free < count) {
         uint32_t evicted = kv_prefix_evict(c->cache, count - free);
         CHECK(evicted == count - free);
     }
-    CHECK(s->table_count + count <= s->table_capacity);
     for (uint32_t i = 0; i < count; i++) {
-        enum err e = kv_pool_take(c->pool, s->hold, &s->table[s->table_count++]);
+        enum err e = kv_pool_take(c->pool, kind, &blocks[i]);
         CHECK(e == OK);
     }
+}
+
+static void take(struct node_core *c, struct sequence *s, uint32_t count)
+{
+    CHECK(s->table_count + count <= s->table_capacity);
+    accounts_take(c, s->hold, s->table + s->table_count, count);
+    s->table_count += count;
 }
 
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
@@ -112,6 +117,7 @@ void accounts_insert(struct node_core *c, struct sequence *s)
     if (!c->cache) return;
     uint32_t whole = s->kv_count / BLOCK_TOKENS * BLOCK_TOKENS;
     kv_prefix_insert(c->cache, s->job.tenant_salt, s->tokens, whole, s->hold, s->table);
+    tier_keep(c, s);
 }
 
 enum err accounts_grow(struct node_core *c, struct sequence *s)

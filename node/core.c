@@ -71,6 +71,7 @@ static enum err new_parts(struct node_core *c)
     if (g->prefix_cache &&
         (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count, &g->evict)) != OK)
         return e;
+    if ((e = tiers_new(c)) != OK) return e;
     if ((e = sessions_init(c)) != OK) return e;
     if ((e = node_meters_new(c)) != OK) return e;
     if ((e = kv_report_new(&c->report)) != OK) return e;
@@ -104,6 +105,7 @@ void node_core_free(struct node_core *c)
     for (uint32_t i = 0; c->sequence && i < c->config.slots_count; i++)
         arena_fini(&c->sequence[i].arena);
     flights_free(c);
+    tiers_free(c);
     kv_prefix_free(c->cache);
     kv_pool_free(c->pool);
     metrics_free(c->metrics);
@@ -198,6 +200,7 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     sessions_on_timer(c, now_ns);
     note_usage(c, now_ns);
     kv_report_turn(c, now_ns);
+    tier_on_timer(c, now_ns);
     leave_if_drained(c, now_ns);
     struct heap_entry *first = heap_first(&c->timers);
     if (first && first->key < c->wake_ns) c->wake_ns = first->key;
@@ -242,6 +245,12 @@ void node_core_on_engine(struct node_core *c, uint64_t now_ns, const struct engi
 void node_core_on_xfer(struct node_core *c, uint64_t now_ns, const struct xfer_event *event)
 {
     handover_on_event(c, now_ns, event);
+    end_of_turn(c, now_ns);
+}
+
+void node_core_on_tier(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *event)
+{
+    tier_on_event(c, now_ns, event);
     end_of_turn(c, now_ns);
 }
 
@@ -347,6 +356,7 @@ void node_core_audit(const struct node_core *c)
         for (uint32_t k = 0; f->busy && k < f->step->copies_count; k++)
             c->audit_holds[f->step->copy[k].from * HOLD_KINDS + HOLD_STEP]++;
     }
+    tier_audit(c);
     for (uint32_t b = 0; b < c->config.blocks_count; b++)
         for (enum hold kind = 0; kind < HOLD_CACHE; kind++)
             CHECK(kv_pool_holds(c->pool, (struct block_id){b}, kind) ==

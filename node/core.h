@@ -9,6 +9,7 @@
  *     node_core_on_engine(core, now, &engine_event);
  *     node_core_on_xfer(core, now, &xfer_event);
  *     node_core_on_link(core, &link_row);
+ *     node_core_on_tier(core, now, &tier_event);
  *     node_core_on_timer(core, now);                   // at the time last given to out.wake_at
  *     node_core_drain(core, now);                      // SIGTERM: leave when all is finished
  *
@@ -28,6 +29,7 @@
 #include "engine/step.h"
 #include "kv/pool.h"
 #include "kv/prefix.h"
+#include "kv/tiers.h"
 #include "proto/msg.h"
 #include "proto/peer.h"
 #include "proto/session.h"
@@ -47,6 +49,9 @@ struct node_out {
     void (*lifeline_dial)(void *ctx, struct peer peer, const char *address, struct id128 key);
     void (*lifeline_drop)(void *ctx, struct peer peer);
     void (*left)(void *ctx); /* drained: the shell may exit */
+    /* Copied before this returns. OK: one event with its id follows; else nothing was done. Not called
+     * without config.tiers. */
+    enum err (*tier)(void *ctx, const struct kv_tier_op *op);
 };
 
 struct node_config {
@@ -67,6 +72,8 @@ struct node_config {
     struct evict_config evict; /* which of its blocks go first */
     const char *link;          /* forces "shm" or "tcp"; "" : best */
     uint32_t tombstones_max;   /* 4096 */
+    bool tiers;                /* behind the prefix cache, which must be on */
+    uint64_t tier_deadline_ns; /* what a prompt waits for them at most: 20 ms */
 };
 
 enum err node_core_new(struct node_core **core, const struct node_config *config,
@@ -81,6 +88,7 @@ void node_core_on_engine(struct node_core *core, uint64_t now_ns, const struct e
 void node_core_on_xfer(struct node_core *core, uint64_t now_ns, const struct xfer_event *event);
 /* How a link does has changed: the routers are told with the next heartbeats. */
 void node_core_on_link(struct node_core *core, const struct xfer_link_row *row);
+void node_core_on_tier(struct node_core *core, uint64_t now_ns, const struct kv_tier_event *event);
 void node_core_on_timer(struct node_core *core, uint64_t now_ns);
 /* The shell noticed that this process slept for longer than session.dead_ns: every session and every
  * job of this life is over; begin anew as `incarnation` before anything else is sent. */
@@ -103,6 +111,8 @@ struct node_counts {
     uint64_t scores, embeddings; /* jobs that gave such */
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
     uint64_t refused_jobs; /* for want of blocks */
+    /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
+    uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */

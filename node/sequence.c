@@ -312,6 +312,8 @@ static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
     accounts_close(c, s);
     s->preempt = false; /* the engine's slot stays as it is: the next token is the same one */
     s->preempted = true;
+    s->tier_asked = false; /* they may have by now what it lacks then */
+    s->tier_deadline_ns = 0;
     s->goal = seq_total(s);
     c->counts.preemptions++;
     enter(c, now_ns, s, SEQ_WAITING);

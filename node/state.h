@@ -10,6 +10,7 @@
  *     flight.c     steps: what goes in, what comes out
  *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
+ *     tier.c       what is loaded from tiers and stored in them
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
  *     plan.c       pure decisions
@@ -39,9 +40,13 @@ enum {
     NODE_EXPIRED_MAX = 64,      /* blocks let go of in one turn because their time is over */
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
     NODE_LINKS_TOLD = 8,        /* with one heartbeat */
+    NODE_LOADS_MAX = 16,        /* from tiers, at once */
+    NODE_STORES_MAX = 32,       /* into tiers, at once, */
+    NODE_STORE_BLOCKS = 32,     /* each of so many blocks */
     NODE_ARENA_KEPT = 256 << 10 /* a slot's memory beyond this goes back when its job ends */
 };
 #define NODE_REPEAT_NS NS_PER_S         /* an unacknowledged FINISHED is told again */
+#define NODE_STORE_PAUSE_NS NS_PER_S    /* after one that failed */
 #define NODE_UNACKED_NS (60 * NS_PER_S) /* and given up */
 
 enum seq_state {
@@ -138,6 +143,8 @@ struct sequence {
     uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
     uint64_t accepted_ns, began_ns, computed_ns, running_ns, finished_ns;
     uint32_t cached_tokens;
+    uint64_t tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet */
+    bool tier_asked;           /* for a LOAD of its own, since it was queued */
 
     struct list_link place; /* in core.queue or core.running, sorted */
     struct list_link dirty; /* in core.dirty: tokens to be told */
@@ -154,6 +161,17 @@ struct flight {
     struct step *step;
     struct flight_part *part;
     bool busy;
+};
+
+/* What the tier thread reads or fills; all of blocks[] have one HOLD_TRANSFER. */
+struct tier_op {
+    uint64_t id; /* 0: unused */
+    enum kv_tier_op_kind kind;
+    uint64_t salt, deadline_ns;
+    struct arena arena;
+    uint32_t *tokens; /* LOAD: of all blocks[] */
+    struct block_id *blocks;
+    uint32_t held_count, count; /* of blocks[]; the op is about the last ones of them */
 };
 
 struct router_link {
@@ -243,6 +261,11 @@ struct node_core {
     struct flight *flight; /* [steps_in_flight] */
     uint32_t flights_busy;
     uint64_t steps_made, tickets_made, orders_made;
+
+    struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
+    uint32_t *kept;          /* [blocks] generation + 1 of what the tiers were given */
+    uint32_t storing_blocks;
+    uint64_t tier_ops_made, stores_from_ns; /* no STOREs before; 0: now */
 
     bool draining, left, broken; /* broken: the device is */
     uint64_t progress, wake_ns;
@@ -365,6 +388,8 @@ uint32_t accounts_need_all(const struct sequence *s);
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind);
 void accounts_close(struct node_core *c, struct sequence *s);
 void accounts_move(struct node_core *c, struct sequence *s, enum hold to);
+/* So many blocks; the caller has looked: they are there. */
+void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks, uint32_t count);
 /* Makes the full blocks up to kv_count known to the prefix cache. */
 void accounts_insert(struct node_core *c, struct sequence *s);
 /* The same for a fork of `of`, whose prompt it has: whole blocks are shared, the last one is copied. */
@@ -376,7 +401,7 @@ uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
 
 /* queue.c: prompts that wait for blocks, and running sequences that want one more. */
 /* Takes the blocks that `s` waits for. ERR_AGAIN: a prefix that it shares is being computed, or a sibling's
- * KV. ERR_FULL. ERR_NOT_FOUND: a fork whose sibling has ended. */
+ * KV, or a tier is asked. ERR_FULL. ERR_NOT_FOUND: a fork whose sibling has ended. */
 enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s);
 /* Starts waiting prompts until the next step's chunk is full. */
 void queue_start(struct node_core *c, uint64_t now_ns);
@@ -397,6 +422,17 @@ void waste_now(const struct node_core *c, struct node_counts *n);
 void waste_note(struct node_core *c); /* its peak */
 /* No more than one block beyond those of its tokens. */
 bool waste_is_bounded(const struct sequence *s);
+
+/* tier.c */
+enum err tiers_new(struct node_core *c);
+void tiers_free(struct node_core *c);
+/* Whether `s`, which could be opened, should wait for what a tier may have of its prompt. */
+bool tier_is_loading(struct node_core *c, uint64_t now_ns, struct sequence *s);
+/* Offers what the cache has learned of `s` to the tiers. */
+void tier_keep(struct node_core *c, const struct sequence *s);
+void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
+void tier_on_timer(struct node_core *c, uint64_t now_ns); /* lowers c->wake_ns */
+void tier_audit(const struct node_core *c);               /* adds its holds to audit_holds */
 
 /* flight.c */
 enum err flights_new(struct node_core *c);

@@ -264,6 +264,65 @@ bool rig_event(struct rig *r)
     return true;
 }
 
+/* ---- the modelled tier ---- */
+
+/* The cells of block i, or NULL. */
+static struct rig_kept *find_kept(struct rig *r, const struct rig_tier_op *o, uint32_t i)
+{
+    uint32_t tokens_count = (o->op.first_block + i + 1) * BLOCK_TOKENS;
+    uint64_t in[2] = {o->op.salt, hash64(o->tokens, tokens_count * sizeof *o->tokens)};
+    uint64_t key = hash64(in, sizeof in);
+    for (uint32_t k = 0; k < r->kept_count; k++)
+        if (r->kept[k].key == key) return &r->kept[k];
+    if (o->op.kind == KV_TIER_LOAD) return NULL;
+    assert_true(r->kept_count < RIG_KEPT_MAX);
+    r->kept[r->kept_count].key = key;
+    return &r->kept[r->kept_count++];
+}
+
+bool rig_tier_some(struct rig *r, uint32_t count)
+{
+    if (r->tier_ops_count == 0) return false;
+    static struct rig_tier_op o;
+    o = r->tier_op[0];
+    struct kv_tier_event e = {.id = o.op.id, .kind = o.op.kind, .ended_ns = r->now_ns};
+    memmove(&r->tier_op[0], &r->tier_op[1], --r->tier_ops_count * sizeof r->tier_op[0]);
+    for (uint32_t i = 0; i < o.op.count; i++)
+        assert_true(node_core_holds(r->core, o.blocks[i], HOLD_TRANSFER) > 0);
+    for (uint32_t n = o.op.count < count ? o.op.count : count; e.count < n; e.count++) {
+        struct rig_kept *kept = find_kept(r, &o, e.count);
+        if (!kept) break;
+        for (uint32_t layer = 0; layer < RIG_LAYERS; layer++) {
+            uint64_t *cells = cell_at(r, layer, o.blocks[e.count], 0);
+            bool load = o.op.kind == KV_TIER_LOAD;
+            memcpy(load ? cells : kept->cell[layer], load ? kept->cell[layer] : cells,
+                   sizeof kept->cell[layer]);
+        }
+    }
+    e.from[0] = e.count;
+    node_core_on_tier(r->core, r->now_ns, &e);
+    return true;
+}
+
+bool rig_tier(struct rig *r)
+{
+    return rig_tier_some(r, UINT32_MAX);
+}
+
+static enum err on_tier(void *ctx, const struct kv_tier_op *op)
+{
+    struct rig *r = ctx;
+    if (r->tier_refuses || r->tier_ops_count == RIG_TIER_OPS_MAX) return ERR_FULL;
+    struct rig_tier_op *o = &r->tier_op[r->tier_ops_count++];
+    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
+    assert_true(op->count > 0 && op->count <= 64 && tokens_count <= RIG_STREAM_MAX);
+    o->op = *op;
+    memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);
+    memcpy(o->tokens, op->tokens, tokens_count * sizeof *op->tokens);
+    r->tier_ops_total++;
+    return OK;
+}
+
 /* ---- what the core calls ---- */
 
 static void on_send(void *ctx, struct peer peer, const struct msg *m)
@@ -355,6 +414,8 @@ void rig_new(struct rig *r, const struct rig_options *o)
         .reserve_timeout_ns = o->reserve_timeout_ns ? o->reserve_timeout_ns : 30 * NS_PER_S,
         .prefix_wait_ns = o->prefix_wait_ns ? o->prefix_wait_ns : 2 * NS_PER_S,
         .prefix_cache = !o->no_prefix_cache,
+        .tiers = o->tiers,
+        .tier_deadline_ns = o->tier_deadline_ns ? o->tier_deadline_ns : 20 * NS_PER_MS,
         .link = "",
         .tombstones_max = 256,
     };
@@ -364,7 +425,8 @@ void rig_new(struct rig *r, const struct rig_options *o)
     assert_non_null(r->kv);
     memset(r->kv, 0xee, cells * sizeof *r->kv);
     struct node_out out = {r,       on_send,          on_wake_at,       on_submit,
-                           on_xfer, on_lifeline_dial, on_lifeline_drop, on_left};
+                           on_xfer, on_lifeline_dial, on_lifeline_drop, on_left,
+                           on_tier};
     assert_true(r->config.routers_count <= RIG_ROUTERS_MAX);
     assert_int_equal(node_core_new(&r->core, &r->config, &out), OK);
     node_core_start(r->core, r->now_ns);
@@ -465,6 +527,7 @@ void rig_run(struct rig *r)
         moved = false;
         for (struct rig *x = r; x; x = x == r ? r->other : NULL) {
             moved |= rig_link(x) || rig_event(x) || rig_step(x);
+            moved |= rig_tier(x);
             node_core_audit(x->core);
         }
     }

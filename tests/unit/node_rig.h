@@ -28,6 +28,8 @@ enum {
     RIG_SLOTS = 24,
     RIG_STREAM_MAX = 512,
     RIG_HIDDEN = 5, /* numbers of an embedding */
+    RIG_TIER_OPS_MAX = 48,
+    RIG_KEPT_MAX = 256,
 };
 #define RIG_ROUTER_LIFE 0xa000u
 #define RIG_NODE_LIFE 0xb000u
@@ -37,7 +39,8 @@ struct rig_options {
     uint32_t blocks_count, context_max, chunk_tokens, steps_in_flight, sequences_max, routers_count;
     uint32_t slots_count;
     uint64_t reserve_timeout_ns, prefix_wait_ns;
-    bool no_prefix_cache;
+    bool no_prefix_cache, tiers;
+    uint64_t tier_deadline_ns;
 };
 
 struct rig_slot {
@@ -53,6 +56,16 @@ struct rig_ticket {
     uint32_t blocks[64];
     uint32_t arrived[RIG_LAYERS]; /* tokens */
     uint32_t pushes_count;
+};
+
+/* Posted to the modelled tier, which keeps each block under a hash of all tokens up to its end. */
+struct rig_tier_op {
+    struct kv_tier_op op;
+    uint32_t blocks[64], tokens[RIG_STREAM_MAX];
+};
+struct rig_kept {
+    uint64_t key;
+    uint64_t cell[RIG_LAYERS][BLOCK_TOKENS];
 };
 
 struct rig {
@@ -83,6 +96,12 @@ struct rig {
     struct rig_ticket ticket[RIG_TICKETS_MAX];
     struct xfer_event event[RIG_EVENTS_MAX]; /* to be told to the core */
     uint32_t events_count;
+
+    struct rig_tier_op tier_op[RIG_TIER_OPS_MAX]; /* posted, not yet carried out */
+    uint32_t tier_ops_count, tier_ops_total;
+    struct rig_kept kept[RIG_KEPT_MAX];
+    uint32_t kept_count;
+    bool tier_refuses; /* what is posted */
 };
 
 void rig_new(struct rig *r, const struct rig_options *o);
@@ -106,6 +125,9 @@ bool rig_step_layers(struct rig *r, uint32_t count); /* only so many more layers
 bool rig_step_done(struct rig *r, enum err status);
 bool rig_link(struct rig *r);  /* carries out the oldest op */
 bool rig_event(struct rig *r); /* tells the core the oldest event of the link */
+/* Carries out the oldest op of the tier, of which at most `count` blocks; it has each op's blocks held. */
+bool rig_tier_some(struct rig *r, uint32_t count);
+bool rig_tier(struct rig *r);
 void rig_post_event(struct rig *r, const struct xfer_event *e);
 void rig_run(struct rig *r); /* this one and `other`, until nothing moves; audits after each */
 void rig_advance(struct rig *r, uint64_t ns); /* time passes, timers fire on the way */

@@ -1,0 +1,274 @@
+/* Tiers as the core sees them: what a waiting prompt lacks is loaded INTO the prefix cache, where its usual
+ * opening finds it, and what the cache learns is stored behind the scenes.
+ *
+ *     a prompt is to be opened            LOAD: into new blocks, as many as its whole blocks want, held with
+ *                                         HOLD_TRANSFER like the cached ones before them. The prompt waits
+ *                                         until the event or its deadline; others may start.
+ *     the event                           the leading blocks that were loaded become known to the cache, the
+ *                                         rest is free again. Too late is fine: it is for the next one.
+ *     blocks became known to the cache    STORE: those that the tiers were not given yet, in the prompt's
+ *                                         order, with HOLD_TRANSFER until the event.
+ *
+ * A LOAD is asked for only when the prompt could start at once but for it, and takes no block that the prompt
+ * would not take for itself a moment later; what those before it in the queue want is left to them. So it
+ * evicts nothing that would stay without it. STOREs hold at most an eighth of the pool. */
+#include "node/state.h"
+
+#include "common/mem.h"
+#include "common/plant.h"
+
+enum err tiers_new(struct node_core *c)
+{
+    if (!c->config.tiers) return OK;
+    if (!c->cache)
+        return err_set(ERR_INVALID, "tiers hold what the prefix cache knows, and that is off");
+    c->tier_op = mem_array(NODE_LOADS_MAX + NODE_STORES_MAX, sizeof *c->tier_op);
+    c->kept = mem_array(c->config.blocks_count, sizeof *c->kept);
+    return c->tier_op && c->kept ? OK : ERR_MEMORY;
+}
+
+void tiers_free(struct node_core *c)
+{
+    for (uint32_t i = 0; c->tier_op && i < NODE_LOADS_MAX + NODE_STORES_MAX; i++)
+        arena_fini(&c->tier_op[i].arena);
+    mem_free(c->tier_op);
+    mem_free(c->kept);
+}
+
+/* LOADs have the first ones. */
+static struct tier_op *find_unused(struct node_core *c, enum kv_tier_op_kind kind)
+{
+    uint32_t first = kind == KV_TIER_LOAD ? 0 : NODE_LOADS_MAX;
+    uint32_t end = kind == KV_TIER_LOAD ? NODE_LOADS_MAX : NODE_LOADS_MAX + NODE_STORES_MAX;
+    for (uint32_t i = first; i < end; i++)
+        if (c->tier_op[i].id == 0) return &c->tier_op[i];
+    return NULL;
+}
+
+static void op_end(struct node_core *c, struct tier_op *op)
+{
+    for (uint32_t i = 0; i < op->held_count; i++)
+        kv_pool_drop(c->pool, op->blocks[i], HOLD_TRANSFER);
+    if (op->kind == KV_TIER_STORE) c->storing_blocks -= op->count;
+    op->id = op->held_count = op->count = 0;
+    if (op->arena.held_bytes > NODE_ARENA_KEPT)
+        arena_fini(&op->arena);
+    else
+        arena_reset(&op->arena);
+}
+
+/* `tokens` from the prompt's start; the op is over when this says no. */
+static bool op_post(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                    const uint32_t *tokens, uint32_t first_block)
+{
+    uint64_t token_ns = c->token_ns < UINT32_MAX ? c->token_ns : UINT32_MAX;
+    struct kv_tier_op o = {.kind = op->kind,
+                           .id = ++c->tier_ops_made,
+                           .salt = op->salt,
+                           .tokens = tokens,
+                           .first_block = first_block,
+                           .blocks = c->op_blocks,
+                           .count = op->count,
+                           .token_ns = (uint32_t)token_ns,
+                           .posted_ns = now_ns};
+    for (uint32_t i = 0; i < op->count; i++)
+        c->op_blocks[i] = op->blocks[op->held_count - op->count + i].v;
+    op->id = o.id;
+    if (c->out.tier(c->out.ctx, &o) == OK) return true;
+    op_end(c, op);
+    return false;
+}
+
+/* ---- LOAD ---- */
+
+/* Blocks that those before `s` in the queue still want; what is loaded for them they have already. */
+static uint32_t promised(const struct node_core *c, const struct sequence *s)
+{
+    uint32_t n = 0;
+    for (const struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
+        const struct sequence *t = list_member(l, const struct sequence, place);
+        struct plan_claim mine = seq_claim(s), theirs = seq_claim(t);
+        if (t == s || !plan_before(&theirs, &mine)) break;
+        if (t->state == SEQ_WAITING) n += accounts_need(t) - accounts_peek(c, t);
+    }
+    return n;
+}
+
+/* What the cache has of it is held, and as many blocks for the rest; false: there is no room. */
+static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *op, uint32_t whole)
+{
+    op->held_count = kv_prefix_hold(c->cache, op->salt, s->tokens, seq_total(s), HOLD_TRANSFER,
+                                    op->blocks, whole);
+    uint32_t wanted = accounts_need(s) - op->held_count + promised(c, s);
+    if (op->held_count == whole || wanted > accounts_available(c)) return false;
+    op->count = whole - op->held_count;
+    accounts_take(c, HOLD_TRANSFER, op->blocks + op->held_count, op->count);
+    op->held_count = whole;
+    return true;
+}
+
+/* A LOAD of what the cache lacks of this prompt, if there is room for it and anything is lacking. */
+static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
+{
+    uint32_t whole = (seq_total(s) - 1) / BLOCK_TOKENS; /* the last token is computed */
+    struct tier_op *op = find_unused(c, KV_TIER_LOAD);
+    if (!op || accounts_peek(c, s) == whole) return false;
+    op->kind = KV_TIER_LOAD;
+    op->salt = s->job.tenant_salt;
+    op->tokens =
+        arena_copy(&op->arena, s->tokens, (size_t)whole * BLOCK_TOKENS * sizeof *s->tokens);
+    op->blocks = arena_take(&op->arena, whole * sizeof *op->blocks);
+    op->deadline_ns = now_ns + c->config.tier_deadline_ns;
+    if (!op->tokens || !op->blocks || !load_take(c, s, op, whole)) {
+        op_end(c, op);
+        return false;
+    }
+    if (PLANTED("tier_early"))
+        kv_prefix_insert(c->cache, op->salt, op->tokens, whole * BLOCK_TOKENS, HOLD_TRANSFER,
+                         op->blocks);
+    s->tier_asked = true;
+    if (!op_post(c, now_ns, op, op->tokens, whole - op->count)) return false;
+    c->counts.tier_loads++;
+    if (PLANTED("tier_unheld"))
+        while (op->held_count > 0)
+            kv_pool_drop(c->pool, op->blocks[--op->held_count], HOLD_TRANSFER);
+    return true;
+}
+
+/* Whether a LOAD brings more of this prompt than the cache has; perhaps it was asked for by another one. */
+static bool load_runs(const struct node_core *c, const struct sequence *s)
+{
+    uint32_t cached = UINT32_MAX, whole = (seq_total(s) - 1) / BLOCK_TOKENS;
+    for (uint32_t i = 0; i < NODE_LOADS_MAX; i++) {
+        const struct tier_op *op = &c->tier_op[i];
+        if (op->id == 0 || op->salt != s->job.tenant_salt) continue;
+        uint32_t n = 0, end = op->held_count < whole ? op->held_count : whole;
+        while (n < end * BLOCK_TOKENS && op->tokens[n] == s->tokens[n])
+            n++;
+        if (cached == UINT32_MAX) cached = accounts_peek(c, s);
+        if (n / BLOCK_TOKENS > cached) return true;
+    }
+    return false;
+}
+
+bool tier_is_loading(struct node_core *c, uint64_t now_ns, struct sequence *s)
+{
+    if (!c->tier_op || (s->tier_deadline_ns > 0 && now_ns >= s->tier_deadline_ns)) return false;
+    if (!load_runs(c, s) && (s->tier_asked || !load_ask(c, now_ns, s))) return false;
+    if (s->tier_deadline_ns == 0) s->tier_deadline_ns = now_ns + c->config.tier_deadline_ns;
+    return true;
+}
+
+static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                   const struct kv_tier_event *e)
+{
+    uint32_t first = op->held_count - op->count, n = e->count < op->count ? e->count : op->count;
+    if (PLANTED("tier_unheld")) {
+        op_end(c, op);
+        return;
+    }
+    kv_prefix_insert(c->cache, op->salt, op->tokens, (first + n) * BLOCK_TOKENS, HOLD_TRANSFER,
+                     op->blocks);
+    /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
+    for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
+        c->kept[op->blocks[i].v] = kv_pool_generation(c->pool, op->blocks[i]) + 1;
+    c->counts.tier_loaded_tokens += n * BLOCK_TOKENS;
+    c->counts.tier_late += now_ns >= op->deadline_ns;
+    op_end(c, op);
+}
+
+/* ---- STORE ---- */
+
+/* In the tiers, or on its way there. */
+static bool is_kept(const struct node_core *c, struct block_id b)
+{
+    return b.v == BLOCK_NONE.v || c->kept[b.v] == kv_pool_generation(c->pool, b) + 1;
+}
+
+/* Blocks [first, end) of its table; false: not now. */
+static bool store(struct node_core *c, const struct sequence *s, uint32_t first, uint32_t end)
+{
+    struct tier_op *op = find_unused(c, KV_TIER_STORE);
+    if (!op) return false;
+    op->kind = KV_TIER_STORE;
+    op->salt = s->job.tenant_salt;
+    op->blocks = arena_copy(&op->arena, s->table + first, (end - first) * sizeof *op->blocks);
+    if (!op->blocks) return false;
+    op->held_count = op->count = end - first;
+    c->storing_blocks += op->count;
+    for (uint32_t i = first; i < end; i++) {
+        kv_pool_hold(c->pool, s->table[i], HOLD_TRANSFER);
+        c->kept[s->table[i].v] = kv_pool_generation(c->pool, s->table[i]) + 1;
+    }
+    c->counts.tier_stores++;
+    if (op_post(c, 0, op, s->tokens, first)) return true;
+    for (uint32_t i = first; i < end; i++)
+        c->kept[s->table[i].v] = 0;
+    return false;
+}
+
+void tier_keep(struct node_core *c, const struct sequence *s)
+{
+    uint32_t whole = s->kv_count / BLOCK_TOKENS, i = 0, n;
+    uint32_t storing_max = c->config.blocks_count / 8;
+    if (!c->tier_op || c->stores_from_ns > 0) return;
+    while (i < whole && c->storing_blocks < storing_max) {
+        for (n = 0; i + n < whole && n < NODE_STORE_BLOCKS; n++)
+            if (is_kept(c, s->table[i + n]) || c->storing_blocks + n == storing_max) break;
+        if (n > 0 && !store(c, s, i, i + n))
+            return; /* in order: what comes later is of no use alone */
+        i += n > 0 ? n : 1;
+    }
+}
+
+static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                   const struct kv_tier_event *e)
+{
+    for (uint32_t i = e->count; i < op->count; i++)
+        c->kept[op->blocks[i].v] = 0;
+    if (e->count < op->count) c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;
+    op_end(c, op);
+}
+
+/* ---- events, time ---- */
+
+void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e)
+{
+    for (uint32_t i = 0; c->tier_op && i < NODE_LOADS_MAX + NODE_STORES_MAX; i++) {
+        struct tier_op *op = &c->tier_op[i];
+        if (op->id != e->id || e->id == 0) continue;
+        if (op->kind == KV_TIER_LOAD)
+            loaded(c, now_ns, op, e);
+        else
+            stored(c, now_ns, op, e);
+        return;
+    }
+    c->counts.stale_messages++;
+}
+
+void tier_on_timer(struct node_core *c, uint64_t now_ns)
+{
+    if (!c->tier_op) return;
+    if (now_ns >= c->stores_from_ns) c->stores_from_ns = 0;
+    bool loads = false;
+    for (uint32_t i = 0; i < NODE_LOADS_MAX; i++)
+        loads |= c->tier_op[i].id > 0;
+    for (struct list_link *l = c->queue.next; loads && l != &c->queue; l = l->next) {
+        const struct sequence *s = list_member(l, struct sequence, place);
+        bool waits = s->state == SEQ_WAITING && s->tier_deadline_ns > now_ns;
+        if (waits && s->tier_deadline_ns < c->wake_ns) c->wake_ns = s->tier_deadline_ns;
+    }
+}
+
+void tier_audit(const struct node_core *c)
+{
+    uint32_t storing = 0;
+    for (uint32_t i = 0; c->tier_op && i < NODE_LOADS_MAX + NODE_STORES_MAX; i++) {
+        const struct tier_op *op = &c->tier_op[i];
+        CHECK(op->id > 0 || op->held_count == 0);
+        if (op->kind == KV_TIER_STORE) storing += op->count;
+        for (uint32_t k = 0; k < op->held_count; k++)
+            c->audit_holds[op->blocks[k].v * HOLD_KINDS + HOLD_TRANSFER]++;
+    }
+    CHECK(storing == c->storing_blocks);
+}

@@ -1,0 +1,327 @@
+/* A node core with a tier: what it loads and stores, what it holds meanwhile, and that its streams are those
+ * of a core that computes everything. */
+#include "tests/unit/testing.h"
+
+#include "tests/unit/node_rig.h"
+
+#include <string.h>
+
+#include "common/clock.h"
+
+#define LATE_NS (20 * NS_PER_MS)
+
+static const struct rig_options with_tier = {.role = ROLE_DECODE, .tiers = true};
+
+/* A prompt of 5 whole blocks and a bit. */
+static struct job long_job(uint32_t id)
+{
+    return rig_job(id, &(struct rig_prompt){.seed = 7, .count = 90, .tokens_max = 20});
+}
+
+static void assert_stream(struct rig *r, const struct job *job)
+{
+    uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
+    enum finish finish;
+    uint32_t n = rig_expect(job, r->config.context_max, want, &finish);
+    assert_int_equal(rig_stream(r, job->key, got), n);
+    assert_memory_equal(got, want, n * sizeof *got);
+}
+
+static void run_job(struct rig *r, const struct job *job)
+{
+    rig_reserve(r, job, true);
+    rig_run(r);
+    assert_stream(r, job);
+    rig_acknowledge(r, job->key);
+}
+
+/* A node that has the tier of an earlier one, and nothing else. */
+static void restart(struct rig *r, const struct rig_options *o)
+{
+    static struct rig_kept kept[RIG_KEPT_MAX];
+    uint32_t count = r->kept_count;
+    memcpy(kept, r->kept, sizeof kept);
+    rig_free(r);
+    rig_open(r, o);
+    memcpy(r->kept, kept, sizeof kept);
+    r->kept_count = count;
+}
+
+static uint32_t cached_of(const struct rig *r)
+{
+    const struct msg *m = rig_said(r, MSG_FINISHED);
+    assert_non_null(m);
+    return m->finished.cached_tokens;
+}
+
+static void what_was_computed_is_loaded_after_a_restart(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1), again = long_job(2);
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    uint32_t generated = rig_said(&r, MSG_FINISHED)->finished.tokens_count;
+    assert_int_equal(r.kept_count, (90 + generated - 1) / BLOCK_TOKENS); /* the last has no KV */
+    restart(&r, &with_tier);
+    run_job(&r, &again);
+    assert_int_equal(cached_of(&r), 80);
+    struct node_counts n = rig_counts(&r);
+    assert_int_equal(n.tier_loads, 1);
+    assert_int_equal(n.tier_loaded_tokens, 80);
+    assert_int_equal(n.prompt_tokens, 10);
+    rig_free(&r);
+}
+
+static void what_came_from_the_tier_is_not_stored_again(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1);
+    job.tokens_max = 1;
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    restart(&r, &with_tier);
+    run_job(&r, &job);
+    assert_int_equal(rig_counts(&r).tier_loaded_tokens, 80);
+    assert_int_equal(rig_counts(&r).tier_stores, 0);
+    rig_free(&r);
+}
+
+static void a_prompt_waits_no_longer_than_its_deadline(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1),
+               other = rig_job(2, &(struct rig_prompt){.seed = 9, .count = 10, .tokens_max = 4});
+    rig_open(&r, &with_tier);
+    rig_reserve(&r, &job, true);
+    assert_int_equal(r.tier_ops_count, 1);
+    assert_int_equal(r.steps_count, 0);
+    assert_int_equal(rig_counts(&r).blocks.transfer, 5);
+    rig_reserve(&r, &other, true); /* has no whole block: starts */
+    assert_int_equal(r.steps_count, 1);
+    while (rig_step(&r))
+        ;
+    rig_advance(&r, LATE_NS - 1);
+    assert_int_equal(r.steps_count, 0);
+    assert_true(r.wake_ns <= r.now_ns + 1);
+    rig_advance(&r, 1);
+    assert_int_equal(r.steps_count, 1);
+    rig_run(&r);
+    assert_stream(&r, &job);
+    assert_stream(&r, &other);
+    rig_free(&r);
+}
+
+static void what_comes_late_is_for_the_next_prompt(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1), again = long_job(2);
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    restart(&r, &with_tier);
+    rig_reserve(&r, &again, true);
+    rig_advance(&r, LATE_NS);
+    rig_cancel(&r, again.key); /* it is gone before anything is here */
+    while (rig_step(&r))
+        ;
+    assert_true(rig_tier(&r));
+    assert_int_equal(rig_counts(&r).tier_late, 1);
+    struct job third = long_job(3);
+    run_job(&r, &third);
+    assert_int_equal(cached_of(&r), 80);
+    assert_int_equal(rig_counts(&r).tier_loads, 1);
+    rig_free(&r);
+}
+
+static void only_the_leading_blocks_that_came_are_used(void **state)
+{
+    (void)state;
+    for (uint32_t came = 0; came <= 5; came++) {
+        static struct rig r;
+        struct job job = long_job(1), again = long_job(2);
+        rig_open(&r, &with_tier);
+        run_job(&r, &job);
+        restart(&r, &with_tier);
+        rig_reserve(&r, &again, true);
+        rig_tier_some(&r, came);
+        rig_run(&r);
+        assert_stream(&r, &again);
+        assert_int_equal(cached_of(&r), came * BLOCK_TOKENS);
+        rig_free(&r);
+    }
+}
+
+static void who_begins_alike_waits_for_the_same_load(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_prompt one = {
+        .seed = 1, .family = 3, .shared_count = 64, .count = 70, .tokens_max = 5};
+    struct rig_prompt two = {
+        .seed = 2, .family = 3, .shared_count = 64, .count = 75, .tokens_max = 5};
+    struct job first = rig_job(1, &one), second = rig_job(2, &two);
+    rig_open(&r, &with_tier);
+    run_job(&r, &first);
+    restart(&r, &with_tier);
+    rig_reserve(&r, &first, true);
+    rig_reserve(&r, &second, true);
+    assert_int_equal(r.tier_ops_count, 1);
+    rig_run(&r);
+    assert_stream(&r, &first);
+    assert_stream(&r, &second);
+    assert_int_equal(rig_counts(&r).tier_loads, 1);
+    assert_int_equal(rig_counts(&r).prompt_tokens, 70 - 64 + 75 - 64);
+    rig_free(&r);
+}
+
+static void tenants_do_not_share(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1), theirs = long_job(2);
+    theirs.tenant_salt = 99;
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    restart(&r, &with_tier);
+    run_job(&r, &theirs);
+    assert_int_equal(cached_of(&r), 0);
+    rig_free(&r);
+}
+
+static void a_load_takes_nothing_that_is_wanted_before_it(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options o = {.role = ROLE_PREFILL, .tiers = true, .blocks_count = 8};
+    struct job first = rig_job(1, &(struct rig_prompt){.seed = 1, .count = 90, .tokens_max = 1});
+    struct job second = rig_job(2, &(struct rig_prompt){.seed = 2, .count = 60, .tokens_max = 1});
+    rig_open(&r, &o);
+    rig_prefill(&r, &first, (struct id128){0}, 0); /* 6 of 8 blocks */
+    rig_prefill(&r, &second, (struct id128){0}, 0);
+    assert_int_equal(rig_counts(&r).tier_loads, 1);
+    rig_run(&r);
+    assert_int_equal(rig_said_count(&r, MSG_FIRST), 2);
+    rig_free(&r);
+}
+
+static void stores_hold_an_eighth_of_the_pool_at_most(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options o = {
+        .role = ROLE_PREFILL, .tiers = true, .blocks_count = 32, .chunk_tokens = 200};
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 1, .count = 200, .tokens_max = 1});
+    rig_open(&r, &o);
+    r.tier_refuses = true; /* the load */
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    r.tier_refuses = false;
+    while (rig_step(&r))
+        ;
+    assert_int_equal(r.tier_ops_count, 1);
+    assert_int_equal(r.tier_op[0].op.count, 4);
+    assert_int_equal(rig_counts(&r).blocks.transfer, 4);
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 4);
+    job.key.request.lo = 2; /* the next one that knows them offers more */
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 8);
+    rig_free(&r);
+}
+
+static void what_a_tier_did_not_keep_is_offered_again_later(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options o = {.role = ROLE_PREFILL, .tiers = true};
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 1, .count = 60, .tokens_max = 1});
+    rig_open(&r, &o);
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_tier(&r); /* nothing to load */
+    while (rig_step(&r))
+        ;
+    while (rig_tier_some(&r, 1)) /* of each op the first */
+        ;
+    uint32_t kept = r.kept_count;
+    assert_true(kept < 3);
+    job.key.request.lo = 2;
+    rig_prefill(&r, &job, (struct id128){0}, 0); /* at once: no */
+    rig_run(&r);
+    assert_int_equal(r.kept_count, kept);
+    rig_advance(&r, 2 * NS_PER_S);
+    job.key.request.lo = 3;
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 3);
+    rig_free(&r);
+}
+
+static void a_tier_that_takes_nothing_changes_nothing(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1);
+    rig_open(&r, &with_tier);
+    r.tier_refuses = true;
+    run_job(&r, &job);
+    struct node_counts n = rig_counts(&r);
+    assert_int_equal(n.blocks.transfer, 0);
+    assert_int_equal(n.tier_loaded_tokens, 0);
+    rig_free(&r);
+}
+
+static void a_preempted_sequence_comes_back_from_the_tier(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options o = {
+        .role = ROLE_DECODE, .tiers = true, .blocks_count = 16, .chunk_tokens = 40};
+    struct job job[4];
+    rig_open(&r, &o);
+    for (uint32_t i = 0; i < 4; i++) {
+        job[i] = rig_job(i, &(struct rig_prompt){.seed = i, .count = 40, .tokens_max = 120});
+        job[i].stop_ids_count = 0;
+        rig_reserve(&r, &job[i], true);
+    }
+    rig_run(&r);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_stream(&r, &job[i]);
+    assert_true(rig_counts(&r).preemptions > 0);
+    assert_true(rig_counts(&r).tier_loaded_tokens > 0);
+    rig_free(&r);
+}
+
+static void an_event_for_nobody_is_counted(void **state)
+{
+    (void)state;
+    static struct rig r;
+    rig_open(&r, &with_tier);
+    uint64_t before = rig_counts(&r).stale_messages;
+    node_core_on_tier(r.core, r.now_ns, &(struct kv_tier_event){.id = 5, .count = 3});
+    node_core_on_tier(r.core, r.now_ns, &(struct kv_tier_event){.id = 0, .count = 3});
+    assert_int_equal(rig_counts(&r).stale_messages, before + 2);
+    rig_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_was_computed_is_loaded_after_a_restart),
+        cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
+        cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
+        cmocka_unit_test(what_comes_late_is_for_the_next_prompt),
+        cmocka_unit_test(only_the_leading_blocks_that_came_are_used),
+        cmocka_unit_test(who_begins_alike_waits_for_the_same_load),
+        cmocka_unit_test(tenants_do_not_share),
+        cmocka_unit_test(a_load_takes_nothing_that_is_wanted_before_it),
+        cmocka_unit_test(stores_hold_an_eighth_of_the_pool_at_most),
+        cmocka_unit_test(what_a_tier_did_not_keep_is_offered_again_later),
+        cmocka_unit_test(a_tier_that_takes_nothing_changes_nothing),
+        cmocka_unit_test(a_preempted_sequence_comes_back_from_the_tier),
+        cmocka_unit_test(an_event_for_nobody_is_counted),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
