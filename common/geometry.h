@@ -195,5 +195,14 @@ static inline uint32_t blocks_held(uint32_t tokens, uint32_t window)
     uint64_t kept = ((uint64_t)window + BLOCK_TOKENS - 2) / BLOCK_TOKENS + 1;
     return kept < all ? (uint32_t)kept : all;
 }
+/* The same with sinks, while at most `ahead` tokens are computed before KV behind them is let go of. */
+static inline uint32_t kv_window_blocks(struct kv_window w, uint32_t tokens, uint32_t ahead)
+{
+    uint32_t all = blocks_for_tokens(tokens);
+    if (w.tokens == 0) return all;
+    if (ahead > tokens) ahead = tokens;
+    uint64_t kept = (uint64_t)w.sinks / BLOCK_TOKENS + blocks_held(tokens, w.tokens + ahead);
+    return kept < all ? (uint32_t)kept : all;
+}
 
 #endif

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "common/geometry.h"
 #include "common/job.h"
 
 /* As an input token: the one that this sequence's slot sampled last. Lets a step be planned while
@@ -40,7 +41,9 @@ struct step_sequence {
     uint32_t slot;
     uint32_t row_first, rows_count; /* in step->tokens */
     uint32_t position;              /* absolute position of the first row */
-    uint32_t table_first;    /* in step->table: block of token t is table[table_first + t / 16] */
+    uint32_t table_first;    /* in step->table: block of token t is table[table_first + t / 16]; of
+                              * tokens that no row sees, by the window, any number */
+    struct kv_window window; /* what its rows see; tokens 0: the model's */
     bool sample;             /* draw a token after the last row */
     const struct job *setup; /* makes the slot: prompt, forwarded, sampling; NULL: it exists */
     enum step_want want;

@@ -224,7 +224,7 @@ static void note_use(struct kv_prefix *cache, uint32_t block)
 void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count)
 {
     for (uint32_t i = 0; i < blocks_count; i++)
-        note_use(cache, blocks[i].v);
+        if (blocks[i].v != NONE) note_use(cache, blocks[i].v);
 }
 
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
@@ -233,24 +233,34 @@ uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint
     return walk(cache, salt, tokens, tokens_count, NULL, UINT32_MAX);
 }
 
+/* Behind the last of the caller's blocks that is known: those before it are, as the tree has no holes. */
+static uint32_t known_from(const struct kv_prefix *cache, const struct block_id *blocks,
+                           uint32_t count)
+{
+    while (count > 0 && (blocks[count - 1].v == NONE || !cache->entry[blocks[count - 1].v].used))
+        count--;
+    return count;
+}
+
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks)
 {
-    uint32_t parent = NONE;
-    for (uint32_t i = 0; i < tokens_count / BLOCK_TOKENS; i++) {
+    uint32_t count = tokens_count / BLOCK_TOKENS, from = known_from(cache, blocks, count);
+    uint32_t parent = from > 0 ? blocks[from - 1].v : NONE;
+    for (uint32_t i = from; i < count; i++) {
         struct key key = key_of(cache, salt, parent, tokens + (size_t)i * BLOCK_TOKENS);
         uint32_t found = find(cache, &key);
         if (found == NONE) {
-            if (cache->stats.entries_count == cache->entries_max) return;
+            if (blocks[i].v == NONE || cache->stats.entries_count == cache->entries_max) return;
             add(cache, &key, blocks[i].v);
-        } else if (found != blocks[i].v) {
+        } else if (blocks[i].v != NONE && found != blocks[i].v) {
             kv_pool_hold(cache->pool, (struct block_id){found}, kind);
             kv_pool_drop(cache->pool, blocks[i], kind);
             blocks[i].v = found;
             note_use(cache, found);
             cache->stats.twin_blocks++;
         }
-        parent = blocks[i].v;
+        parent = found != NONE ? found : blocks[i].v;
     }
 }
 

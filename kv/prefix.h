@@ -53,7 +53,8 @@ uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *
                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
                         uint32_t blocks_max);
 /* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
- * starts, so that one that is tried again and again while the pool is full does not count so often. */
+ * starts, so that one that is tried again and again while the pool is full does not count so often.
+ * Not those that it let go of: BLOCK_NONE. */
 void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);
 /* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
@@ -62,7 +63,8 @@ uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint
  * parents) is cached already is swapped: blocks[i] becomes the twin, with the caller's `kind` hold
  * moved over to it, and the newer one is dropped by the caller's hold. A step in flight that names
  * the old block keeps it by its own hold. The caller has one hold of `kind` on each block. Blocks
- * beyond entries_max are left uncached. */
+ * beyond entries_max are left uncached, and so are those behind a BLOCK_NONE that is not known: one that the
+ * caller let go of. */
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */

@@ -1,24 +1,57 @@
 /* Blocks of sequences: how many one needs, where they come from, who holds them.
  *
  * A block is taken from the free ones first, then from the prefix cache by its policy. What a sequence
- * needs is taken at once or not at all, so no two half-served prompts wait for each other. */
+ * needs is taken at once or not at all, so no two half-served prompts wait for each other.
+ *
+ * With a window (docs/kv-memory.md) that is what it holds at most at a time: what leaves the window is let go
+ * of, and as many blocks are taken further on at once. Only where others hold what it let go of may they
+ * be missing; queue.c sees to it that this does not last. */
 #include "node/state.h"
 
 #include "common/failpoint.h"
 #include "common/plant.h"
 
-uint32_t accounts_need_all(const struct sequence *s)
+/* Tokens whose KV it has at its full length. */
+static uint32_t tokens_all(const struct sequence *s)
 {
     uint32_t total = seq_total(s);
-    if (s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN) return blocks_for_tokens(total);
+    if (s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN) return total;
     uint32_t last = s->job.prompt_count + s->generated_max - 1; /* the last token needs no KV */
-    return blocks_for_tokens(last > total ? last : total);
+    return last > total ? last : total;
+}
+
+uint32_t accounts_need_all(const struct sequence *s)
+{
+    return kv_window_blocks(s->window, tokens_all(s), s->ahead);
+}
+
+static bool is_gone(const struct sequence *s, uint32_t i)
+{
+    return i >= s->window.sinks / BLOCK_TOKENS && i < s->gone / BLOCK_TOKENS;
+}
+
+/* How long the table should be now: for what it knows and one block more, or with a window for what
+ * may be computed next. What is on its way is wanted whole. */
+static uint32_t reach_of(const struct sequence *s)
+{
+    uint32_t now = blocks_for_tokens(seq_total(s)) + 1, all = blocks_for_tokens(tokens_all(s));
+    uint32_t next = blocks_for_tokens(s->kv_count + s->ahead);
+    if (now > all) now = all;
+    return s->window.tokens && s->hold != HOLD_RESERVE && next < now ? next : now;
+}
+
+/* Blocks that lengthening the table to `end` takes. */
+static uint32_t wanted_to(const struct sequence *s, uint32_t end)
+{
+    uint32_t n = 0;
+    for (uint32_t i = s->table_count; i < end; i++)
+        n += !is_gone(s, i);
+    return n;
 }
 
 uint32_t accounts_need(const struct sequence *s)
 {
-    uint32_t now = blocks_for_tokens(seq_total(s)) + 1, all = accounts_need_all(s);
-    return now < all ? now : all;
+    return wanted_to(s, reach_of(s));
 }
 
 uint32_t accounts_available(const struct node_core *c)
@@ -44,51 +77,78 @@ void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks,
     }
 }
 
-static void take(struct node_core *c, struct sequence *s, uint32_t count)
+/* Lengthens the table to `end`. The caller has looked: there are as many. */
+static void take_to(struct node_core *c, struct sequence *s, uint32_t end)
 {
-    CHECK(s->table_count + count <= s->table_capacity);
-    accounts_take(c, s->hold, s->table + s->table_count, count);
-    s->table_count += count;
+    CHECK(end <= s->table_capacity);
+    while (s->table_count < end) {
+        uint32_t n = 0;
+        while (s->table_count + n < end && !is_gone(s, s->table_count + n))
+            n++;
+        accounts_take(c, s->hold, s->table + s->table_count, n);
+        s->table_count += n;
+        if (s->table_count < end) s->table[s->table_count++] = BLOCK_NONE;
+    }
+}
+
+/* Lets go of what no row from `position` on sees; returns of how many blocks. */
+static uint32_t trim(struct node_core *c, struct sequence *s, uint32_t position)
+{
+    uint32_t gone = kv_window_gone(s->window, position), n = 0;
+    for (uint32_t i = s->gone / BLOCK_TOKENS; i < gone / BLOCK_TOKENS && i < s->table_count; i++) {
+        kv_pool_drop(c->pool, s->table[i], s->hold);
+        s->table[i] = BLOCK_NONE;
+        n++;
+    }
+    s->gone = gone;
+    return n;
 }
 
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
 {
-    uint32_t need = accounts_need(s);
-    CHECK(s->table_count == 0 && need <= s->table_capacity);
+    CHECK(s->table_count == 0);
     s->hold = kind;
+    s->gone = s->window.sinks;
     if (c->cache && encode_may_skip(s))
         s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, seq_total(s),
-                                         kind, s->table, need);
+                                         kind, s->table, s->table_capacity);
     for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
         kv_pool_drop(c->pool, s->table[i], kind);
-    if (need - s->table_count > accounts_available(c)) {
+    s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
+    trim(c, s, kind == HOLD_RESERVE ? seq_total(s) - 1 : s->kv_count);
+    if (accounts_need(s) > accounts_available(c)) {
         accounts_close(c, s);
         return ERR_FULL;
     }
     if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
     if (c->cache && encode_may_skip(s) && !s->preempted)
-        kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->table_count * BLOCK_TOKENS);
-    s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
-    take(c, s, need - s->table_count);
+        kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->kv_count);
+    take_to(c, s, reach_of(s));
     return OK;
 }
 
 enum err accounts_fork(struct node_core *c, struct sequence *s, const struct sequence *of)
 {
-    uint32_t last = s->job.prompt_count - 1, shared = last / BLOCK_TOKENS, need = accounts_need(s);
-    CHECK(s->table_count == 0 && need <= s->table_capacity && of->kv_count > last);
-    if (need - shared > accounts_available(c)) return ERR_FULL;
+    uint32_t last = s->job.prompt_count - 1, shared = last / BLOCK_TOKENS;
+    CHECK(s->table_count == 0 && of->kv_count > last);
     s->hold = HOLD_SEQUENCE;
-    for (; s->table_count < shared; s->table_count++) {
-        s->table[s->table_count] = of->table[s->table_count];
-        kv_pool_hold(c->pool, s->table[s->table_count], s->hold);
+    s->gone = kv_window_gone(s->window, last);
+    CHECK(of->gone <= s->gone);
+    s->kv_count = s->planned = last; /* that token is computed again: its logits are wanted */
+    s->table_count = shared;
+    if (accounts_need(s) > accounts_available(c)) {
+        s->table_count = s->kv_count = s->planned = 0;
+        return ERR_FULL;
+    }
+    for (uint32_t i = 0; i < shared; i++) {
+        s->table[i] = is_gone(s, i) ? BLOCK_NONE : of->table[i];
+        if (!is_gone(s, i)) kv_pool_hold(c->pool, s->table[i], s->hold);
     }
     if (last % BLOCK_TOKENS > 0) {
         s->copy_from = of->table[shared];
         if (!PLANTED("fork_not_held")) kv_pool_hold(c->pool, s->copy_from, s->hold);
     }
-    s->kv_count = s->planned = last; /* that token is computed again: its logits are wanted */
-    take(c, s, need - shared);
+    take_to(c, s, reach_of(s));
     c->counts.forks++;
     c->counts.fork_shared_blocks += shared;
     c->counts.fork_copied_blocks += s->copy_from.v != BLOCK_NONE.v;
@@ -98,17 +158,39 @@ enum err accounts_fork(struct node_core *c, struct sequence *s, const struct seq
 void accounts_close(struct node_core *c, struct sequence *s)
 {
     if (s->table_count > 0) FAILPOINT("free");
-    kv_pool_drop_all(c->pool, s->table, s->table_count, s->hold);
+    uint32_t sinks = s->window.sinks / BLOCK_TOKENS, rest = s->gone / BLOCK_TOKENS;
+    if (sinks > s->table_count) sinks = s->table_count;
+    if (rest > s->table_count) rest = s->table_count;
+    kv_pool_drop_all(c->pool, s->table, sinks, s->hold);
+    kv_pool_drop_all(c->pool, s->table + rest, s->table_count - rest, s->hold);
     if (s->copy_from.v != BLOCK_NONE.v && !PLANTED("fork_not_held"))
         kv_pool_drop(c->pool, s->copy_from, s->hold);
     s->copy_from = BLOCK_NONE;
     s->table_count = s->kv_count = s->planned = 0;
+    s->gone = s->window.sinks;
+}
+
+bool accounts_fill(struct node_core *c, struct sequence *s)
+{
+    uint32_t end = reach_of(s), left = accounts_available(c);
+    while (end > s->table_count && wanted_to(s, end) > left)
+        end--;
+    if (end > s->table_count) take_to(c, s, end);
+    return s->table_count >= reach_of(s);
+}
+
+void accounts_slide(struct node_core *c, struct sequence *s)
+{
+    if (kv_window_gone(s->window, s->kv_count) <= s->gone) return;
+    accounts_insert(c, s); /* it may stay known while nobody needs the room */
+    c->counts.window_blocks += trim(c, s, s->kv_count);
+    if (s->state == SEQ_PREFILL) accounts_fill(c, s);
 }
 
 void accounts_move(struct node_core *c, struct sequence *s, enum hold to)
 {
     for (uint32_t i = 0; i < s->table_count; i++)
-        kv_pool_move(c->pool, s->table[i], s->hold, to);
+        if (!is_gone(s, i)) kv_pool_move(c->pool, s->table[i], s->hold, to);
     s->hold = to;
 }
 
@@ -123,6 +205,6 @@ void accounts_insert(struct node_core *c, struct sequence *s)
 enum err accounts_grow(struct node_core *c, struct sequence *s)
 {
     if (accounts_available(c) == 0) return ERR_FULL;
-    take(c, s, 1);
+    take_to(c, s, s->table_count + 1);
     return OK;
 }

@@ -309,7 +309,7 @@ static void audit_sequence(const struct node_core *c, const struct sequence *s)
 {
     uint32_t *holds = c->audit_holds;
     for (uint32_t k = 0; k < s->table_count; k++)
-        holds[s->table[k].v * HOLD_KINDS + s->hold]++;
+        if (s->table[k].v != BLOCK_NONE.v) holds[s->table[k].v * HOLD_KINDS + s->hold]++;
     if (s->copy_from.v != BLOCK_NONE.v) holds[s->copy_from.v * HOLD_KINDS + s->hold]++;
     for (uint32_t k = 0; k < s->moved_count; k++)
         if (s->ticket_live && s->moved[k].v != BLOCK_NONE.v)
@@ -352,7 +352,8 @@ void node_core_audit(const struct node_core *c)
         const struct flight *f = &c->flight[i];
         flights += f->busy;
         for (uint32_t k = 0; f->busy && k < f->step->table_count; k++)
-            c->audit_holds[f->step->table[k] * HOLD_KINDS + HOLD_STEP]++;
+            if (f->step->table[k] != BLOCK_NONE.v)
+                c->audit_holds[f->step->table[k] * HOLD_KINDS + HOLD_STEP]++;
         for (uint32_t k = 0; f->busy && k < f->step->copies_count; k++)
             c->audit_holds[f->step->copy[k].from * HOLD_KINDS + HOLD_STEP]++;
     }

@@ -68,6 +68,7 @@ struct node_config {
     uint32_t sequences_max;      /* in a decode batch */
     uint64_t reserve_timeout_ns; /* a reservation whose KV has not come by then fails: 30 s */
     uint64_t prefix_wait_ns;     /* how long a job waits for a shared prefix being computed: 2 s */
+    bool kv_windows;             /* its device knows windows of a request's own */
     bool prefix_cache;
     struct evict_config evict; /* which of its blocks go first */
     const char *link;          /* forces "shm" or "tcp"; "" : best */
@@ -113,6 +114,7 @@ struct node_counts {
     uint64_t refused_jobs; /* for want of blocks */
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
+    uint64_t window_blocks; /* let go of because they left their sequence's window */
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */

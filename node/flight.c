@@ -74,8 +74,11 @@ static uint32_t add_prompts(struct node_core *c, uint32_t n)
     for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
         struct sequence *s = list_member(l, struct sequence, place);
         if (s->state != SEQ_PREFILL || s->preempt || s->planned == s->goal) continue;
+        uint32_t end = s->table_count * BLOCK_TOKENS; /* with a window not yet for all of it */
+        if (end > s->goal) end = s->goal;
+        if (end == s->planned) continue;
         c->pick[n] = s;
-        c->plan_job[n++] = (struct plan_job){s->slot, false, s->planned, s->goal - s->planned};
+        c->plan_job[n++] = (struct plan_job){s->slot, false, s->planned, end - s->planned};
     }
     return n;
 }
@@ -92,7 +95,8 @@ static void add_table(struct node_core *c, struct step *step, const struct seque
                       uint32_t end)
 {
     for (uint32_t i = 0; i < blocks_for_tokens(end); i++) {
-        if (!PLANTED("no_step_fence")) kv_pool_hold(c->pool, s->table[i], HOLD_STEP);
+        bool held = s->table[i].v != BLOCK_NONE.v && !PLANTED("no_step_fence");
+        if (held) kv_pool_hold(c->pool, s->table[i], HOLD_STEP);
         step->table[step->table_count++] = s->table[i].v;
     }
 }
@@ -130,6 +134,7 @@ static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, str
         .rows_count = rows_count,
         .position = s->planned,
         .table_first = step->table_count,
+        .window = s->window,
         .sample = sample,
         .setup = setup_of(s),
     };
@@ -151,7 +156,7 @@ static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
     uint32_t jobs_count = add_prompts(c, add_running(c, now_ns, 0));
     struct plan_budget budget = {c->config.limits, c->config.sequences_max, c->config.chunk_tokens};
     uint32_t parts_count = chunk_plan(c->plan_job, jobs_count, &budget, c->plan_part);
-    if (parts_count == 0) return false;
+    if (parts_count == 0) return c->flights_busy == 0 && queue_unstick(c, now_ns);
     struct step *step = f->step;
     step->id = ++c->steps_made;
     step->sequences_count = step->rows_count = step->table_count = step->copies_count = 0;
@@ -221,6 +226,7 @@ static void book(struct node_core *c, struct flight_part *p, const struct token_
         accounts_insert(c, s);
         c->counts.prompt_tokens += p->rows_count;
     }
+    accounts_slide(c, s);
     if (!p->sample) return;
     sequence_append(c, s, result);
     c->counts.tokens_generated++;
@@ -264,7 +270,7 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
     f->busy = false;
     c->flights_busy--;
     for (uint32_t i = 0; i < step->table_count; i++)
-        if (!PLANTED("no_step_fence"))
+        if (step->table[i] != BLOCK_NONE.v && !PLANTED("no_step_fence"))
             kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);
     for (uint32_t i = 0; i < step->copies_count && !PLANTED("fork_not_held"); i++)
         kv_pool_drop(c->pool, (struct block_id){step->copy[i].from}, HOLD_STEP);

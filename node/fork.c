@@ -16,10 +16,16 @@ static const struct sequence *sibling_of(const struct node_core *c, const struct
                : NULL;
 }
 
+/* Whether the other one has let go of KV in the fork's window. */
+static bool has_left(const struct sequence *s, const struct sequence *t)
+{
+    return t->gone > kv_window_gone(s->window, s->job.prompt_count - 1);
+}
+
 static bool has_kv(const struct sequence *s, const struct sequence *t)
 {
     bool held = t->state == SEQ_PREFILL || t->state == SEQ_RUNNING;
-    return held && t->kv_count >= s->job.prompt_count;
+    return held && t->kv_count >= s->job.prompt_count && !has_left(s, t);
 }
 
 bool fork_waits(const struct node_core *c, const struct sequence *s)
@@ -27,7 +33,7 @@ bool fork_waits(const struct node_core *c, const struct sequence *s)
     const struct sequence *t = s->fork ? sibling_of(c, s) : NULL;
     bool coming = t && (t->state == SEQ_WAITING || t->state == SEQ_PREFILL ||
                         t->state == SEQ_RESERVED || t->state == SEQ_RUNNING);
-    return coming && !has_kv(s, t);
+    return coming && !has_kv(s, t) && !has_left(s, t);
 }
 
 enum err fork_open(struct node_core *c, struct sequence *s)

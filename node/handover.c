@@ -2,7 +2,10 @@
  *
  * A block named in an op is held with HOLD_TRANSFER until the ticket's final event, whatever becomes
  * of the sequence. Which block it was is kept in moved[], since the sequence's own table may exchange
- * a block for its twin in the prefix cache meanwhile. */
+ * a block for its twin in the prefix cache meanwhile.
+ *
+ * With a window only what the last token sees travels: a ticket's tokens are counted without those that are
+ * gone by then (wire_token), alike on both sides. */
 #include "node/state.h"
 
 #include <string.h>
@@ -10,11 +13,28 @@
 #include "common/rng.h"
 #include "common/plant.h"
 
-/* moved[]: one entry per block of the tokens that travel. */
-static enum err moved_new(struct sequence *s, uint32_t first, uint32_t end)
+/* The place of token t on the wire; of one that does not travel, that of the next which does. */
+static uint32_t wire_token(const struct sequence *s, uint32_t t)
 {
-    s->held_tokens = first;
-    s->moved_count = blocks_for_tokens(end) - first / BLOCK_TOKENS;
+    uint32_t gone = kv_window_gone(s->window, s->goal - 1), sinks = s->window.sinks;
+    if (t <= sinks) return t;
+    return t > gone ? t - (gone - sinks) : sinks;
+}
+
+/* The table's index of block i on the wire. */
+static uint32_t table_index(const struct sequence *s, uint32_t i)
+{
+    uint32_t gone = kv_window_gone(s->window, s->goal - 1), sinks = s->window.sinks;
+    return i < sinks / BLOCK_TOKENS ? i : i + (gone - sinks) / BLOCK_TOKENS;
+}
+
+/* moved[]: one entry per block of the tokens that travel, those behind the first `held`. */
+static enum err moved_new(struct sequence *s, uint32_t held)
+{
+    s->held_tokens = held;
+    s->wire_first = wire_token(s, held);
+    s->wire_end = wire_token(s, s->goal);
+    s->moved_count = blocks_for_tokens(s->wire_end) - s->wire_first / BLOCK_TOKENS;
     s->moved = arena_take(&s->arena, s->moved_count * sizeof *s->moved);
     if (!s->moved) return ERR_MEMORY;
     for (uint32_t i = 0; i < s->moved_count; i++)
@@ -22,14 +42,14 @@ static enum err moved_new(struct sequence *s, uint32_t first, uint32_t end)
     return OK;
 }
 
-/* Holds the blocks of tokens [from, end) for the link and lists them for an op. */
+/* Holds the blocks of the wire's tokens [from, end) for the link and lists them for an op. */
 static uint32_t hold_moved(struct node_core *c, struct sequence *s, uint32_t from, uint32_t end)
 {
-    uint32_t n = 0, base = s->held_tokens / BLOCK_TOKENS;
+    uint32_t n = 0, base = s->wire_first / BLOCK_TOKENS;
     for (uint32_t i = from / BLOCK_TOKENS; i < blocks_for_tokens(end); i++) {
         struct block_id *moved = &s->moved[i - base];
         if (moved->v == BLOCK_NONE.v) {
-            *moved = s->table[i];
+            *moved = s->table[table_index(s, i)];
             kv_pool_hold(c->pool, *moved, HOLD_TRANSFER);
         }
         c->op_blocks[n++] = moved->v;
@@ -57,18 +77,17 @@ static struct id128 ticket_make(struct node_core *c)
 enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     enum err e;
-    uint32_t end = seq_total(s);
     s->ticket = ticket_make(c);
     s->cached_tokens = s->kv_count;
     c->counts.cached_tokens += s->cached_tokens;
-    if ((e = moved_new(s, s->kv_count, end)) != OK) return e;
+    if ((e = moved_new(s, s->kv_count)) != OK) return e;
     if ((e = ticket_enter(c, s)) != OK) return e;
-    uint32_t count = hold_moved(c, s, s->held_tokens, end);
+    uint32_t count = hold_moved(c, s, s->wire_first, s->wire_end);
     struct xfer_op op = {
         .kind = XFER_EXPECT,
         .ticket = s->ticket,
-        .tokens_first = s->held_tokens,
-        .tokens_end = end,
+        .tokens_first = s->wire_first,
+        .tokens_end = s->wire_end,
         .blocks = c->op_blocks,
         .blocks_count = count,
         .deadline_ns = now_ns + c->config.reserve_timeout_ns,
@@ -101,7 +120,7 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
     struct xfer_addresses addresses;
     if ((e = addresses_of(p, &addresses)) != OK) return e;
     s->ticket = p->ticket;
-    if ((e = moved_new(s, p->held_tokens, seq_total(s))) != OK) return e;
+    if ((e = moved_new(s, p->held_tokens)) != OK) return e;
     s->push_layer = arena_take(&s->arena, XFER_PUSHES_TOLD * sizeof *s->push_layer);
     s->push_computed_us = arena_take(&s->arena, XFER_PUSHES_TOLD * sizeof *s->push_computed_us);
     if (!s->push_layer || !s->push_computed_us) return ERR_MEMORY;
@@ -109,8 +128,8 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
     struct xfer_op op = {
         .kind = XFER_OPEN,
         .ticket = s->ticket,
-        .tokens_first = s->held_tokens,
-        .tokens_end = seq_total(s),
+        .tokens_first = s->wire_first,
+        .tokens_end = s->wire_end,
         .addresses = &addresses,
         .link = c->config.link,
         .deadline_ns = now_ns + c->config.reserve_timeout_ns,
@@ -129,9 +148,9 @@ static uint32_t since_us(uint64_t now_ns, uint64_t then_ns)
 void handover_push(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t layer,
                    uint32_t from, uint32_t end)
 {
-    from = from / BLOCK_TOKENS * BLOCK_TOKENS;
-    if (from < s->held_tokens) from = s->held_tokens;
-    if (end < s->goal) end = end / BLOCK_TOKENS * BLOCK_TOKENS;
+    from = wire_token(s, from / BLOCK_TOKENS * BLOCK_TOKENS);
+    if (from < s->wire_first) from = s->wire_first;
+    end = wire_token(s, end < s->goal ? end / BLOCK_TOKENS * BLOCK_TOKENS : end);
     if (from >= end || !s->ticket_live || s->ticket_ended) return;
     uint32_t count = hold_moved(c, s, from, end);
     struct xfer_op op = {

@@ -74,7 +74,10 @@ static enum err admit_job(const struct node_core *c, const struct offer *o)
     if ((e = job_check(job, c->config.vocab_count, c->config.context_max)) != OK) return e;
     if (o->kind != SEQ_PLAIN && job->tokens_max == 0)
         return err_set(ERR_INVALID, "max_tokens is 0: there is nothing to decode");
-    if (job->kv_window)
+    if (job->kv_window && c->config.hello.kv_window)
+        return err_set(ERR_INVALID, "kv_window: this model has a window of its own, of %u tokens",
+                       c->config.hello.kv_window);
+    if (job->kv_window && !c->config.kv_windows)
         return err_set(ERR_UNSUPPORTED, "this node's device knows no kv_window of a request");
     if (o->kind == SEQ_PUSH) {
         uint32_t held = o->prefill->held_tokens;

@@ -52,8 +52,28 @@ void queue_start(struct node_core *c, uint64_t now_ns)
             if (e != OK) continue;
             sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
         }
+        if (!accounts_fill(c, s)) return; /* what gets free is first for who began first */
         tokens += s->goal - s->planned;
     }
+}
+
+bool queue_unstick(struct node_core *c, uint64_t now_ns)
+{
+    struct sequence *last = NULL;
+    uint32_t stuck = 0;
+    for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
+        struct sequence *s = list_member(l, struct sequence, place);
+        if (s->state != SEQ_PREFILL || s->planned < s->table_count * BLOCK_TOKENS) continue;
+        if (s->planned == s->goal) continue;
+        stuck++;
+        last = s;
+    }
+    if (stuck < 2) return false;
+    if (last->kind == SEQ_LOCAL || last->kind == SEQ_REMOTE)
+        sequence_step(c, now_ns, last, &(struct seq_input){.event = SEQ_EV_PREEMPT});
+    else
+        sequence_fail(c, now_ns, last, ERR_FULL, true, "older prompts need its blocks");
+    return true;
 }
 
 bool queue_preempted(const struct node_core *c)

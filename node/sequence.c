@@ -101,6 +101,10 @@ enum err sequence_new(struct node_core *c, uint64_t now_ns, const struct job *jo
         return ERR_MEMORY;
     }
     s->goal = seq_total(s);
+    s->window = job->kv_window ? (struct kv_window){job->kv_window, job->kv_sinks}
+                               : (struct kv_window){c->config.hello.kv_window, 0};
+    s->ahead = c->config.steps_in_flight * c->config.chunk_tokens;
+    s->gone = s->window.sinks;
     *out = s;
     return OK;
 }

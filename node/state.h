@@ -112,7 +112,10 @@ struct sequence {
     /* Blocks. */
     struct block_id *table;
     uint32_t table_count, table_capacity;
-    enum hold hold; /* of table[]: RESERVE or SEQUENCE */
+    enum hold hold;          /* of table[]: RESERVE or SEQUENCE */
+    struct kv_window window; /* its job's, or its model's */
+    uint32_t gone;           /* table[] is BLOCK_NONE for tokens [window.sinks, gone): let go of */
+    uint32_t ahead;          /* tokens that submitted steps may compute at once */
     struct block_id
         copy_from;     /* of a fork, held like table[]: the step that names it first copies it */
     uint32_t kv_count; /* leading tokens whose KV is in the table's blocks */
@@ -127,11 +130,11 @@ struct sequence {
 
     /* Transfer. */
     struct id128 ticket;
-    bool ticket_live;  /* a final event is to come */
-    bool ticket_ended; /* RELEASE or CANCEL was posted */
-    uint32_t held_tokens;
-    struct block_id
-        *moved; /* blocks with HOLD_TRANSFER, from held_tokens on; BLOCK_NONE: not yet */
+    bool ticket_live;              /* a final event is to come */
+    bool ticket_ended;             /* RELEASE or CANCEL was posted */
+    uint32_t held_tokens;          /* of the sequence: D has them */
+    uint32_t wire_first, wire_end; /* the ticket's tokens (handover.c) */
+    struct block_id *moved; /* blocks with HOLD_TRANSFER, from wire_first on; BLOCK_NONE: not yet */
     uint32_t moved_count;
     uint32_t *push_layer, *push_computed_us; /* of push i at [i % XFER_PUSHES_TOLD] */
     uint32_t pushes_count;
@@ -215,6 +218,7 @@ enum meter {
     METER_PROMPT_TOKENS,
     METER_GENERATED_TOKENS,
     METER_CACHED_TOKENS,
+    METER_WINDOW_BLOCKS,
     METER_PREEMPTIONS,
     METER_SCORES,
     METER_EMBEDDINGS,
@@ -394,6 +398,10 @@ void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks,
 void accounts_insert(struct node_core *c, struct sequence *s);
 /* The same for a fork of `of`, whose prompt it has: whole blocks are shared, the last one is copied. */
 enum err accounts_fork(struct node_core *c, struct sequence *s, const struct sequence *of);
+/* Lets go of what left the window of its next row, and takes blocks further ahead of a prompt. */
+void accounts_slide(struct node_core *c, struct sequence *s);
+/* Takes blocks ahead of a prompt, as far as it wants them now; false: some are missing. */
+bool accounts_fill(struct node_core *c, struct sequence *s);
 /* One more block; ERR_FULL: none is free and nothing is cached. */
 enum err accounts_grow(struct node_core *c, struct sequence *s);
 uint32_t accounts_available(const struct node_core *c);
@@ -407,6 +415,9 @@ enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s);
 void queue_start(struct node_core *c, uint64_t now_ns);
 /* Whether a preempted sequence waits: what is free is promised to it. */
 bool queue_preempted(const struct node_core *c);
+/* Nothing can be computed: if several prompts with windows lack blocks, the last served one gives way.
+ * True: it did. */
+bool queue_unstick(struct node_core *c, uint64_t now_ns);
 /* A block for the next token of a running sequence, if it has none; others may be preempted for it.
  * False: it has to sit out a step. */
 bool queue_grow(struct node_core *c, uint64_t now_ns, struct sequence *s);

@@ -89,7 +89,8 @@ static uint32_t promised(const struct node_core *c, const struct sequence *s)
         const struct sequence *t = list_member(l, const struct sequence, place);
         struct plan_claim mine = seq_claim(s), theirs = seq_claim(t);
         if (t == s || !plan_before(&theirs, &mine)) break;
-        if (t->state == SEQ_WAITING) n += accounts_need(t) - accounts_peek(c, t);
+        uint32_t need = accounts_need(t), cached = accounts_peek(c, t);
+        if (t->state == SEQ_WAITING && need > cached) n += need - cached; /* a window: less */
     }
     return n;
 }
@@ -99,7 +100,10 @@ static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *o
 {
     op->held_count = kv_prefix_hold(c->cache, op->salt, s->tokens, seq_total(s), HOLD_TRANSFER,
                                     op->blocks, whole);
-    uint32_t wanted = accounts_need(s) - op->held_count + promised(c, s);
+    uint32_t need = accounts_need(s);
+    if (need < whole)
+        need = whole; /* it keeps no more than a window: is loaded if all of it fits */
+    uint32_t wanted = need - op->held_count + promised(c, s);
     if (op->held_count == whole || wanted > accounts_available(c)) return false;
     op->count = whole - op->held_count;
     accounts_take(c, HOLD_TRANSFER, op->blocks + op->held_count, op->count);

@@ -22,8 +22,9 @@ void waste_now(const struct node_core *c, struct node_counts *n)
         if (s->table_count == 0) continue;
         bool partial = s->state == SEQ_RESERVED || s->state == SEQ_PREFILL;
         uint32_t tokens = partial ? s->goal : s->planned, places = s->table_count * BLOCK_TOKENS;
+        uint32_t gone = s->gone - s->window.sinks;
         if (tokens > places) tokens = places;
-        n->held_tokens += tokens;
+        n->held_tokens += tokens - gone;
         n->wasted_slots += places - tokens;
         n->contiguous_slots += longest(c, s);
     }

@@ -13,7 +13,7 @@
 #include "node/state.h"
 #include "tests/unit/node_rig.h"
 
-enum { SEEDS = 400, MOVES = 250, JOBS = 10 };
+enum { SEEDS = 600, MOVES = 250, JOBS = 10 };
 
 enum stage { TO_DO, ASKED, PREFILLING, ENDED, ACKED, CANCELLED };
 static const char *const stage_names[] = {"to do", "asked", "prefilling",
@@ -285,6 +285,7 @@ static void begin(void)
                             .chunk_tokens = 1 + below(60),
                             .blocks_count = 13 + below(30),
                             .reserve_timeout_ns = 2 * NS_PER_S,
+                            .window = one_in(3) ? 1 + below(60) : 0,
                             .no_prefix_cache = one_in(5)};
     rig_new(&p, &o);
     o.role = ROLE_DECODE;
@@ -304,6 +305,11 @@ static void begin(void)
                                                                     .tokens_max = 1 + below(60)})};
         c->job.priority = (int32_t)below(3) - 1;
         c->job.tenant_salt = below(2);
+        if (o.window == 0 && one_in(3)) {
+            c->job.kv_window = 1 + below(50);
+            c->job.kv_sinks = below(3) * BLOCK_TOKENS;
+            c->job.tenant_salt = 10 + c->job.kv_window * 100 + c->job.kv_sinks;
+        }
         c->job.sampling.logprobs = one_in(4);
         c->expect_count = rig_expect(&c->job, context_max, c->expect, &c->finish);
     }

@@ -17,6 +17,27 @@ static uint64_t cell_of(uint64_t before, uint32_t token, uint32_t layer)
     return hash64(in, sizeof in);
 }
 
+/* What a row at p makes its cell of: the one before, and with a window the first ones that it sees too, so
+ * that a block which is gone too early shows. `cell` of a position is told by `at`. */
+typedef uint64_t rig_cell_fn(const void *ctx, uint32_t position);
+static uint64_t seen_at(rig_cell_fn *at, const void *ctx, struct kv_window w, uint32_t p)
+{
+    uint32_t first = kv_window_first(w, p);
+    uint64_t before = first < p ? at(ctx, p - 1) : 0;
+    if (first > 0 && first < p) before = cell_of(before ^ at(ctx, first), 0, 1);
+    if (first > 0 && w.sinks > 0)
+        before = cell_of(before ^ at(ctx, 0) ^ at(ctx, w.sinks < p ? w.sinks - 1 : 0), 0, 2);
+    return before;
+}
+
+static uint32_t model_window; /* of the node that was opened last; all of a test have one model */
+
+static struct kv_window window_of(const struct job *job)
+{
+    return job->kv_window ? (struct kv_window){job->kv_window, job->kv_sinks}
+                          : (struct kv_window){model_window, 0};
+}
+
 static uint32_t draw(uint64_t cell, uint32_t index)
 {
     uint64_t in[2] = {cell, index};
@@ -28,6 +49,17 @@ static uint64_t *cell_at(struct rig *r, uint32_t layer, uint32_t block, uint32_t
     assert_true(block < r->config.blocks_count);
     return &r->kv[((size_t)layer * r->config.blocks_count + block) * BLOCK_TOKENS +
                   position % BLOCK_TOKENS];
+}
+
+struct rig_row {
+    struct rig *r;
+    const uint32_t *table;
+    uint32_t layer;
+};
+static uint64_t row_cell(const void *ctx, uint32_t position)
+{
+    const struct rig_row *row = ctx;
+    return *cell_at(row->r, row->layer, row->table[position / BLOCK_TOKENS], position);
 }
 
 static void run_layer(struct rig *r, struct step *step, uint32_t layer)
@@ -43,7 +75,8 @@ static void run_layer(struct rig *r, struct step *step, uint32_t layer)
         for (uint32_t k = 0; k < q->rows_count; k++) {
             uint32_t p = q->position + k, token = step->tokens[q->row_first + k];
             if (token == STEP_TOKEN_LAST) token = slot->last_token;
-            uint64_t before = p ? *cell_at(r, layer, table[(p - 1) / BLOCK_TOKENS], p - 1) : layer;
+            const struct rig_row row = {r, table, layer};
+            uint64_t before = p ? seen_at(row_cell, &row, q->window, p) : layer;
             *cell_at(r, layer, table[p / BLOCK_TOKENS], p) = cell_of(before, token, layer);
         }
     }
@@ -420,6 +453,8 @@ void rig_new(struct rig *r, const struct rig_options *o)
         .tombstones_max = 256,
     };
     r->config.session.lifeline_ns = 0;
+    r->config.hello.kv_window = model_window = o->window;
+    r->config.kv_windows = true;
     size_t cells = (size_t)RIG_LAYERS * r->config.blocks_count * BLOCK_TOKENS;
     r->kv = mem_array(cells, sizeof *r->kv);
     assert_non_null(r->kv);
@@ -641,17 +676,25 @@ struct job rig_job(uint32_t id, const struct rig_prompt *p)
     };
 }
 
+static uint64_t list_cell(const void *ctx, uint32_t position)
+{
+    return ((const uint64_t *)ctx)[position];
+}
+
 uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *tokens,
                     enum finish *finish)
 {
-    uint64_t cell = RIG_LAYERS - 1;
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < job->prompt_count; i++)
-        cell = cell_of(cell, job->prompt[i], RIG_LAYERS - 1);
+    static uint64_t cell[2 * RIG_STREAM_MAX];
+    const uint32_t layer = RIG_LAYERS - 1, prompt = job->prompt_count;
+    const struct kv_window window = window_of(job);
+    uint32_t n = 0, p = 0;
+    for (; p < prompt; p++)
+        cell[p] = cell_of(p ? seen_at(list_cell, cell, window, p) : layer, job->prompt[p], layer);
     do {
         assert_true(n < RIG_STREAM_MAX);
-        tokens[n] = draw(cell, n);
-        cell = cell_of(cell, tokens[n], RIG_LAYERS - 1);
+        tokens[n] = draw(cell[p - 1], n);
+        cell[p] = cell_of(seen_at(list_cell, cell, window, p), tokens[n], layer);
+        p++;
         *finish = job_finish(job, n, tokens[n], context_max);
         n++;
     } while (*finish == FINISH_NONE);

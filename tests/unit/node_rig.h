@@ -41,6 +41,7 @@ struct rig_options {
     uint64_t reserve_timeout_ns, prefix_wait_ns;
     bool no_prefix_cache, tiers;
     uint64_t tier_deadline_ns;
+    uint32_t window; /* the model's */
 };
 
 struct rig_slot {
