@@ -143,8 +143,14 @@ void kv_slots_remove(struct kv_slots *s, uint32_t at)
     s->used_count--;
 }
 
-void kv_slots_retire(struct kv_slots *s, uint32_t at)
+void kv_slots_take(struct kv_slots *s, uint32_t at)
 {
     CHECK(at < s->slots_count && !s->slot[at].used);
     unlink_slot(s, at);
+}
+
+void kv_slots_give_back(struct kv_slots *s, uint32_t at)
+{
+    CHECK(at < s->slots_count && !s->slot[at].used && s->slot[at].newer == at);
+    link_newest(s, s->free_ring, at);
 }

@@ -7,7 +7,8 @@
  *     if (at == KV_SLOT_NONE) {
  *         at = kv_slots_free_first(slots);                      // KV_SLOT_NONE: all are used
  *         if (at == KV_SLOT_NONE) kv_slots_remove(slots, at = kv_slots_oldest(slots));
- *         kv_slots_put(slots, at, key);                         // now the newest
+ *         kv_slots_take(slots, at);                             // nobody else is given it meanwhile
+ *         kv_slots_put(slots, at, key);                         // now the newest; or kv_slots_give_back
  *     }
  *     kv_slots_touch(slots, at);                                // ... and now again
  *
@@ -37,10 +38,12 @@ uint32_t kv_slots_free_first(const struct kv_slots *slots);
 uint32_t kv_slots_oldest(const struct kv_slots *slots); /* KV_SLOT_NONE: none is used */
 struct id128 kv_slots_key(const struct kv_slots *slots, uint32_t slot); /* of a used one */
 
-void kv_slots_put(struct kv_slots *slots, uint32_t slot, struct id128 key); /* a free one */
+void kv_slots_put(struct kv_slots *slots, uint32_t slot,
+                  struct id128 key); /* a free or taken one */
 void kv_slots_touch(struct kv_slots *slots, uint32_t slot);
 void kv_slots_remove(struct kv_slots *slots, uint32_t slot); /* a used one becomes free */
-/* A free one is never given again: its place cannot be written. */
-void kv_slots_retire(struct kv_slots *slots, uint32_t slot);
+/* A free one is neither free nor used until it is put or given back. */
+void kv_slots_take(struct kv_slots *slots, uint32_t slot);
+void kv_slots_give_back(struct kv_slots *slots, uint32_t slot);
 
 #endif

@@ -21,9 +21,11 @@ static void free_slots_are_given_from_the_lowest(void **state)
     assert_int_equal(kv_slots_free_first(s), KV_SLOT_NONE);
     kv_slots_remove(s, 1);
     assert_int_equal(kv_slots_free_first(s), 1);
-    kv_slots_retire(s, 1);
+    kv_slots_take(s, 1);
     assert_int_equal(kv_slots_free_first(s), KV_SLOT_NONE);
     assert_int_equal(kv_slots_used(s), 2);
+    kv_slots_give_back(s, 1);
+    assert_int_equal(kv_slots_free_first(s), 1);
     kv_slots_free(s);
 }
 

@@ -1,0 +1,73 @@
+#include "tests/unit/tier_rig.h"
+
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/err.h"
+#include "common/rng.h"
+#include "kv/tier_entry.h"
+
+static const struct kv_geometry geometry = {2, 1, 64, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_BF16};
+
+struct id128 rig_space(void)
+{
+    return kv_tier_space((struct id128){11, 12}, 13, &geometry);
+}
+
+static void tokens_of(uint32_t n, uint32_t tokens[BLOCK_TOKENS])
+{
+    for (uint32_t i = 0; i < BLOCK_TOKENS; i++)
+        tokens[i] = n + i;
+}
+
+struct id128 rig_key(uint32_t n)
+{
+    uint32_t tokens[BLOCK_TOKENS];
+    tokens_of(n, tokens);
+    return kv_tier_key_next(kv_tier_key(rig_space(), 5), tokens);
+}
+
+void rig_fill(void *value, uint32_t n)
+{
+    CHECK(kv_tier_entry_bytes(&geometry) == RIG_VALUE_BYTES);
+    uint32_t tokens[BLOCK_TOKENS];
+    char *kv = kv_tier_entry_kv(value);
+    for (size_t i = 0; i < kv_block_bytes(&geometry); i += sizeof(struct rng_block)) {
+        struct rng_block r = rng_draw(n, 3, i);
+        memcpy(kv + i, &r, sizeof r);
+    }
+    tokens_of(n, tokens);
+    kv_tier_entry_seal(value, RIG_VALUE_BYTES, rig_space(), kv_tier_key(rig_space(), 5), rig_key(n),
+                       tokens);
+}
+
+bool rig_is(const void *value, uint32_t n)
+{
+    char *want = malloc(RIG_VALUE_BYTES);
+    CHECK(want);
+    rig_fill(want, n);
+    bool is = memcmp(want, value, RIG_VALUE_BYTES) == 0;
+    free(want);
+    return is;
+}
+
+void rig_directory(char path[PATH_MAX])
+{
+    const char *parent = getenv("TANDEM_TEST_DIR");
+    if (!parent) parent = getenv("TMPDIR");
+    snprintf(path, PATH_MAX, "%s/tandem-tier-XXXXXX", parent ? parent : "/tmp");
+    CHECK(mkdtemp(path));
+}
+
+static int delete_one(const char *path, const struct stat *s, int kind, struct FTW *at)
+{
+    (void)s, (void)kind, (void)at;
+    return remove(path);
+}
+
+void rig_delete(const char *path)
+{
+    nftw(path, delete_one, 16, FTW_DEPTH | FTW_PHYS);
+}
