@@ -14,6 +14,7 @@ static const struct verb {
     {"up", cmd_up, "a cluster on this host, in the foreground"},
     {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
     {"status", cmd_status, "nodes, queues and links"},
+    {"kv", cmd_kv, "what the nodes cache, and how well that does"},
     {"explain", cmd_explain, "where the time of one request went"},
     {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
     {"plan", cmd_plan, "memory and nodes that a model and a load need, offline"},

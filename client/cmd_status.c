@@ -6,6 +6,7 @@
 
 #include "client/cmd.h"
 #include "client/layers.h"
+#include "client/show.h"
 #include "client/timeline.h"
 #include "common/mem.h"
 
@@ -21,26 +22,15 @@ typedef void show_fn(const char *argument, json_t *answer);
 
 /* ---- for people ---- */
 
-static const char *text_of(json_t *object, const char *name)
-{
-    const char *s = json_string_value(json_object_get(object, name));
-    return s ? s : "";
-}
-
-static long long count_of(json_t *object, const char *name)
-{
-    return json_integer_value(json_object_get(object, name));
-}
-
 /* "cuda NVIDIA H200 at 0000:17:00.0, numa 0, cpus 0-3, card mlx5_0" */
 static void show_place(json_t *node)
 {
     json_t *place = json_object_get(node, "place");
-    const char *pci = text_of(place, "pci"), *cpus = text_of(place, "cpus"),
-               *cards = text_of(place, "cards");
-    printf("%s", text_of(node, "device"));
+    const char *pci = show_text(place, "pci"), *cpus = show_text(place, "cpus"),
+               *cards = show_text(place, "cards");
+    printf("%s", show_text(node, "device"));
     if (pci[0]) printf(" at %s", pci);
-    if (place && count_of(place, "numa") >= 0) printf(", numa %lld", count_of(place, "numa"));
+    if (place && show_count(place, "numa") >= 0) printf(", numa %lld", show_count(place, "numa"));
     if (cpus[0]) printf(", cpus %s", cpus);
     if (cards[0]) printf(", card %s", cards);
     putchar('\n');
@@ -66,8 +56,8 @@ static void sort_rows(json_t *list, row_order_fn *order)
 static int node_order(const void *a, const void *b)
 {
     json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
-    int by_role = strcmp(text_of(y, "role"), text_of(x, "role"));
-    return by_role ? by_role : strverscmp(text_of(x, "name"), text_of(y, "name"));
+    int by_role = strcmp(show_text(y, "role"), show_text(x, "role"));
+    return by_role ? by_role : strverscmp(show_text(x, "name"), show_text(y, "name"));
 }
 
 /* The order in which nodes prefer links. */
@@ -75,7 +65,7 @@ static int link_rank(json_t *path)
 {
     static const char *const kinds[] = {"ipc", "nccl", "shm", "tcp"};
     int rank = 0;
-    while (rank < (int)COUNT_OF(kinds) && strcmp(kinds[rank], text_of(path, "kind")) != 0)
+    while (rank < (int)COUNT_OF(kinds) && strcmp(kinds[rank], show_text(path, "kind")) != 0)
         rank++;
     return rank;
 }
@@ -83,15 +73,15 @@ static int link_rank(json_t *path)
 static int path_order(const void *a, const void *b)
 {
     json_t *x = *(json_t *const *)a, *y = *(json_t *const *)b;
-    int by_from = strverscmp(text_of(x, "from"), text_of(y, "from"));
-    int by_to = strverscmp(text_of(x, "to"), text_of(y, "to"));
+    int by_from = strverscmp(show_text(x, "from"), show_text(y, "from"));
+    int by_to = strverscmp(show_text(x, "to"), show_text(y, "to"));
     return by_from ? by_from : by_to ? by_to : link_rank(x) - link_rank(y);
 }
 
 static bool same_pair(json_t *a, json_t *b)
 {
-    return strcmp(text_of(a, "from"), text_of(b, "from")) == 0 &&
-           strcmp(text_of(a, "to"), text_of(b, "to")) == 0;
+    return strcmp(show_text(a, "from"), show_text(b, "from")) == 0 &&
+           strcmp(show_text(a, "to"), show_text(b, "to")) == 0;
 }
 
 /* Which of a pair's links carries for the broken one; "": none, or a better one does anyway. */
@@ -101,8 +91,8 @@ static const char *stand_in(json_t *paths, json_t *broken)
     size_t i;
     json_array_foreach(paths, i, p)
     {
-        if (same_pair(p, broken) && strcmp(text_of(p, "state"), "ready") == 0)
-            return link_rank(p) < link_rank(broken) ? "" : text_of(p, "kind");
+        if (same_pair(p, broken) && strcmp(show_text(p, "state"), "ready") == 0)
+            return link_rank(p) < link_rank(broken) ? "" : show_text(p, "kind");
     }
     return "";
 }
@@ -110,17 +100,17 @@ static const char *stand_in(json_t *paths, json_t *broken)
 static void show_path(json_t *paths, json_t *p)
 {
     double failed_s = json_number_value(json_object_get(p, "failed_s"));
-    bool broken = strcmp(text_of(p, "state"), "broken") == 0;
+    bool broken = strcmp(show_text(p, "state"), "broken") == 0;
     const char *other = broken ? stand_in(paths, p) : "";
     char rate[32] = "-";
-    if (count_of(p, "rate") > 0)
-        snprintf(rate, sizeof rate, "%.1f", (double)count_of(p, "rate") / 1e6);
-    printf("%-16s %-16s %-6s %-7s %9s %9lld %9.1f", text_of(p, "from"), text_of(p, "to"),
-           text_of(p, "kind"), text_of(p, "state"), rate, count_of(p, "transfers"),
-           (double)count_of(p, "bytes") / 1e6);
+    if (show_count(p, "rate") > 0)
+        snprintf(rate, sizeof rate, "%.1f", (double)show_count(p, "rate") / 1e6);
+    printf("%-16s %-16s %-6s %-7s %9s %9lld %9.1f", show_text(p, "from"), show_text(p, "to"),
+           show_text(p, "kind"), show_text(p, "state"), rate, show_count(p, "transfers"),
+           (double)show_count(p, "bytes") / 1e6);
     if (other[0]) printf("  fell back to %s", other);
     if (failed_s >= 0)
-        printf("%s %s (%.0f s ago)", other[0] ? ":" : " ", text_of(p, "reason"), failed_s);
+        printf("%s %s (%.0f s ago)", other[0] ? ":" : " ", show_text(p, "reason"), failed_s);
     printf("\n");
 }
 
@@ -142,20 +132,20 @@ static void show_status(const char *argument, json_t *answer)
     size_t i;
     printf("router %s: %s, model %s; %lld requests, %lld queued; %lld done, %lld failed, %lld "
            "cancelled\n",
-           text_of(r, "name"), text_of(r, "state"), text_of(r, "model"), count_of(r, "requests"),
-           count_of(r, "queued"), count_of(r, "done"), count_of(r, "failed"),
-           count_of(r, "cancelled"));
-    if (text_of(r, "waiting")[0]) printf("the queue waits: %s\n", text_of(r, "waiting"));
+           show_text(r, "name"), show_text(r, "state"), show_text(r, "model"),
+           show_count(r, "requests"), show_count(r, "queued"), show_count(r, "done"),
+           show_count(r, "failed"), show_count(r, "cancelled"));
+    if (show_text(r, "waiting")[0]) printf("the queue waits: %s\n", show_text(r, "waiting"));
     printf("%-16s %-8s %-9s %8s %8s %8s %8s %8s %9s  %s\n", "node", "role", "state", "pid",
            "blocks", "free", "cached", "running", "step ms", "device");
     sort_rows(json_object_get(answer, "nodes"), node_order);
     json_array_foreach(json_object_get(answer, "nodes"), i, n)
     {
         json_t *b = json_object_get(n, "blocks"), *l = json_object_get(n, "load");
-        printf("%-16s %-8s %-9s %8lld %8lld %8lld %8lld %8lld %9.2f  ", text_of(n, "name"),
-               text_of(n, "role"), text_of(n, "state"), count_of(n, "pid"), count_of(b, "total"),
-               count_of(b, "free"), count_of(b, "cached"), count_of(l, "running"),
-               (double)count_of(l, "step_us") / 1000.0);
+        printf("%-16s %-8s %-9s %8lld %8lld %8lld %8lld %8lld %9.2f  ", show_text(n, "name"),
+               show_text(n, "role"), show_text(n, "state"), show_count(n, "pid"),
+               show_count(b, "total"), show_count(b, "free"), show_count(b, "cached"),
+               show_count(l, "running"), (double)show_count(l, "step_us") / 1000.0);
         show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
@@ -167,8 +157,8 @@ static void show_explain(const char *argument, json_t *answer)
     (void)argument;
     json_t *c;
     size_t i;
-    printf("request %s: %lld prompt tokens\n", text_of(answer, "id"),
-           count_of(answer, "prompt_tokens"));
+    printf("request %s: %lld prompt tokens\n", show_text(answer, "id"),
+           show_count(answer, "prompt_tokens"));
     json_array_foreach(json_object_get(answer, "choices"), i, c)
     {
         timeline_print(stdout, c);

@@ -42,7 +42,7 @@ static void add_words(const struct router_core *core, json_t *row, const char *i
             ids[count++] = (uint32_t)v;
     }
     const struct tokenizer *t = core->config.tokenizer;
-    if (!t || tokenizer_decode(t, ids, count, 0, &text, &length) != OK) return;
+    if (!t || tokenizer_decode(t, ids, count, TOKENIZER_SKIP_SPECIAL, &text, &length) != OK) return;
     json_object_set_new(row, words_name, json_stringn(text, length));
     mem_free(text);
 }
