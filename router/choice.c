@@ -12,6 +12,7 @@
  * | RESERVED       | PREFILL to P    | late: dropped        | late: dropped      |            |
  * | FIRST from P   |                 | forward              | forward or known   | dropped    |
  * | TOKENS from D  | dropped         | forward, DECODING    | forward            |            |
+ * | ENCODED from P |                 | keep                 |                    |            |
  * | PREFILLED      |                 | P lets go            | P lets go          | P lets go  |
  * | FINISHED       | dropped         | forward rest, ENDED  | forward rest, ENDED|            |
  * | FAILED by D    | again elsewhere | again                | again              |            |
@@ -88,6 +89,7 @@ static struct job job_of(const struct router_core *core, const struct choice *c,
                       .stop_ids = stop_ids,
                       .sampling = s->sampling,
                       .priority = s->priority,
+                      .kind = s->kind,
                       .tenant_salt = r->tenant_salt,
                       .kv_window = s->kv_window,
                       .kv_sinks = s->kv_sinks};
@@ -153,6 +155,7 @@ static void again(struct router_core *core, uint64_t now_ns, struct choice *c, c
     core->counts.retries++;
     c->attempt++;
     c->gap_asked = c->finish_pending = false;
+    result_forget(c);
     if (c->deaths >= core->config.deaths_max) {
         char reason[MSG_TEXT_MAX];
         snprintf(reason, sizeof reason, "%u nodes died while they worked on it, the last time: %s",
@@ -226,6 +229,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     c->timing.decode = us_between(c->first_ns, now_ns);
     c->timing.total = us_between(c->request->arrived_ns, now_ns);
     trail_add(c, now_ns, TRAIL_ENDED, "");
+    if (natural) result_tell(core, now_ns, c);
     output_done(core, now_ns, c);
     count_end(core, c);
     if (natural) router_meter_time(core, METER_DURATION, c->request->arrived_ns, now_ns);
@@ -233,6 +237,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     stream_free(c->stream);
     stop_free(c->stop);
     mem_free(c->generated);
+    result_forget(c);
     c->stream = NULL;
     c->stop = NULL;
     c->generated = NULL;
@@ -289,8 +294,9 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
     if (core->cluster.known && full > core->cluster.context_max) full = core->cluster.context_max;
     return (struct sched_job){
         .tokens = tokens,
-        .blocks = blocks_for_tokens(tokens + 1),
+        .blocks = blocks_for_tokens(tokens + (c->request->submit.tokens_max > 0)),
         .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
+        .no_token = c->request->submit.tokens_max == 0,
         .blocks_full = blocks_for_tokens((uint32_t)full - 1), /* the last token needs no KV */
         .kv_bytes = (uint64_t)blocks_for_tokens(tokens) * kv_block_bytes(&core->cluster.geometry),
     };
@@ -344,12 +350,15 @@ static void end_too_large(struct router_core *core, uint64_t now_ns, struct choi
     uint32_t largest = 0;
     meet(core, c, CHOICE_EV_TOO_LARGE);
     for (uint32_t i = 0; i < core->nodes_count; i++)
-        if (core->sched[i]->role == ROLE_DECODE && core->sched[i]->blocks_total > largest)
+        if ((core->sched[i]->role == ROLE_DECODE || job->no_token) &&
+            core->sched[i]->blocks_total > largest)
             largest = core->sched[i]->blocks_total;
-    snprintf(reason, sizeof reason,
-             "the request needs %u KV blocks of %d tokens at its full length, the largest decode "
-             "node has %u",
-             job->blocks_full, BLOCK_TOKENS, largest);
+    snprintf(
+        reason, sizeof reason,
+        "the request needs %u KV blocks of %d tokens at its full length, the largest %snode has "
+        "%u",
+        job->no_token ? job->blocks : job->blocks_full, BLOCK_TOKENS,
+        job->no_token ? "" : "decode ", largest);
     dequeue(core, c);
     choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, reason);
 }
@@ -588,6 +597,20 @@ void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
         finish_by_node(core, now_ns, c, c->finish);
 }
 
+/* A part of the result did not come: it is asked for once. */
+static void ask_values(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    core->counts.gaps++;
+    if (c->gap_asked) {
+        c->failures++;
+        again(core, now_ns, c, "an end without the whole result");
+        return;
+    }
+    struct msg m = {.kind = MSG_RESEND, .resend = {choice_key(c), c->values_count}};
+    registry_send(core, now_ns, c->prefill->peer, &m);
+    c->gap_asked = true;
+}
+
 void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *from,
                         const struct msg_finished *m)
 {
@@ -603,6 +626,14 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
         return;
     }
     if (m->cached_tokens > c->cached_tokens) c->cached_tokens = m->cached_tokens;
+    if (!result_is_whole(c)) {
+        ask_values(core, now_ns, c);
+        return;
+    }
+    if (!c->decode) {
+        note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+        from->prompt_tokens += c->request->prompt_count;
+    }
     if (m->tokens_count > c->generated_count) {
         c->finish_pending = true;
         c->finish_count = m->tokens_count;
@@ -611,6 +642,24 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
         return;
     }
     finish_by_node(core, now_ns, c, m->finish);
+}
+
+void choice_on_encoded(struct router_core *core, uint64_t now_ns, struct node *from,
+                       const struct msg_encoded *m)
+{
+    struct choice *c = choice_at(core, m->key, from);
+    if (!c || c->prefill != from || c->decode) return;
+    meet(core, c, CHOICE_EV_ENCODED);
+    if (c->state != CHOICE_PREFILLING) return;
+    c->progress_ns = now_ns;
+    node_release_window(core, c);
+    enum err e = result_add(c, m);
+    if (e == ERR_MEMORY) {
+        choice_end(core, now_ns, c, FINISH_ERROR, e, err_text());
+    } else if (e != OK) {
+        c->failures++;
+        again(core, now_ns, c, err_text());
+    }
 }
 
 static void smooth(uint64_t *average, uint64_t value)
@@ -738,28 +787,4 @@ void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c
         c->failures++;
         again(core, now_ns, c, "no word from the node in time");
     }
-}
-
-const char *choice_state_name(enum choice_state state)
-{
-    static const char *const names[CHOICE_STATES] = {"tokenizing", "queued",   "reserving",
-                                                     "prefilling", "decoding", "ended"};
-    return names[state];
-}
-
-const char *choice_event_name(enum choice_event event)
-{
-    static const char *const names[CHOICE_EVENTS] = {
-        "picked",      "too large", "reserved",       "first",         "tokens",
-        "prefilled",   "finished",  "prefill failed", "decode failed", "prefill lost",
-        "decode lost", "cancelled", "deadline",       "silence"};
-    return names[event];
-}
-
-const char *trail_name(enum trail_what what)
-{
-    static const char *const names[] = {"submitted", "queued", "reserve",   "reserved",
-                                        "prefill",   "first",  "prefilled", "stream",
-                                        "lost",      "failed", "ended"};
-    return names[what];
 }

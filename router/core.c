@@ -221,6 +221,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
         for (uint32_t i = 0; i < m->tokens.runs_count; i++)
             choice_on_run(core, now_ns, n, &m->tokens.runs[i]);
         break;
+    case MSG_ENCODED: choice_on_encoded(core, now_ns, n, &m->encoded); break;
     case MSG_FINISHED: choice_on_finished(core, now_ns, n, &m->finished); break;
     case MSG_FAILED: choice_on_failed(core, now_ns, n, &m->failed); break;
     case MSG_DRAINED: registry_on_drained(core, now_ns, n); break;

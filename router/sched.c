@@ -86,13 +86,13 @@ struct prefill_pick {
 };
 
 /* For the D of index `to`, with a link to it; SCHED_NODE_NONE: for none. */
-static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, uint32_t count,
-                                        const struct sched_job *job, uint32_t to)
+static struct prefill_pick pick_among(const struct sched_node *const *nodes, uint32_t count,
+                                      const struct sched_job *job, enum role role, uint32_t to)
 {
     struct prefill_pick best = {SCHED_NODE_NONE, UINT64_MAX, false};
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != ROLE_PREFILL || n->blocks_total < job->blocks) continue;
+        if (!n->open || n->role != role || n->blocks_total < job->blocks) continue;
         if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
         best.any = true;
         if (!window_open(n, job->tokens)) continue;
@@ -103,6 +103,12 @@ static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, u
         best.cost_ns = cost_ns;
     }
     return best;
+}
+
+static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, uint32_t count,
+                                        const struct sched_job *job, uint32_t to)
+{
+    return pick_among(nodes, count, job, ROLE_PREFILL, to);
 }
 
 /* Negative: a has the emptier batch. */
@@ -154,6 +160,13 @@ static bool cheaper_local(const struct sched_node *d, const struct sched_job *jo
            job->tokens * (uint64_t)d->token_ns * delayed_streams < rules->hand_over_ns;
 }
 
+static enum sched_answer never(const struct sched_node *const *nodes, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (nodes[i]->open) return SCHED_NEVER;
+    return SCHED_NO_NODES;
+}
+
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair)
@@ -164,6 +177,13 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
         if (alone.any && alone.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
         pair->prefill = alone.index;
         if (alone.any) return SCHED_PICKED;
+    }
+    if (job->no_token) {
+        struct prefill_pick d = pick_among(nodes, nodes_count, job, ROLE_DECODE, SCHED_NODE_NONE);
+        pair->prefill = d.index;
+        return d.index != SCHED_NODE_NONE ? SCHED_PICKED
+               : d.any                    ? SCHED_NO_DECODE
+                                          : never(nodes, nodes_count);
     }
     struct prefill_pick p = {SCHED_NODE_NONE, UINT64_MAX, false};
     enum sched_answer a = pick_decode(nodes, nodes_count, job, now_ns, &pair->decode, &p);

@@ -45,6 +45,7 @@ struct sched_job {
     bool prefill_only;
     uint32_t blocks_full; /* of a decode node, at the request's full length */
     uint64_t kv_bytes;    /* of its tokens: what may have to travel */
+    bool no_token; /* nothing follows its prefill: where there is no P, a D does that and no more */
 };
 
 struct sched_rules {

@@ -93,6 +93,7 @@ enum choice_event {
     CHOICE_EV_RESERVED,       /* D has blocks for it */
     CHOICE_EV_FIRST,          /* P's early copy of a token */
     CHOICE_EV_TOKENS,         /* of D's stream */
+    CHOICE_EV_ENCODED,        /* of a result that is no stream */
     CHOICE_EV_PREFILLED,      /* P is done with it */
     CHOICE_EV_FINISHED,       /* D's stream has ended, or P's, if there is no D */
     CHOICE_EV_PREFILL_FAILED, /* FAILED of P */
@@ -154,6 +155,8 @@ struct choice {
 
     uint32_t *generated; /* forwarded to the client, in order */
     uint32_t generated_count, generated_capacity;
+    float *values; /* the result of one that scores or embeds, as far as it was told */
+    uint32_t values_count, values_total;
     struct stream *stream; /* NULL: no text wanted */
     struct stop *stop;
     bool replay_stopped; /* what a resumed client has ends with a stop string */
@@ -181,6 +184,7 @@ struct request {
     struct msg_submit submit; /* copied; text is dropped once there are ids */
     uint64_t arrived_ns, deadline_ns;
     uint64_t tenant_salt;
+    enum job_kind kind;
     bool checked; /* against the cluster's vocabulary and context */
     uint32_t prompt_count;
     struct choice *choice;
@@ -354,6 +358,13 @@ bool output_add_text(struct router_core *core, struct choice *c, const char *tex
 void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
 void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
 
+/* result.c */
+enum err result_add(struct choice *c, const struct msg_encoded *m); /* the next part, ERR_FORMAT */
+/* Whether nothing of the result is missing; true of a stream. */
+bool result_is_whole(const struct choice *c);
+void result_tell(struct router_core *core, uint64_t now_ns, const struct choice *c);
+void result_forget(struct choice *c); /* of an attempt that is over */
+
 /* meters.c: what the page of metrics shows */
 enum err router_meters_new(struct router_core *core);
 void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns,
@@ -370,6 +381,8 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
                          const struct msg_prefilled *m);
 void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
                    const struct token_run *run);
+void choice_on_encoded(struct router_core *core, uint64_t now_ns, struct node *from,
+                       const struct msg_encoded *m);
 void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *from,
                         const struct msg_finished *m);
 void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *from,

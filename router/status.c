@@ -196,7 +196,7 @@ enum err router_core_explain(const struct router_core *core, uint64_t now_ns, st
     json_t *choices = json_array();
     for (uint32_t i = 0; i < r->choices_count; i++)
         json_array_append_new(choices, choice_json(core, now_ns, &r->choice[i]));
-    return dump(json_pack("{s:s,s:I,s:o}", "id", id, "prompt_tokens", (json_int_t)r->prompt_count,
-                          "choices", choices),
+    return dump(json_pack("{s:s,s:s,s:I,s:o}", "id", id, "kind", job_kind_name(r->kind),
+                          "prompt_tokens", (json_int_t)r->prompt_count, "choices", choices),
                 out);
 }

@@ -56,6 +56,12 @@ static enum err check_door(const struct router_core *core, const struct msg_subm
         return err_set(ERR_INVALID, "n is %u, allowed is 1 to %d", s->choices, JOB_CHOICES_MAX);
     if ((s->text != NULL) == (s->tokens != NULL))
         return err_set(ERR_INVALID, "give the prompt as text or as token ids, one of the two");
+    if (s->kind != JOB_GENERATE && s->choices != 1)
+        return err_set(ERR_INVALID, "n is %u: a request to %s has one result", s->choices,
+                       job_kind_name(s->kind));
+    if (s->kind != JOB_GENERATE && s->text && s->text_bytes == 0)
+        return err_set(ERR_INVALID, "the text is empty: there is nothing to %s",
+                       job_kind_name(s->kind));
     bool needs_text = s->text || s->want_text || s->stop_count > 0;
     if (needs_text && !core->config.tokenizer)
         return err_set(ERR_UNSUPPORTED,
@@ -82,11 +88,12 @@ static enum err check_choice(const struct router_core *core, const struct reques
                              uint32_t choice)
 {
     const struct msg_submit *s = &r->submit;
-    static const uint32_t some_token[1] = {0};
+    static const uint32_t some_tokens[2] = {0}; /* as many as any kind needs */
     struct received received = received_of(s, choice);
     struct job job = {.key = {r->id, 0, 0},
-                      .prompt = s->tokens ? s->tokens : some_token,
-                      .prompt_count = s->tokens ? s->tokens_count : 1,
+                      .prompt = s->tokens ? s->tokens : some_tokens,
+                      .prompt_count = s->tokens ? s->tokens_count : 2,
+                      .kind = s->kind,
                       .forwarded = received.ids,
                       .forwarded_count = received.count,
                       .tokens_max = s->tokens_max,
@@ -183,6 +190,7 @@ void request_free(struct router_core *core, struct request *r)
         stop_free(c->stop);
         mem_free(c->generated);
         mem_free(c->pushes);
+        result_forget(c);
     }
     mem_free(r->choice);
     arena_fini(&r->arena);
@@ -243,6 +251,7 @@ static enum err make_request(struct router_core *core, uint64_t now_ns,
     list_init(&r->history);
     if ((e = msg_copy(&from, &r->arena, &copy)) != OK) goto fail;
     r->submit = copy.submit;
+    r->kind = submit->kind;
     r->arrived_ns = now_ns;
     r->deadline_ns = submit->deadline_ms ? now_ns + submit->deadline_ms * NS_PER_MS : TIME_NEVER;
     name_request(core, r);

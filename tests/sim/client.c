@@ -1,5 +1,6 @@
 /* client: submits requests, resumes them through another router when one is lost, and holds every
  * stream against the tokens of an undisturbed run. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,6 +40,38 @@ static void make_oracle(struct sim_request *r, uint32_t choice)
     }
 }
 
+/* The same of one that scores or embeds. */
+static void make_values(struct sim_request *r)
+{
+    double hidden[SIM_HIDDEN] = {0}, squares = 0;
+    uint64_t sum = 0;
+    if (r->kind == JOB_GENERATE) return;
+    r->want_values_count = r->kind == JOB_SCORE ? r->prompt_count - 1 : SIM_HIDDEN;
+    for (uint32_t at = 0; at < r->prompt_count; at++) {
+        bool last = at + 1 == r->prompt_count;
+        for (uint32_t l = 0; l < SIM_LAYERS; l++)
+            sum = device_fold(sum, device_content(r->prompt[at], at, l));
+        if (r->kind == JOB_SCORE && !last)
+            r->want_values[at] = device_score(sum, r->prompt[at + 1]);
+        for (uint32_t i = 0; i < SIM_HIDDEN && (last || r->kind == JOB_EMBED_MEAN); i++)
+            hidden[i] += device_hidden(sum, i);
+    }
+    for (uint32_t i = 0; i < SIM_HIDDEN; i++)
+        squares += hidden[i] * hidden[i];
+    for (uint32_t i = 0; i < SIM_HIDDEN && r->kind != JOB_SCORE; i++)
+        r->want_values[i] = (float)(hidden[i] / sqrt(squares));
+}
+
+/* Some want no token: only the KV, or a result of the prompt's rows. */
+static void make_kind(struct sim *s, struct sim_request *r)
+{
+    if (sim_draw(s, 6)) return;
+    r->kind = sim_draw(s, JOB_KINDS);
+    r->tokens_max = r->tokens_min = 0;
+    if (r->prompt_count == 1) r->prompt[r->prompt_count++] = 1;
+    make_values(r);
+}
+
 /* Prompts begin with one of three texts, so that prefixes are shared. */
 static void make_request(struct sim *s, struct sim_request *r)
 {
@@ -54,7 +87,9 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
     if (s->options.faults && sim_draw(s, 12) == 0) r->deadline_ms = 1 + sim_draw(s, 400);
-    r->choices_count = sim_draw(s, 3) ? 1 : 1 + sim_draw(s, SIM_CHOICES_MAX);
+    make_kind(s, r);
+    r->choices_count =
+        r->kind != JOB_GENERATE || sim_draw(s, 3) ? 1 : 1 + sim_draw(s, SIM_CHOICES_MAX);
     for (uint32_t i = 0; i < r->choices_count; i++)
         make_oracle(r, i);
 }
@@ -118,6 +153,7 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .tokens_max = r->tokens_max,
                                .tokens_min = r->tokens_min,
                                .priority = r->priority,
+                               .kind = r->kind,
                                .deadline_ms = r->deadline_ms,
                                .received = got,
                                .received_count = total,
@@ -126,6 +162,7 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = r->seed}}};
     r->ref = m.submit.ref;
     r->state = REQ_SENT;
+    r->values_count = 0;
     send(s, p, &m);
 }
 
@@ -179,6 +216,21 @@ static void on_output(struct sim *s, struct sim_proc *p, const struct msg_output
     }
 }
 
+static void on_encoded(struct sim *s, struct sim_proc *p, const struct msg_encoded *m)
+{
+    struct sim_request *r = by_id(p->client, m->key.request);
+    if (!r || r->state == REQ_ENDED) return;
+    if (m->index > r->values_count) {
+        give_up_router(s, p);
+        return;
+    }
+    if (m->index < r->values_count) sim_fail(s, "number %u was told twice", m->index);
+    if (m->total != r->want_values_count) sim_fail(s, "a result of %u numbers", m->total);
+    if (memcmp(m->values, r->want_values + m->index, m->values_count * sizeof *m->values) != 0)
+        sim_fail(s, "a wrong number from %u on, of %s", m->index, job_kind_name(r->kind));
+    r->values_count += m->values_count;
+}
+
 static void on_done(struct sim *s, struct sim_client *client, const struct msg_done *d)
 {
     struct sim_request *r = by_id(client, d->id);
@@ -190,6 +242,8 @@ static void on_done(struct sim *s, struct sim_client *client, const struct msg_d
     if (natural && (c->got_count != c->want_count || d->finish != c->want_finish))
         sim_fail(s, "ended by %d with %u tokens, wanted %d with %u", d->finish, c->got_count,
                  c->want_finish, c->want_count);
+    if (natural && r->values_count != r->want_values_count)
+        sim_fail(s, "ended with %u numbers, wanted %u", r->values_count, r->want_values_count);
     if (d->finish == FINISH_CANCELLED && !r->cancelled) sim_fail(s, "cancelled by nobody");
     if (d->finish == FINISH_NONE) sim_fail(s, "an end without a finish");
     end(s, r, c, d->finish, d->reason);
@@ -224,6 +278,8 @@ void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const
         on_rejected(s, c, &m->rejected);
     } else if (m->kind == MSG_OUTPUT) {
         on_output(s, p, &m->output);
+    } else if (m->kind == MSG_ENCODED) {
+        on_encoded(s, p, &m->encoded);
     } else if (m->kind == MSG_DONE) {
         on_done(s, c, &m->done);
     }

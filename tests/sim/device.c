@@ -26,6 +26,16 @@ uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t k
     return (uint32_t)(h % SIM_VOCAB);
 }
 
+float device_score(uint64_t kv_sum, uint32_t next)
+{
+    return -(float)(hash_mix((struct id128){kv_sum, next + 1}) % 4096) / 64;
+}
+
+double device_hidden(uint64_t kv_sum, uint32_t i)
+{
+    return (double)(hash_mix((struct id128){kv_sum, i + 1000}) % 4096) - 2048;
+}
+
 static uint64_t *cell(struct sim_proc *p, uint32_t block, uint32_t layer, uint32_t position)
 {
     CHECK(block < p->blocks_count);
@@ -100,6 +110,34 @@ static void make_slots(struct sim_proc *p, const struct step *step)
     }
 }
 
+static void keep_row(const struct step *step, const struct step_sequence *q, uint32_t k,
+                     uint64_t sum)
+{
+    bool last = k + 1 == q->rows_count;
+    uint32_t next = last ? q->next : step->tokens[q->row_first + k + 1];
+    if (q->want == STEP_WANT_SCORES && next != STEP_TOKEN_NONE)
+        q->scores[k] = device_score(sum, next);
+    if (q->want != STEP_WANT_SUM && !(q->want == STEP_WANT_LAST && last)) return;
+    for (uint32_t i = 0; i < SIM_HIDDEN; i++)
+        q->sum[i] += device_hidden(sum, i);
+}
+
+/* What is wanted of rows beside a token. */
+static void keep_rows(struct sim_proc *p, const struct step *step)
+{
+    for (uint32_t i = 0; i < step->sequences_count; i++) {
+        const struct step_sequence *q = &step->sequence[i];
+        uint64_t sum = 0;
+        if (q->want == STEP_WANT_KV) continue;
+        for (uint32_t at = 0; at < q->position + q->rows_count; at++) {
+            for (uint32_t l = 0; l < SIM_LAYERS; l++)
+                sum = device_fold(sum,
+                                  *cell(p, step->table[q->table_first + at / BLOCK_TOKENS], l, at));
+            if (at >= q->position) keep_row(step, q, at - q->position, sum);
+        }
+    }
+}
+
 static void sample(struct sim_proc *p, struct step *step)
 {
     for (uint32_t i = 0; i < step->sequences_count; i++) {
@@ -155,10 +193,12 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data)
     node_core_progress(p->node, ++p->layers_done);
     uint32_t layer = p->layer++;
     uint64_t rows = step->rows_count;
-    if (p->layer < SIM_LAYERS)
+    if (p->layer < SIM_LAYERS) {
         sim_at(s, s->now_ns + s->layer_ns * (4 + rows) / 4, p, run_layer, NULL);
-    else
+    } else {
+        keep_rows(p, step);
         sample(p, step);
+    }
     if (step->report_layers) {
         struct engine_event e = {.kind = ENGINE_LAYER, .step_id = step->id, .layer = layer};
         node_core_on_engine(p->node, s->now_ns, &e);

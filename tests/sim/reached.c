@@ -24,6 +24,7 @@ static const char *const table[CHOICE_EVENTS] = {
     [CHOICE_EV_RESERVED]       = "--xxx-",
     [CHOICE_EV_FIRST]          = "---xxx",
     [CHOICE_EV_TOKENS]         = "--uxx-",
+    [CHOICE_EV_ENCODED]        = "---x--",
     [CHOICE_EV_PREFILLED]      = "---xxx",
     [CHOICE_EV_FINISHED]       = "--uxx-",
     [CHOICE_EV_PREFILL_FAILED] = "---xxx",

@@ -35,6 +35,7 @@ enum {
     SIM_TOKENS_MAX = 48,
     SIM_CHOICES_MAX = 4,
     SIM_VOCAB = 97,
+    SIM_HIDDEN = 3, /* numbers of an embedding */
     SIM_EOS = 0,
     SIM_CONTEXT = 192,
     SIM_LAYERS = 2,
@@ -115,6 +116,9 @@ struct sim_request {
     uint64_t ref;
     struct sim_choice choice[SIM_CHOICES_MAX];
     uint32_t choices_count;
+    enum job_kind kind;
+    float values[SIM_PROMPT_MAX], want_values[SIM_PROMPT_MAX]; /* of one that scores or embeds */
+    uint32_t values_count, want_values_count;
     bool cancelled;
     char reason[128];
 };
@@ -191,6 +195,9 @@ void device_cut(struct sim *s, struct sim_proc *a, struct sim_proc *b);
 uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t kv_sum);
 uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer);
 uint64_t device_fold(uint64_t sum, uint64_t content);
+/* What a row is worth, by the KV up to it: as score of the token behind it, as number i of its state. */
+float device_score(uint64_t kv_sum, uint32_t next);
+double device_hidden(uint64_t kv_sum, uint32_t i);
 
 /* client.c */
 void client_open(struct sim *s, struct sim_proc *p);

@@ -390,6 +390,7 @@ static void open_node(struct sim *s, struct sim_proc *p)
         .slots_count = 64,
         .context_max = SIM_CONTEXT,
         .vocab_count = SIM_VOCAB,
+        .hidden_count = SIM_HIDDEN,
         .limits = {s->batch + 8, s->batch + s->chunk, 64 * 16},
         .steps_in_flight = 1,
         .chunk_tokens = s->chunk,
