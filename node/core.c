@@ -72,6 +72,7 @@ static enum err new_parts(struct node_core *c)
         (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count, &g->evict)) != OK)
         return e;
     if ((e = tiers_new(c)) != OK) return e;
+    if ((e = events_new(c)) != OK) return e;
     if ((e = sessions_init(c)) != OK) return e;
     if ((e = node_meters_new(c)) != OK) return e;
     if ((e = kv_report_new(&c->report)) != OK) return e;
@@ -108,6 +109,7 @@ void node_core_free(struct node_core *c)
     tiers_free(c);
     kv_prefix_free(c->cache);
     kv_pool_free(c->pool);
+    mem_free(c->events);
     metrics_free(c->metrics);
     kv_report_free(c->report);
     map_fini(&c->jobs);
@@ -201,6 +203,7 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     note_usage(c, now_ns);
     kv_report_turn(c, now_ns);
     tier_on_timer(c, now_ns);
+    events_tell(c, now_ns);
     leave_if_drained(c, now_ns);
     struct heap_entry *first = heap_first(&c->timers);
     if (first && first->key < c->wake_ns) c->wake_ns = first->key;

@@ -37,6 +37,16 @@
 
 struct node_core;
 
+struct node_block {
+    bool stored; /* else it is gone */
+    enum block_tier tier;
+    uint64_t hash; /* common/prefix_hash.h */
+    /* Stored in the pool: */
+    bool first;             /* of its prompt */
+    uint64_t parent;        /* the hash of the block before it, if there is one */
+    const uint32_t *tokens; /* BLOCK_TOKENS; until the call returns */
+};
+
 struct node_out {
     void *ctx;
     /* Queues a message; `m` is copied before this returns. A message that cannot be sent is lost: the
@@ -52,6 +62,8 @@ struct node_out {
     /* Copied before this returns. OK: one event with its id follows; else nothing was done. Not called
      * without config.tiers. */
     enum err (*tier)(void *ctx, const struct kv_tier_op *op);
+    /* A block has entered or left a tier; called from within, NULL: not wanted. */
+    void (*block)(void *ctx, const struct node_block *block);
 };
 
 struct node_config {

@@ -191,6 +191,7 @@ static void session_up(struct node_core *c, uint64_t now_ns, struct router_link 
         c->out.lifeline_dial(c->out.ctx, r->peer, w->lifeline, w->lifeline_key);
     }
     say_heartbeat(c, now_ns, r);
+    events_begin(c, r, false);
 }
 
 void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_link *r,
@@ -211,6 +212,8 @@ void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_lin
             on_heartbeat(c, now_ns, r, &m->heartbeat);
         else if (m->kind == MSG_LIVE)
             compare_live(c, now_ns, r, &m->live);
+        else if (m->kind == MSG_BLOCKS)
+            events_begin(c, r, true);
         else if (m->kind == MSG_DRAIN)
             core_drain(c, now_ns);
         else if (m->kind == MSG_QUERY && m->query.query == QUERY_KV)

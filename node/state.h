@@ -13,6 +13,7 @@
  *     tier.c       what is loaded from tiers and stored in them
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
+ *     events.c     which blocks entered and left the cache, for the routers
  *     plan.c       pure decisions
  *     meters.c     the page of metrics
  *
@@ -184,7 +185,10 @@ struct router_link {
     uint32_t live_count;
     uint64_t live_hash;
     uint32_t mismatches;
-    uint64_t links_told; /* up to this change of node_core.link */
+    uint64_t links_told;    /* up to this change of node_core.link */
+    uint64_t blocks_number; /* of the last BLOCKS */
+    uint32_t blocks_next; /* of the pool, that it was not told of yet; UINT32_MAX: it was of all */
+    bool blocks_cleared;  /* the next BLOCKS begins anew */
 };
 
 enum { LINK_KINDS = 4 }; /* nccl, ipc, shm, tcp */
@@ -246,6 +250,7 @@ struct node_core {
     struct node_out out;
     struct kv_pool *pool;
     struct kv_prefix *cache; /* NULL: no prefix cache */
+    struct block_events *events;
 
     struct router_link *router;
     struct sequence *sequence; /* [slots_count] */
@@ -336,6 +341,15 @@ void live_remove(struct node_core *c, const struct sequence *s);
 /* links.c */
 uint32_t links_ready(const struct node_core *c, uint32_t kind);         /* below LINK_KINDS */
 void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router); /* some of the news */
+
+/* events.c: call these for every block that enters or leaves a tier, by its chain hash; the pool's are known. */
+void events_stored(struct node_core *c, uint64_t hash, enum block_tier tier);
+void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier);
+enum err events_new(struct node_core *c);
+/* A router has come (`again`: lost some): it will be told everything. */
+void events_begin(struct node_core *c, struct router_link *r, bool again);
+void events_tell(struct node_core *c,
+                 uint64_t now_ns); /* at the end of a turn; lowers c->wake_ns */
 
 /* jobs.c */
 struct sequence *job_find(const struct node_core *c, struct id128 request, uint32_t choice);
