@@ -20,11 +20,11 @@ uint32_t choice_tokens(const struct choice *c)
     return c->request->prompt_count + c->generated_count;
 }
 
-void node_attach_prefill(struct choice *c, struct node *n)
+void node_attach_prefill(struct choice *c, struct node *n, uint32_t tokens)
 {
     c->prefill = n;
     c->prefill_told = false;
-    c->window_held = choice_tokens(c);
+    c->window_held = tokens;
     n->sched.outstanding_tokens += c->window_held;
     list_push_back(&n->choices_prefill, &c->at_prefill);
     snprintf(c->prefill_name, sizeof c->prefill_name, "%s", n->hello.name);

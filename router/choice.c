@@ -200,6 +200,8 @@ static void request_ended(struct router_core *core, struct request *r)
     core->counts.requests_live--;
     arena_fini(&r->arena);
     memset(&r->submit, 0, sizeof r->submit);
+    r->hashes = NULL;
+    r->hashes_count = 0;
     list_push_back(&core->history, &r->history);
     if (++core->history_count <= core->config.history_max) return;
     struct request *oldest = list_member(core->history.next, struct request, history);
@@ -317,7 +319,7 @@ static bool check_late(struct router_core *core, uint64_t now_ns, struct choice 
 }
 
 static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
-                  const struct sched_pair *pair)
+                  const struct sched_job *job, const struct sched_pair *pair)
 {
     meet(core, c, CHOICE_EV_PICKED);
     dequeue(core, c);
@@ -333,12 +335,14 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     c->picked_ns = now_ns;
     c->ticket = ID128_NONE;
     c->local = pair->local;
-    if (pair->prefill != SCHED_NODE_NONE) node_attach_prefill(c, core->nodes[pair->prefill]);
-    if (pair->decode == SCHED_NODE_NONE) {
+    if (pair->prefill != SCHED_NODE_NONE)
+        node_attach_prefill(c, core->nodes[pair->prefill], sched_left(job, pair->prefill));
+    if (pair->decode != SCHED_NODE_NONE) node_attach_decode(c, core->nodes[pair->decode]);
+    prefixes_expect(core, c);
+    if (!c->decode) {
         send_prefill(core, now_ns, c, 0);
         return;
     }
-    node_attach_decode(c, core->nodes[pair->decode]);
     if (c->prefill) registry_note_try(core, c->prefill, c->decode);
     send_reserve(core, now_ns, c);
 }
@@ -394,13 +398,14 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         struct sched_job job = sched_job_of(core, c);
         struct sched_pair pair;
         if (fork_pick(core, now_ns, c, job, &pair)) {
-            start(core, now_ns, c, &pair);
+            start(core, now_ns, c, &job, &pair);
             continue;
         }
+        job.cached = prefixes_look(core, c);
         enum sched_answer a =
             sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
         if (a == SCHED_PICKED) {
-            start(core, now_ns, c, &pair);
+            start(core, now_ns, c, &job, &pair);
             continue;
         }
         if (a == SCHED_NEVER &&
@@ -431,6 +436,7 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
     if (c->state != CHOICE_RESERVING) return;
     trail_add(c, now_ns, TRAIL_RESERVED, c->decode_name);
     c->ticket = m->ticket;
+    if (!c->local) prefixes_found(core, c, from, &c->held_decode, m->held_tokens);
     if (c->local) {
         enter(core, now_ns, c, CHOICE_PREFILLING);
         return;
@@ -566,6 +572,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
     note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+    prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
     forward(core, now_ns, c, m->index, &m->token, 1);
 }
 
@@ -626,6 +633,8 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
         return;
     }
     if (m->cached_tokens > c->cached_tokens) c->cached_tokens = m->cached_tokens;
+    prefixes_found(core, c, from, c->decode == from ? &c->held_decode : &c->held_prefill,
+                   m->cached_tokens);
     if (!result_is_whole(c)) {
         ask_values(core, now_ns, c);
         return;
@@ -687,6 +696,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
     note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+    prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
     c->timing.transfer_tail = m->transfer_tail_us;
     keep_pushes(c, m);
     from->prompt_tokens += c->request->prompt_count;

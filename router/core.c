@@ -28,6 +28,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     list_init(&core->queries);
     list_init(&core->kv_queries);
     enum err e = router_meters_new(core);
+    if (e == OK && config->prefix_index > 0) e = index_new(&core->index, config->prefix_index);
     if (e != OK) {
         router_core_free(core);
         return e;
@@ -60,6 +61,7 @@ void router_core_free(struct router_core *core)
     heap_fini(&core->queue);
     heap_fini(&core->timers);
     buf_fini(&core->text);
+    index_free(core->index);
     metrics_free(core->metrics);
     mem_free(core);
 }
@@ -214,6 +216,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
     case MSG_HEARTBEAT: registry_on_heartbeat(core, now_ns, n, &m->heartbeat); break;
     case MSG_LIVE: registry_on_live(core, now_ns, n, &m->live); break;
     case MSG_LINK: path_on_link(now_ns, n, &m->link); break;
+    case MSG_BLOCKS: prefixes_on_blocks(core, now_ns, n, &m->blocks); break;
     case MSG_RESERVED: choice_on_reserved(core, now_ns, n, &m->reserved); break;
     case MSG_FIRST: choice_on_first(core, now_ns, n, &m->first); break;
     case MSG_PREFILLED: choice_on_prefilled(core, now_ns, n, &m->prefilled); break;

@@ -67,6 +67,7 @@ struct router_config {
     uint32_t deaths_max; /* node deaths that a choice survives: 3rd ends it */
     uint32_t lone_deaths_max; /* of nodes that had nothing else: the 2nd ends it */
     bool kv_words;            /* prompts' first words in what `tandem kv` shows */
+    uint64_t prefix_index;    /* cached blocks of all nodes that are known of: 1M; 0: no index */
 };
 #define ROUTER_CONFIG_DEFAULT                                                                      \
     ((struct router_config){.session = SESSION_LIMITS_DEFAULT,                                     \
@@ -83,7 +84,8 @@ struct router_config {
                             .bypass_ns = 1000000000ull,                                            \
                             .deaths_max = 3,                                                       \
                             .lone_deaths_max = 2,                                                  \
-                            .kv_words = true})
+                            .kv_words = true,                                                      \
+                            .prefix_index = 1u << 20})
 
 enum err router_core_new(struct router_core **core, const struct router_config *config,
                          const struct router_out *out);
@@ -106,6 +108,9 @@ struct router_counts {
     uint32_t nodes, clients, requests_live, choices_live, queued;
     uint64_t accepted, rejected, done, failed, cancelled, retries, node_deaths;
     uint64_t prompt_tokens, generated_tokens, stale_messages, duplicate_tokens, gaps, diverged;
+    /* Of choices that were sent to nodes: looked up in the index; nodes that had what it says, and so many
+     * tokens; that had less; and news of nodes' blocks that did not come. */
+    uint64_t prefix_lookups, prefix_hits, prefix_hit_tokens, prefix_false, prefix_gaps;
 };
 void router_core_counts(const struct router_core *core, struct router_counts *counts);
 /* CHECKs every invariant: live choices are attached as their state says, sums per node are right. */

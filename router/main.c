@@ -11,6 +11,7 @@ struct options {
     bool trusted_network, exact, kv_words, forks;
     int disaggregate, log_level;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
+    uint64_t prefix_index;
     uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
 };
 
@@ -41,6 +42,9 @@ static const struct setting rows[] = {
                 "requests in the system at once; beyond it they are refused at the door"),
     SETTING_SIZE(struct options, queued_tokens_max, "queued-tokens-max", "4M", 1, 1e12,
                  "prompt tokens that may wait; beyond it requests are refused at the door"),
+    SETTING_SIZE(struct options, prefix_index, "prefix-index", "1M", 0, 1e9,
+                 "cached blocks of all nodes that the router knows of, 24 bytes each; 0: it places "
+                 "requests without that"),
     SETTING_INT(struct options, history_max, "history-max", "1024", 1, 1000000,
                 "ended requests remembered for explain"),
     SETTING_INT(struct options, deaths_max, "deaths-max", "3", 1, 100,
@@ -76,6 +80,7 @@ static struct router_options shell_options(const struct options *o)
     s.config.exact = o->exact;
     s.config.kv_words = o->kv_words;
     s.config.forks = o->forks;
+    s.config.prefix_index = o->prefix_index;
     s.config.requests_max = (uint32_t)o->requests_max;
     s.config.queued_tokens_max = o->queued_tokens_max;
     s.config.history_max = (uint32_t)o->history_max;

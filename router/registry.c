@@ -107,6 +107,7 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     list_init(&n->paths);
     list_init(&n->choices_prefill);
     list_init(&n->choices_decode);
+    prefixes_on_join(core, n);
     n->index = core->nodes_count++;
     core->nodes[n->index] = n;
     core->sched[n->index] = &n->sched;
@@ -155,6 +156,7 @@ static void node_leaves(struct router_core *core, struct node *n)
     }
     core->nodes[core->nodes_count] = NULL;
     core->sched[core->nodes_count] = NULL;
+    prefixes_on_leave(core, n);
     registry_node_free(n);
 }
 

@@ -29,6 +29,18 @@ static bool window_open(const struct sched_node *n, uint32_t tokens)
            (uint64_t)n->outstanding_tokens + tokens <= n->window_tokens;
 }
 
+static uint32_t cached_on(const struct sched_job *job, uint32_t node)
+{
+    uint32_t most = job->tokens > 0 ? job->tokens - 1 : 0; /* the last one's logits are wanted */
+    uint32_t cached = job->cached ? job->cached[node] : 0;
+    return cached < most ? cached : most;
+}
+
+uint32_t sched_left(const struct sched_job *job, uint32_t node)
+{
+    return job->tokens - cached_on(job, node);
+}
+
 /* Time until a prompt sent now would have been computed, in tokens where the speed is not known. */
 static uint64_t work_ahead(const struct sched_node *n, uint32_t tokens)
 {
@@ -75,7 +87,8 @@ uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct s
 {
     uint64_t per_s = from->rates ? from->rates[to].bytes_per_s : 0;
     if (per_s == 0) return from->host == nodes[to]->host ? 0 : 1;
-    double ns = (double)job->kv_bytes * 1e9 / (double)per_s;
+    double share = job->tokens ? (double)sched_left(job, to) / (double)job->tokens : 1;
+    double ns = (double)job->kv_bytes * share * 1e9 / (double)per_s;
     return 2 + (ns < 1e15 ? (uint64_t)ns : (uint64_t)1e15);
 }
 
@@ -95,8 +108,8 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
         if (!n->open || n->role != role || n->blocks_total < job->blocks) continue;
         if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
         best.any = true;
-        if (!window_open(n, job->tokens)) continue;
-        uint64_t cost_ns = work_ahead(n, job->tokens);
+        if (!window_open(n, sched_left(job, i))) continue;
+        uint64_t cost_ns = work_ahead(n, sched_left(job, i));
         if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
         if (cost_ns >= best.cost_ns) continue;
         best.index = i;
@@ -119,45 +132,130 @@ static int compare_load(const struct sched_node *a, const struct sched_node *b)
     return load_a < load_b ? -1 : load_a > load_b;
 }
 
-/* The D with room and the P for it. One that a free P has a link to goes before one that must wait or
- * prefill itself. Returns SCHED_PICKED, or why there is no D. */
-static enum sched_answer pick_decode(const struct sched_node *const *nodes, uint32_t count,
-                                     const struct sched_job *job, uint64_t now_ns, uint32_t *decode,
-                                     struct prefill_pick *prefill)
+/* Of the nodes that it is known of; 0: of none. */
+static uint32_t usual_token_ns(const struct sched_node *const *nodes, uint32_t count)
 {
-    enum sched_answer none = SCHED_NO_NODES;
-    *decode = SCHED_NODE_NONE;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != ROLE_DECODE) continue;
-        if (none == SCHED_NO_NODES) none = SCHED_NEVER;
-        if (n->blocks_total < job->blocks_full) continue;
-        none = SCHED_NO_DECODE;
-        if (!sched_has_room(n, job, now_ns)) continue;
-        bool first = *decode == SCHED_NODE_NONE;
-        bool best_is_free = !first && prefill->index != SCHED_NODE_NONE;
-        int load = first ? -1 : compare_load(n, nodes[*decode]);
-        if (load > 0 && best_is_free) continue;
-        struct prefill_pick p = pick_prefill(nodes, count, job, i);
-        bool is_free = p.index != SCHED_NODE_NONE;
-        if (!first && is_free != best_is_free) load = is_free ? -1 : 1;
-        if (load == 0 && p.cost_ns != prefill->cost_ns)
-            load = p.cost_ns < prefill->cost_ns ? -1 : 1;
-        if (load > 0 || (load == 0 && blocks_left(n) <= blocks_left(nodes[*decode]))) continue;
-        *decode = i;
-        *prefill = p;
-    }
-    return *decode == SCHED_NODE_NONE ? none : SCHED_PICKED;
+    uint64_t sum = 0, known = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (nodes[i]->open && nodes[i]->token_ns) {
+            sum += nodes[i]->token_ns;
+            known++;
+        }
+    return known ? (uint32_t)(sum / known) : 0;
 }
 
-static bool cheaper_local(const struct sched_node *d, const struct sched_job *job,
-                          const struct sched_rules *rules)
+/* What all of the facts come to that an offer is made from. */
+struct view {
+    const struct sched_node *const *nodes;
+    uint32_t count;
+    const struct sched_job *job;
+    const struct sched_rules *rules;
+    uint32_t usual_token_ns;
+    bool by_cost; /* a D holds some of the prompt */
+};
+
+static bool some_decode_holds(const struct sched_node *const *nodes, uint32_t count,
+                              const struct sched_job *job)
 {
-    if (rules->disaggregate == DISAGGREGATE_ALWAYS) return false;
-    if (rules->disaggregate == DISAGGREGATE_NEVER) return true;
-    uint64_t delayed_streams = 1 + (uint64_t)d->running;
-    return d->token_ns > 0 &&
-           job->tokens * (uint64_t)d->token_ns * delayed_streams < rules->hand_over_ns;
+    for (uint32_t i = 0; job->cached && i < count; i++)
+        if (job->cached[i] > 0 && nodes[i]->role == ROLE_DECODE && nodes[i]->open) return true;
+    return false;
+}
+
+/* A D, the P for it, and what the two would cost. */
+struct offer {
+    uint32_t decode; /* SCHED_NODE_NONE: there is none */
+    struct prefill_pick prefill;
+    bool local, ready; /* ready: it can begin now */
+    uint64_t cost_ns;  /* with view.by_cost */
+};
+
+/* One that never computed a prompt is taken to be like the others, if that is of use. */
+static uint64_t decode_token_ns(const struct view *v, uint32_t d)
+{
+    if (v->nodes[d]->token_ns || !v->by_cost) return v->nodes[d]->token_ns;
+    return v->usual_token_ns;
+}
+
+/* Of computing on D what it does not hold, for this request and the streams that wait meanwhile. */
+static uint64_t local_ns(const struct view *v, uint32_t d)
+{
+    return sched_left(v->job, d) * decode_token_ns(v, d) * (1 + (uint64_t)v->nodes[d]->running);
+}
+
+/* What P's way costs beyond computing what D would have to compute too. */
+static uint64_t detour_ns(const struct view *v, uint32_t d, const struct prefill_pick *p)
+{
+    if (p->index == SCHED_NODE_NONE || cached_on(v->job, d) <= cached_on(v->job, p->index))
+        return 0;
+    uint32_t token_ns = v->nodes[p->index]->token_ns;
+    uint64_t same_ns = sched_left(v->job, d) * (uint64_t)(token_ns ? token_ns : 1);
+    return p->cost_ns > same_ns ? p->cost_ns - same_ns : 0;
+}
+
+static bool cheaper_local(const struct view *v, uint32_t d, const struct prefill_pick *p)
+{
+    if (v->rules->disaggregate == DISAGGREGATE_ALWAYS) return false;
+    if (v->rules->disaggregate == DISAGGREGATE_NEVER) return true;
+    return decode_token_ns(v, d) > 0 &&
+           local_ns(v, d) < v->rules->hand_over_ns + detour_ns(v, d, p);
+}
+
+static uint64_t batch_ns(const struct view *v, uint32_t d)
+{
+    uint64_t row_ns = decode_token_ns(v, d);
+    return v->nodes[d]->running * (uint64_t)SCHED_STREAM_TOKENS * (row_ns ? row_ns : 1);
+}
+
+static struct offer offer_of(const struct view *v, uint32_t d)
+{
+    struct offer o = {.decode = d, .prefill = pick_prefill(v->nodes, v->count, v->job, d)};
+    bool is_free = o.prefill.index != SCHED_NODE_NONE;
+    o.local = !o.prefill.any || cheaper_local(v, d, &o.prefill);
+    o.ready = is_free || (v->by_cost && o.local);
+    if (!v->by_cost || !o.ready) return o;
+    uint64_t remote_ns = o.prefill.cost_ns + v->rules->hand_over_ns;
+    o.cost_ns = batch_ns(v, d) + (o.local ? local_ns(v, d) : remote_ns);
+    return o;
+}
+
+/* Negative: a is to be taken rather than b. 0: the one of the lower index is. */
+static int compare_offers(const struct view *v, const struct offer *a, const struct offer *b)
+{
+    const struct sched_node *node_a = v->nodes[a->decode], *node_b = v->nodes[b->decode];
+    uint32_t left_a = blocks_left(node_a), left_b = blocks_left(node_b);
+    if (a->ready != b->ready) return a->ready ? -1 : 1;
+    if (a->cost_ns != b->cost_ns) return a->cost_ns < b->cost_ns ? -1 : 1;
+    uint32_t todo_a = sched_left(v->job, a->decode), todo_b = sched_left(v->job, b->decode);
+    if (v->by_cost && todo_a != todo_b) return todo_a < todo_b ? -1 : 1;
+    int load = compare_load(node_a, node_b);
+    if (load != 0) return load;
+    if (a->prefill.cost_ns != b->prefill.cost_ns)
+        return a->prefill.cost_ns < b->prefill.cost_ns ? -1 : 1;
+    return left_a == left_b ? 0 : left_a > left_b ? -1 : 1;
+}
+
+/* The D with room and the P for it. One that a free P has a link to goes before one that must wait or
+ * prefill itself. Returns SCHED_PICKED, or why there is no D. */
+static enum sched_answer pick_decode(const struct view *v, uint64_t now_ns, struct offer *best)
+{
+    enum sched_answer none = SCHED_NO_NODES;
+    *best = (struct offer){.decode = SCHED_NODE_NONE};
+    for (uint32_t i = 0; i < v->count; i++) {
+        const struct sched_node *n = v->nodes[i];
+        if (!n->open || n->role != ROLE_DECODE) continue;
+        if (none == SCHED_NO_NODES) none = SCHED_NEVER;
+        if (n->blocks_total < v->job->blocks_full) continue;
+        none = SCHED_NO_DECODE;
+        if (!sched_has_room(n, v->job, now_ns)) continue;
+        bool first = best->decode == SCHED_NODE_NONE;
+        /* Looking for a P takes longer than comparing the batches, which mostly decides. */
+        if (!first && !v->by_cost && best->ready && compare_load(n, v->nodes[best->decode]) > 0)
+            continue;
+        struct offer o = offer_of(v, i);
+        if (first || compare_offers(v, &o, best) < 0) *best = o;
+    }
+    return best->decode == SCHED_NODE_NONE ? none : SCHED_PICKED;
 }
 
 static enum sched_answer never(const struct sched_node *const *nodes, uint32_t count)
@@ -171,6 +269,7 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair)
 {
+    struct offer o;
     *pair = (struct sched_pair){SCHED_NODE_NONE, SCHED_NODE_NONE, false};
     if (job->prefill_only) {
         struct prefill_pick alone = pick_prefill(nodes, nodes_count, job, SCHED_NODE_NONE);
@@ -185,12 +284,18 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                : d.any                    ? SCHED_NO_DECODE
                                           : never(nodes, nodes_count);
     }
-    struct prefill_pick p = {SCHED_NODE_NONE, UINT64_MAX, false};
-    enum sched_answer a = pick_decode(nodes, nodes_count, job, now_ns, &pair->decode, &p);
+    const struct view v = {.nodes = nodes,
+                           .count = nodes_count,
+                           .job = job,
+                           .rules = rules,
+                           .usual_token_ns = usual_token_ns(nodes, nodes_count),
+                           .by_cost = some_decode_holds(nodes, nodes_count, job)};
+    enum sched_answer a = pick_decode(&v, now_ns, &o);
     if (a != SCHED_PICKED) return a;
-    pair->local = !p.any || cheaper_local(nodes[pair->decode], job, rules);
+    pair->decode = o.decode;
+    pair->local = o.local;
     if (pair->local) return SCHED_PICKED;
-    if (p.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
-    pair->prefill = p.index;
+    if (o.prefill.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
+    pair->prefill = o.prefill.index;
     return SCHED_PICKED;
 }

@@ -46,6 +46,9 @@ struct sched_job {
     uint32_t blocks_full; /* of a decode node, at the request's full length */
     uint64_t kv_bytes;    /* of its tokens: what may have to travel */
     bool no_token; /* nothing follows its prefill: where there is no P, a D does that and no more */
+    const uint32_t
+        *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
+                             * holds any */
 };
 
 struct sched_rules {
@@ -53,6 +56,9 @@ struct sched_rules {
     uint64_t hand_over_ns; /* what a transfer adds to the first decoded token, smoothed */
 };
 
+/* So many tokens of its stream are reckoned with when a fuller batch is weighed against a prefix that is
+ * there: each costs the time of one more row for each sequence of the batch. */
+enum { SCHED_STREAM_TOKENS = 64 };
 enum { SCHED_NODE_NONE = UINT32_MAX };
 struct sched_pair {
     uint32_t prefill, decode; /* indices, SCHED_NODE_NONE: not needed */
@@ -82,7 +88,9 @@ bool sched_share_link(const struct sched_node *a, const struct sched_node *b);
 
 /* Adds a transfer of so many bytes for which a request waited so long. */
 void sched_rate_add(struct sched_rate *rate, uint64_t bytes, uint64_t ns);
-/* How long this job's KV is expected to keep it waiting between two nodes; `to` is an index. A pair that was
+/* Tokens that the node of this index would have to compute: one at least. */
+uint32_t sched_left(const struct sched_job *job, uint32_t node);
+/* How long what D does not hold of this job's KV is expected to keep it waiting between two nodes; `to` is an index. A pair that was
  * never tried is expected to be the best there is, on one host a little better still, so that it is tried. */
 uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
                            uint32_t to, const struct sched_job *job);
@@ -93,8 +101,15 @@ bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uin
 /* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;
  * P: the open window with the least time until the prompt would be computed there and be on D. Among D's of
  * one load, the pair with the least of that time, then the most free blocks; of those that share a
- * link. Local, if there is no prefill node that D could be reached from, or by the rules: when computing
- * the prompt on D would cost it and its running streams less than the hand-over costs this request. */
+ * link. What a node holds of the prompt it need not compute, nor be sent.
+ *
+ * If a D holds some of it, load does not go first: the pair with the least cost is taken, the cost being
+ * that time and what the streams of D's batch cost each other (SCHED_STREAM_TOKENS). So a later turn goes
+ * where its KV is, and a prefix that many prompts share does not draw all of them to one node.
+ *
+ * Local, if there is no prefill node that D could be reached from, or by the rules: when computing what is
+ * left of the prompt on D would cost it and its running streams less than the hand-over costs this request,
+ * together with what P would have to compute beyond that, and its queue, if D holds more than P. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair);

@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "router/core.h"
 #include "router/kv_query.h"
+#include "router/index.h"
 #include "router/sched.h"
 #include "text/stop.h"
 #include "text/stream.h"
@@ -60,6 +61,10 @@ struct node {
     struct sched_rate *rates; /* P: sched.rates, ROUTER_NODES_MAX of them */
     struct list_link paths;   /* struct path: as it told of them, the latest last */
     uint32_t paths_count;
+    uint16_t holder;          /* its number in core->index; INDEX_NONE: it has none */
+    uint64_t blocks_number;   /* of its last BLOCKS */
+    uint64_t blocks_asked_ns; /* when it was asked to tell all again; 0: never */
+    bool blocks_missing;      /* some were lost, and it has not begun anew since */
 };
 
 struct client {
@@ -145,6 +150,8 @@ struct choice {
     struct list_link at_prefill, at_decode;
     bool prefill_told;                 /* PREFILL was sent, so it is in the node's live set */
     uint32_t window_held, blocks_held; /* what it adds to its nodes' sched sums */
+    struct index_held held_prefill,
+        held_decode; /* what its nodes are taken to have of the prompt */
     struct id128 ticket;
     bool local, gap_asked;
     bool fork; /* begins with the KV of choice `sibling`, at the same D */
@@ -187,6 +194,8 @@ struct request {
     enum job_kind kind;
     bool checked; /* against the cluster's vocabulary and context */
     uint32_t prompt_count;
+    uint64_t *hashes; /* of the prompt's whole blocks but the last token's, in the arena */
+    uint32_t hashes_count;
     struct choice *choice;
     uint32_t choices_count, choices_ended;
 };
@@ -259,6 +268,8 @@ struct router_core {
     struct map requests; /* by id: live and remembered ones */
     struct node *nodes[ROUTER_NODES_MAX];
     const struct sched_node *sched[ROUTER_NODES_MAX];
+    struct index *index;               /* NULL: off */
+    uint32_t cached[ROUTER_NODES_MAX]; /* of prefixes_look */
     uint32_t nodes_count;
     struct cluster cluster;
     struct heap queue, timers;
@@ -315,6 +326,19 @@ void registry_answer_drained(struct router_core *core, uint64_t now_ns, const ch
 /* Sends with the peer's session in the envelope; silently not, if that session is not up. */
 void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
 
+/* prefixes.c: who holds what of a prompt */
+void prefixes_on_join(struct router_core *core, struct node *n);
+void prefixes_on_leave(struct router_core *core, struct node *n);
+void prefixes_on_blocks(struct router_core *core, uint64_t now_ns, struct node *n,
+                        const struct msg_blocks *blocks);
+void prefixes_hash(const struct router_core *core, struct request *r); /* its ids are there */
+/* Tokens by node, until the next call; NULL: nobody is known to hold any. */
+const uint32_t *prefixes_look(struct router_core *core, const struct choice *c);
+void prefixes_expect(struct router_core *core, struct choice *c); /* its nodes are attached */
+/* What this node had of the prompt, whereas so much had been expected. */
+void prefixes_found(struct router_core *core, const struct choice *c, const struct node *n,
+                    struct index_held *expected, uint32_t tokens);
+
 /* submit.c: requests come in */
 void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
                        const struct msg_submit *submit);
@@ -334,7 +358,7 @@ uint32_t fork_shared_blocks(const struct choice *c);
 
 /* attach.c: a choice at its nodes */
 uint32_t choice_tokens(const struct choice *c); /* prompt and generated ones */
-void node_attach_prefill(struct choice *c, struct node *n);
+void node_attach_prefill(struct choice *c, struct node *n, uint32_t tokens); /* to compute */
 void node_attach_decode(struct choice *c, struct node *n);
 void node_detach_prefill(struct router_core *core, struct choice *c);
 void node_detach_decode(struct router_core *core, struct choice *c);

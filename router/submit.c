@@ -293,6 +293,7 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
         return;
     }
     r->checked = core->cluster.known;
+    prefixes_hash(core, r);
     struct msg m = {.kind = MSG_ACCEPTED,
                     .accepted = {.ref = r->submit.ref,
                                  .id = r->id,

@@ -19,7 +19,8 @@ static int usage(void)
 static bool all_met(const struct sim_totals *t)
 {
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
-           t->cancelled && t->forks && t->copied_blocks;
+           t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
+           t->prefix_gaps;
 }
 
 static void run_seeds(struct sim_options *options, uint64_t first, uint64_t count, bool no_faults,
@@ -89,14 +90,18 @@ int main(int argc, char **argv)
     run_seeds(&options, first, count, no_faults, &t);
     printf("%llu seeds: %llu requests, %llu tokens, %llu errors, %llu cancelled, %llu faults, "
            "%llu retries, %llu node deaths, %llu preemptions, %llu cached tokens, %llu gaps, "
-           "%llu repeated tokens, %llu forks with %llu copied blocks, %llu events\n",
+           "%llu repeated tokens, %llu forks with %llu copied blocks, %llu events, "
+           "%llu prefixes found where the index had them "
+           "(%llu tokens), %llu not, %llu gaps in its news\n",
            (unsigned long long)count, (unsigned long long)t.requests, (unsigned long long)t.tokens,
            (unsigned long long)t.errors, (unsigned long long)t.cancelled,
            (unsigned long long)t.faults, (unsigned long long)t.retries,
            (unsigned long long)t.deaths, (unsigned long long)t.preemptions,
            (unsigned long long)t.cached_tokens, (unsigned long long)t.gaps,
            (unsigned long long)t.duplicates, (unsigned long long)t.forks,
-           (unsigned long long)t.copied_blocks, (unsigned long long)t.events);
+           (unsigned long long)t.copied_blocks, (unsigned long long)t.events,
+           (unsigned long long)t.prefix_hits, (unsigned long long)t.prefix_hit_tokens,
+           (unsigned long long)t.prefix_false, (unsigned long long)t.prefix_gaps);
     bool long_run = count >= 1000 && !no_faults;
     bool as_table = reached_report(&t.reached, !no_faults && count >= 5000);
     if (long_run && !all_met(&t)) {

@@ -143,7 +143,8 @@ struct sim_reached {
 struct sim_totals {
     struct sim_reached reached;
     uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
-        cached_tokens, gaps, duplicates, faults, forks, copied_blocks;
+        cached_tokens, gaps, duplicates, faults, forks, copied_blocks, prefix_hits,
+        prefix_hit_tokens, prefix_false, prefix_gaps;
 };
 
 struct sim {
@@ -163,6 +164,8 @@ struct sim {
     uint64_t queue_timeout_ns, reserve_timeout_ns, stall_timeout_ns; /* of routers; 0: the usual */
     uint32_t duplicate_percent, slow_percent; /* of the messages: come twice, come late */
     bool prefix_cache, forks;
+    uint32_t news_lost_percent; /* of BLOCKS, both ways */
+    uint64_t prefix_index;
     enum disaggregate disaggregate;
     struct sim_totals *totals;
 };

@@ -153,6 +153,7 @@ void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const s
     if (msg_encode(m, &s->wire) != OK)
         sim_fail(s, "%s: a message does not encode: %s", from->name, err_text());
     if (!to->alive) return;
+    if (m->kind == MSG_BLOCKS && sim_draw(s, 100) < s->news_lost_percent) return;
     struct wire *w = mem_new(sizeof *w + s->wire.size);
     CHECK(w);
     w->to_router = to->kind == PROC_ROUTER;
@@ -296,6 +297,7 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.session.lifeline_ns = 0;
     g.disaggregate = s->disaggregate;
     g.forks = s->forks;
+    g.prefix_index = s->prefix_index;
     if (s->queue_timeout_ns) g.queue_timeout_ns = s->queue_timeout_ns;
     if (s->reserve_timeout_ns) g.reserve_timeout_ns = s->reserve_timeout_ns;
     if (s->stall_timeout_ns) g.stall_timeout_ns = s->stall_timeout_ns;
@@ -436,6 +438,10 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         struct router_counts c;
         router_core_counts(p->router, &c);
         s->totals->retries += c.retries;
+        s->totals->prefix_hits += c.prefix_hits;
+        s->totals->prefix_hit_tokens += c.prefix_hit_tokens;
+        s->totals->prefix_false += c.prefix_false;
+        s->totals->prefix_gaps += c.prefix_gaps;
         s->totals->deaths += c.node_deaths;
         s->totals->gaps += c.gaps;
         s->totals->duplicates += c.duplicate_tokens;
@@ -597,6 +603,10 @@ static void build(struct sim *s)
     }
     s->prefix_cache = sim_draw(s, 4) > 0;
     s->forks = sim_draw(s, 4) > 0;
+    static const uint64_t indices[] = {0, 64, 4096,
+                                       4096}; /* one is too small for all that there is */
+    s->prefix_index = indices[sim_draw(s, sizeof indices / sizeof *indices)];
+    s->news_lost_percent = s->options.faults && sim_draw(s, 2) ? sim_draw(s, 40) : 0;
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
     s->faults_end_ns = sim_draw_ns(s, 2 * NS_PER_S, 8 * NS_PER_S);
     for (uint32_t i = 0; i < s->routers_count; i++)

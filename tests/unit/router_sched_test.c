@@ -430,6 +430,182 @@ static void of_equal_pairs_the_faster_wins(void **state)
     }
 }
 
+/* Nodes 0 and 1 prefill, 2 and 3 decode, all at 1 us a token; a prompt of 1000 tokens, KV of which
+ * travels at 1 token a microsecond once it was tried; a hand-over takes 500 us. */
+static const struct {
+    const char *what;
+    uint32_t cached[4], outstanding[2], run[2];
+    bool no_rate_of_decode; /* D's never computed a prompt */
+    struct sched_pair pair;
+} prefixes[] = {
+    {"a prompt that nobody knows goes as before",
+     {0, 0, 0, 0},
+     {0, 0},
+     {1, 0},
+     false,
+     {0, 3, false}},
+    {"to the prefill node that holds the most of it",
+     {16, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     false,
+     {1, 2, false}},
+    {"unless more than that waits there", {0, 512, 0, 0}, {0, 600}, {0, 0}, false, {0, 2, false}},
+    {"and to it if less than that waits", {0, 512, 0, 0}, {0, 500}, {0, 0}, false, {1, 2, false}},
+    {"what D holds need not travel", {0, 0, 0, 496}, {0, 0}, {0, 0}, false, {NONE, 3, true}},
+    {"a later turn goes where its KV is and is computed there",
+     {512, 512, 0, 992},
+     {0, 0},
+     {0, 3},
+     false,
+     {NONE, 3, true}},
+    {"a D that never computed a prompt is taken to be like the others",
+     {512, 512, 0, 992},
+     {0, 0},
+     {0, 3},
+     true,
+     {NONE, 3, true}},
+    {"but not when its new part is long: then only what D has not travels",
+     {160, 160, 160, 160},
+     {0, 0},
+     {0, 0},
+     false,
+     {0, 2, false}},
+    {"a fuller batch outweighs a small prefix",
+     {0, 0, 0, 16},
+     {0, 0},
+     {0, 7},
+     false,
+     {0, 2, false}},
+    {"a long prefix outweighs some streams",
+     {0, 0, 0, 960},
+     {0, 0},
+     {0, 2},
+     false,
+     {NONE, 3, true}},
+    {"of two that hold it all the emptier one",
+     {0, 0, 992, 992},
+     {0, 0},
+     {2, 1},
+     false,
+     {NONE, 3, true}},
+    {"more than the whole prompt is not believed",
+     {0, 0, 0, 100000},
+     {0, 0},
+     {0, 0},
+     false,
+     {NONE, 3, true}},
+};
+
+struct prefix_world {
+    struct sched_node node[4];
+    struct sched_rate rates[2][4];
+    const struct sched_node *nodes[4];
+};
+
+static void prefix_world(struct prefix_world *w)
+{
+    *w = (struct prefix_world){
+        .node = {P(0, 2000, 1000), P(0, 2000, 1000), D(0, 0, 100), D(0, 0, 100)}};
+    for (int k = 0; k < 4; k++)
+        w->nodes[k] = &w->node[k];
+    for (int k = 0; k < 2; k++) {
+        w->node[k].rates = w->rates[k];
+        w->rates[k][2].bytes_per_s = w->rates[k][3].bytes_per_s = 1000 * MIB;
+    }
+}
+
+static void pairs_are_chosen_by_what_nodes_hold(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
+        struct prefix_world w;
+        prefix_world(&w);
+        for (int k = 0; k < 2; k++) {
+            w.node[k].outstanding_tokens = prefixes[i].outstanding[k];
+            w.node[2 + k].running = prefixes[i].run[k];
+            if (prefixes[i].no_rate_of_decode) w.node[2 + k].token_ns = 0;
+        }
+        struct sched_job job = {.tokens = 1000,
+                                .blocks = 63,
+                                .blocks_full = 64,
+                                .kv_bytes = MIB,
+                                .cached = prefixes[i].cached};
+        struct sched_rules rules = {DISAGGREGATE_AUTO, NS_PER_MS / 2};
+        struct sched_pair pair;
+        assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+        if (pair.prefill != prefixes[i].pair.prefill || pair.decode != prefixes[i].pair.decode ||
+            pair.local != prefixes[i].pair.local)
+            fail_msg("%s: picked (%u, %u, %d)", prefixes[i].what, pair.prefill, pair.decode,
+                     pair.local);
+    }
+}
+
+static void always_and_never_hold_for_what_is_cached_too(void **state)
+{
+    (void)state;
+    static const uint32_t cached[4] = {0, 0, 0, 992};
+    struct prefix_world w;
+    prefix_world(&w);
+    struct sched_job job = {
+        .tokens = 1000, .blocks = 63, .blocks_full = 64, .kv_bytes = MIB, .cached = cached};
+    struct sched_rules always = {DISAGGREGATE_ALWAYS, NS_PER_MS}, never = {DISAGGREGATE_NEVER, 0};
+    struct sched_pair pair;
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &always, 5, &pair), SCHED_PICKED);
+    assert_false(pair.local);
+    assert_int_equal(pair.decode, 3);
+    job.cached = NULL;
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &never, 5, &pair), SCHED_PICKED);
+    assert_true(pair.local);
+}
+
+static void what_is_cached_fits_into_a_nearly_full_window(void **state)
+{
+    (void)state;
+    static const uint32_t cached[4] = {992, 0, 0, 0};
+    struct prefix_world w;
+    prefix_world(&w);
+    w.node[0].outstanding_tokens = w.node[1].outstanding_tokens = 1990;
+    struct sched_job job = {.tokens = 1000, .blocks = 63, .blocks_full = 64};
+    struct sched_rules rules = {DISAGGREGATE_ALWAYS, 0};
+    struct sched_pair pair;
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_NO_PREFILL);
+    job.cached = cached;
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+    assert_int_equal(pair.prefill, 0);
+}
+
+/* All prompts share 512 tokens that one P and one D hold at first; whoever has had the prompt holds them
+ * afterwards. Streams last long: each D keeps what it was given. */
+static void a_hot_prefix_does_not_draw_all_load_to_one_node(void **state)
+{
+    (void)state;
+    enum { JOBS = 14 };
+    struct prefix_world w;
+    prefix_world(&w);
+    uint32_t cached[4] = {512, 0, 512, 0}, given[4] = {0};
+    struct sched_job job = {
+        .tokens = 1000, .blocks = 1, .blocks_full = 2, .kv_bytes = MIB, .cached = cached};
+    struct sched_rules rules = {DISAGGREGATE_AUTO, NS_PER_MS / 2};
+    for (int i = 0; i < JOBS; i++) {
+        struct sched_pair pair;
+        assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+        given[pair.decode]++;
+        w.node[pair.decode].running++;
+        cached[pair.decode] = 512;
+        if (pair.local) continue;
+        given[pair.prefill]++;
+        cached[pair.prefill] = 512;
+        w.node[pair.prefill].outstanding_tokens += sched_left(&job, pair.prefill);
+        for (int k = 0; k < 2; k++) { /* in the meantime each computes 300 tokens */
+            uint32_t *left = &w.node[k].outstanding_tokens;
+            *left -= *left < 300 ? *left : 300;
+        }
+    }
+    assert_true(given[0] >= 2 && given[1] >= 2);
+    assert_true(given[2] >= JOBS / 2 - 1 && given[3] >= JOBS / 2 - 1);
+}
+
 static void a_rate_is_that_of_recent_transfers_and_large_ones_count_more(void **state)
 {
     (void)state;
@@ -486,6 +662,10 @@ int main(void)
         cmocka_unit_test(a_rate_is_that_of_recent_transfers_and_large_ones_count_more),
         cmocka_unit_test(nodes_share_a_link_of_one_kind_and_for_shm_of_one_host),
         cmocka_unit_test(waiting_outweighs_any_priority),
+        cmocka_unit_test(pairs_are_chosen_by_what_nodes_hold),
+        cmocka_unit_test(always_and_never_hold_for_what_is_cached_too),
+        cmocka_unit_test(what_is_cached_fits_into_a_nearly_full_window),
+        cmocka_unit_test(a_hot_prefix_does_not_draw_all_load_to_one_node),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

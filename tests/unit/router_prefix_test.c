@@ -1,0 +1,198 @@
+#include "tests/unit/router_rig.h"
+
+#include "common/prefix_hash.h"
+
+/* What nodes tell of their blocks, and where prompts go by it. A prompt is 20 tokens: one whole block. */
+
+static uint64_t first_block(void)
+{
+    return prefix_hash_block(0, prompt);
+}
+
+static void tell_blocks(struct world *w, uint32_t peer, uint64_t number, bool cleared,
+                        uint64_t hash, uint32_t what)
+{
+    say(w, peer, (struct msg){.kind = MSG_BLOCKS, .blocks = {number, cleared, &hash, &what, 1, 1}});
+}
+
+static struct router_counts counts_of(const struct world *w)
+{
+    struct router_counts c;
+    router_core_counts(w->core, &c);
+    return c;
+}
+
+static struct world *opened(struct world *w, uint64_t prefix_index)
+{
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.disaggregate = DISAGGREGATE_ALWAYS;
+    config.prefix_index = prefix_index;
+    world_open_joined(w, &config);
+    return w;
+}
+
+/* Where the next request is sent to. */
+static uint32_t decode_of_next(struct world *w)
+{
+    size_t read = w->read;
+    submit(w, 4);
+    for (size_t i = read; i < w->sent_count; i++)
+        if (w->sent[i].m.kind == MSG_RESERVE) return w->sent[i].peer.v;
+    fail_msg("nobody was asked");
+    return 0;
+}
+
+static void a_request_goes_where_its_prefix_is(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    assert_int_equal(decode_of_next(&w), D1);
+    reserve_held(&w, D1, 16);
+    struct router_counts c = counts_of(&w);
+    assert_int_equal(c.prefix_lookups, 1);
+    assert_int_equal(c.prefix_hits, 1);
+    assert_int_equal(c.prefix_hit_tokens, 16);
+    assert_int_equal(c.prefix_false, 0);
+    world_close(&w);
+}
+
+static void without_an_index_news_change_nothing(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 0);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    assert_int_equal(decode_of_next(&w), D0);
+    assert_int_equal(counts_of(&w).prefix_lookups, 0);
+    world_close(&w);
+}
+
+static void what_left_is_not_looked_for_there(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    tell_blocks(&w, D1, 2, false, first_block(), TIER_POOL + BLOCK_GONE);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    tell_blocks(&w, D1, 2, true, 77, TIER_POOL);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+}
+
+static void an_entry_that_was_false_costs_a_miss_and_is_forgotten(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    assert_int_equal(decode_of_next(&w), D1);
+    struct job_key key = reserve_held(&w, D1, 0);
+    assert_int_equal(counts_of(&w).prefix_false, 1);
+    assert_int_equal(counts_of(&w).prefix_hits, 0);
+    tell_tokens(&w, D1, key, 0, 4);
+    tell_finished(&w, D1, key, 4);
+    expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+}
+
+static void news_that_come_again_are_dropped(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    tell_blocks(&w, D1, 2, false, first_block(), TIER_POOL + BLOCK_GONE);
+    uint64_t stale = counts_of(&w).stale_messages;
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    assert_int_equal(counts_of(&w).stale_messages, stale + 1);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+}
+
+static uint32_t asked(struct world *w, uint32_t peer)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < w->sent_count; i++)
+        count += w->sent[i].peer.v == peer && w->sent[i].m.kind == MSG_BLOCKS &&
+                 w->sent[i].m.blocks.cleared;
+    return count;
+}
+
+static void a_gap_is_asked_for_once_a_second_until_all_is_told_again(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    w.now += NS_PER_S;
+    tell_blocks(&w, D1, 1, false, 1, TIER_POOL);
+    assert_int_equal(asked(&w, D1), 0);
+    tell_blocks(&w, D1, 3, false, first_block(), TIER_POOL); /* taken all the same */
+    tell_blocks(&w, D1, 4, false, 2, TIER_POOL);
+    assert_int_equal(asked(&w, D1), 1);
+    assert_int_equal(counts_of(&w).prefix_gaps, 1);
+    assert_int_equal(decode_of_next(&w), D1);
+    w.now += NS_PER_S;
+    tell_blocks(&w, D1, 5, false, 3, TIER_POOL);
+    assert_int_equal(asked(&w, D1), 2); /* the first was lost, perhaps */
+    tell_blocks(&w, D1, 6, true, 4, TIER_POOL);
+    w.now += NS_PER_S;
+    tell_blocks(&w, D1, 7, false, 5, TIER_POOL);
+    assert_int_equal(asked(&w, D1), 2);
+    world_close(&w);
+}
+
+static void who_leaves_takes_its_entries_along(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_POOL);
+    say(&w, D1, (struct msg){.kind = MSG_BYE});
+    hello(&w, D1, ROLE_DECODE, "d1");
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+}
+
+static void tenants_do_not_find_each_others_prefixes(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, D1, 1, false, prefix_hash_block(hash64("a", 1), prompt), TIER_POOL);
+    struct msg m = submit_of(4);
+    m.submit.tenant = "b";
+    say(&w, CLIENT, m);
+    assert_true(was_sent(&w, D0, MSG_RESERVE));
+    assert_false(was_sent(&w, D1, MSG_RESERVE));
+    m.submit.tenant = "a";
+    say(&w, CLIENT, m);
+    assert_true(was_sent(&w, D1, MSG_RESERVE));
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_request_goes_where_its_prefix_is),
+        cmocka_unit_test(without_an_index_news_change_nothing),
+        cmocka_unit_test(what_left_is_not_looked_for_there),
+        cmocka_unit_test(an_entry_that_was_false_costs_a_miss_and_is_forgotten),
+        cmocka_unit_test(news_that_come_again_are_dropped),
+        cmocka_unit_test(a_gap_is_asked_for_once_a_second_until_all_is_told_again),
+        cmocka_unit_test(who_leaves_takes_its_entries_along),
+        cmocka_unit_test(tenants_do_not_find_each_others_prefixes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
