@@ -52,10 +52,15 @@ struct kv_tiers_options {
         struct kv_tier_options options; /* value_bytes and space are filled in by kv_tiers_open */
     } tier[KV_TIERS_MAX];               /* the fastest first */
     uint32_t tiers_count;
-    uint64_t deadline_ns;      /* of a LOAD as a whole: 20 ms; STOREs have ten times that */
+    uint64_t deadline_ns; /* of a LOAD as a whole: 20 ms, of which an eighth is for the way back;
+                                * STOREs have ten times that for each few MB */
     uint32_t breaker_failures; /* 3 */
     uint32_t ops_max;          /* waiting at once: 1024 */
     uint32_t blocks_max;       /* of one op: longer ones are refused */
+    void *staging;             /* kv_tiers_staging_bytes, 64-byte aligned, that a device reads and
+                                * writes fast; NULL: it takes its own */
+    uint64_t (*now_ns)(void *ctx); /* tests: their clock; NULL: CLOCK_MONOTONIC */
+    void *now_ctx;
 };
 
 enum kv_tier_op_kind { KV_TIER_LOAD, KV_TIER_STORE };
@@ -88,6 +93,7 @@ typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 /* Opens all tiers: ERR_INVALID, ERR_IO with the tier's name and what to do. */
 enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
                        kv_tier_event_fn *on_event, void *ctx);
+size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);
 enum err kv_tiers_start(struct kv_tiers *tiers);
 /* ERR_FULL: too many wait, ERR_INVALID, ERR_CANCELLED after kv_tiers_stop: then nothing was done. */
 enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
@@ -111,6 +117,7 @@ struct kv_tiers_stats {
     } row[KV_TIERS_MAX];
     uint32_t rows_count;
     uint64_t stores_dropped; /* refused because too many waited */
+    uint64_t loads_late;     /* whose deadline was over when their turn came */
 };
 /* Any thread. */
 void kv_tiers_stats(const struct kv_tiers *tiers, struct kv_tiers_stats *stats);

@@ -1,0 +1,463 @@
+/* A LOAD asks the tiers in their order for what is still lacking, and begins anew behind what one of them
+ * gave: the blocks of a prompt may lie in several. A STORE goes in chunks of a few MB. Values pass through
+ * a staging area, where they are checked before a byte goes to the pool, and sealed before one leaves. */
+#include "kv/tier_work.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/mem.h"
+#include "kv/breaker.h"
+#include "kv/tier_entry.h"
+
+enum {
+    CHUNK_BYTES = 4 << 20, /* of values that go at once, or one */
+    CHUNK_MAX = 64,
+    RETRY_WORTH =
+        32, /* a tier that was not worth it so often is tried: it may have become faster */
+};
+
+/* Of a LOAD's deadline this part is left for the way back to the node, so that what was read by then is
+ * there before the prompt goes on without it. */
+#define RETURN_PART 8
+#define STORE_DEADLINES 10
+
+struct counts {
+    _Atomic uint64_t hits, misses, not_worth, late, failures, wrong;
+    _Atomic uint64_t read_bytes, written_bytes, read_rate, write_rate, open_ns;
+    _Atomic uint64_t entries_count, bytes, evicted, removed;
+    _Atomic bool broken;
+};
+
+struct row {
+    const struct kv_tier_ops *ops;
+    struct kv_tier *tier;
+    struct kv_breaker read, write;
+    struct counts counts;
+    uint32_t not_worth_now;
+};
+
+struct kv_tier_work {
+    struct kv_tiers_options options;
+    struct row row[KV_TIERS_MAX];
+    size_t value_bytes;
+    uint32_t chunk;
+    char *staging, *own_staging;
+    void *value[CHUNK_MAX];
+    _Atomic uint64_t loads_late;
+};
+
+/* ---- jobs ---- */
+
+struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op)
+{
+    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
+    size_t keys_bytes = (op->count + 1) * sizeof(struct id128);
+    struct kv_tier_job *job =
+        mem_new(sizeof *job + keys_bytes + (tokens_count + op->count) * sizeof(uint32_t));
+    if (!job) return NULL;
+    job->op = *op;
+    job->key = (struct id128 *)(job + 1);
+    uint32_t *ids = (uint32_t *)(job->key + op->count + 1);
+    memcpy(ids, op->tokens, tokens_count * sizeof *ids);
+    memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
+    job->op.tokens = ids;
+    job->op.blocks = ids + tokens_count;
+    return job;
+}
+
+void kv_tier_job_free(struct kv_tier_job *job)
+{
+    mem_free(job);
+}
+
+void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv_tier_event *event)
+{
+    *event = (struct kv_tier_event){.id = job->op.id,
+                                    .kind = job->op.kind,
+                                    .count = job->done,
+                                    .bytes = job->bytes,
+                                    .ended_ns = now_ns};
+}
+
+static const uint32_t *tokens_of(const struct kv_tier_job *job, uint32_t i)
+{
+    return job->op.tokens + (size_t)(job->op.first_block + i) * BLOCK_TOKENS;
+}
+
+static void make_keys(const struct kv_tier_work *w, struct kv_tier_job *job)
+{
+    if (job->keyed) return;
+    struct id128 key = kv_tier_key(w->options.space, job->op.salt);
+    for (uint32_t i = 0; i < job->op.first_block; i++)
+        key = kv_tier_key_next(key, job->op.tokens + (size_t)i * BLOCK_TOKENS);
+    for (uint32_t i = 0; i < job->op.count; i++) {
+        job->key[i] = key;
+        key = kv_tier_key_next(key, tokens_of(job, i));
+    }
+    job->key[job->op.count] = key;
+    job->keyed = true;
+}
+
+/* Of block i. */
+static const struct id128 *keys_at(const struct kv_tier_job *job, uint32_t i)
+{
+    return &job->key[i + 1];
+}
+
+/* ---- life ---- */
+
+uint64_t kv_tier_work_now(const struct kv_tier_work *w)
+{
+    return w->options.now_ns ? w->options.now_ns(w->options.now_ctx) : clock_now_ns();
+}
+
+static void publish(struct row *r)
+{
+    struct kv_tier_stats kept = {0};
+    r->ops->stats(r->tier, &kept);
+    atomic_store(&r->counts.entries_count, kept.entries_count);
+    atomic_store(&r->counts.bytes, kept.bytes);
+    atomic_store(&r->counts.evicted, kept.evicted);
+    atomic_store(&r->counts.removed, kept.removed);
+    atomic_store(&r->counts.broken, r->read.pause_ns > 0 || r->write.pause_ns > 0);
+}
+
+static enum err open_rows(struct kv_tier_work *w)
+{
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct kv_tier_options o = w->options.tier[i].options;
+        struct row *r = &w->row[i];
+        o.value_bytes = w->value_bytes;
+        o.space = w->options.space;
+        r->ops = w->options.tier[i].ops;
+        r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
+        enum err e = r->ops->open(&r->tier, &o);
+        if (e != OK) return err_prefix(e, "%s", r->ops->name);
+        publish(r);
+    }
+    return OK;
+}
+
+size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry)
+{
+    size_t value_bytes = kv_tier_entry_bytes(geometry);
+    size_t chunk = CHUNK_BYTES / value_bytes;
+    return value_bytes * (chunk == 0 ? 1 : chunk < CHUNK_MAX ? chunk : CHUNK_MAX);
+}
+
+enum err kv_tier_work_new(struct kv_tier_work **out, const struct kv_tiers_options *options)
+{
+    *out = NULL;
+    const struct kv_tiers_options *o = options;
+    if (o->tiers_count == 0 || o->tiers_count > KV_TIERS_MAX || o->deadline_ns == 0 ||
+        o->breaker_failures == 0)
+        return err_set(ERR_INVALID, "%u tiers (1 to %d), deadline and failures must be at least 1",
+                       o->tiers_count, KV_TIERS_MAX);
+    struct kv_tier_work *w = mem_new(sizeof *w);
+    if (!w) return ERR_MEMORY;
+    size_t staging_bytes = kv_tiers_staging_bytes(&o->geometry);
+    w->options = *o;
+    w->value_bytes = kv_tier_entry_bytes(&o->geometry);
+    w->chunk = (uint32_t)(staging_bytes / w->value_bytes);
+    w->staging = o->staging ? o->staging : (w->own_staging = mem_aligned(staging_bytes, 64));
+    for (uint32_t i = 0; w->staging && i < w->chunk; i++)
+        w->value[i] = w->staging + i * w->value_bytes;
+    enum err e = w->staging ? open_rows(w) : ERR_MEMORY;
+    if (e != OK) {
+        kv_tier_work_free(w);
+        return e;
+    }
+    *out = w;
+    return OK;
+}
+
+void kv_tier_work_free(struct kv_tier_work *w)
+{
+    if (!w) return;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++)
+        if (w->row[i].ops) w->row[i].ops->close(w->row[i].tier);
+    mem_free(w->own_staging);
+    mem_free(w);
+}
+
+void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *stats)
+{
+    *stats = (struct kv_tiers_stats){.rows_count = w->options.tiers_count,
+                                     .loads_late = atomic_load(&w->loads_late)};
+    for (uint32_t i = 0; i < stats->rows_count; i++) {
+        const struct counts *c = &w->row[i].counts;
+        stats->row[i] = (struct kv_tier_row){
+            .name = w->row[i].ops->name,
+            .kept = {atomic_load(&c->entries_count), atomic_load(&c->bytes),
+                     atomic_load(&c->evicted), atomic_load(&c->removed)},
+            .hits = atomic_load(&c->hits),
+            .misses = atomic_load(&c->misses),
+            .not_worth = atomic_load(&c->not_worth),
+            .late = atomic_load(&c->late),
+            .failures = atomic_load(&c->failures),
+            .wrong = atomic_load(&c->wrong),
+            .read_bytes = atomic_load(&c->read_bytes),
+            .written_bytes = atomic_load(&c->written_bytes),
+            .read_rate = atomic_load(&c->read_rate),
+            .write_rate = atomic_load(&c->write_rate),
+            .broken = atomic_load(&c->broken),
+        };
+    }
+}
+
+/* ---- what is known of a tier ---- */
+
+bool kv_tiers_worth(uint64_t bytes, uint64_t rate, uint64_t open_ns, uint32_t tokens,
+                    uint32_t token_ns)
+{
+    if (rate == 0 || token_ns == 0) return true;
+    double read_ns = (double)open_ns + (double)bytes / (double)rate * NS_PER_S;
+    return read_ns < (double)tokens * token_ns;
+}
+
+static void smooth(_Atomic uint64_t *value, uint64_t sample)
+{
+    uint64_t before = atomic_load(value);
+    atomic_store(value, before == 0 ? sample : (before * 7 + sample) / 8);
+}
+
+static void measure(_Atomic uint64_t *rate, uint64_t bytes, uint64_t ns)
+{
+    if (bytes > 0)
+        smooth(rate, (uint64_t)((double)bytes * NS_PER_S / (double)(ns > 0 ? ns : 1)) | 1);
+}
+
+/* A call of the tier has ended so; the text of an error is still there. */
+static void note(struct kv_tier_work *w, struct row *r, struct kv_breaker *b, enum err e)
+{
+    const char *doing = b == &r->read ? "read" : "write";
+    uint64_t now_ns = kv_tier_work_now(w), broke_ns = b->broke_ns;
+    if (e != OK) atomic_fetch_add(&r->counts.failures, 1);
+    switch (kv_breaker_note(b, e == OK, now_ns)) {
+    case KV_BREAKER_BROKE:
+        log_warn("kv_tier_broken",
+                 "tier=%s doing=%s error=%s reason=\"%s\" note=\"left alone, tried "
+                 "again later\"",
+                 r->ops->name, doing, err_name(e), err_text());
+        break;
+    case KV_BREAKER_BACK:
+        log_info("kv_tier_back", "tier=%s doing=%s after_ms=%llu", r->ops->name, doing,
+                 (unsigned long long)((now_ns - broke_ns) / NS_PER_MS));
+        break;
+    case KV_BREAKER_SAME: break;
+    }
+}
+
+/* ---- LOAD ---- */
+
+struct load {
+    struct kv_tier_job *job;
+    uint64_t deadline_ns;
+    uint32_t lacks[KV_TIERS_MAX]; /* this tier has not this block; UINT32_MAX: not asked */
+    bool broken;                  /* the pool cannot be written */
+};
+
+/* An entry that is not what it should be goes. */
+static void remove_wrong(struct kv_tier_work *w, struct row *r, const struct id128 *key,
+                         uint64_t deadline_ns)
+{
+    if (atomic_fetch_add(&r->counts.wrong, 1) == 0)
+        log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
+                 r->ops->name);
+    enum err e = r->ops->remove(r->tier, key, 1, deadline_ns);
+    if (e != OK) note(w, r, &r->write, e);
+}
+
+/* How many of the values that were read for block `first` on are right and in the pool. */
+static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint32_t first,
+                     uint32_t got)
+{
+    const struct kv_tier_job *job = l->job;
+    for (uint32_t i = 0; i < got; i++) {
+        uint32_t at = first + i;
+        if (!kv_tier_entry_check(w->value[i], w->value_bytes, w->options.space, job->key[at],
+                                 *keys_at(job, at), tokens_of(job, at))) {
+            remove_wrong(w, r, keys_at(job, at), l->deadline_ns);
+            return i;
+        }
+        const struct kv_tier_bytes *b = &w->options.bytes;
+        if (b->write(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i])) != OK) {
+            l->broken = true; /* the device says so itself */
+            return i;
+        }
+    }
+    return got;
+}
+
+/* Reads up to `count` blocks from `first` on; returns how many are in the pool. */
+static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l, uint32_t first,
+                          uint32_t count)
+{
+    uint32_t done = 0, got, good;
+    do {
+        uint32_t n = count - done < w->chunk ? count - done : w->chunk;
+        uint64_t began_ns = kv_tier_work_now(w);
+        got = 0;
+        enum err e =
+            r->ops->get(r->tier, keys_at(l->job, first + done), n, w->value, l->deadline_ns, &got);
+        uint64_t bytes = got * w->value_bytes;
+        measure(&r->counts.read_rate, bytes, kv_tier_work_now(w) - began_ns);
+        atomic_fetch_add(&r->counts.read_bytes, bytes);
+        if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
+        /* As far as it came in time it did what it can. */
+        note(w, r, &r->read, e == ERR_TIMEOUT && got > 0 ? OK : e);
+        good = take(w, r, l, first + done, got);
+        done += good;
+        l->job->bytes += good * w->value_bytes;
+        if (e != OK || got < n || good < got) break;
+    } while (done < count && kv_tier_work_now(w) < l->deadline_ns);
+    return done;
+}
+
+static bool worth(struct kv_tier_work *w, struct row *r, const struct kv_tier_op *op, uint32_t n)
+{
+    if (kv_tiers_worth(n * w->value_bytes, atomic_load(&r->counts.read_rate),
+                       atomic_load(&r->counts.open_ns), n * BLOCK_TOKENS, op->token_ns)) {
+        r->not_worth_now = 0;
+        return true;
+    }
+    atomic_fetch_add(&r->counts.not_worth, n);
+    return ++r->not_worth_now % RETRY_WORTH == 0;
+}
+
+/* What tier i gives from block `first` on. */
+static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, uint32_t first)
+{
+    struct row *r = &w->row[i];
+    uint32_t count = l->job->op.count - first, found = 0;
+    uint64_t now_ns = kv_tier_work_now(w);
+    if (l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
+    enum err e = r->ops->has(r->tier, keys_at(l->job, first), count, l->deadline_ns, &found);
+    smooth(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
+    if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
+    /* That it finds something says nothing of reading it. */
+    if (e != OK || found == 0) note(w, r, &r->read, e);
+    l->lacks[i] = first + found;
+    atomic_fetch_add(&r->counts.misses, count - found);
+    if (found == 0) return 0;
+    if (!worth(w, r, &l->job->op, found)) {
+        l->lacks[i] = first; /* as if it had them not */
+        return 0;
+    }
+    uint32_t done = read_some(w, r, l, first, found);
+    l->lacks[i] = first + done;
+    atomic_fetch_add(&r->counts.hits, done);
+    return done;
+}
+
+void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct kv_tier_event *event)
+{
+    uint32_t from[KV_TIERS_MAX] = {0}, count = job->op.count;
+    uint64_t deadline_ns = w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
+    struct load l = {.job = job, .deadline_ns = job->op.posted_ns + deadline_ns};
+    memset(l.lacks, 0xff, sizeof l.lacks);
+    bool more = kv_tier_work_now(w) < l.deadline_ns;
+    if (!more) atomic_fetch_add(&w->loads_late, 1);
+    if (more) make_keys(w, job);
+    while (more && job->done < count) {
+        uint32_t before = job->done;
+        for (uint32_t i = 0; i < w->options.tiers_count && job->done == before; i++) {
+            uint32_t n = load_from(w, i, &l, before);
+            from[i] += n;
+            job->done += n;
+        }
+        more = job->done > before && !l.broken && kv_tier_work_now(w) < l.deadline_ns;
+    }
+    for (uint32_t i = 0; i < w->options.tiers_count; i++)
+        publish(&w->row[i]);
+    kv_tier_job_event(job, kv_tier_work_now(w), event);
+    memcpy(event->from, from, sizeof from);
+}
+
+/* ---- STORE ---- */
+
+/* How many of the chunk's blocks this tier holds already; all of them, if it is to be left alone. */
+static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_tier_job *job,
+                        uint32_t n, uint64_t deadline_ns, bool *asked)
+{
+    uint32_t found = 0;
+    *asked = false;
+    if (!kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
+    enum err e = r->ops->has(r->tier, keys_at(job, job->done), n, deadline_ns, &found);
+    if (e != OK) {
+        note(w, r, &r->write, e);
+        return n;
+    }
+    *asked = true;
+    return found;
+}
+
+static uint32_t put(struct kv_tier_work *w, struct row *r, const struct kv_tier_job *job,
+                    uint32_t first, uint32_t n, uint64_t deadline_ns)
+{
+    uint32_t kept = 0;
+    uint64_t began_ns = kv_tier_work_now(w);
+    enum err e = r->ops->put(r->tier, keys_at(job, job->done + first), n - first,
+                             (const void *const *)w->value + first, deadline_ns, &kept);
+    uint64_t bytes = kept * w->value_bytes;
+    measure(&r->counts.write_rate, bytes, kv_tier_work_now(w) - began_ns);
+    atomic_fetch_add(&r->counts.written_bytes, bytes);
+    note(w, r, &r->write, e == ERR_TIMEOUT && kept > 0 ? OK : e);
+    return kept;
+}
+
+/* Blocks [first, n) of the chunk as entries. */
+static enum err seal(struct kv_tier_work *w, const struct kv_tier_job *job, uint32_t first,
+                     uint32_t n)
+{
+    const struct kv_tier_bytes *b = &w->options.bytes;
+    for (uint32_t i = first; i < n; i++) {
+        uint32_t at = job->done + i;
+        enum err e = b->read(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i]));
+        if (e != OK) return e; /* the device says so itself */
+        kv_tier_entry_seal(w->value[i], w->value_bytes, w->options.space, job->key[at],
+                           *keys_at(job, at), tokens_of(job, at));
+    }
+    return OK;
+}
+
+/* How many of the chunk's n blocks some tier holds in the end. */
+static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uint32_t n)
+{
+    uint32_t held[KV_TIERS_MAX], first = n, kept = 0;
+    bool asked[KV_TIERS_MAX];
+    uint64_t deadline_ns = kv_tier_work_now(w) + STORE_DEADLINES * w->options.deadline_ns;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        held[i] = held_by(w, &w->row[i], job, n, deadline_ns, &asked[i]);
+        if (held[i] < first) first = held[i];
+    }
+    if (seal(w, job, first, n) != OK) return 0;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct row *r = &w->row[i];
+        uint32_t all = held[i];
+        if (!asked[i]) continue;
+        if (all < n)
+            all += put(w, r, job, held[i], n, deadline_ns);
+        else
+            note(w, r, &r->write, OK);
+        if (all > kept) kept = all;
+        job->bytes += (all - held[i]) * w->value_bytes;
+        publish(r);
+    }
+    return kept;
+}
+
+bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
+                        struct kv_tier_event *event)
+{
+    make_keys(w, job);
+    uint32_t left = job->op.count - job->done, n = left < w->chunk ? left : w->chunk;
+    uint32_t kept = store_chunk(w, job, n);
+    job->done += kept;
+    if (kept == n && job->done < job->op.count) return false;
+    kv_tier_job_event(job, kv_tier_work_now(w), event);
+    return true;
+}

@@ -1,0 +1,45 @@
+/* kv_tier_work: what the tier thread does, one op after the other, without thread and mailbox: kv/tiers.c
+ * gives it those, tests a clock of their own.
+ *
+ *     struct kv_tier_work *work;
+ *     if ((e = kv_tier_work_new(&work, &options)) != OK) return e;     // opens all tiers
+ *     struct kv_tier_job *job = kv_tier_job_new(&op);                  // copies; any thread
+ *     struct kv_tier_event event;
+ *     kv_tier_work_load(work, job, &event);
+ *     while (!kv_tier_work_store(work, job, &event)) ...               // a chunk each: LOADs go between
+ *     kv_tier_job_free(job);
+ *     kv_tier_work_free(work);
+ *
+ * Rules: nothing is allocated after kv_tier_work_new. Owner: one thread; stats: any. */
+#ifndef TANDEM_KV_TIER_WORK_H
+#define TANDEM_KV_TIER_WORK_H
+
+#include "kv/tiers.h"
+
+struct kv_tier_work;
+
+struct kv_tier_job {
+    struct kv_tier_job *next; /* the thread's */
+    struct kv_tier_op op;     /* its pointers point behind this struct */
+    struct id128 *key; /* [count + 1] from the parent of the first block on; made at first use */
+    bool keyed;
+    uint32_t done; /* STORE: blocks that some tier holds */
+    uint64_t bytes;
+};
+
+struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op); /* NULL: no memory */
+void kv_tier_job_free(struct kv_tier_job *job);
+/* Of a job that is over, or goes no further. */
+void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv_tier_event *event);
+
+enum err kv_tier_work_new(struct kv_tier_work **work, const struct kv_tiers_options *options);
+void kv_tier_work_free(struct kv_tier_work *work); /* NULL is allowed */
+uint64_t kv_tier_work_now(const struct kv_tier_work *work);
+void kv_tier_work_load(struct kv_tier_work *work, struct kv_tier_job *job,
+                       struct kv_tier_event *event);
+/* True: it is over, and `event` says so. */
+bool kv_tier_work_store(struct kv_tier_work *work, struct kv_tier_job *job,
+                        struct kv_tier_event *event);
+void kv_tier_work_stats(const struct kv_tier_work *work, struct kv_tiers_stats *stats);
+
+#endif
