@@ -125,6 +125,47 @@ static void show_paths(json_t *paths)
     json_array_foreach(paths, i, p) show_path(paths, p);
 }
 
+static bool has_memory(json_t *node)
+{
+    return show_count(json_object_get(node, "memory"), "contiguous_slots_peak") > 0;
+}
+
+static void show_slots(json_t *node, const char *label, const char *suffix)
+{
+    static const char *const names[] = {"held_tokens", "wasted_slots", "contiguous_slots"};
+    double v[COUNT_OF(names)];
+    char name[64], text[4][SHOW_TEXT];
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        snprintf(name, sizeof name, "%s%s", names[i], suffix);
+        v[i] = show_real(json_object_get(node, "memory"), name);
+    }
+    double empty = v[2] > v[0] ? v[2] - v[0] : 0;
+    printf("%-16s %-8s %12s %12s %8s %12s %8s\n", label[0] ? label : show_text(node, "name"),
+           label[0] ? "" : show_text(node, "role"), show_number((long long)v[0], text[0]),
+           show_number((long long)v[1], text[1]), show_share(v[1], v[0] + v[1], text[3]),
+           show_number((long long)empty, text[2]), show_share(empty, v[2], (char[SHOW_TEXT]){0}));
+}
+
+/* Empty places for tokens: of the blocks that sequences have, and of the memory that they would have if each
+ * had it in one piece for the longest that it may become. */
+static void show_memory(json_t *nodes)
+{
+    json_t *n;
+    size_t i;
+    bool any = false;
+    json_array_foreach(nodes, i, n)
+    {
+        if (!has_memory(n)) continue;
+        if (!any)
+            printf("memory of sequences, in tokens %22s %28s\n%-16s %-8s %12s %12s %8s %12s %8s\n",
+                   "in blocks", "in one piece each", "node", "role", "held", "empty", "share",
+                   "empty", "share");
+        any = true;
+        show_slots(n, "", "");
+        show_slots(n, "  at its fullest", "_peak");
+    }
+}
+
 static void show_status(const char *argument, json_t *answer)
 {
     (void)argument;
@@ -149,6 +190,7 @@ static void show_status(const char *argument, json_t *answer)
         show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
+    show_memory(json_object_get(answer, "nodes"));
     show_paths(json_object_get(answer, "paths"));
 }
 

@@ -324,6 +324,7 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     meet(core, c, CHOICE_EV_PICKED);
     dequeue(core, c);
     router_meter_time(core, METER_QUEUE_TIME, c->state_ns, now_ns);
+    waits_note_picked(core, c->state_ns, now_ns);
     enum finish finish =
         already_over(core, c); /* the end-of-sequence ids may not have been known */
     if (finish != FINISH_NONE) {
@@ -391,6 +392,8 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     uint32_t passed_count = 0;
     struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
     struct heap_entry *first;
+    enum sched_answer blocked_by =
+        core->nodes_count == 0 && core->queue.count > 0 ? SCHED_NO_NODES : SCHED_PICKED;
     core->dispatch_wanted = false;
     core->retry_ns = TIME_NEVER;
     while (core->nodes_count > 0 && (first = heap_first(&core->queue)) != NULL) {
@@ -413,6 +416,7 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
             end_too_large(core, now_ns, c, &job);
             continue;
         }
+        if (blocked_by == SCHED_PICKED) blocked_by = a;
         if (a == SCHED_NO_PREFILL || passed_count == ROUTER_BYPASS_MAX) break;
         core->retry_ns = next_full_ns(core, now_ns);
         /* It has waited long for memory: what comes free is for it. One whose nodes are not there holds
@@ -423,6 +427,7 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     }
     for (uint32_t i = 0; i < passed_count; i++)
         heap_move(&core->queue, &passed[i]->queue, passed[i]->queue.key);
+    waits_note_blocked(core, now_ns, blocked_by);
 }
 
 /* ---- what nodes say ---- */

@@ -96,7 +96,7 @@ void router_meter_time(struct router_core *core, enum meter meter, uint64_t from
 }
 
 /* Of the one that entered the queue first, whatever its priority. */
-static double queue_seconds(const struct router_core *core, uint64_t now_ns)
+double router_queue_seconds(const struct router_core *core, uint64_t now_ns)
 {
     uint64_t oldest_ns = now_ns;
     for (size_t i = 0; i < core->queue.count; i++) {
@@ -172,7 +172,7 @@ enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct b
     router_core_counts(core, &c);
     show_counts(core, &c);
     show_pools(core);
-    metric_set(core->meter[METER_QUEUE], queue_seconds(core, now_ns));
+    metric_set(core->meter[METER_QUEUE], router_queue_seconds(core, now_ns));
     metric_set(core->meter[METER_WAITING], c.queued);
     metric_set(core->meter[METER_WAITING_TOKENS], (double)core->queued_tokens);
     metric_set(core->meter[METER_LIVE], c.requests_live);

@@ -261,6 +261,13 @@ enum meter {
     METERS
 };
 
+struct queue_waits {
+    uint64_t picked, waited_ns;           /* samples that got their nodes, and waited for them */
+    uint64_t blocked_ns[SCHED_NEVER + 1]; /* the first of the queue had this answer */
+    enum sched_answer blocked_by;         /* SCHED_PICKED: nothing waits */
+    uint64_t since_ns;
+};
+
 struct router_core {
     struct router_config config;
     struct router_out out;
@@ -279,6 +286,7 @@ struct router_core {
     uint32_t history_count;
     struct list_link queries;
     struct list_link kv_queries; /* struct kv_query */
+    struct queue_waits waits;
     uint64_t kv_queries_made;
     struct tenant_name {
         uint64_t salt; /* 0: none */
@@ -389,7 +397,14 @@ bool result_is_whole(const struct choice *c);
 void result_tell(struct router_core *core, uint64_t now_ns, const struct choice *c);
 void result_forget(struct choice *c); /* of an attempt that is over */
 
+/* waits.c: for which nodes the queue waited, and how long */
+void waits_note_blocked(struct router_core *core, uint64_t now_ns, enum sched_answer by);
+void waits_note_picked(struct router_core *core, uint64_t since_ns, uint64_t now_ns);
+void waits_now(const struct router_core *core, uint64_t now_ns, struct queue_waits *waits);
+
 /* meters.c: what the page of metrics shows */
+/* How long the one has waited that entered the queue first. */
+double router_queue_seconds(const struct router_core *core, uint64_t now_ns);
 enum err router_meters_new(struct router_core *core);
 void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns,
                        uint64_t to_ns);

@@ -28,7 +28,34 @@ static json_t *place_json(const struct msg_hello *h)
                      h->cards ? h->cards : "");
 }
 
-static json_t *node_json(const struct node *n)
+static json_t *number(uint64_t value)
+{
+    return json_integer((json_int_t)value);
+}
+
+/* Places for tokens: filled, empty, and what contiguous memory for the longest would have taken; when most
+ * were filled, too. */
+static json_t *memory_json(const struct node_load *l)
+{
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "held_tokens", number(l->held_tokens),
+                     "wasted_slots", number(l->wasted_slots), "contiguous_slots",
+                     number(l->contiguous_slots), "held_tokens_peak", number(l->held_tokens_peak),
+                     "wasted_slots_peak", number(l->wasted_slots_peak), "contiguous_slots_peak",
+                     number(l->contiguous_slots_peak));
+}
+
+/* What sharing saved and pressure cost since the node began. */
+static json_t *pressure_json(const struct node_load *l)
+{
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "preemptions", number(l->preemptions),
+                     "returned_cached_tokens", number(l->returned_cached_tokens),
+                     "returned_computed_tokens", number(l->returned_computed_tokens), "handed_back",
+                     number(l->handed_back), "forks", number(l->forks), "fork_shared_blocks",
+                     number(l->fork_shared_blocks), "fork_copied_blocks",
+                     number(l->fork_copied_blocks));
+}
+
+static json_t *node_json(const struct node *n, uint64_t now_ns)
 {
     const struct node_load *l = &n->load;
     json_t *blocks =
@@ -42,10 +69,16 @@ static json_t *node_json(const struct node *n)
         (json_int_t)l->step_us, "prefill_ns_per_token", (json_int_t)l->token_ns, "prompt_tokens",
         (json_int_t)n->prompt_tokens, "generated_tokens", (json_int_t)n->generated_tokens,
         "slow_callbacks", (json_int_t)l->slow_callbacks);
-    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o}", "name", n->hello.name, "role",
+    double idle_s = n->busy ? (double)(now_ns - n->progress_ns) / (double)NS_PER_S : 0;
+    json_object_set_new(load, "busy", json_boolean(n->busy));
+    json_object_set_new(load, "without_progress_s", json_real(idle_s));
+    json_object_set_new(load, "sequences_max", number(n->hello.sequences_max));
+    json_object_set_new(load, "context_max", number(n->hello.context_max));
+    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "name", n->hello.name, "role",
                      role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
                      (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,
-                     "place", place_json(&n->hello), "blocks", blocks, "load", load);
+                     "place", place_json(&n->hello), "blocks", blocks, "load", load, "memory",
+                     memory_json(l), "pressure", pressure_json(l));
 }
 
 /* Bytes a second of what requests waited for, by decode node. */
@@ -106,6 +139,20 @@ static const char *waiting(const struct router_core *core, uint64_t now_ns, cons
     return sched_waiting_for(choice_waits_for(core, now_ns, c));
 }
 
+/* How long the queue's first request was held up by which lack, and what all waited, in seconds. */
+static json_t *queue_json(const struct router_core *core, uint64_t now_ns)
+{
+    struct queue_waits w;
+    waits_now(core, now_ns, &w);
+    const double s = (double)NS_PER_S;
+    return json_pack(
+        "{s:f,s:o,s:f,s:{s:f,s:f,s:f,s:f}}", "oldest_s", router_queue_seconds(core, now_ns),
+        "picked", number(w.picked), "waited_s", (double)w.waited_ns / s, "blocked_s", "nodes",
+        (double)w.blocked_ns[SCHED_NO_NODES] / s, "prefill",
+        (double)w.blocked_ns[SCHED_NO_PREFILL] / s, "decode",
+        (double)w.blocked_ns[SCHED_NO_DECODE] / s, "size", (double)w.blocked_ns[SCHED_NEVER] / s);
+}
+
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
 {
     struct router_counts c;
@@ -124,9 +171,11 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
         (json_int_t)c.generated_tokens, "stale_messages", (json_int_t)c.stale_messages, "diverged",
         (json_int_t)c.diverged, "malformed_messages", (json_int_t)core->facts.malformed_messages,
         "slow_callbacks", (json_int_t)core->facts.slow_callbacks);
+    json_object_set_new(router, "at_s", json_real((double)now_ns / (double)NS_PER_S));
+    json_object_set_new(router, "queue", queue_json(core, now_ns));
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
-        json_array_append_new(nodes, node_json(core->nodes[i]));
+        json_array_append_new(nodes, node_json(core->nodes[i], now_ns));
     return dump(json_pack("{s:o,s:o,s:o,s:o}", "router", router, "nodes", nodes, "links",
                           links_json(core), "paths", paths_json(core, now_ns)),
                 out);

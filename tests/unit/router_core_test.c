@@ -674,6 +674,46 @@ static const char *status_of(struct world *w)
     return expect(w, CLIENT, MSG_ANSWER)->answer.text;
 }
 
+static void status_tells_memory_and_what_pressure_cost(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say(&w, D0,
+        (struct msg){.kind = MSG_HEARTBEAT,
+                     .heartbeat.load = {.held_tokens = 1111,
+                                        .wasted_slots = 22,
+                                        .contiguous_slots_peak = 3333,
+                                        .preemptions = 44,
+                                        .returned_computed_tokens = 555}});
+    const char *text = status_of(&w);
+    assert_non_null(strstr(text, "\"held_tokens\":1111,\"wasted_slots\":22"));
+    assert_non_null(strstr(text, "\"contiguous_slots_peak\":3333"));
+    assert_non_null(strstr(text, "\"preemptions\":44"));
+    assert_non_null(strstr(text, "\"returned_computed_tokens\":555"));
+    world_close(&w);
+}
+
+static void status_tells_how_long_the_queue_waited_and_for_what(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, NULL);
+    say(&w, CLIENT, submit_of(4));
+    w.now += 2 * NS_PER_S;
+    const char *text = status_of(&w);
+    assert_non_null(strstr(text, "\"oldest_s\":2.0,\"picked\":0"));
+    assert_non_null(strstr(text, "\"nodes\":2.0,\"prefill\":0.0,\"decode\":0.0"));
+    hello(&w, D0, ROLE_DECODE, "d0");
+    w.now += NS_PER_S;
+    hello(&w, P0, ROLE_PREFILL, "p0");
+    text = status_of(&w);
+    assert_non_null(strstr(text, "\"oldest_s\":0.0,\"picked\":1,\"waited_s\":"));
+    w.now += NS_PER_S; /* nothing waits any more */
+    assert_null(strstr(status_of(&w), "\"nodes\":4.0"));
+    world_close(&w);
+}
+
 static void links_are_shown_for_each_pair_that_has_them(void **state)
 {
     (void)state;
@@ -847,6 +887,8 @@ int main(void)
         cmocka_unit_test(the_faster_pair_is_preferred_once_both_were_tried),
         cmocka_unit_test(rates_go_with_the_node_that_they_are_of),
         cmocka_unit_test(status_and_explain_are_json),
+        cmocka_unit_test(status_tells_memory_and_what_pressure_cost),
+        cmocka_unit_test(status_tells_how_long_the_queue_waited_and_for_what),
         cmocka_unit_test(links_are_shown_for_each_pair_that_has_them),
         cmocka_unit_test(a_queued_request_says_what_it_waits_for),
         cmocka_unit_test(the_queues_time_out_says_what_was_waited_for),
