@@ -198,6 +198,7 @@ static void deliver(struct tandem *t, uint64_t now_ns, const struct msg *m)
     case MSG_ACCEPTED: request_on_accepted(t, &m->accepted); return;
     case MSG_REJECTED: request_on_rejected(t, now_ns, &m->rejected); return;
     case MSG_OUTPUT: request_on_output(t, &m->output); return;
+    case MSG_ENCODED: request_on_encoded(t, &m->encoded); return;
     case MSG_DONE: request_on_done(t, &m->done); return;
     case MSG_ANSWER: query_on_answer(t, &m->answer); return;
     default: return; /* heartbeats are for the session */

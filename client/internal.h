@@ -64,6 +64,12 @@ struct choice {
     bool ended;
 };
 
+struct values { /* of a request that scores or embeds */
+    float *number;
+    uint32_t *token; /* that they belong to; NULL: to none */
+    uint32_t count, total;
+};
+
 struct tandem_request {
     struct tandem *t; /* used until the request has ended */
     struct list_link link;
@@ -78,6 +84,7 @@ struct tandem_request {
     char *stop[JOB_STOP_STRINGS_MAX];
     char tenant[MSG_NAME_MAX + 1];
     struct choice *choice;
+    struct values values;
     uint32_t choices_left;
     struct id128 id;
     char id_text[ID128_TEXT];
@@ -97,11 +104,17 @@ void connection_kick(struct tandem *t); /* tandem_process shall be called soon *
 void request_on_accepted(struct tandem *t, const struct msg_accepted *m);
 void request_on_rejected(struct tandem *t, uint64_t now_ns, const struct msg_rejected *m);
 void request_on_output(struct tandem *t, const struct msg_output *m);
+void request_on_encoded(struct tandem *t, const struct msg_encoded *m);
 void request_on_done(struct tandem *t, const struct msg_done *m);
 void requests_lost(struct tandem *t, uint64_t now_ns); /* the session is over */
 void requests_fail(struct tandem *t, enum tandem_status status, const char *reason);
 /* Sends or ends what is due; the time of the next. */
 uint64_t requests_pump(struct tandem *t, uint64_t now_ns);
+
+/* result.c */
+enum err values_add(struct tandem_request *r, const struct msg_encoded *m); /* ERR_FORMAT: a gap */
+bool values_are_whole(const struct tandem_request *r); /* true of one that has none */
+void values_free(struct values *v);
 
 /* query.c */
 void query_on_answer(struct tandem *t, const struct msg_answer *m);

@@ -29,6 +29,7 @@ static void destroy(struct tandem_request *r)
         mem_free(r->stop[i]);
     for (uint32_t i = 0; i < r->submit.choices && r->choice; i++)
         mem_free(r->choice[i].received);
+    values_free(&r->values);
     mem_free(r->text);
     mem_free(r->tokens);
     mem_free(r->choice);
@@ -73,6 +74,10 @@ enum tandem_status tandem_set_tokens(struct tandem_request *r, const uint32_t *i
     return TANDEM_OK;
 }
 
+void tandem_set_kind(struct tandem_request *r, enum tandem_kind kind)
+{
+    r->submit.kind = (enum job_kind)kind;
+}
 void tandem_set_max_tokens(struct tandem_request *r, uint32_t n)
 {
     r->submit.tokens_max = n;
@@ -254,9 +259,12 @@ static void end_all(struct tandem_request *r, enum tandem_status status, const c
 static enum err check(struct tandem_request *r)
 {
     struct buf wire = {0};
-    struct msg m = {.kind = MSG_SUBMIT, .submit = r->submit};
     if (!r->text && !r->tokens) return err_set(ERR_INVALID, "a request without a prompt");
-    if (r->submit.tokens_max == 0) return err_set(ERR_INVALID, "max_tokens is 0, at least 1");
+    if (r->submit.kind != JOB_GENERATE) {
+        r->submit.tokens_max = r->submit.tokens_min = 0;
+        r->submit.want_text = false;
+    }
+    struct msg m = {.kind = MSG_SUBMIT, .submit = r->submit};
     enum err e = msg_encode(&m, &wire);
     buf_fini(&wire);
     return e;
@@ -438,11 +446,26 @@ void request_on_output(struct tandem *t, const struct msg_output *m)
     if (r->state == REQUEST_RUNNING && !c->ended) tell_text(r, m);
 }
 
+void request_on_encoded(struct tandem *t, const struct msg_encoded *m)
+{
+    struct tandem_request *r = map_get(&t->by_id, m->key.request);
+    if (!r || r->state != REQUEST_RUNNING || m->key.choice != 0 || r->choice[0].ended) return;
+    enum err e = r->submit.kind == JOB_GENERATE ? err_set(ERR_FORMAT, "numbers of a text")
+                                                : values_add(r, m);
+    if (e == OK) return;
+    send_cancel(r);
+    end_all(r, e == ERR_MEMORY ? TANDEM_MEMORY : TANDEM_FAILED, err_text(), 0);
+}
+
 void request_on_done(struct tandem *t, const struct msg_done *m)
 {
     struct tandem_request *r = map_get(&t->by_id, m->id);
     if (!r || r->state != REQUEST_RUNNING || m->choice >= r->submit.choices) return;
     if (r->choice[m->choice].ended) return;
+    if (m->finish == FINISH_LENGTH && !values_are_whole(r)) {
+        end_all(r, TANDEM_FAILED, "the router left out numbers", 0);
+        return;
+    }
     bool failed = m->finish == FINISH_ERROR;
     struct tandem_event e = event_of(r, failed ? TANDEM_EVENT_ERROR : TANDEM_EVENT_DONE, m->choice);
     e.finish = (enum tandem_finish)m->finish;
@@ -457,6 +480,9 @@ void request_on_done(struct tandem *t, const struct msg_done *m)
                                       m->timing.ttft,  m->timing.decode,  m->timing.total};
     e.prefill_node = m->prefill_node;
     e.decode_node = m->decode_node;
+    e.values = r->values.number;
+    e.value_tokens = r->values.token;
+    e.values_count = r->values.count;
     e.kv_window = m->kv_window;
     e.kv_sinks = m->kv_sinks;
     end_choice(r, &e);

@@ -126,6 +126,10 @@ struct tandem_event {
     struct tandem_timing timing;
     const char *prefill_node, *decode_node;
     uint32_t kv_window, kv_sinks; /* DONE: not 0: an approximation, by tandem_set_kv_window */
+    /* DONE of a request that scores or embeds: */
+    const float *values;
+    const uint32_t *value_tokens; /* SCORE: of the prompt, that they belong to; else NULL */
+    size_t values_count;
 };
 typedef void tandem_event_fn(void *ctx, const struct tandem_event *event);
 
@@ -139,8 +143,22 @@ void tandem_request_free(struct tandem_request *r);   /* NULL is fine */
 enum tandem_status tandem_set_text(struct tandem_request *r, const char *text, size_t bytes);
 enum tandem_status tandem_set_tokens(struct tandem_request *r, const uint32_t *ids, size_t count);
 
+/* What is wanted of the prompt. All but GENERATE take one choice and no tokens, only prefill nodes work on
+ * them, and DONE has their values, which do not depend on what else runs:
+ *     SCORE       for each token but the first: ln of its probability given those before it
+ *     EMBED_LAST  the hidden state behind the last token after the final norm, of length 1
+ *     EMBED_MEAN  the mean of those behind all tokens, of length 1 */
+enum tandem_kind {
+    TANDEM_GENERATE = 0,
+    TANDEM_SCORE = 1,
+    TANDEM_EMBED_LAST = 2,
+    TANDEM_EMBED_MEAN = 3,
+};
+void tandem_set_kind(struct tandem_request *r, enum tandem_kind kind); /* GENERATE */
+
 /* The rest is optional. Values are checked by tandem_submit and by the router. */
-void tandem_set_max_tokens(struct tandem_request *r, uint32_t n); /* 16 */
+/* 16; 0: the prompt is prefilled, and cached, and no token comes. */
+void tandem_set_max_tokens(struct tandem_request *r, uint32_t n);
 void tandem_set_min_tokens(struct tandem_request *r, uint32_t n); /* 0 */
 /* 0, 0. An approximation: only the first `sinks` tokens, rounded up to whole blocks of 16, and the last
  * `window` are attended to and kept. */

@@ -523,9 +523,6 @@ static void wrong_values_are_said_at_submit_and_no_event_comes(void **state)
     assert_int_equal(tandem_submit(r), TANDEM_INVALID);
     assert_non_null(strstr(tandem_error_text(), "choices is 0"));
     tandem_set_choices(r, 1);
-    tandem_set_max_tokens(r, 0);
-    assert_int_equal(tandem_submit(r), TANDEM_INVALID);
-    tandem_set_max_tokens(r, 1);
     tandem_set_temperature(r, 0.0f / 0.0f);
     assert_int_equal(tandem_submit(r), TANDEM_INVALID);
     assert_non_null(strstr(tandem_error_text(), "temperature"));

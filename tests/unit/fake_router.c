@@ -10,7 +10,7 @@
 #include "proto/channel.h"
 #include "proto/session.h"
 
-enum { CLIENTS_MAX = 64, OUTPUT_TOKENS = 3 };
+enum { CLIENTS_MAX = 64, VALUES_MAX = 256, OUTPUT_TOKENS = 3 };
 
 struct client {
     struct peer peer;
@@ -135,6 +135,43 @@ static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_
     return true;
 }
 
+static void say_part(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+                     uint32_t from, uint32_t end, uint32_t total, bool score)
+{
+    float values[VALUES_MAX];
+    uint32_t tokens[VALUES_MAX];
+    for (uint32_t i = from; i < end; i++) {
+        values[i - from] = fake_value(i);
+        tokens[i - from] = i + 1;
+    }
+    struct msg m = {.kind = MSG_ENCODED,
+                    .encoded = {.key = {.request = id},
+                                .index = from,
+                                .total = total,
+                                .values = values,
+                                .values_count = end - from,
+                                .tokens = tokens,
+                                .tokens_count = score ? end - from : 0}};
+    say(r, c, now_ns, m);
+}
+
+/* False: it stopped in the middle. */
+static bool say_values(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+                       const struct msg_submit *s)
+{
+    bool score = s->kind == JOB_SCORE;
+    uint32_t length = s->tokens_count ? s->tokens_count : s->text_bytes;
+    uint32_t total = score ? length - 1 : FAKE_HIDDEN;
+    CHECK(total <= VALUES_MAX && total > 1);
+    say_part(r, c, now_ns, id, 0, total / 2, total, score);
+    if (r->script.outputs_until_hold && ++r->outputs == r->script.outputs_until_hold) {
+        r->held[r->held_count++] = (struct held){c->peer, id, s->choices};
+        return false;
+    }
+    if (!r->script.skip) say_part(r, c, now_ns, id, total / 2, total, total, score);
+    return true;
+}
+
 static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
                       const struct msg_submit *s)
 {
@@ -146,6 +183,9 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
         r->seen.received_counts[i] = s->received_counts[i];
     r->seen.tokens_max = s->tokens_max;
     r->seen.deadline_ms = s->deadline_ms;
+    r->seen.kind = s->kind;
+    r->seen.priority = s->priority;
+    snprintf(r->seen.tenant, sizeof r->seen.tenant, "%s", s->tenant);
     r->seen.seed_given = s->seed_given;
     r->seen.seed = s->sampling.seed;
     if (r->script.reject != OK && (!r->script.rejects || r->seen.submits <= r->script.rejects)) {
@@ -157,6 +197,7 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
     struct id128 id = id128_is_none(s->id) ? (struct id128){77, ++r->ids} : s->id;
     uint64_t seed = s->seed_given ? s->sampling.seed : 31;
     say(r, c, now_ns, (struct msg){.kind = MSG_ACCEPTED, .accepted = {s->ref, id, seed, 4}});
+    if (s->kind != JOB_GENERATE && !say_values(r, c, now_ns, id, s)) return;
     for (uint32_t choice = 0; choice < s->choices; choice++)
         if (!stream_choice(r, c, now_ns, id, choice, s)) return;
     bool tail = r->script.tail && !r->script.withhold_tail;

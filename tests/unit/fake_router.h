@@ -1,5 +1,7 @@
 /* fake_router: a router of clients only, on a thread of its own, that does what its script says instead
- * of computing: the token at index i of choice c is fake_token(c, i), its text "c:i ".
+ * of computing: the token at index i of choice c is fake_token(c, i), its text "c:i ". To a request that
+ * scores or embeds it tells fake_value(i) in two OUTPUTs' worth: one fewer than the prompt has ids or bytes,
+ * or FAKE_HIDDEN of them.
  *
  *     struct fake_script script = {.outputs_until_hold = 3, .at_query = FAKE_DIES};
  *     struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
@@ -33,6 +35,9 @@ struct fake_seen {
     uint32_t hellos, submits, cancels, byes, queries;
     struct id128 id; /* of the last SUBMIT, and what else it said */
     uint32_t attempt, received_count, received_counts[2], tokens_max, deadline_ms;
+    enum job_kind kind;
+    int32_t priority;
+    char tenant[MSG_NAME_MAX + 1];
     bool seed_given;
     uint64_t seed;
     char query[MSG_NAME_MAX + 1];
@@ -44,6 +49,12 @@ const char *fake_router_address(const struct fake_router *r);
 void fake_router_stop(struct fake_router *r);
 const struct fake_seen *fake_router_seen(const struct fake_router *r);
 void fake_router_free(struct fake_router *r);
+
+enum { FAKE_HIDDEN = 4 };
+static inline float fake_value(uint32_t index)
+{
+    return -(float)(index + 1) / 8;
+}
 
 static inline uint32_t fake_token(uint32_t choice, uint32_t index)
 {
