@@ -186,6 +186,13 @@ static inline uint32_t kv_window_gone(struct kv_window w, uint32_t position)
     uint32_t gone = kv_window_first(w, position) / BLOCK_TOKENS * BLOCK_TOKENS;
     return gone > w.sinks ? gone : w.sinks;
 }
+/* What a sequence that begins to generate behind so many tokens holds: of those that its last one sees, and
+ * room for one more. */
+static inline uint32_t kv_window_blocks_kept(struct kv_window w, uint32_t tokens)
+{
+    uint32_t gone = tokens > 0 ? kv_window_gone(w, tokens - 1) : w.sinks;
+    return blocks_for_tokens(tokens + 1) - (gone - w.sinks) / BLOCK_TOKENS;
+}
 /* The most that a sequence of so many tokens holds of them when only its last `window` are kept, which
  * may begin anywhere in a block; 0: all are kept. */
 static inline uint32_t blocks_held(uint32_t tokens, uint32_t window)

@@ -47,9 +47,18 @@ void node_detach_prefill(struct router_core *core, struct choice *c)
     c->prefill = NULL;
 }
 
+struct kv_window choice_window(const struct choice *c, struct kv_window of_model)
+{
+    const struct msg_submit *s = &c->request->submit;
+    return s->kv_window ? (struct kv_window){s->kv_window, s->kv_sinks} : of_model;
+}
+
 void node_hold_blocks(struct choice *c)
 {
-    uint32_t blocks = blocks_for_tokens(choice_tokens(c) + 1) - fork_shared_blocks(c);
+    struct kv_window window = choice_window(c, (struct kv_window){c->decode->hello.kv_window, 0});
+    uint32_t blocks = kv_window_blocks_kept(window, choice_tokens(c));
+    uint32_t shared = c->fork ? fork_shared_blocks(c->request->prompt_count, window) : 0;
+    blocks -= shared < blocks ? shared : blocks;
     c->decode->sched.blocks_used += blocks - c->blocks_held;
     c->blocks_held = blocks;
 }

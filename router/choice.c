@@ -294,13 +294,17 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
     uint32_t tokens = choice_tokens(c);
     uint64_t full = (uint64_t)c->request->prompt_count + c->request->submit.tokens_max;
     if (core->cluster.known && full > core->cluster.context_max) full = core->cluster.context_max;
+    struct kv_window window = choice_window(c, core->cluster.window);
+    uint32_t gone = blocks_for_tokens(tokens + 1) - kv_window_blocks_kept(window, tokens);
     return (struct sched_job){
         .tokens = tokens,
-        .blocks = blocks_for_tokens(tokens + (c->request->submit.tokens_max > 0)),
+        .window = window,
+        .blocks = blocks_for_tokens(tokens + (c->request->submit.tokens_max > 0)) - gone,
         .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
         .no_token = c->request->submit.tokens_max == 0,
         .blocks_full = blocks_for_tokens((uint32_t)full - 1), /* the last token needs no KV */
-        .kv_bytes = (uint64_t)blocks_for_tokens(tokens) * kv_block_bytes(&core->cluster.geometry),
+        .kv_bytes =
+            (uint64_t)(blocks_for_tokens(tokens) - gone) * kv_block_bytes(&core->cluster.geometry),
     };
 }
 
@@ -352,18 +356,19 @@ static void end_too_large(struct router_core *core, uint64_t now_ns, struct choi
                           const struct sched_job *job)
 {
     char reason[MSG_TEXT_MAX];
-    uint32_t largest = 0;
+    const struct sched_node *largest = NULL;
     meet(core, c, CHOICE_EV_TOO_LARGE);
     for (uint32_t i = 0; i < core->nodes_count; i++)
         if ((core->sched[i]->role == ROLE_DECODE || job->no_token) &&
-            core->sched[i]->blocks_total > largest)
-            largest = core->sched[i]->blocks_total;
+            (!largest || core->sched[i]->blocks_total > largest->blocks_total))
+            largest = core->sched[i];
+    uint32_t need = job->no_token ? job->blocks : job->blocks_full;
     snprintf(
         reason, sizeof reason,
         "the request needs %u KV blocks of %d tokens at its full length, the largest %snode has "
         "%u",
-        job->no_token ? job->blocks : job->blocks_full, BLOCK_TOKENS,
-        job->no_token ? "" : "decode ", largest);
+        largest ? sched_blocks_at_once(largest, job, need) : need, BLOCK_TOKENS,
+        job->no_token ? "" : "decode ", largest ? largest->blocks_total : 0);
     dequeue(core, c);
     choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, reason);
 }

@@ -2,9 +2,10 @@
  * prompt's KV there. One that has tokens already, or that was refused too often, gets KV of its own. */
 #include "router/state.h"
 
-uint32_t fork_shared_blocks(const struct choice *c)
+uint32_t fork_shared_blocks(uint32_t prompt_count, struct kv_window window)
 {
-    return c->fork ? (c->request->prompt_count - 1) / BLOCK_TOKENS : 0;
+    uint32_t gone = kv_window_gone(window, prompt_count - 1) - window.sinks;
+    return (prompt_count - 1 - gone) / BLOCK_TOKENS;
 }
 
 /* One whose KV is on a D, or certain to be asked for there. */
@@ -22,8 +23,7 @@ bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c
     if (!core->config.forks || r->choices_count < 2 || c->generated_count > 0 ||
         c->forks_refused == ROUTER_FORKS_REFUSED_MAX || job.prefill_only)
         return false;
-    uint32_t shared = (r->prompt_count - 1) / BLOCK_TOKENS;
-    job.blocks -= shared;
+    job.blocks -= fork_shared_blocks(r->prompt_count, job.window);
     for (uint32_t i = 0; i < r->choices_count; i++) {
         const struct choice *other = &r->choice[i];
         if (other == c || !has_kv(other) || !other->decode->sched.open) continue;

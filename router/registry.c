@@ -97,6 +97,7 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
                                    .open = true,
                                    .window_tokens = h->window_tokens,
                                    .blocks_total = h->blocks_total,
+                                   .kv_ahead = h->kv_ahead,
                                    .blocks_free = h->blocks_total,
                                    .sequences_max = h->sequences_max,
                                    .host = hash64(n->hello.host, strlen(n->hello.host)),

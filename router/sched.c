@@ -53,6 +53,20 @@ static uint32_t blocks_left(const struct sched_node *n)
     return by_us < n->blocks_free ? by_us : n->blocks_free;
 }
 
+uint32_t sched_blocks_at_once(const struct sched_node *n, const struct sched_job *job,
+                              uint32_t blocks)
+{
+    if (job->window.tokens == 0) return blocks;
+    return kv_window_blocks(job->window, blocks * BLOCK_TOKENS, n->kv_ahead);
+}
+
+/* Whether P could ever compute the prompt. */
+static bool prompt_fits(const struct sched_node *n, const struct sched_job *job)
+{
+    uint32_t blocks = job->window.tokens ? blocks_for_tokens(job->tokens) : job->blocks;
+    return n->blocks_total >= sched_blocks_at_once(n, job, blocks);
+}
+
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
 {
     return now_ns >= n->full_until_ns && n->running < n->sequences_max &&
@@ -105,7 +119,7 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
     struct prefill_pick best = {SCHED_NODE_NONE, UINT64_MAX, false};
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != role || n->blocks_total < job->blocks) continue;
+        if (!n->open || n->role != role || !prompt_fits(n, job)) continue;
         if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
         best.any = true;
         if (!window_open(n, sched_left(job, i))) continue;
@@ -245,7 +259,7 @@ static enum sched_answer pick_decode(const struct view *v, uint64_t now_ns, stru
         const struct sched_node *n = v->nodes[i];
         if (!n->open || n->role != ROLE_DECODE) continue;
         if (none == SCHED_NO_NODES) none = SCHED_NEVER;
-        if (n->blocks_total < v->job->blocks_full) continue;
+        if (n->blocks_total < sched_blocks_at_once(n, v->job, v->job->blocks_full)) continue;
         none = SCHED_NO_DECODE;
         if (!sched_has_room(n, v->job, now_ns)) continue;
         bool first = best->decode == SCHED_NODE_NONE;

@@ -30,6 +30,7 @@ struct sched_node {
         outstanding_tokens; /* P: wanted at once, and sent and not yet computed */
     uint32_t token_ns;      /* smoothed prefill time per token; 0: not known */
     uint32_t blocks_total;
+    uint32_t kv_ahead;    /* tokens that it computes before it lets go of KV behind a window */
     uint32_t blocks_used; /* D: by this router's choices, to the next block */
     uint32_t blocks_free; /* D: free or cached, at the last heartbeat */
     uint32_t running, sequences_max;
@@ -49,6 +50,7 @@ struct sched_job {
     const uint32_t
         *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
                              * holds any */
+    struct kv_window window; /* `blocks` are with it, blocks_full without */
 };
 
 struct sched_rules {
@@ -96,6 +98,9 @@ uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct s
                            uint32_t to, const struct sched_job *job);
 
 /* Whether this D takes so many blocks and one more sequence now. */
+/* How many a job of so many blocks takes of this node's at a time: fewer with a window. */
+uint32_t sched_blocks_at_once(const struct sched_node *n, const struct sched_job *job,
+                              uint32_t blocks);
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns);
 
 /* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;

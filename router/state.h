@@ -361,12 +361,13 @@ void request_free(struct router_core *core, struct request *r);
 /* fork.c: whether a choice may share the KV of another one of its request. Fills in c->fork and its D. */
 bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c,
                struct sched_job job, struct sched_pair *pair);
-/* Blocks that it shares. */
-uint32_t fork_shared_blocks(const struct choice *c);
+/* Blocks of its prompt that a fork shares with its sibling. */
+uint32_t fork_shared_blocks(uint32_t prompt_count, struct kv_window window);
 
 /* attach.c: a choice at its nodes */
 uint32_t choice_tokens(const struct choice *c); /* prompt and generated ones */
 void node_attach_prefill(struct choice *c, struct node *n, uint32_t tokens); /* to compute */
+struct kv_window choice_window(const struct choice *c, struct kv_window of_model);
 void node_attach_decode(struct choice *c, struct node *n);
 void node_detach_prefill(struct router_core *core, struct choice *c);
 void node_detach_decode(struct router_core *core, struct choice *c);

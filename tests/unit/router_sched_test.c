@@ -606,6 +606,33 @@ static void a_hot_prefix_does_not_draw_all_load_to_one_node(void **state)
     assert_true(given[2] >= JOBS / 2 - 1 && given[3] >= JOBS / 2 - 1);
 }
 
+/* A window of 100 tokens: 7 blocks, and the 64 tokens ahead; the prompt has 1000. */
+static void a_prompt_with_a_window_fits_pools_far_smaller_than_it(void **state)
+{
+    static const struct {
+        uint32_t blocks_p, blocks_d;
+        enum sched_answer answer;
+        bool local;
+    } cases[] = {
+        {12, 12, SCHED_PICKED, false}, {11, 12, SCHED_PICKED, true}, {12, 11, SCHED_NEVER, false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct sched_node node[2] = {P(0, 2000, 1000), D(0, 0, 9)};
+        const struct sched_node *nodes[2] = {&node[0], &node[1]};
+        struct sched_job job = {.tokens = 1000,
+                                .window = {100, 0},
+                                .blocks = kv_window_blocks_kept((struct kv_window){100, 0}, 1000),
+                                .blocks_full = 70};
+        struct sched_pair pair;
+        node[0].kv_ahead = node[1].kv_ahead = 64;
+        node[0].blocks_total = cases[i].blocks_p;
+        node[1].blocks_total = cases[i].blocks_d;
+        enum sched_answer a = sched_pick_pair(nodes, 2, &job, &(struct sched_rules){0}, 5, &pair);
+        assert_int_equal(a, cases[i].answer);
+        if (a == SCHED_PICKED) assert_int_equal(pair.local, cases[i].local);
+    }
+}
+
 static void a_rate_is_that_of_recent_transfers_and_large_ones_count_more(void **state)
 {
     (void)state;
@@ -659,6 +686,7 @@ int main(void)
         cmocka_unit_test(closed_nodes_are_never_picked),
         cmocka_unit_test(a_node_that_refused_is_asked_again_later),
         cmocka_unit_test(of_equal_pairs_the_faster_wins),
+        cmocka_unit_test(a_prompt_with_a_window_fits_pools_far_smaller_than_it),
         cmocka_unit_test(a_rate_is_that_of_recent_transfers_and_large_ones_count_more),
         cmocka_unit_test(nodes_share_a_link_of_one_kind_and_for_shm_of_one_host),
         cmocka_unit_test(waiting_outweighs_any_priority),
