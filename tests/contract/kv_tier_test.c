@@ -9,6 +9,7 @@
 #include "common/mem.h"
 #include "common/rng.h"
 #include "kv/tier.h"
+#include "tests/unit/redis_rig.h"
 #include "tests/unit/tier_rig.h"
 
 enum { VALUES = 64, SLOTS = 24 };
@@ -19,6 +20,7 @@ struct subject {
     struct kv_tier *tier;
     struct kv_tier_options options;
     char dir[PATH_MAX], where[PATH_MAX + 32];
+    struct redis_rig redis;
     unsigned char *room[VALUES]; /* where values are read to */
     unsigned char *value[VALUES];
 };
@@ -51,7 +53,9 @@ static int open_subject(void **state, const char *name)
     assert_string_equal(s->ops->name, name);
     rig_directory(s->dir);
     snprintf(s->where, sizeof s->where, "%.*s/deep/down", PATH_MAX, s->dir);
-    s->options = (struct kv_tier_options){.where = s->where,
+    bool server = strcmp(name, "redis") == 0;
+    if (server) assert_true(redis_rig_start(&s->redis, s->dir, NULL));
+    s->options = (struct kv_tier_options){.where = server ? s->redis.where : s->where,
                                           .bytes_max = bytes_for_slots(name),
                                           .value_bytes = RIG_VALUE_BYTES,
                                           .space = rig_space()};
@@ -74,10 +78,16 @@ static int open_disk(void **state)
     return open_subject(state, "disk");
 }
 
+static int open_redis(void **state)
+{
+    return open_subject(state, "redis");
+}
+
 static int close_subject(void **state)
 {
     struct subject *s = *state;
     s->ops->close(s->tier);
+    redis_rig_stop(&s->redis);
     for (uint32_t i = 0; i < VALUES; i++) {
         mem_free(s->room[i]);
         mem_free(s->value[i]);
@@ -203,7 +213,6 @@ static void a_key_named_twice_is_kept_once(void **state)
 static void the_least_recently_used_goes_first(void **state)
 {
     struct subject *s = *state;
-    if (!bounded(s)) skip();
     for (uint32_t i = 0; i < SLOTS; i++)
         put(s, &i, 1);
     uint32_t used[] = {0, 1}, more[] = {100, 101};
@@ -218,7 +227,6 @@ static void the_least_recently_used_goes_first(void **state)
 static void of_one_call_the_first_key_goes_last(void **state)
 {
     struct subject *s = *state;
-    if (!bounded(s)) skip();
     put_range(s, 0, SLOTS);
     put_range(s, 100, 3);
     assert_true(has(s, 0) && has(s, SLOTS - 4));
@@ -228,7 +236,6 @@ static void of_one_call_the_first_key_goes_last(void **state)
 static void it_never_holds_more_than_it_may(void **state)
 {
     struct subject *s = *state;
-    if (!bounded(s)) skip();
     struct kv_tier_stats stats;
     for (uint32_t i = 0; i < 10; i++) {
         put_range(s, 10 * i, 10);
@@ -243,7 +250,6 @@ static void it_never_holds_more_than_it_may(void **state)
 static void more_values_than_fit_are_kept_from_the_front(void **state)
 {
     struct subject *s = *state;
-    if (!bounded(s)) skip();
     uint32_t n[SLOTS + 4], kept;
     for (uint32_t i = 0; i < SLOTS + 4; i++)
         n[i] = 1000 + i;
@@ -295,7 +301,6 @@ static void it_can_be_opened_again(void **state)
 static void too_little_room_for_one_is_refused(void **state)
 {
     struct subject *s = *state;
-    if (!bounded(s)) skip();
     struct kv_tier_options small = s->options;
     struct kv_tier *tier;
     s->ops->close(s->tier);
@@ -390,33 +395,43 @@ static void tiers_are_found_by_name(void **state)
     assert_null(ops);
 }
 
+#define PROMISE(test, open) cmocka_unit_test_setup_teardown(test, open, close_subject)
 #define PROMISES(open)                                                                             \
-    cmocka_unit_test_setup_teardown(what_was_put_is_got, open, close_subject),                     \
-        cmocka_unit_test_setup_teardown(only_the_leading_run_counts, open, close_subject),         \
-        cmocka_unit_test_setup_teardown(what_is_removed_is_gone_and_can_come_back, open,           \
-                                        close_subject),                                            \
-        cmocka_unit_test_setup_teardown(a_key_named_twice_is_kept_once, open, close_subject),      \
-        cmocka_unit_test_setup_teardown(the_least_recently_used_goes_first, open, close_subject),  \
-        cmocka_unit_test_setup_teardown(of_one_call_the_first_key_goes_last, open, close_subject), \
-        cmocka_unit_test_setup_teardown(it_never_holds_more_than_it_may, open, close_subject),     \
-        cmocka_unit_test_setup_teardown(more_values_than_fit_are_kept_from_the_front, open,        \
-                                        close_subject),                                            \
-        cmocka_unit_test_setup_teardown(a_deadline_that_is_over_ends_calls_at_once, open,          \
-                                        close_subject),                                            \
-        cmocka_unit_test_setup_teardown(what_another_space_kept_is_not_found, open,                \
-                                        close_subject),                                            \
-        cmocka_unit_test_setup_teardown(it_can_be_opened_again, open, close_subject),              \
-        cmocka_unit_test_setup_teardown(too_little_room_for_one_is_refused, open, close_subject),  \
-        cmocka_unit_test_setup_teardown(random_operations_agree_with_a_naive_model, open,          \
-                                        close_subject)
+    PROMISE(what_was_put_is_got, open), PROMISE(only_the_leading_run_counts, open),                \
+        PROMISE(what_is_removed_is_gone_and_can_come_back, open),                                  \
+        PROMISE(a_key_named_twice_is_kept_once, open),                                             \
+        PROMISE(a_deadline_that_is_over_ends_calls_at_once, open),                                 \
+        PROMISE(what_another_space_kept_is_not_found, open),                                       \
+        PROMISE(it_can_be_opened_again, open),                                                     \
+        PROMISE(random_operations_agree_with_a_naive_model, open)
+/* Of those that have a bound of their own. */
+#define BOUNDS(open)                                                                               \
+    PROMISE(the_least_recently_used_goes_first, open),                                             \
+        PROMISE(of_one_call_the_first_key_goes_last, open),                                        \
+        PROMISE(it_never_holds_more_than_it_may, open),                                            \
+        PROMISE(more_values_than_fit_are_kept_from_the_front, open),                               \
+        PROMISE(too_little_room_for_one_is_refused, open)
+
+static bool redis_is_there(void)
+{
+    struct redis_rig rig;
+    char dir[PATH_MAX];
+    rig_directory(dir);
+    bool there = redis_rig_start(&rig, dir, NULL);
+    redis_rig_stop(&rig);
+    rig_delete(dir);
+    return there;
+}
 
 int main(void)
 {
     const struct CMUnitTest every[] = {cmocka_unit_test(tiers_are_found_by_name)};
-    const struct CMUnitTest memory[] = {PROMISES(open_memory)};
-    const struct CMUnitTest disk[] = {PROMISES(open_disk)};
+    const struct CMUnitTest memory[] = {PROMISES(open_memory), BOUNDS(open_memory)};
+    const struct CMUnitTest disk[] = {PROMISES(open_disk), BOUNDS(open_disk)};
+    const struct CMUnitTest redis[] = {PROMISES(open_redis)};
     int failed = cmocka_run_group_tests_name("tiers", every, NULL, NULL);
     failed += cmocka_run_group_tests_name("memory", memory, NULL, NULL);
     failed += cmocka_run_group_tests_name("disk", disk, NULL, NULL);
+    if (redis_is_there()) failed += cmocka_run_group_tests_name("redis", redis, NULL, NULL);
     return failed;
 }
