@@ -110,6 +110,7 @@ struct job {
     uint32_t kv_window; /* approximate: attends to the last so many tokens, and to the first */
     uint32_t kv_sinks;  /* … of these, a multiple of BLOCK_TOKENS. Its KV is nobody else's: such a
                            * job's tenant_salt is not 0 and is of both values too */
+    uint64_t tenant;    /* whose it is, whatever its salt; 0: nobody's */
     uint32_t tenant_weight; /* its share of the cache, against other tenants'; 0 is 1 */
     uint32_t fair_lead;     /* tokens that its tenant has at this node before it, over the weight */
 };

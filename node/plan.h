@@ -38,8 +38,18 @@ uint32_t chunk_plan(const struct plan_job *jobs, uint32_t jobs_count,
 /* Who has to give its blocks back, and to whom. */
 struct plan_claim {
     int32_t priority; /* lower goes first */
-    uint64_t order;   /* of arrival: lower is older */
+    uint64_t order;   /* plan_order: lower is older, or of a tenant that has less */
 };
+/* An order of tokens, and of arrival among those of as many. */
+enum { PLAN_ARRIVALS = 1 << 20 };
+static inline uint64_t plan_order(uint64_t base_tokens, uint32_t lead_tokens, uint64_t arrival)
+{
+    return (base_tokens + lead_tokens) * PLAN_ARRIVALS + arrival % PLAN_ARRIVALS;
+}
+static inline uint64_t plan_order_tokens(uint64_t order)
+{
+    return order / PLAN_ARRIVALS;
+}
 /* Whether `a` is served before `b`: by priority, then the older one. */
 static inline bool plan_before(const struct plan_claim *a, const struct plan_claim *b)
 {

@@ -163,7 +163,7 @@ void sequence_enter(struct node_core *c, uint64_t now_ns, struct sequence *s, en
 {
     enum err e = map_put(&c->jobs, job_map_key(s->job.key.request, s->job.key.choice), s);
     CHECK(e == OK); /* job_find said that there is none; reserved for all slots */
-    s->order = ++c->orders_made;
+    s->order = fair_order(c, &s->job);
     live_add(c, s);
     enter(c, now_ns, s, state);
 }

@@ -7,6 +7,7 @@
  *     accounts.c   blocks: who holds what, prefix cache, room, preemption
  *     fork.c       samples that begin with the blocks of another one of their request
  *     waste.c      what memory holds, and what contiguous memory would
+ *     fair.c       the order of jobs, among tenants
  *     flight.c     steps: what goes in, what comes out
  *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
@@ -92,7 +93,7 @@ struct sequence {
     enum seq_state state;
     enum seq_kind kind;
     uint32_t router; /* index */
-    uint64_t order;  /* of arrival */
+    uint64_t order;  /* see fair.c */
 
     /* The job. tokens[] is prompt, forwarded and generated ones in a row; job's pointers point here. */
     struct arena arena;
@@ -269,7 +270,7 @@ struct node_core {
 
     struct flight *flight; /* [steps_in_flight] */
     uint32_t flights_busy;
-    uint64_t steps_made, tickets_made, orders_made;
+    uint64_t steps_made, tickets_made, orders_made, order_floor;
 
     struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
     uint32_t *kept;          /* [blocks] generation + 1 of what the tiers were given */
@@ -420,6 +421,9 @@ bool accounts_fill(struct node_core *c, struct sequence *s);
 enum err accounts_grow(struct node_core *c, struct sequence *s);
 uint32_t accounts_available(const struct node_core *c);
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
+
+/* fair.c */
+uint64_t fair_order(struct node_core *c, const struct job *job);
 
 /* queue.c: prompts that wait for blocks, and running sequences that want one more. */
 /* Takes the blocks that `s` waits for. ERR_AGAIN: a prefix that it shares is being computed, or a sibling's

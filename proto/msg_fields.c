@@ -135,6 +135,7 @@ static const struct field job_rows[] = {
     U32(age_ms, ANY),
     U32(kv_window, TOKENS_MAX),
     U32(kv_sinks, TOKENS_MAX),
+    U64(tenant),
     U32(tenant_weight, ANY),
     U32(fair_lead, ANY),
 };

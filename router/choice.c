@@ -88,9 +88,11 @@ static struct job job_of(const struct router_core *core, const struct choice *c,
                       .tokens_min = s->tokens_min,
                       .stop_ids = stop_ids,
                       .sampling = s->sampling,
-                      .priority = s->priority,
+                      .priority = turns_priority(core, c),
                       .kind = s->kind,
                       .tenant_salt = r->tenant_salt,
+                      .tenant = r->tenant ? r->tenant->salt : 0,
+                      .tenant_weight = r->tenant ? r->tenant->weight : 1,
                       .kv_window = s->kv_window,
                       .kv_sinks = s->kv_sinks};
     for (uint32_t i = 0; i < s->stop_ids_count && job.stop_ids_count < JOB_STOP_IDS_MAX; i++)
@@ -136,6 +138,7 @@ void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
     trail_add(c, now_ns, TRAIL_QUEUED, "");
     heap_move(&core->queue, &c->queue,
               sched_queue_key(c->request->arrived_ns, c->request->submit.priority));
+    turns_queue(core, c);
     core->queued_tokens += choice_tokens(c);
     if (c->picked_ns) core->queued_retries++;
     core->dispatch_wanted = true;
@@ -145,6 +148,7 @@ static void dequeue(struct router_core *core, struct choice *c)
 {
     if (!heap_holds(&c->queue)) return;
     heap_remove(&core->queue, &c->queue);
+    turns_unqueue(core, c);
     core->queued_tokens -= choice_tokens(c);
     if (c->picked_ns) core->queued_retries--;
 }
@@ -152,6 +156,7 @@ static void dequeue(struct router_core *core, struct choice *c)
 static void again(struct router_core *core, uint64_t now_ns, struct choice *c, const char *why)
 {
     choice_cancel_nodes(core, now_ns, c, why);
+    turns_ended(core, c);
     core->counts.retries++;
     c->attempt++;
     c->gap_asked = c->finish_pending = false;
@@ -197,6 +202,7 @@ static void request_ended(struct router_core *core, struct request *r)
 {
     list_remove(&r->of_client);
     r->client = NULL;
+    turns_leave(core, r);
     core->counts.requests_live--;
     arena_fini(&r->arena);
     memset(&r->submit, 0, sizeof r->submit);
@@ -218,6 +224,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     if (c->state == CHOICE_ENDED) return;
     bool natural = finish == FINISH_STOP || finish == FINISH_LENGTH;
     dequeue(core, c);
+    turns_ended(core, c);
     heap_remove(&core->timers, &c->timer);
     if (natural)
         output_flush(core, now_ns, c);
@@ -263,6 +270,7 @@ static void send_prefill(struct router_core *core, uint64_t now_ns, struct choic
                                 .ticket = c->ticket,
                                 .held_tokens = held_tokens,
                                 .decode_node = c->decode_name}};
+    m.prefill.job.fair_lead = turns_lead(core, c, c->prefill, false);
     if (c->decode) {
         m.prefill.addresses = c->decode->hello.addresses;
         m.prefill.addresses_count = c->decode->hello.addresses_count;
@@ -284,6 +292,7 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
                                 .fork = c->fork,
                                 .sibling = c->sibling}};
     m.reserve.job.age_ms = age_ms(c, now_ns);
+    m.reserve.job.fair_lead = turns_lead(core, c, c->decode, true);
     registry_send(core, now_ns, c->decode->peer, &m);
     trail_add(c, now_ns, TRAIL_RESERVE, c->decode_name);
     enter(core, now_ns, c, CHOICE_RESERVING);
@@ -296,7 +305,7 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
     if (core->cluster.known && full > core->cluster.context_max) full = core->cluster.context_max;
     struct kv_window window = choice_window(c, core->cluster.window);
     uint32_t gone = blocks_for_tokens(tokens + 1) - kv_window_blocks_kept(window, tokens);
-    return (struct sched_job){
+    struct sched_job job = {
         .tokens = tokens,
         .window = window,
         .blocks = blocks_for_tokens(tokens + (c->request->submit.tokens_max > 0)) - gone,
@@ -306,6 +315,8 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
         .kv_bytes =
             (uint64_t)(blocks_for_tokens(tokens) - gone) * kv_block_bytes(&core->cluster.geometry),
     };
+    turns_room(core, c, &job);
+    return job;
 }
 
 /* The request's values against a cluster that was not known when it came in. */
@@ -338,6 +349,7 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     if (!check_late(core, now_ns, c)) return;
     if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
     c->picked_ns = now_ns;
+    turns_started(core, c);
     c->ticket = ID128_NONE;
     c->local = pair->local;
     if (pair->prefill != SCHED_NODE_NONE)
@@ -391,47 +403,63 @@ enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_
     return sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
 }
 
+/* Tries the first choice of the tenant whose turn it is. */
+static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns, struct choice *c,
+                                      struct sched_job *job)
+{
+    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    struct sched_pair pair;
+    *job = sched_job_of(core, c);
+    enum sched_answer a = SCHED_PICKED;
+    if (!fork_pick(core, now_ns, c, *job, &pair)) {
+        job->cached = prefixes_look(core, c);
+        a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);
+    }
+    if (a == SCHED_PICKED) start(core, now_ns, c, job, &pair);
+    /* picked once: a larger pool was there, and may come back */
+    if (a == SCHED_NEVER && !c->picked_ns) {
+        end_too_large(core, now_ns, c, job);
+        return SCHED_PICKED;
+    }
+    return a;
+}
+
 void choice_dispatch(struct router_core *core, uint64_t now_ns)
 {
     struct choice *passed[ROUTER_BYPASS_MAX];
-    uint32_t passed_count = 0;
-    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
-    struct heap_entry *first;
+    uint32_t passed_count = 0, rests = 0;
+    bool promised = false; /* what comes free */
+    struct fair_tenant *t;
     enum sched_answer blocked_by =
         core->nodes_count == 0 && core->queue.count > 0 ? SCHED_NO_NODES : SCHED_PICKED;
     core->dispatch_wanted = false;
     core->retry_ns = TIME_NEVER;
-    while (core->nodes_count > 0 && (first = heap_first(&core->queue)) != NULL) {
-        struct choice *c = list_member(first, struct choice, queue);
-        struct sched_job job = sched_job_of(core, c);
-        struct sched_pair pair;
-        if (fork_pick(core, now_ns, c, job, &pair)) {
-            start(core, now_ns, c, &job, &pair);
-            continue;
-        }
-        job.cached = prefixes_look(core, c);
-        enum sched_answer a =
-            sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
-        if (a == SCHED_PICKED) {
-            start(core, now_ns, c, &job, &pair);
-            continue;
-        }
-        if (a == SCHED_NEVER &&
-            !c->picked_ns) { /* picked: a larger pool was there, and may come back */
-            end_too_large(core, now_ns, c, &job);
-            continue;
-        }
+    while (core->nodes_count > 0 && rests < ROUTER_BYPASS_MAX && (t = fair_next(&core->fair))) {
+        struct choice *c = list_member(heap_first(&t->queue), struct choice, turn);
+        struct sched_job job = {.over_share = fair_over(&core->fair, t)};
+        enum sched_answer a = SCHED_NO_DECODE;
+        if (!promised || !job.over_share) a = dispatch_one(core, now_ns, c, &job);
+        if (a == SCHED_PICKED) continue;
         if (blocked_by == SCHED_PICKED) blocked_by = a;
-        if (a == SCHED_NO_PREFILL || passed_count == ROUTER_BYPASS_MAX) break;
-        core->retry_ns = next_full_ns(core, now_ns);
-        /* It has waited long for memory: what comes free is for it. One whose nodes are not there holds
-         * nobody up. */
-        if (a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns) break;
-        heap_remove(&core->queue, first);
-        passed[passed_count++] = c;
+        /* Who has less than a share may take more than the others: without room for it there is none. */
+        if (passed_count == ROUTER_BYPASS_MAX || (a == SCHED_NO_PREFILL && !job.over_share)) break;
+        if (a != SCHED_NO_PREFILL) core->retry_ns = next_full_ns(core, now_ns);
+        /* It has waited long for memory: what comes free is for it, unless for one with less than its
+         * share. One whose nodes are not there holds nobody up. */
+        bool waited = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
+        if (waited && !job.over_share) break;
+        promised |= waited;
+        if (a == SCHED_NO_PREFILL || promised) {
+            fair_rest(&core->fair, t);
+            rests++;
+        } else {
+            fair_pass(&core->fair, t, &c->turn);
+            passed[passed_count++] = c;
+        }
     }
     for (uint32_t i = 0; i < passed_count; i++)
-        heap_move(&core->queue, &passed[i]->queue, passed[i]->queue.key);
+        fair_put_back(&core->fair, passed[i]->request->tenant, &passed[i]->turn);
+    fair_wake(&core->fair);
     waits_note_blocked(core, now_ns, blocked_by);
 }
 
@@ -532,6 +560,7 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
     }
     note_first(core, c, now_ns);
     core->counts.generated_tokens += taken;
+    turns_generated(core, c, taken);
     output_send(core, now_ns, c, index, tokens, taken,
                 stopped ? FINISH_STOP : already_over(core, c));
     if (!stopped) return true;
@@ -564,9 +593,10 @@ static bool forward(struct router_core *core, uint64_t now_ns, struct choice *c,
 }
 
 /* Told twice: with the first token, and when P has let go. */
-static void note_prefill(struct choice *c, uint32_t cached_tokens, uint64_t queued_us,
-                         uint64_t compute_us)
+static void note_prefill(struct router_core *core, struct choice *c, uint32_t cached_tokens,
+                         uint64_t queued_us, uint64_t compute_us)
 {
+    turns_cached(core, c, cached_tokens);
     c->timing.queue = us_between(c->request->arrived_ns, c->picked_ns) + queued_us;
     c->timing.prefill = compute_us;
     if (cached_tokens > c->cached_tokens) c->cached_tokens = cached_tokens;
@@ -581,7 +611,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
     node_release_window(core, c);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
-    note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+    note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
     prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
     forward(core, now_ns, c, m->index, &m->token, 1);
 }
@@ -650,7 +680,7 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
         return;
     }
     if (!c->decode) {
-        note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+        note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
         from->prompt_tokens += c->request->prompt_count;
     }
     if (m->tokens_count > c->generated_count) {
@@ -705,7 +735,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     meet(core, c, CHOICE_EV_PREFILLED);
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
-    note_prefill(c, m->cached_tokens, m->queued_us, m->compute_us);
+    note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
     prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
     c->timing.transfer_tail = m->transfer_tail_us;
     keep_pushes(c, m);

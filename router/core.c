@@ -24,6 +24,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     if (core->config.history_max == 0) core->config.history_max = 1;
     core->hand_over_ns = HAND_OVER_FIRST_NS;
     core->retry_ns = core->woken_ns = TIME_NEVER;
+    fair_init(&core->fair);
     list_init(&core->history);
     list_init(&core->queries);
     list_init(&core->kv_queries);
@@ -58,6 +59,7 @@ void router_core_free(struct router_core *core)
     kv_queries_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
+    fair_fini(&core->fair);
     heap_fini(&core->queue);
     heap_fini(&core->timers);
     buf_fini(&core->text);
@@ -369,7 +371,8 @@ void router_core_counts(const struct router_core *core, struct router_counts *co
 static void audit_choice(const struct choice *c)
 {
     bool queued = c->state == CHOICE_QUEUED;
-    CHECK(queued == heap_holds(&c->queue));
+    CHECK(queued == heap_holds(&c->queue) && queued == heap_holds(&c->turn));
+    CHECK(c->running == (!queued && c->state != CHOICE_TOKENIZING && c->state != CHOICE_ENDED));
     CHECK((c->state == CHOICE_ENDED) == (c->ended_ns != 0));
     if (queued || c->state == CHOICE_TOKENIZING) CHECK(!c->prefill && !c->decode);
     if (c->state == CHOICE_RESERVING || c->state == CHOICE_DECODING) CHECK(c->decode);
@@ -418,6 +421,7 @@ void router_core_audit(const struct router_core *core)
     }
     CHECK(live == core->counts.requests_live);
     CHECK(queued == core->queue.count);
+    fair_audit(&core->fair);
     for (uint32_t i = 0; i < core->nodes_count; i++) {
         CHECK(core->nodes[i]->index == i && core->sched[i] == &core->nodes[i]->sched);
         audit_node(core->nodes[i]);

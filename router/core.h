@@ -24,6 +24,7 @@
 #include "proto/msg.h"
 #include "proto/peer.h"
 #include "proto/session.h"
+#include "router/fair.h"
 #include "text/tokenizer.h"
 
 struct router_core;
@@ -68,6 +69,10 @@ struct router_config {
     uint32_t lone_deaths_max; /* of nodes that had nothing else: the 2nd ends it */
     bool kv_words;            /* prompts' first words in what `tandem kv` shows */
     uint64_t prefix_index;    /* cached blocks of all nodes that are known of: 1M; 0: no index */
+    /* Tenants: weights that are not 1, and how much of a decode node is for those below their share. */
+    struct fair_weight weights[FAIR_WEIGHTS_MAX];
+    uint32_t weights_count, tenant_reserve_percent; /* 12 */
+    uint64_t salt_key[2]; /* by which tenants' names become salts; of all routers the same */
 };
 #define ROUTER_CONFIG_DEFAULT                                                                      \
     ((struct router_config){.session = SESSION_LIMITS_DEFAULT,                                     \
@@ -85,7 +90,8 @@ struct router_config {
                             .deaths_max = 3,                                                       \
                             .lone_deaths_max = 2,                                                  \
                             .kv_words = true,                                                      \
-                            .prefix_index = 1u << 20})
+                            .prefix_index = 1u << 20,                                              \
+                            .tenant_reserve_percent = 12})
 
 enum err router_core_new(struct router_core **core, const struct router_config *config,
                          const struct router_out *out);

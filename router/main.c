@@ -2,14 +2,18 @@
 #include <stdio.h>
 
 #include "common/clock.h"
+#include "common/file.h"
+#include "common/hash.h"
 #include "common/log.h"
 #include "common/settings.h"
 #include "router/shell.h"
 
 struct options {
     const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline, *metrics;
+    const char *tenant_weights, *salt_key;
     bool trusted_network, exact, kv_words, forks;
     int disaggregate, log_level;
+    int64_t tenant_reserve;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
     uint64_t prefix_index;
     uint64_t queued_tokens_max, queue_timeout_ns, stall_timeout_ns, heartbeat_ns, dead_ns, hung_ns;
@@ -62,9 +66,43 @@ static const struct setting rows[] = {
     SETTING_DURATION(
         struct options, hung_ns, "hung-after", "10s", NS_PER_MS, 3600 * NS_PER_S,
         "a node that is busy without progress for so long, and for 20 of its usual steps, is dead"),
+    SETTING_STRING(struct options, tenant_weights, "tenant-weights", NULL,
+                   "NAME=WEIGHT,...: shares of tenants that are not 1 (docs/kv-memory.md)"),
+    SETTING_INT(struct options, tenant_reserve, "tenant-reserve", "12", 0, 90,
+                "percent of a decode node that tenants above their share leave free for others"),
+    SETTING_STRING(
+        struct options, salt_key, "salt-key", NULL,
+        "file of secret bytes, of all routers the same: without it who knows this program "
+        "can compute what tells tenants' prefixes apart"),
     SETTING_CHOICE(struct options, log_level, "log-level", "debug|info|warn|error|off", "info",
                    "lowest level of the lines on stderr"),
 };
+
+/* What the file holds, whatever its form. */
+static enum err read_salt_key(const char *path, uint64_t key[2])
+{
+    enum { KEY_BYTES_MIN = 16 };
+    struct file_map map;
+    enum err e = file_map_open(&map, path);
+    if (e != OK) return e;
+    if (map.size_bytes < KEY_BYTES_MIN)
+        e = err_set(ERR_INVALID,
+                    "%s has %zu bytes, a salt key has at least %d: head -c 32 /dev/urandom", path,
+                    map.size_bytes, KEY_BYTES_MIN);
+    struct id128 hash = hash128(map.data, map.size_bytes);
+    key[0] = hash.hi;
+    key[1] = hash.lo;
+    file_map_close(&map);
+    return e;
+}
+
+static enum err tenant_options(const struct options *o, struct router_config *config)
+{
+    enum err e = fair_weights_parse(o->tenant_weights, config->weights, &config->weights_count);
+    if (e != OK) return err_prefix(e, "tenant-weights");
+    config->tenant_reserve_percent = (uint32_t)o->tenant_reserve;
+    return o->salt_key ? read_salt_key(o->salt_key, config->salt_key) : OK;
+}
 
 static struct router_options shell_options(const struct options *o)
 {
@@ -110,7 +148,8 @@ int main(int argc, char **argv)
     if (!settings_main(&settings, &program, argc, argv, &status)) return status;
     log_setup((enum log_level)o.log_level, o.name);
     struct router_options options = shell_options(&o);
-    enum err e = router_options_check(&options);
+    enum err e = tenant_options(&o, &options.config);
+    if (e == OK) e = router_options_check(&options);
     status = e == OK ? 1 : 2;
     if (e == OK) e = router_shell_open(&shell, &options);
     if (e == OK) {

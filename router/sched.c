@@ -23,10 +23,10 @@ const char *sched_waiting_for(enum sched_answer answer)
     return texts[answer];
 }
 
-static bool window_open(const struct sched_node *n, uint32_t tokens)
+static bool window_open(const struct sched_node *n, const struct sched_job *job, uint32_t tokens)
 {
-    return n->outstanding_tokens == 0 ||
-           (uint64_t)n->outstanding_tokens + tokens <= n->window_tokens;
+    uint64_t window_tokens = (uint64_t)n->window_tokens << job->under_share;
+    return n->outstanding_tokens == 0 || (uint64_t)n->outstanding_tokens + tokens <= window_tokens;
 }
 
 static uint32_t cached_on(const struct sched_job *job, uint32_t node)
@@ -67,10 +67,17 @@ static bool prompt_fits(const struct sched_node *n, const struct sched_job *job)
     return n->blocks_total >= sched_blocks_at_once(n, job, blocks);
 }
 
+/* Of `all`, what is not for this job; a node that nobody uses keeps nothing. */
+static uint32_t kept(const struct sched_node *n, const struct sched_job *job, uint32_t all)
+{
+    return n->running > 0 ? (uint32_t)((uint64_t)all * job->keep_percent / 100) : 0;
+}
+
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
 {
-    return now_ns >= n->full_until_ns && n->running < n->sequences_max &&
-           blocks_left(n) >= job->blocks;
+    return now_ns >= n->full_until_ns &&
+           n->running + kept(n, job, n->sequences_max) < n->sequences_max &&
+           blocks_left(n) >= (uint64_t)job->blocks + kept(n, job, n->blocks_total);
 }
 
 uint64_t sched_link(const char *address)
@@ -122,7 +129,7 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
         if (!n->open || n->role != role || !prompt_fits(n, job)) continue;
         if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
         best.any = true;
-        if (!window_open(n, sched_left(job, i))) continue;
+        if (!window_open(n, job, sched_left(job, i))) continue;
         uint64_t cost_ns = work_ahead(n, sched_left(job, i));
         if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
         if (cost_ns >= best.cost_ns) continue;

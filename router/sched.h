@@ -51,6 +51,9 @@ struct sched_job {
         *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
                              * holds any */
     struct kv_window window; /* `blocks` are with it, blocks_full without */
+    /* Of its tenant, if there are others: more than its share of the places is in use by it, or less. */
+    bool over_share, under_share;
+    uint32_t keep_percent; /* of each D's places and blocks, not for this job */
 };
 
 struct sched_rules {
@@ -114,7 +117,8 @@ bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uin
  *
  * Local, if there is no prefill node that D could be reached from, or by the rules: when computing what is
  * left of the prompt on D would cost it and its running streams less than the hand-over costs this request,
- * together with what P would have to compute beyond that, and its queue, if D holds more than P. */
+ * together with what P would have to compute beyond that, and its queue, if D holds more than P.
+ * A tenant below its share finds windows twice as wide, and a D keeps a part of itself from those above. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair);

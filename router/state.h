@@ -13,6 +13,7 @@
 #include "common/mem.h"
 #include "common/metrics.h"
 #include "router/core.h"
+#include "router/fair.h"
 #include "router/kv_query.h"
 #include "router/index.h"
 #include "router/sched.h"
@@ -142,8 +143,11 @@ struct choice {
     uint32_t index;
     enum choice_state state;
     uint32_t attempt;
-    struct heap_entry queue; /* core->queue: by sched_queue_key */
-    struct heap_entry timer; /* core->timers: the state's deadline */
+    struct heap_entry queue;                  /* core->queue: by sched_queue_key */
+    struct heap_entry turn;                   /* its tenant's queue, likewise */
+    bool running;                             /* it counts as one of its tenant's */
+    uint32_t charged_tokens, refunded_tokens; /* of its prompt */
+    struct heap_entry timer;                  /* core->timers: the state's deadline */
     uint64_t state_ns, progress_ns;
 
     struct node *prefill, *decode; /* attached: NULL once it has let go */
@@ -191,6 +195,7 @@ struct request {
     struct msg_submit submit; /* copied; text is dropped once there are ids */
     uint64_t arrived_ns, deadline_ns;
     uint64_t tenant_salt;
+    struct fair_tenant *tenant; /* NULL: has ended */
     enum job_kind kind;
     bool checked; /* against the cluster's vocabulary and context */
     uint32_t prompt_count;
@@ -280,6 +285,7 @@ struct router_core {
     uint32_t nodes_count;
     struct cluster cluster;
     struct heap queue, timers;
+    struct fair fair;
     uint64_t queued_tokens;
     uint32_t queued_retries;
     struct list_link history;
@@ -363,6 +369,26 @@ bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c
                struct sched_job job, struct sched_pair *pair);
 /* Blocks of its prompt that a fork shares with its sibling. */
 uint32_t fork_shared_blocks(uint32_t prompt_count, struct kv_window window);
+
+/* turns.c: the choices of each tenant */
+uint64_t turns_salt(const struct router_core *core, const char *tenant); /* 0: of none */
+uint32_t turns_weight(const struct router_core *core, const char *tenant);
+enum err turns_join(struct router_core *core, struct request *r);
+void turns_leave(struct router_core *core, struct request *r); /* nothing if it has left */
+void turns_queue(struct router_core *core, struct choice *c);
+void turns_unqueue(struct router_core *core, struct choice *c); /* nothing if it is not queued */
+void turns_started(struct router_core *core, struct choice *c);
+void turns_ended(struct router_core *core, struct choice *c);
+void turns_cached(struct router_core *core, struct choice *c, uint32_t cached_tokens);
+void turns_generated(struct router_core *core, struct choice *c, uint32_t tokens);
+/* For its job at a node: what of its tenant stands before it, and how urgent it may be. */
+uint32_t turns_lead(const struct router_core *core, const struct choice *c, const struct node *n,
+                    bool decode);
+int32_t turns_priority(const struct router_core *core, const struct choice *c);
+/* Which room of the nodes it may take. */
+void turns_room(const struct router_core *core, const struct choice *c, struct sched_job *job);
+struct json_t;
+struct json_t *turns_json(const struct router_core *core);
 
 /* attach.c: a choice at its nodes */
 uint32_t choice_tokens(const struct choice *c); /* prompt and generated ones */

@@ -182,6 +182,7 @@ void request_free(struct router_core *core, struct request *r)
     if (map_get(&core->requests, r->id) == r) map_remove(&core->requests, r->id);
     list_remove(&r->history);
     list_remove(&r->of_client);
+    turns_leave(core, r);
     for (uint32_t i = 0; i < r->choices_count; i++) {
         struct choice *c = &r->choice[i];
         heap_remove(&core->queue, &c->queue);
@@ -210,7 +211,7 @@ static void name_request(struct router_core *core, struct request *r)
         r->id = (struct id128){draw(core, 1), draw(core, 2)};
     if (!r->submit.seed_given) r->submit.sampling.seed = draw(core, 3);
     if (r->submit.tenant && r->submit.tenant[0]) {
-        r->tenant_salt = hash64(r->submit.tenant, strlen(r->submit.tenant));
+        r->tenant_salt = turns_salt(core, r->submit.tenant);
         kv_query_note_tenant(core, r->tenant_salt, r->submit.tenant);
     }
     if (r->submit.kv_window) { /* its KV is not that of all tokens */
@@ -265,6 +266,7 @@ static enum err make_request(struct router_core *core, uint64_t now_ns,
     size_t choices = core->counts.choices_live + submit->choices;
     if ((e = heap_reserve(&core->queue, choices)) != OK) goto fail;
     if ((e = heap_reserve(&core->timers, choices)) != OK) goto fail;
+    if ((e = turns_join(core, r)) != OK) goto fail;
     if ((e = map_put(&core->requests, r->id, r)) != OK) goto fail;
     *out = r;
     return OK;

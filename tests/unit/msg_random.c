@@ -159,6 +159,7 @@ static struct job job(struct msg_random *r)
     j.age_ms = r32(r);
     j.kv_window = below(r, JOB_TOKENS_MAX);
     j.kv_sinks = below(r, JOB_TOKENS_MAX);
+    j.tenant = r64(r);
     j.tenant_weight = r32(r);
     j.fair_lead = r32(r);
     return j;
@@ -501,6 +502,7 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME(age_ms);
     SAME(kv_window);
     SAME(kv_sinks);
+    SAME(tenant);
     SAME(tenant_weight);
     SAME(fair_lead);
     return NULL;

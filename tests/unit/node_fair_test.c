@@ -1,0 +1,146 @@
+/* A node and its tenants: whose prompt is computed first, whose blocks go first, and that what one tenant
+ * has cached is nobody else's. */
+#include "tests/unit/testing.h"
+
+#include "tests/unit/node_rig.h"
+
+static struct rig d;
+
+static struct job job_of(uint32_t id, uint64_t tenant, uint32_t lead,
+                         const struct rig_prompt *prompt)
+{
+    struct job job = rig_job(id, prompt);
+    job.stop_ids_count = 0;
+    job.tenant = job.tenant_salt = tenant;
+    job.tenant_weight = 1;
+    job.fair_lead = lead;
+    return job;
+}
+
+/* The place of this job's FINISHED among all. */
+static uint32_t finished_at(const struct rig *r, struct job_key key)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->said_count; i++) {
+        if (r->said[i].m.kind != MSG_FINISHED) continue;
+        if (job_key_equal(r->said[i].m.finished.key, key)) return n;
+        n++;
+    }
+    fail_msg("it did not finish");
+    return 0;
+}
+
+static void a_tenant_with_nothing_here_goes_before_what_waits_of_another(void **state)
+{
+    (void)state;
+    enum { HEAVY = 6 };
+    rig_open(&d,
+             &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 64, .chunk_tokens = 16});
+    struct job heavy[HEAVY], light;
+    for (uint32_t i = 0; i < HEAVY; i++) {
+        heavy[i] = job_of(i, 1, i ? 80 * (i + 1) : 0, &(struct rig_prompt){i, 0, 0, 80, 1});
+        rig_prefill(&d, &heavy[i], ID128_NONE, 0);
+    }
+    for (int i = 0; i < 6; i++)
+        rig_step(&d); /* the first one is done, the second one has begun */
+    light = job_of(50, 2, 0, &(struct rig_prompt){50, 0, 0, 80, 1});
+    rig_prefill(&d, &light, ID128_NONE, 0);
+    rig_run(&d);
+    assert_true(finished_at(&d, light.key) <= 2);
+    for (uint32_t i = 1; i < HEAVY; i++) /* its own order stays */
+        assert_true(finished_at(&d, heavy[i - 1].key) < finished_at(&d, heavy[i].key));
+    rig_free(&d);
+}
+
+/* However many come later, one that waits is served when as much was computed as stood before it. */
+static void nobody_waits_for_ever_behind_small_tenants(void **state)
+{
+    (void)state;
+    enum { LATER = 12 };
+    rig_open(&d,
+             &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 64, .chunk_tokens = 16});
+    struct job old[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        old[i] = job_of(i, 1, i * 160, &(struct rig_prompt){i, 0, 0, 80, 1});
+        rig_prefill(&d, &old[i], ID128_NONE, 0);
+    }
+    uint32_t before = 0;
+    struct job job[LATER];
+    for (uint32_t i = 0; i < LATER; i++) {
+        job[i] = job_of(10 + i, 100 + i, 0, &(struct rig_prompt){10 + i, 0, 0, 40, 1});
+        rig_prefill(&d, &job[i], ID128_NONE, 0);
+        for (int step = 0; step < 3; step++)
+            rig_step(&d);
+    }
+    rig_run(&d);
+    for (uint32_t i = 0; i < LATER; i++)
+        before += finished_at(&d, job[i].key) < finished_at(&d, old[1].key);
+    assert_in_range(before, 1,
+                    5); /* 80 tokens of the first, then 80 of others at the most, by 40 */
+    rig_free(&d);
+}
+
+static void a_short_pool_takes_from_who_has_most(void **state)
+{
+    (void)state;
+    rig_open(&d,
+             &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 16, .chunk_tokens = 40});
+    struct job job[4];
+    for (uint32_t i = 0; i < 4; i++) { /* three of one tenant, then one of another */
+        job[i] =
+            job_of(i, i < 3 ? 1 : 2, i < 3 ? i * 80 : 0, &(struct rig_prompt){i, 0, 0, 40, 120});
+        rig_reserve(&d, &job[i], true);
+    }
+    rig_run(&d);
+    assert_true(rig_counts(&d).preemptions > 0);
+    assert_true(finished_at(&d, job[0].key) < finished_at(&d, job[1].key));
+    assert_true(finished_at(&d, job[3].key) < finished_at(&d, job[1].key));
+    assert_true(finished_at(&d, job[3].key) < finished_at(&d, job[2].key));
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
+        enum finish finish;
+        uint32_t n = rig_expect(&job[i], 400, want, &finish);
+        assert_int_equal(rig_stream(&d, job[i].key, got), n);
+        assert_memory_equal(got, want, n * sizeof *got);
+    }
+    rig_free(&d);
+}
+
+/* What a miss says, and in as many steps. */
+static void another_tenants_prefix_is_a_miss_in_all_that_shows(void **state)
+{
+    (void)state;
+    const struct rig_prompt prompt = {1, 0, 0, 100, 1};
+    uint32_t steps[3], cached[3];
+    const uint64_t tenants[] = {7, 7, 8};
+    rig_open(&d,
+             &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 64, .chunk_tokens = 16});
+    for (uint32_t i = 0; i < 3; i++) {
+        struct job job = job_of(i, tenants[i], 0, &prompt);
+        rig_forget(&d);
+        rig_prefill(&d, &job, ID128_NONE, 0);
+        for (steps[i] = 0; rig_step(&d); steps[i]++)
+            continue;
+        const struct msg *first = rig_said(&d, MSG_FINISHED);
+        assert_non_null(first);
+        cached[i] = first->finished.cached_tokens;
+        rig_acknowledge(&d, job.key);
+    }
+    assert_int_equal(cached[0], 0);
+    assert_int_equal(cached[1], 96);
+    assert_true(steps[1] < steps[0]);
+    assert_int_equal(cached[2], 0);
+    assert_int_equal(steps[2], steps[0]);
+    rig_free(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_tenant_with_nothing_here_goes_before_what_waits_of_another),
+        cmocka_unit_test(nobody_waits_for_ever_behind_small_tenants),
+        cmocka_unit_test(a_short_pool_takes_from_who_has_most),
+        cmocka_unit_test(another_tenants_prefix_is_a_miss_in_all_that_shows),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
