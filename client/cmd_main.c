@@ -15,6 +15,7 @@ static const struct verb {
     {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
     {"status", cmd_status, "nodes, queues and links"},
     {"kv", cmd_kv, "what the nodes cache, and how well that does"},
+    {"doctor", cmd_doctor, "what is wrong with a cluster, why, and what to do"},
     {"explain", cmd_explain, "where the time of one request went"},
     {"drain", cmd_drain, "let a node, or the whole cluster, finish and leave"},
     {"plan", cmd_plan, "memory and nodes that a model and a load need, offline"},

@@ -305,8 +305,8 @@ static void help_goes_to_stdout_and_names_every_verb(void **state)
     (void)state;
     struct result x = RUN("help");
     assert_int_equal(x.code, 0);
-    static const char *const verbs[] = {"up",    "generate", "status",   "kv",        "explain",
-                                        "drain", "plan",     "tokenize", "detokenize"};
+    static const char *const verbs[] = {"up",      "generate", "status", "kv",       "doctor",
+                                        "explain", "drain",    "plan",   "tokenize", "detokenize"};
     for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
         assert_non_null(strstr(x.out, verbs[i]));
         struct result v = RUN(verbs[i], "--help");

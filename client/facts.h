@@ -1,0 +1,63 @@
+/* facts: what the doctor looks at, as numbers: read from two samples of a cluster's status and KV
+ * (client/sample.h), of a running one or of a file.
+ *
+ *     struct facts facts;
+ *     if ((e = facts_read(&facts, samples)) != OK) return e;
+ *     ... doctor_examine(&facts, &diagnosis) ...
+ *     facts_fini(&facts);
+ *
+ * Rates of the router are between the first and the last sample; a single one has none. Those of a node's
+ * KV are over the node's own window of the last minutes (docs/kv-memory.md). Rules: a field that is
+ * missing or of another type is 0 or "", so files of other versions can be read. Owner: one thread. */
+#ifndef TANDEM_CLIENT_FACTS_H
+#define TANDEM_CLIENT_FACTS_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/err.h"
+
+enum { FACTS_NAME = 65, FACTS_TEXT = 160, FACTS_NODES_MAX = 4096, FACTS_PATHS_MAX = 65536 };
+
+struct facts_node {
+    char name[FACTS_NAME];
+    bool prefill, draining;
+    bool reported;                         /* it has told of its KV … */
+    char silent[FACTS_TEXT];               /* … or has not, because of this */
+    double blocks_total, blocks_available; /* available: free or cached */
+    double block_bytes;
+    double running, sequences_max;
+    double step_s, without_progress_s;
+    double slow_per_s;
+    double held_tokens, wasted_slots, contiguous_slots; /* now, or when most was held */
+    /* KV, of the last window_s: */
+    bool prefix_cache;
+    double window_s;
+    double queried_tokens, hit_tokens, evicted_blocks, regret_blocks, generated_tokens,
+        recomputed_tokens, preemptions, refused_jobs;
+    double live, blocks_full, preempted; /* now */
+};
+
+struct facts_path {
+    char from[FACTS_NAME], to[FACTS_NAME], kind[16], state[16], reason[FACTS_TEXT];
+};
+
+struct facts {
+    double seconds; /* between the samples; 0: there was one only */
+    bool has_status;
+    char router[FACTS_NAME];
+    double queued, oldest_s;
+    double picked, waited_s; /* in those seconds */
+    double blocked_nodes_s, blocked_prefill_s, blocked_decode_s;
+    double failed, node_deaths, slow_per_s;
+    struct facts_node *node;
+    size_t nodes_count;
+    struct facts_path *path;
+    size_t paths_count;
+};
+
+enum err facts_read(struct facts *facts, const json_t *samples);
+void facts_fini(struct facts *facts);
+
+#endif
