@@ -116,7 +116,8 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         kv_pool_drop(c->pool, s->table[i], kind);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     trim(c, s, kind == HOLD_RESERVE ? seq_total(s) - 1 : s->kv_count);
-    if (accounts_need(s) > accounts_available(c)) {
+    room_note_shared(c, s);
+    if (accounts_need(s) > accounts_available(c) || !room_for(c, s)) {
         accounts_close(c, s);
         return ERR_FULL;
     }
@@ -135,8 +136,8 @@ enum err accounts_fork(struct node_core *c, struct sequence *s, const struct seq
     s->gone = kv_window_gone(s->window, last);
     CHECK(of->gone <= s->gone);
     s->kv_count = s->planned = last; /* that token is computed again: its logits are wanted */
-    s->table_count = shared;
-    if (accounts_need(s) > accounts_available(c)) {
+    s->table_count = s->shared_count = shared;
+    if (accounts_need(s) > accounts_available(c) || !room_for(c, s)) {
         s->table_count = s->kv_count = s->planned = 0;
         return ERR_FULL;
     }

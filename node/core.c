@@ -40,6 +40,7 @@ static enum err new_arrays(struct node_core *c)
     c->claim = mem_array(g->slots_count, sizeof *c->claim);
     c->pick = mem_array(g->slots_count, sizeof *c->pick);
     c->rival = mem_array(g->slots_count, sizeof *c->rival);
+    c->grower = mem_array(g->slots_count, sizeof *c->grower);
     c->op_blocks = mem_array(blocks_for_tokens(g->context_max) + 1, sizeof *c->op_blocks);
     c->keys = mem_array(g->slots_count, sizeof *c->keys);
     c->run = mem_array(g->slots_count, sizeof *c->run);
@@ -47,8 +48,8 @@ static enum err new_arrays(struct node_core *c)
     c->link = mem_array(NODE_LINKS_MAX, sizeof *c->link);
     c->audit_holds = mem_array((size_t)g->blocks_count * HOLD_KINDS, sizeof *c->audit_holds);
     bool all = c->sequence && c->free_slot && c->tomb && c->plan_job && c->plan_part && c->claim &&
-               c->pick && c->rival && c->op_blocks && c->keys && c->run && c->info && c->link &&
-               c->audit_holds;
+               c->pick && c->rival && c->grower && c->op_blocks && c->keys && c->run && c->info &&
+               c->link && c->audit_holds;
     for (uint32_t i = 0; all && i < g->slots_count; i++) {
         c->sequence[i].slot = i;
         c->sequence[i].copy_from = BLOCK_NONE;
@@ -116,9 +117,10 @@ void node_core_free(struct node_core *c)
     map_fini(&c->tickets);
     map_fini(&c->tombs);
     heap_fini(&c->timers);
-    void *arrays[] = {c->router,    c->sequence, c->free_slot, c->tomb,        c->plan_job,
-                      c->plan_part, c->claim,    c->pick,      c->rival,       c->op_blocks,
-                      c->keys,      c->run,      c->info,      c->audit_holds, c->link};
+    void *arrays[] = {c->router,   c->sequence,  c->free_slot,   c->tomb,
+                      c->plan_job, c->plan_part, c->claim,       c->pick,
+                      c->rival,    c->op_blocks, c->grower,      c->keys,
+                      c->run,      c->info,      c->audit_holds, c->link};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         mem_free(arrays[i]);
     mem_free(c);

@@ -30,6 +30,7 @@
 #include "kv/pool.h"
 #include "kv/prefix.h"
 #include "kv/tiers.h"
+#include "node/plan.h"
 #include "proto/msg.h"
 #include "proto/peer.h"
 #include "proto/session.h"
@@ -82,6 +83,7 @@ struct node_config {
     uint64_t prefix_wait_ns;     /* how long a job waits for a shared prefix being computed: 2 s */
     bool kv_windows;             /* its device knows windows of a request's own */
     bool prefix_cache;
+    enum preempted preempted;  /* how they come back */
     struct evict_config evict; /* which of its blocks go first */
     const char *link;          /* forces "shm" or "tcp"; "" : best */
     uint32_t tombstones_max;   /* 4096 */

@@ -94,8 +94,12 @@ static enum err admit_job(const struct node_core *c, const struct offer *o)
 static enum err full(const struct node_core *c, const struct sequence *s)
 {
     if (queue_preempted(c)) return err_set(ERR_FULL, "preempted sequences wait for blocks");
-    return err_set(ERR_FULL, "%u blocks wanted, %u are free or cached", accounts_need(s),
-                   accounts_available(c));
+    uint32_t need = accounts_need(s), available = accounts_available(c);
+    if (need <= available)
+        return err_set(ERR_FULL,
+                       "%u blocks are free or cached, which those that run are expected to want",
+                       available);
+    return err_set(ERR_FULL, "%u blocks wanted, %u are free or cached", need, available);
 }
 
 static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequence *s)
@@ -154,6 +158,7 @@ static enum err begin(struct node_core *c, uint64_t now_ns, const struct offer *
     s->router = o->router;
     s->fork = o->fork && s->job.forwarded_count == 0;
     s->sibling = o->sibling;
+    s->preemptions = s->job.preemptions;
     s->job_deadline_ns = o->deadline_ns;
     uint32_t need = accounts_need_all(s);
     if (need > c->config.blocks_count)

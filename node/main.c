@@ -14,7 +14,7 @@ struct options {
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
-    int dtype, link, evict, log_level;
+    int dtype, link, evict, preempted, log_level;
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
     uint64_t evict_ttl_ns;
@@ -66,6 +66,9 @@ static const struct setting rows[] = {
     SETTING_DURATION(struct options, evict_ttl_ns, "evict-ttl", "5m", NS_PER_MS,
                      24 * 3600 * NS_PER_S,
                      "with --evict ttl: blocks go when nobody used them for so long"),
+    SETTING_CHOICE(
+        struct options, preempted, "preempted", "auto|recompute|hand-back", "auto",
+        "sequences that made room for others: computed again here, or by a prefill node"),
     SETTING_CHOICE(struct options, link, "link", NODE_LINKS, "auto",
                    "how KV travels between nodes; auto: the best that both have, by what was "
                    "measured; nccl and ipc: from GPU to GPU"),
@@ -125,6 +128,7 @@ static struct node_options shell_options(const struct options *o, const struct n
         .link_retry_ns = o->link_retry_ns,
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,
+        .preempted = (enum preempted)o->preempted,
         .evict = {.policy = (enum evict_policy)o->evict, .ttl_ns = o->evict_ttl_ns},
         .engine = {.model_dir = o->model,
                    .cache_dir = o->cache_dir,

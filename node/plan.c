@@ -1,5 +1,7 @@
 #include "node/plan.h"
 
+#include <stdlib.h>
+
 #include "common/geometry.h"
 #include "common/plant.h"
 
@@ -48,13 +50,60 @@ uint32_t chunk_plan(const struct plan_job *jobs, uint32_t jobs_count,
     return n;
 }
 
+/* Whether a gives way before b does. */
+static bool gives_way(const struct plan_claim *a, const struct plan_claim *b)
+{
+    if (a->priority != b->priority) return a->priority > b->priority;
+    if (a->cost != b->cost) return a->cost < b->cost;
+    return plan_before(b, a);
+}
+
 uint32_t preempt_pick(const struct plan_claim *claims, uint32_t claims_count,
                       const struct plan_claim *wanting)
 {
     uint32_t pick = UINT32_MAX;
     for (uint32_t i = 0; i < claims_count; i++) {
         if (!plan_before(wanting, &claims[i]) && !PLANTED("preemption_cycle")) continue;
-        if (pick == UINT32_MAX || plan_before(&claims[pick], &claims[i])) pick = i;
+        if (pick == UINT32_MAX || gives_way(&claims[i], &claims[pick])) pick = i;
     }
     return pick;
+}
+
+uint64_t preempt_cost(uint32_t private_blocks, uint32_t preemptions)
+{
+    return private_blocks == 0 ? UINT64_MAX : (uint64_t)private_blocks * (1 + preemptions);
+}
+
+static int by_growth(const void *a, const void *b)
+{
+    uint32_t x = ((const struct plan_grower *)a)->grow, y = ((const struct plan_grower *)b)->grow;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+uint64_t plan_peak(struct plan_grower *growers, uint32_t count)
+{
+    uint64_t held = 0, peak = 0;
+    qsort(growers, count, sizeof *growers, by_growth);
+    for (uint32_t i = 0; i < count;
+         i++) { /* when this one ends, those before it have grown as far */
+        held += growers[i].held;
+        uint64_t then = held + (uint64_t)(i + 1) * growers[i].grow;
+        if (then > peak) peak = then;
+    }
+    return peak;
+}
+
+uint32_t plan_horizon(uint32_t preemptions)
+{
+    enum { DOUBLINGS_MAX = 16 };
+    if (preemptions == 0) return 0;
+    return BLOCK_TOKENS << (preemptions < DOUBLINGS_MAX ? preemptions : DOUBLINGS_MAX);
+}
+
+enum preempted plan_return(const struct plan_return *f)
+{
+    if (f->remote_token_ns == 0 || f->token_ns == 0) return PREEMPTED_RECOMPUTE;
+    double here = (double)f->missing_tokens * (double)f->token_ns * (1 + (double)f->running);
+    double there = (double)f->missing_tokens * (double)f->remote_token_ns;
+    return here > there ? PREEMPTED_HAND_BACK : PREEMPTED_RECOMPUTE;
 }

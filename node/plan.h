@@ -39,6 +39,9 @@ uint32_t chunk_plan(const struct plan_job *jobs, uint32_t jobs_count,
 struct plan_claim {
     int32_t priority; /* lower goes first */
     uint64_t order;   /* plan_order: lower is older, or of a tenant that has less */
+    uint64_t cost;    /* of bringing it back */
+    uint64_t born_ms; /* when its request came, by the node's clock: of equal tokens the older goes
+                       * first */
 };
 /* An order of tokens, and of arrival among those of as many. */
 enum { PLAN_ARRIVALS = 1 << 20 };
@@ -53,11 +56,43 @@ static inline uint64_t plan_order_tokens(uint64_t order)
 /* Whether `a` is served before `b`: by priority, then the older one. */
 static inline bool plan_before(const struct plan_claim *a, const struct plan_claim *b)
 {
-    return a->priority != b->priority ? a->priority < b->priority : a->order < b->order;
+    uint64_t tokens_a = plan_order_tokens(a->order), tokens_b = plan_order_tokens(b->order);
+    if (a->priority != b->priority) return a->priority < b->priority;
+    if (tokens_a != tokens_b) return tokens_a < tokens_b;
+    return a->born_ms != b->born_ms ? a->born_ms < b->born_ms : a->order < b->order;
 }
-/* The index of the claim to preempt for `wanting`: the last one in order that stands behind it;
- * UINT32_MAX: none does. So the first in order is never preempted and no two preempt each other. */
+/* The index of the claim to preempt for `wanting`, among those that stand behind it: of the lowest priority,
+ * then the cheapest to bring back, then the youngest; UINT32_MAX: none does. So the first in order is
+ * never preempted and no two preempt each other. */
 uint32_t preempt_pick(const struct plan_claim *claims, uint32_t claims_count,
                       const struct plan_claim *wanting);
+
+/* What bringing a preempted sequence back costs, for preempt_pick: tokens to compute if nothing stays cached,
+ * more for one that was preempted before. One that would free nothing costs most. */
+uint64_t preempt_cost(uint32_t private_blocks, uint32_t preemptions);
+
+/* A sequence for plan_peak, in blocks; one that gets its blocks back when it ends. */
+struct plan_grower {
+    uint32_t held; /* by it alone */
+    uint32_t grow; /* that it is expected to take until it ends */
+};
+/* The most blocks that they will hold together, if all grow at one pace and each ends when it has grown as
+ * expected. Sorts them. */
+uint64_t plan_peak(struct plan_grower *growers, uint32_t count);
+/* Tokens for which a sequence that was preempted so often must find room before it comes back; it doubles, so
+ * that one is preempted at most some log2 of its length times. */
+uint32_t plan_horizon(uint32_t preemptions);
+
+/* How a preempted sequence comes back that lacks the KV of so many tokens. */
+enum preempted { PREEMPTED_AUTO, PREEMPTED_RECOMPUTE, PREEMPTED_HAND_BACK };
+struct plan_return {
+    uint32_t missing_tokens;
+    uint32_t running;         /* streams that wait while they are computed here */
+    uint64_t token_ns;        /* of computing one here; 0: not known */
+    uint64_t remote_token_ns; /* from RESERVE to KV that came from a P; 0: not known */
+};
+/* PREEMPTED_RECOMPUTE or PREEMPTED_HAND_BACK, whichever is expected to cost less; what is not known of here
+ * is found out, what is not known of others is not asked for. */
+enum preempted plan_return(const struct plan_return *facts);
 
 #endif

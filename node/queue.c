@@ -38,6 +38,14 @@ enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s)
     return accounts_open(c, s, HOLD_SEQUENCE);
 }
 
+/* To its router, which has all of its tokens: another P computes its KV, for this node or another one. */
+static void hand_back(struct node_core *c, uint64_t now_ns, struct sequence *s)
+{
+    tell_dirty(c, now_ns);
+    c->counts.handed_back++;
+    sequence_fail(c, now_ns, s, ERR_AGAIN, true, "preempted: cheaper to prefill elsewhere");
+}
+
 void queue_start(struct node_core *c, uint64_t now_ns)
 {
     uint32_t tokens = 0; /* of prompts in hand that no submitted step computes yet */
@@ -50,6 +58,10 @@ void queue_start(struct node_core *c, uint64_t now_ns)
             if (e == ERR_FULL) return;
             if (e == ERR_NOT_FOUND) sequence_fail(c, now_ns, s, fork_gone(), true, err_text());
             if (e != OK) continue;
+            if (room_hands_back(c, s)) {
+                hand_back(c, now_ns, s);
+                continue;
+            }
             sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
         }
         if (!accounts_fill(c, s)) return; /* what gets free is first for who began first */
@@ -91,6 +103,7 @@ static uint32_t claims_of(struct node_core *c, const struct list_link *head, uin
         struct sequence *s = list_member(l, struct sequence, place);
         if (s->table_count == 0 || s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN) continue;
         c->claim[n] = seq_claim(s);
+        c->claim[n].cost = preempt_cost(room_private_blocks(s), s->preemptions);
         c->rival[n++] = s;
     }
     return n;

@@ -159,10 +159,18 @@ static void enter(struct node_core *c, uint64_t now_ns, struct sequence *s, enum
                  now_ns + (state == SEQ_FINISHED ? NODE_REPEAT_NS : c->config.reserve_timeout_ns));
 }
 
+/* One that comes again is no younger for it. */
+static uint64_t born_ms(uint64_t now_ns, const struct job *job)
+{
+    uint64_t now_ms = now_ns / NS_PER_MS;
+    return now_ms > job->age_ms ? now_ms - job->age_ms : 0;
+}
+
 void sequence_enter(struct node_core *c, uint64_t now_ns, struct sequence *s, enum seq_state state)
 {
     enum err e = map_put(&c->jobs, job_map_key(s->job.key.request, s->job.key.choice), s);
     CHECK(e == OK); /* job_find said that there is none; reserved for all slots */
+    s->born_ms = born_ms(now_ns, &s->job);
     s->order = fair_order(c, &s->job);
     live_add(c, s);
     enter(c, now_ns, s, state);
@@ -208,6 +216,8 @@ static void finish(struct node_core *c, uint64_t now_ns, struct sequence *s, enu
 {
     s->finish = why;
     s->finished_ns = now_ns;
+    if (s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL)
+        lengths_add(&c->lengths, s->job.prompt_count, s->job.tokens_max, s->generated_count);
     accounts_insert(c, s);
     accounts_close(c, s);
     enter(c, now_ns, s, SEQ_FINISHED);
@@ -242,6 +252,7 @@ static void on_committed(struct node_core *c, uint64_t now_ns, struct sequence *
                       "the commit's token is not in the vocabulary");
         return;
     }
+    room_note_remote(c, s, now_ns);
     s->kv_count = s->planned = seq_total(s);
     accounts_move(c, s, HOLD_SEQUENCE);
     accounts_insert(c, s);
@@ -319,6 +330,7 @@ static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
     s->tier_asked = false; /* they may have by now what it lacks then */
     s->tier_deadline_ns = 0;
     s->goal = seq_total(s);
+    s->preemptions++;
     c->counts.preemptions++;
     enter(c, now_ns, s, SEQ_WAITING);
 }
@@ -352,7 +364,10 @@ static void on_timer(struct node_core *c, uint64_t now_ns, struct sequence *s)
         char reason[MSG_TEXT_MAX];
         snprintf(reason, sizeof reason, "%s for %llu ms without an event", seq_state_name(s->state),
                  (unsigned long long)(c->config.reserve_timeout_ns / NS_PER_MS));
-        sequence_fail(c, now_ns, s, ERR_TIMEOUT, true, reason);
+        bool for_room = s->state == SEQ_WAITING && (s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL);
+        c->counts.handed_back += for_room && s->preempted;
+        enum err e = !for_room ? ERR_TIMEOUT : s->preempted ? ERR_AGAIN : ERR_FULL;
+        sequence_fail(c, now_ns, s, e, true, reason);
     }
     if (s->state != SEQ_FREE && s->state != SEQ_ENDING && !heap_holds(&s->timer))
         set_deadline(c, s, s->state_deadline_ns);
@@ -373,6 +388,10 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
         enter(c, now_ns, s, SEQ_PREFILL);
         if (!s->preempted) s->cached_tokens = s->kv_count;
         c->counts.cached_tokens += s->kv_count;
+        if (s->preempted) {
+            c->counts.returned_cached_tokens += s->kv_count;
+            c->counts.returned_computed_tokens += s->goal - s->kv_count;
+        }
         if (s->kind == SEQ_PUSH) handover_push_cached(c, now_ns, s);
         return;
     case SEQ_EV_COMPUTED:

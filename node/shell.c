@@ -633,6 +633,7 @@ static enum err open_core(struct node_shell *s)
         .reserve_timeout_ns = o->reserve_timeout_ns,
         .prefix_wait_ns = o->prefix_wait_ns,
         .prefix_cache = o->prefix_cache,
+        .preempted = o->preempted,
         .evict = o->evict,
         .link = link_names[o->link],
         .tombstones_max = TOMBSTONES_MAX,

@@ -37,6 +37,7 @@ struct node_options {
     const char *cpus;     /* "0-3,8"; NULL: anywhere */
     const char *numa;     /* "auto", "off", a number; NULL: auto */
     bool prefix_cache;
+    enum preempted preempted;
     struct evict_config evict;
     struct engine_options engine; /* limits, slots and cpus are the shell's to fill in */
     uint32_t chunk_tokens, sequences_max;

@@ -6,6 +6,7 @@
  *     sequence.c   the state machine of a sequence
  *     accounts.c   blocks: who holds what, prefix cache, room, preemption
  *     fork.c       samples that begin with the blocks of another one of their request
+ *     room.c       who is taken, and taken back, by how long sequences are expected to become
  *     waste.c      what memory holds, and what contiguous memory would
  *     fair.c       the order of jobs, among tenants
  *     flight.c     steps: what goes in, what comes out
@@ -30,6 +31,7 @@
 #include "common/map.h"
 #include "common/metrics.h"
 #include "node/core.h"
+#include "node/lengths.h"
 #include "node/kv_report.h"
 #include "node/kv_usage.h"
 #include "node/plan.h"
@@ -94,6 +96,7 @@ struct sequence {
     enum seq_kind kind;
     uint32_t router; /* index */
     uint64_t order;  /* see fair.c */
+    uint64_t born_ms;
 
     /* The job. tokens[] is prompt, forwarded and generated ones in a row; job's pointers point here. */
     struct arena arena;
@@ -127,7 +130,9 @@ struct sequence {
     bool slot_made;                        /* the engine knows this life of the slot */
     bool preempt;                          /* as soon as no step names it */
     bool preempted;                        /* was, at least once */
-    bool fork;                             /* waits for the KV of choice `sibling` */
+    uint32_t preemptions;                  /* on all nodes */
+    uint32_t shared_count; /* blocks of table[] that others held, too, when it was opened */
+    bool fork;             /* waits for the KV of choice `sibling` */
     uint32_t sibling;
 
     /* Transfer. */
@@ -282,6 +287,8 @@ struct node_core {
     uint32_t slow_callbacks;
     uint32_t seen_stamp;
     uint64_t step_ns, token_ns; /* smoothed */
+    uint64_t remote_token_ns;   /* from RESERVE to the KV of a token, smoothed */
+    struct lengths lengths;
     struct node_counts counts;
     struct kv_usage usage;
     struct kv_report *report;
@@ -301,6 +308,7 @@ struct node_core {
     struct plan_claim *claim;
     struct sequence **pick;  /* parallel to plan_job */
     struct sequence **rival; /* parallel to claim */
+    struct plan_grower *grower;
     uint32_t *op_blocks;     /* [context blocks] */
     struct job_key *keys;    /* [slots_count] */
     struct token_run *run;   /* [slots_count] */
@@ -316,7 +324,8 @@ static inline uint32_t seq_total(const struct sequence *s)
 }
 static inline struct plan_claim seq_claim(const struct sequence *s)
 {
-    return (struct plan_claim){s->job.priority, s->order};
+    return (struct plan_claim){
+        .priority = s->job.priority, .order = s->order, .born_ms = s->born_ms};
 }
 
 /* core.c */
@@ -445,6 +454,15 @@ bool queue_grow(struct node_core *c, uint64_t now_ns, struct sequence *s);
 enum err fork_open(struct node_core *c, struct sequence *s);
 bool fork_waits(const struct node_core *c, const struct sequence *s);
 enum err fork_gone(void); /* ERR_AGAIN, said */
+
+/* room.c */
+uint32_t room_private_blocks(const struct sequence *s);
+void room_note_shared(struct node_core *c, struct sequence *s); /* of table[], as it is now */
+/* Whether `s`, whose table has what it found, should get the rest of what it needs. */
+bool room_for(struct node_core *c, const struct sequence *s);
+/* Whether `s`, which has its blocks again, had better go back through its router. */
+bool room_hands_back(const struct node_core *c, const struct sequence *s);
+void room_note_remote(struct node_core *c, const struct sequence *s, uint64_t now_ns);
 
 /* waste.c */
 void waste_now(const struct node_core *c, struct node_counts *n);

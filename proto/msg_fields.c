@@ -133,6 +133,7 @@ static const struct field job_rows[] = {
     U64(tenant_salt),
     ENUM(kind, JOB_GENERATE, JOB_KINDS - 1),
     U32(age_ms, ANY),
+    U32(preemptions, ANY),
     U32(kv_window, TOKENS_MAX),
     U32(kv_sinks, TOKENS_MAX),
     U64(tenant),

@@ -90,6 +90,7 @@ static struct job job_of(const struct router_core *core, const struct choice *c,
                       .sampling = s->sampling,
                       .priority = turns_priority(core, c),
                       .kind = s->kind,
+                      .preemptions = c->preemptions,
                       .tenant_salt = r->tenant_salt,
                       .tenant = r->tenant ? r->tenant->salt : 0,
                       .tenant_weight = r->tenant ? r->tenant->weight : 1,
@@ -766,8 +767,11 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
         node_detach_prefill(core, c); /* it has let go already */
     else
         node_detach_decode(core, c);
-    if (m->error == ERR_AGAIN && c->fork) { /* its sibling has gone: to another one, or alone */
-        c->forks_refused++;
+    if (m->error == ERR_AGAIN) { /* no fault: its sibling has gone, or it made room for others */
+        if (c->fork && c->generated_count == 0)
+            c->forks_refused++;
+        else
+            c->preemptions++;
         again(core, now_ns, c, m->reason);
     } else if (m->error == ERR_FULL) {
         from->sched.full_until_ns = now_ns + ROUTER_FULL_NS;

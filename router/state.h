@@ -160,7 +160,7 @@ struct choice {
     bool local, gap_asked;
     bool fork; /* begins with the KV of choice `sibling`, at the same D */
     uint32_t sibling;
-    uint32_t forks_refused;
+    uint32_t forks_refused, preemptions;
     bool finish_pending; /* FINISHED came before its tokens */
     uint32_t finish_count;
 

@@ -157,6 +157,7 @@ static struct job job(struct msg_random *r)
     j.tenant_salt = r64(r);
     j.kind = below(r, JOB_KINDS);
     j.age_ms = r32(r);
+    j.preemptions = r32(r);
     j.kv_window = below(r, JOB_TOKENS_MAX);
     j.kv_sinks = below(r, JOB_TOKENS_MAX);
     j.tenant = r64(r);
@@ -500,6 +501,7 @@ static const char *job_difference(const struct job *a, const struct job *b)
     SAME(tenant_salt);
     SAME(kind);
     SAME(age_ms);
+    SAME(preemptions);
     SAME(kv_window);
     SAME(kv_sinks);
     SAME(tenant);

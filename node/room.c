@@ -1,0 +1,72 @@
+/* Room: whether a decode node should take a sequence, or take one back, given how long those that it has are
+ * expected to become. Taken are only the blocks that are needed now; a wrong guess costs a preemption. */
+#include "node/state.h"
+
+static bool decodes(const struct sequence *s)
+{
+    return s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL;
+}
+
+uint32_t room_private_blocks(const struct sequence *s)
+{
+    uint32_t others = s->shared_count + (s->gone - s->window.sinks) / BLOCK_TOKENS;
+    return s->table_count > others ? s->table_count - others : 0;
+}
+
+void room_note_shared(struct node_core *c, struct sequence *s)
+{
+    s->shared_count = 0;
+    for (uint32_t i = 0; i < s->table_count; i++)
+        if (s->table[i].v != BLOCK_NONE.v)
+            s->shared_count += kv_pool_holds(c->pool, s->table[i], HOLD_SEQUENCE) +
+                                   kv_pool_holds(c->pool, s->table[i], HOLD_RESERVE) >
+                               1;
+}
+
+/* Blocks that it may take yet, at least those of `horizon` tokens if it can become so long. */
+static uint32_t growth(const struct node_core *c, const struct sequence *s, uint32_t horizon)
+{
+    uint32_t limit = s->generated_max, now = s->generated_count;
+    if (s->window.tokens) return 0;
+    uint32_t end = lengths_expect(&c->lengths, s->job.prompt_count, s->job.tokens_max, now);
+    uint32_t own = plan_horizon(s->preemptions);
+    if (horizon < own) horizon = own;
+    if (end < now + horizon) end = now + horizon;
+    if (end > limit) end = limit;
+    return end > now ? (end - now) / BLOCK_TOKENS : 0;
+}
+
+bool room_for(struct node_core *c, const struct sequence *s)
+{
+    uint32_t n = 0, horizon = plan_horizon(s->preemptions);
+    uint64_t capacity = accounts_available(c) + room_private_blocks(s);
+    if (!decodes(s)) return true;
+    for (uint32_t i = 0; i < c->config.slots_count; i++) {
+        const struct sequence *t = &c->sequence[i];
+        if (t == s || t->table_count == 0 || !decodes(t)) continue;
+        uint32_t held = room_private_blocks(t);
+        capacity += held;
+        c->grower[n++] = (struct plan_grower){held, growth(c, t, horizon)};
+    }
+    if (n == 0) return true; /* alone it has what there is */
+    uint32_t mine = room_private_blocks(s) + accounts_need(s);
+    c->grower[n++] = (struct plan_grower){mine, growth(c, s, horizon)};
+    return plan_peak(c->grower, n) <= capacity;
+}
+
+bool room_hands_back(const struct node_core *c, const struct sequence *s)
+{
+    uint32_t running = 0;
+    if (!s->preempted || !decodes(s) || c->config.preempted == PREEMPTED_RECOMPUTE) return false;
+    if (c->config.preempted == PREEMPTED_HAND_BACK) return true;
+    for (const struct list_link *l = c->running.next; l != &c->running; l = l->next)
+        running++;
+    struct plan_return facts = {s->goal - s->kv_count, running, c->token_ns, c->remote_token_ns};
+    return plan_return(&facts) == PREEMPTED_HAND_BACK;
+}
+
+void room_note_remote(struct node_core *c, const struct sequence *s, uint64_t now_ns)
+{
+    uint64_t ns = (now_ns - s->accepted_ns) / (seq_total(s) - s->held_tokens);
+    c->remote_token_ns = c->remote_token_ns == 0 ? ns : (c->remote_token_ns * 7 + ns) / 8;
+}
