@@ -125,7 +125,8 @@ struct node_counts {
     uint64_t forks, fork_shared_blocks, fork_copied_blocks;
     uint64_t scores, embeddings; /* jobs that gave such */
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
-    uint64_t refused_jobs; /* for want of blocks */
+    uint32_t preemptions_most; /* of one sequence */
+    uint64_t refused_jobs;     /* for want of blocks */
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
     uint64_t window_blocks; /* let go of because they left their sequence's window */

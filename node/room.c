@@ -2,6 +2,8 @@
  * expected to become. Taken are only the blocks that are needed now; a wrong guess costs a preemption. */
 #include "node/state.h"
 
+#include "common/plant.h"
+
 static bool decodes(const struct sequence *s)
 {
     return s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL;
@@ -23,35 +25,66 @@ void room_note_shared(struct node_core *c, struct sequence *s)
                                1;
 }
 
-/* Blocks that it may take yet, at least those of `horizon` tokens if it can become so long. */
+/* Blocks that it may take yet: of the tokens that it is expected to have in the end, at least of `horizon` more
+ * if it can become so long. */
 static uint32_t growth(const struct node_core *c, const struct sequence *s, uint32_t horizon)
 {
     uint32_t limit = s->generated_max, now = s->generated_count;
     if (s->window.tokens) return 0;
     uint32_t end = lengths_expect(&c->lengths, s->job.prompt_count, s->job.tokens_max, now);
-    uint32_t own = plan_horizon(s->preemptions);
-    if (horizon < own) horizon = own;
     if (end < now + horizon) end = now + horizon;
     if (end > limit) end = limit;
     return end > now ? (end - now) / BLOCK_TOKENS : 0;
 }
 
-bool room_for(struct node_core *c, const struct sequence *s)
+static bool is_rival(const struct sequence *t, const struct sequence *s)
 {
-    uint32_t n = 0, horizon = plan_horizon(s->preemptions);
-    uint64_t capacity = accounts_available(c) + room_private_blocks(s);
-    if (!decodes(s)) return true;
+    return t != s && t->table_count > 0 && decodes(t);
+}
+
+/* For so many tokens nobody may run short: what one needs that gave way before. */
+static uint32_t horizon_of(const struct node_core *c, const struct sequence *s)
+{
+    uint32_t most = s->preemptions;
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         const struct sequence *t = &c->sequence[i];
-        if (t == s || t->table_count == 0 || !decodes(t)) continue;
+        if (is_rival(t, s) && t->preemptions > most) most = t->preemptions;
+    }
+    return plan_horizon(most);
+}
+
+bool room_for(struct node_core *c, const struct sequence *s)
+{
+    if (!decodes(s) || PLANTED("no_head_room")) return true;
+    uint32_t n = 0, horizon = horizon_of(c, s), mine = room_private_blocks(s);
+    uint64_t capacity = (uint64_t)accounts_available(c) + mine;
+    for (uint32_t i = 0; i < c->config.slots_count; i++) {
+        const struct sequence *t = &c->sequence[i];
+        if (!is_rival(t, s)) continue;
         uint32_t held = room_private_blocks(t);
         capacity += held;
         c->grower[n++] = (struct plan_grower){held, growth(c, t, horizon)};
     }
     if (n == 0) return true; /* alone it has what there is */
-    uint32_t mine = room_private_blocks(s) + accounts_need(s);
-    c->grower[n++] = (struct plan_grower){mine, growth(c, s, horizon)};
+    c->grower[n++] = (struct plan_grower){mine + accounts_need(s), growth(c, s, horizon)};
     return plan_peak(c->grower, n) <= capacity;
+}
+
+static bool older_in(const struct list_link *head, const struct sequence *s)
+{
+    struct plan_claim mine = seq_claim(s);
+    for (const struct list_link *l = head->next; l != head; l = l->next) {
+        const struct sequence *t = list_member(l, struct sequence, place);
+        struct plan_claim theirs = seq_claim(t);
+        if (!plan_before(&theirs, &mine)) return false; /* sorted */
+        if (t->table_count > 0) return true;
+    }
+    return false;
+}
+
+bool room_has_older(const struct node_core *c, const struct sequence *s)
+{
+    return older_in(&c->queue, s) || older_in(&c->running, s);
 }
 
 bool room_hands_back(const struct node_core *c, const struct sequence *s)

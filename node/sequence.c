@@ -322,7 +322,7 @@ static void on_delivered(struct node_core *c, uint64_t now_ns, struct sequence *
 
 static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    CHECK(s->in_flight == 0);
+    CHECK(s->in_flight == 0 && (room_has_older(c, s) || PLANTED("preemption_cycle")));
     accounts_insert(c, s); /* as long as nobody needs the room it need not be computed again */
     accounts_close(c, s);
     s->preempt = false; /* the engine's slot stays as it is: the next token is the same one */
@@ -332,6 +332,7 @@ static void on_preempt(struct node_core *c, uint64_t now_ns, struct sequence *s)
     s->goal = seq_total(s);
     s->preemptions++;
     c->counts.preemptions++;
+    if (s->preemptions > c->counts.preemptions_most) c->counts.preemptions_most = s->preemptions;
     enter(c, now_ns, s, SEQ_WAITING);
 }
 

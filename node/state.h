@@ -460,6 +460,8 @@ uint32_t room_private_blocks(const struct sequence *s);
 void room_note_shared(struct node_core *c, struct sequence *s); /* of table[], as it is now */
 /* Whether `s`, whose table has what it found, should get the rest of what it needs. */
 bool room_for(struct node_core *c, const struct sequence *s);
+/* Whether one that is served before `s` has blocks: the first in order is never preempted. */
+bool room_has_older(const struct node_core *c, const struct sequence *s);
 /* Whether `s`, which has its blocks again, had better go back through its router. */
 bool room_hands_back(const struct node_core *c, const struct sequence *s);
 void room_note_remote(struct node_core *c, const struct sequence *s, uint64_t now_ns);

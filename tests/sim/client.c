@@ -72,6 +72,14 @@ static void make_kind(struct sim *s, struct sim_request *r)
     make_values(r);
 }
 
+/* Most of its context is generated, by some without an early end. */
+static void make_long(struct sim *s, struct sim_request *r)
+{
+    r->prompt_count = 1 + sim_draw(s, SIM_CONTEXT - SIM_TOKENS_MAX);
+    r->tokens_max = SIM_TOKENS_MAX - sim_draw(s, SIM_TOKENS_MAX / 2);
+    r->tokens_min = sim_draw(s, 2) ? r->tokens_max : 0;
+}
+
 /* Prompts begin with one of three texts, so that prefixes are shared. */
 static void make_request(struct sim *s, struct sim_request *r)
 {
@@ -80,8 +88,9 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->prompt_count = 1 + sim_draw(s, SIM_PROMPT_MAX);
     for (uint32_t i = 0; i < r->prompt_count; i++)
         r->prompt[i] = 1 + (i < common ? family * 31 + i * 7 : own * 13 + i * 5) % (SIM_VOCAB - 1);
-    r->tokens_max = sim_draw(s, 8) ? 1 + sim_draw(s, SIM_TOKENS_MAX) : 1;
+    r->tokens_max = sim_draw(s, 8) ? 1 + sim_draw(s, SIM_TOKENS_USUAL) : 1;
     r->tokens_min = sim_draw(s, 4) ? 0 : sim_draw(s, 10);
+    if (s->options.pressure) make_long(s, r);
     r->seed = s->options.seed * 7 + sim_draw(s, 1000);
     r->priority = (int32_t)sim_draw(s, 3) - 1;
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);

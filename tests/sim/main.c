@@ -11,16 +11,24 @@
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: tandem-sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults]\n"
-                    "       tandem-sim-planted --plant NAME [--seeds FIRST COUNT]\n");
+    fprintf(
+        stderr,
+        "usage: tandem-sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults] [--pressure]\n"
+        "       tandem-sim-planted --plant NAME [--seeds FIRST COUNT]\n");
     return 2;
+}
+
+/* Of long generations: that they gave way, and came back in each way. */
+static bool all_ways_met(const struct sim_totals *t)
+{
+    return t->preemptions && t->returned_cached && t->returned_computed && t->handed_back;
 }
 
 static bool all_met(const struct sim_totals *t)
 {
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
-           t->prefix_gaps;
+           t->prefix_gaps && all_ways_met(t);
 }
 
 static void run_seeds(struct sim_options *options, uint64_t first, uint64_t count, bool no_faults,
@@ -36,7 +44,7 @@ static void run_seeds(struct sim_options *options, uint64_t first, uint64_t coun
 #ifdef TANDEM_PLANTS
 /* With a bug planted the seeds must not all pass: 0 if one fails, by its exit or by a CHECK. */
 static int run_planted(const char *plant, struct sim_options *options, uint64_t first,
-                       uint64_t count)
+                       uint64_t count, bool no_faults)
 {
     int status = 0;
     struct sim_totals t = {0};
@@ -45,7 +53,7 @@ static int run_planted(const char *plant, struct sim_options *options, uint64_t 
     if (child == 0) {
         plant_set(plant);
         alarm(240); /* a bug may make it run for ever */
-        run_seeds(options, first, count, false, &t);
+        run_seeds(options, first, count, no_faults, &t);
         _exit(0);
     }
     if (child < 0 || waitpid(child, &status, 0) != child) return 1;
@@ -76,6 +84,8 @@ int main(int argc, char **argv)
             options.trace = true;
         } else if (strcmp(argv[i], "--no-faults") == 0) {
             no_faults = true;
+        } else if (strcmp(argv[i], "--pressure") == 0) {
+            options.pressure = true;
         } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
             plant = argv[++i];
         } else {
@@ -84,7 +94,7 @@ int main(int argc, char **argv)
     }
     log_setup(options.trace ? LOG_DEBUG : LOG_OFF, NULL);
 #ifdef TANDEM_PLANTS
-    if (plant) return run_planted(plant, &options, first, count);
+    if (plant) return run_planted(plant, &options, first, count, no_faults);
 #endif
     if (plant) return usage(); /* this build has no bugs to plant */
     run_seeds(&options, first, count, no_faults, &t);
@@ -102,9 +112,15 @@ int main(int argc, char **argv)
            (unsigned long long)t.copied_blocks, (unsigned long long)t.events,
            (unsigned long long)t.prefix_hits, (unsigned long long)t.prefix_hit_tokens,
            (unsigned long long)t.prefix_false, (unsigned long long)t.prefix_gaps);
+    printf("preempted: at most %u times each; %llu tokens came back cached, %llu computed, %llu "
+           "sequences handed back\n",
+           t.preemptions_most, (unsigned long long)t.returned_cached,
+           (unsigned long long)t.returned_computed, (unsigned long long)t.handed_back);
     bool long_run = count >= 1000 && !no_faults;
     bool as_table = reached_report(&t.reached, !no_faults && count >= 5000);
-    if (long_run && !all_met(&t)) {
+    bool missed =
+        (long_run && !all_met(&t)) || (options.pressure && count >= 100 && !all_ways_met(&t));
+    if (missed) {
         fprintf(stderr,
                 "a kind of trouble was never met: the simulation tests less than it should\n");
         return 1;

@@ -4,6 +4,7 @@
  *
  *     build/tests/tandem-sim --seeds 1 10000        # each seed is one run; the first failing one is printed
  *     build/tests/tandem-sim --seed 4711 --trace    # the same run again, event by event
+ *     build/tests/tandem-sim --pressure --seeds 1 500     # long generations, pools of half of what they need
  *
  * What is checked, at every event or at the end of a run:
  *   - accounting: node_core_audit, router_core_audit, the pools' sums;
@@ -32,7 +33,8 @@ enum {
     SIM_PROCS_MAX = SIM_ROUTERS_MAX + SIM_NODES_MAX + SIM_CLIENTS_MAX,
     SIM_REQUESTS_MAX = 24,
     SIM_PROMPT_MAX = 120,
-    SIM_TOKENS_MAX = 48,
+    SIM_TOKENS_MAX = 160,
+    SIM_TOKENS_USUAL = 48,
     SIM_CHOICES_MAX = 4,
     SIM_VOCAB = 97,
     SIM_HIDDEN = 3, /* numbers of an embedding */
@@ -40,6 +42,7 @@ enum {
     SIM_CONTEXT = 192,
     SIM_LAYERS = 2,
     SIM_TICKETS_MAX = 256,
+    SIM_PREEMPTIONS_MAX = 8, /* of one sequence; head room doubles with each */
     SIM_CANCELS_MAX = 64,
 };
 
@@ -133,7 +136,7 @@ struct sim_client {
 
 struct sim_options {
     uint64_t seed;
-    bool trace, faults;
+    bool trace, faults, pressure;
 };
 
 struct sim_reached {
@@ -144,7 +147,9 @@ struct sim_totals {
     struct sim_reached reached;
     uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
         cached_tokens, gaps, duplicates, faults, forks, copied_blocks, prefix_hits,
-        prefix_hit_tokens, prefix_false, prefix_gaps;
+        prefix_hit_tokens, prefix_false, prefix_gaps, returned_cached, returned_computed,
+        handed_back;
+    uint32_t preemptions_most; /* of one sequence */
 };
 
 struct sim {
@@ -167,6 +172,7 @@ struct sim {
     uint32_t news_lost_percent; /* of BLOCKS, both ways */
     uint64_t prefix_index;
     enum disaggregate disaggregate;
+    enum preempted preempted;
     struct sim_totals *totals;
 };
 

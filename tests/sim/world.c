@@ -400,6 +400,7 @@ static void open_node(struct sim *s, struct sim_proc *p)
         .reserve_timeout_ns = 5 * NS_PER_S,
         .prefix_wait_ns = NS_PER_S,
         .prefix_cache = s->prefix_cache,
+        .preempted = s->preempted,
         .evict = {.policy = s->options.seed % EVICT_POLICIES_COUNT, .ttl_ns = 50 * NS_PER_MS},
         .link = "",
         .tombstones_max = 256,
@@ -456,6 +457,13 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         s->totals->preemptions += c.preemptions;
         s->totals->cached_tokens += c.cached_tokens;
         s->totals->forks += c.forks;
+        s->totals->returned_cached += c.returned_cached_tokens;
+        s->totals->returned_computed += c.returned_computed_tokens;
+        s->totals->handed_back += c.handed_back;
+        if (c.preemptions_most > s->totals->preemptions_most)
+            s->totals->preemptions_most = c.preemptions_most;
+        if (!s->options.faults && c.preemptions_most > SIM_PREEMPTIONS_MAX)
+            sim_fail(s, "%s: a sequence was preempted %u times", p->name, c.preemptions_most);
         s->totals->copied_blocks += c.fork_copied_blocks;
         node_core_free(p->node);
         device_close(s, p);
@@ -608,6 +616,13 @@ static void build(struct sim *s)
     s->prefix_index = indices[sim_draw(s, sizeof indices / sizeof *indices)];
     s->news_lost_percent = s->options.faults && sim_draw(s, 2) ? sim_draw(s, 40) : 0;
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
+    s->preempted = sim_draw(s, 3);
+    if (s->options.pressure) { /* one or two contexts for what several clients want at once */
+        decodes = 1 + sim_draw(s, 2);
+        s->clients_count = SIM_CLIENTS_MAX;
+        s->batch = 4 + sim_draw(s, 8);
+        s->blocks = SIM_CONTEXT / BLOCK_TOKENS * (1 + sim_draw(s, 2)) + sim_draw(s, 12);
+    }
     s->faults_end_ns = sim_draw_ns(s, 2 * NS_PER_S, 8 * NS_PER_S);
     for (uint32_t i = 0; i < s->routers_count; i++)
         add_proc(s, PROC_ROUTER, ROLE_ROUTER, "r", i);
