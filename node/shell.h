@@ -14,6 +14,7 @@
 
 #include "engine/engine.h"
 #include "kv/evict.h"
+#include "node/plan.h"
 #include "node/policy.h"
 #include "proto/session.h"
 
