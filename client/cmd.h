@@ -21,6 +21,8 @@ int cmd_doctor(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
 int cmd_up(int argc, char **argv);
+int cmd_score(int argc, char **argv);
+int cmd_embed(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_sim(int argc, char **argv);
 

@@ -18,8 +18,8 @@ struct options {
 };
 
 static const struct setting rows[] = {
-    SETTING_INT(struct options, max_tokens, "max-tokens", "128", 1, JOB_TOKENS_MAX,
-                "tokens to generate at most"),
+    SETTING_INT(struct options, max_tokens, "max-tokens", "128", 0, JOB_TOKENS_MAX,
+                "tokens to generate at most; 0: only prefill the prompt"),
     SETTING_INT(struct options, min_tokens, "min-tokens", "0", 0, JOB_TOKENS_MAX,
                 "tokens before it may stop"),
     SETTING_DOUBLE(struct options, temperature, "temperature", "1", 0, 100,

@@ -13,6 +13,8 @@ static const struct verb {
 } verbs[] = {
     {"up", cmd_up, "a cluster on this host, in the foreground"},
     {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
+    {"score", cmd_score, "log-probabilities of a text's tokens, and its perplexity"},
+    {"embed", cmd_embed, "a text as a vector: its pooled hidden states"},
     {"status", cmd_status, "nodes, queues and links"},
     {"kv", cmd_kv, "what the nodes cache, and how well that does"},
     {"doctor", cmd_doctor, "what is wrong with a cluster, why, and what to do"},

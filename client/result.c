@@ -32,7 +32,8 @@ enum err values_add(struct tandem_request *r, const struct msg_encoded *m)
 {
     struct values *v = &r->values;
     if (m->index == 0 && !make_room(r, m)) return ERR_MEMORY;
-    if (m->index != v->count || m->total != v->total || (m->tokens_count > 0) != (v->token != NULL))
+    bool other_tokens = m->values_count > 0 && (m->tokens_count > 0) != (v->token != NULL);
+    if (m->index != v->count || m->total != v->total || other_tokens)
         return err_set(ERR_FORMAT, "the router left out numbers");
     if (m->values_count > 0)
         memcpy(v->number + v->count, m->values, m->values_count * sizeof *m->values);

@@ -86,7 +86,13 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"generate", "--no-such-thing", "x"}, "no-such-thing"},
         {{"generate", "--temperature", "hot", "x"}, "temperature"},
         {{"generate", "--temperature", "101", "x"}, "100"},
-        {{"generate", "--max-tokens", "0", "x"}, "max-tokens"},
+        {{"generate", "--max-tokens", "-1", "x"}, "max-tokens"},
+        {{"score"}, "give a TEXT, - for stdin, --file FILE, or --token-ids"},
+        {{"score", "--token-ids", "1", "x"}, "give a TEXT"},
+        {{"score", "--lines", "x"}, "--lines takes --file FILE, or - for stdin"},
+        {{"score", "--file", "/nowhere/at/all"}, "/nowhere/at/all"},
+        {{"score", ""}, "the text is empty"},
+        {{"embed", "--pool", "first", "x"}, "last|mean"},
         {{"generate", "--token-ids", "1,x,2"}, "\"x,2\" is no token id"},
         {{"generate", "--token-ids", "[1,2"}, NULL}, /* fine, but there is nobody: 3 */
         {{"generate", "--router", "nowhere", "x"}, "write tcp://HOST:PORT"},
@@ -119,6 +125,7 @@ static void without_a_router_the_code_is_3_and_the_help_names_what_to_do(void **
     const char *const nobody[] = {"--router=tcp://127.0.0.1:1", "--patience=60ms"};
     struct result results[] = {RUN("generate", nobody[0], nobody[1], "x"),
                                RUN("generate", nobody[0], nobody[1], "--token-ids", "[1, 2]"),
+                               RUN("score", nobody[0], nobody[1], "x"),
                                RUN("status", nobody[0], nobody[1], "--json"),
                                RUN("explain", nobody[0], nobody[1], "abc"),
                                RUN("drain", nobody[0], nobody[1])};
@@ -128,6 +135,50 @@ static void without_a_router_the_code_is_3_and_the_help_names_what_to_do(void **
         assert_non_null(strstr(results[i].err, "`tandem up` starts a cluster"));
         assert_string_equal(results[i].out, "");
     }
+}
+
+static void score_and_embed_print_what_a_text_is_worth(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    const char *address = fake_router_address(r);
+    struct result x = RUN("score", "--router", address, "--tokens", "four");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "1 -0.125\n2 -0.25\n3 -0.375\n"
+                               "perplexity 1.28403, log-probability -0.75 of 3 tokens\n");
+    x = RUN("embed", "--router", address, "--pool", "mean", "--token-ids", "1,2,3");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "-0.125 -0.25 -0.375 -0.5\n");
+    x = RUN("score", "--router", address, "--json", "--token-ids", "[4,5]");
+    assert_int_equal(x.code, 0);
+    json_t *o = json_loads(x.out, 0, NULL);
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(o, "tokens"), 0)), 1);
+    assert_true(json_real_value(json_object_get(o, "logprob")) == -0.125);
+    assert_true(json_real_value(json_object_get(o, "perplexity")) > 1.13);
+    json_decref(o);
+    fake_router_free(r);
+}
+
+static void lines_go_out_together_and_come_back_in_order(void **state)
+{
+    (void)state;
+    struct fake_script busy = {.reject = ERR_FULL, .rejects = 3}; /* come again */
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &busy);
+    const char *const args[] = {"score", "--router", fake_router_address(r), "--json", "--lines",
+                                "-",     NULL};
+    struct result x = finish(start(args, "three\n\nfourth\r\nthe last"));
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "line 2: is empty"));
+    json_t *list = json_loads(x.out, 0, NULL);
+    static const int lines[] = {1, 3, 4}, counts[] = {4, 5, 7};
+    assert_int_equal(json_array_size(list), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *o = json_array_get(list, i);
+        assert_int_equal(json_integer_value(json_object_get(o, "line")), lines[i]);
+        assert_int_equal(json_array_size(json_object_get(o, "logprobs")), counts[i]);
+    }
+    json_decref(list);
+    fake_router_free(r);
 }
 
 static void generate_streams_exactly_the_text(void **state)
@@ -476,6 +527,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_usage_is_said_and_ends_with_2),
         cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
+        cmocka_unit_test(score_and_embed_print_what_a_text_is_worth),
+        cmocka_unit_test(lines_go_out_together_and_come_back_in_order),
         cmocka_unit_test(generate_streams_exactly_the_text),
         cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),

@@ -162,13 +162,13 @@ static bool say_values(struct fake_router *r, struct client *c, uint64_t now_ns,
     bool score = s->kind == JOB_SCORE;
     uint32_t length = s->tokens_count ? s->tokens_count : s->text_bytes;
     uint32_t total = score ? length - 1 : FAKE_HIDDEN;
-    CHECK(total <= VALUES_MAX && total > 1);
-    say_part(r, c, now_ns, id, 0, total / 2, total, score);
+    CHECK(total <= VALUES_MAX && total > 0);
+    say_part(r, c, now_ns, id, 0, (total + 1) / 2, total, score);
     if (r->script.outputs_until_hold && ++r->outputs == r->script.outputs_until_hold) {
         r->held[r->held_count++] = (struct held){c->peer, id, s->choices};
         return false;
     }
-    if (!r->script.skip) say_part(r, c, now_ns, id, total / 2, total, total, score);
+    if (!r->script.skip) say_part(r, c, now_ns, id, (total + 1) / 2, total, total, score);
     return true;
 }
 

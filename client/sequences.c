@@ -1,0 +1,139 @@
+#include "client/sequences.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/buf.h"
+#include "common/job.h"
+#include "common/mem.h"
+
+struct sequences {
+    FILE *file;
+    const char *path;
+    bool jsonl;
+    uint64_t line;
+    struct buf text; /* of the line */
+};
+
+static bool ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+enum err sequences_open(struct sequences **out, const char *path, enum sequences_format format)
+{
+    struct sequences *s = *out = mem_new(sizeof *s);
+    if (!s) return ERR_MEMORY;
+    s->path = path;
+    s->jsonl = format == SEQUENCES_JSONL || (format == SEQUENCES_AUTO && ends_with(path, ".jsonl"));
+    s->file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
+    if (s->file) return OK;
+    *out = NULL;
+    mem_free(s);
+    return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+}
+
+void sequences_close(struct sequences *s)
+{
+    if (!s) return;
+    if (s->file != stdin) fclose(s->file);
+    buf_fini(&s->text);
+    mem_free(s);
+}
+
+uint64_t sequences_line(const struct sequences *s)
+{
+    return s->line;
+}
+
+/* A line of any length, of which no more than the limit is kept. */
+static enum err read_line(struct sequences *s)
+{
+    char piece[4096];
+    uint64_t bytes = 0;
+    bool ended = false, any = false;
+    buf_clear(&s->text);
+    while (!ended && fgets(piece, sizeof piece, s->file)) {
+        size_t n = strlen(piece); /* a zero byte ends the line's text here */
+        any = true;
+        ended = n > 0 && piece[n - 1] == '\n';
+        bytes += n;
+        if (bytes <= SEQUENCE_BYTES_MAX && buf_add(&s->text, piece, n - ended) != OK)
+            return s->text.error;
+    }
+    if (ferror(s->file)) return err_set(ERR_IO, "%s: %s", s->path, strerror(errno));
+    if (!any) return ERR_NOT_FOUND;
+    s->line++;
+    if (bytes > SEQUENCE_BYTES_MAX)
+        return err_set(ERR_FORMAT, "line %llu: longer than %d bytes", (unsigned long long)s->line,
+                       SEQUENCE_BYTES_MAX);
+    if (s->text.size > 0 && s->text.data[s->text.size - 1] == '\r') s->text.size--;
+    return OK;
+}
+
+static enum err take_text(struct sequence *out, const char *text, size_t bytes)
+{
+    if (!(out->text = mem_new(bytes + 1))) return ERR_MEMORY;
+    if (bytes > 0) memcpy(out->text, text, bytes);
+    out->count = bytes;
+    return OK;
+}
+
+static enum err take_tokens(struct sequence *out, const json_t *list)
+{
+    size_t n = json_array_size(list);
+    if (n == 0 || n > JOB_TOKENS_MAX)
+        return err_set(ERR_FORMAT, "\"tokens\" has %zu ids, allowed is 1 to %d", n, JOB_TOKENS_MAX);
+    if (!(out->tokens = mem_array(n, sizeof *out->tokens))) return ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *id = json_array_get(list, i);
+        json_int_t v = json_integer_value(id);
+        if (!json_is_integer(id) || v < 0 || v > UINT32_MAX)
+            return err_set(ERR_FORMAT, "entry %zu of \"tokens\" is no token id", i);
+        out->tokens[i] = (uint32_t)v;
+    }
+    out->count = n;
+    return OK;
+}
+
+static enum err take_json(const struct sequences *s, struct sequence *out)
+{
+    json_error_t why;
+    json_t *o = json_loadb(s->text.data ? s->text.data : "", s->text.size, 0, &why);
+    const json_t *prompt = json_object_get(o, "prompt"), *tokens = json_object_get(o, "tokens");
+    enum err e;
+    if (!json_is_object(o))
+        e = err_set(ERR_FORMAT, "no JSON object: %s", o ? "another value" : why.text);
+    else if (json_is_string(prompt) && !tokens)
+        e = take_text(out, json_string_value(prompt), json_string_length(prompt));
+    else if (json_is_array(tokens) && !prompt)
+        e = take_tokens(out, tokens);
+    else
+        e = err_set(ERR_FORMAT,
+                    "give \"prompt\" as a string or \"tokens\" as an array, one of them");
+    json_decref(o);
+    return e;
+}
+
+enum err sequences_next(struct sequences *s, struct sequence *out)
+{
+    *out = (struct sequence){0};
+    enum err e = read_line(s);
+    if (e != OK) return e;
+    out->line = s->line;
+    e = s->jsonl ? take_json(s, out) : take_text(out, s->text.data, s->text.size);
+    if (e == OK) return OK;
+    sequence_free(out);
+    return err_prefix(e, "line %llu", (unsigned long long)s->line);
+}
+
+void sequence_free(struct sequence *q)
+{
+    mem_free(q->text);
+    mem_free(q->tokens);
+    *q = (struct sequence){0};
+}

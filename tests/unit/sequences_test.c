@@ -1,0 +1,152 @@
+#include "tests/unit/testing.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/sequences.h"
+#include "common/mem.h"
+#include "common/settings.h"
+
+static char path[64];
+
+static struct sequences *open_with(const char *text, size_t bytes, enum sequences_format format)
+{
+    struct sequences *s;
+    snprintf(path, sizeof path, "/tmp/sequences.XXXXXX");
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, bytes), bytes);
+    close(fd);
+    assert_ok(sequences_open(&s, path, format));
+    return s;
+}
+
+static void close_and_remove(struct sequences *s)
+{
+    sequences_close(s);
+    unlink(path);
+}
+
+static void lines_of_text_come_as_they_are(void **state)
+{
+    static const char *const want[] = {"one", "", "  two \t",
+                                       "thr\xc3\xa9"
+                                       "e"};
+    static const char text[] = "one\n\n  two \t\r\nthr\xc3\xa9"
+                               "e"; /* the last without an end */
+    struct sequence q;
+    (void)state;
+    struct sequences *s = open_with(text, sizeof text - 1, SEQUENCES_AUTO);
+    for (size_t i = 0; i < COUNT_OF(want); i++) {
+        assert_ok(sequences_next(s, &q));
+        assert_int_equal(q.line, i + 1);
+        assert_int_equal(q.count, strlen(want[i]));
+        assert_string_equal(q.text, want[i]);
+        assert_null(q.tokens);
+        sequence_free(&q);
+    }
+    assert_int_equal(sequences_next(s, &q), ERR_NOT_FOUND);
+    assert_int_equal(sequences_line(s), 4);
+    close_and_remove(s);
+}
+
+static void lines_of_json_are_prompts_or_ids_and_bad_ones_are_named(void **state)
+{
+    static const char text[] = "{\"prompt\": \"a\\nb\", \"other\": 1}\n"
+                               "{\"tokens\": [1, 2, 4294967295]}\n"
+                               "{\"tokens\": [1, -2]}\n"
+                               "{\"tokens\": [1, 4294967296]}\n"
+                               "{\"tokens\": []}\n"
+                               "{\"tokens\": \"1\"}\n"
+                               "{\"prompt\": \"x\", \"tokens\": [1]}\n"
+                               "{\"prompt\": 3}\n"
+                               "[1]\n"
+                               "{\"prompt\n"
+                               "\n"
+                               "{\"prompt\": \"\"}\n";
+    struct sequence q;
+    (void)state;
+    struct sequences *s = open_with(text, sizeof text - 1, SEQUENCES_JSONL);
+    assert_ok(sequences_next(s, &q));
+    assert_string_equal(q.text, "a\nb");
+    sequence_free(&q);
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, 3);
+    assert_int_equal(q.tokens[2], UINT32_MAX);
+    sequence_free(&q);
+    for (int line = 3; line <= 11; line++) {
+        char named[32];
+        snprintf(named, sizeof named, "line %d: ", line);
+        assert_int_equal(sequences_next(s, &q), ERR_FORMAT);
+        if (!strstr(err_text(), named)) fail_msg("%s: %s", named, err_text());
+    }
+    assert_ok(sequences_next(s, &q)); /* it goes on behind them */
+    assert_int_equal(q.count, 0);
+    sequence_free(&q);
+    assert_int_equal(sequences_next(s, &q), ERR_NOT_FOUND);
+    close_and_remove(s);
+}
+
+static void a_line_at_the_limit_passes_and_a_longer_one_takes_no_more_memory(void **state)
+{
+    char *text = mem_new(2 * SEQUENCE_BYTES_MAX + 8);
+    struct sequence q;
+    (void)state;
+    memset(text, 'a', 2 * SEQUENCE_BYTES_MAX + 8);
+    text[SEQUENCE_BYTES_MAX - 1] = '\n'; /* its line end counts */
+    text[2 * SEQUENCE_BYTES_MAX] = '\n';
+    struct sequences *s = open_with(text, 2 * SEQUENCE_BYTES_MAX + 8, SEQUENCES_TEXT);
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, SEQUENCE_BYTES_MAX - 1);
+    sequence_free(&q);
+    assert_int_equal(sequences_next(s, &q), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "line 2: longer than"));
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, 7);
+    sequence_free(&q);
+    close_and_remove(s);
+    mem_free(text);
+}
+
+static void the_format_is_the_names_and_a_file_that_is_not_there_is_named(void **state)
+{
+    struct sequences *s;
+    struct sequence q;
+    (void)state;
+    assert_int_equal(sequences_open(&s, "/nowhere.jsonl", SEQUENCES_AUTO), ERR_IO);
+    assert_non_null(strstr(err_text(), "/nowhere.jsonl"));
+    s = open_with("{}\n", 3, SEQUENCES_AUTO);
+    assert_ok(sequences_next(s, &q));
+    sequence_free(&q);
+    close_and_remove(s);
+}
+
+static void failing_allocations_are_errors(void **state)
+{
+    (void)state;
+    for (uint64_t n = 1; n < 20; n++) {
+        struct sequences *s = open_with("{\"tokens\":[1]}\n", 15, SEQUENCES_JSONL);
+        struct sequence q = {0};
+        mem_fail_at(n);
+        enum err e = sequences_next(s, &q);
+        mem_fail_at(0);
+        assert_true(e == OK || e == ERR_MEMORY);
+        sequence_free(&q);
+        close_and_remove(s);
+        if (e == OK) return;
+    }
+    fail_msg("it never succeeded");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lines_of_text_come_as_they_are),
+        cmocka_unit_test(lines_of_json_are_prompts_or_ids_and_bad_ones_are_named),
+        cmocka_unit_test(a_line_at_the_limit_passes_and_a_longer_one_takes_no_more_memory),
+        cmocka_unit_test(the_format_is_the_names_and_a_file_that_is_not_there_is_named),
+        cmocka_unit_test(failing_allocations_are_errors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
