@@ -82,7 +82,12 @@ static void check_sequence(const struct engine *g, const struct step *step,
     CHECK(q->slot < g->slots.slots_count && q->rows_count > 0);
     CHECK(q->position < g->facts.context_max && tokens_count <= g->facts.context_max);
     CHECK(q->table_first <= step->table_count && blocks <= step->table_count - q->table_first);
-    for (uint32_t i = q->position / BLOCK_TOKENS; i < blocks; i++)
+    bool own = q->window.tokens > 0 && q->window.tokens != g->config.window;
+    CHECK(!own || (g->facts.kv_windows && g->config.window == 0));
+    uint32_t first = q->window.tokens ? kv_window_first(q->window, q->position) : q->position;
+    for (uint32_t i = first / BLOCK_TOKENS; i < blocks; i++)
+        CHECK(step->table[q->table_first + i] < g->kv.blocks_count);
+    for (uint32_t i = 0; i < q->window.sinks / BLOCK_TOKENS && i < blocks; i++)
         CHECK(step->table[q->table_first + i] < g->kv.blocks_count);
 }
 
@@ -153,8 +158,8 @@ static struct batch plan_batch(struct engine *g, const struct step *step, bool s
         if (q->setup) make_slot(g, q->slot, q->setup);
         CHECK(g->slots.slot[q->slot].made);
         plan_tokens(g, step, q);
-        g->sequence[i] = (struct batch_sequence){q->row_first, q->rows_count, q->position,
-                                                 q->table_first, q->slot};
+        g->sequence[i] = (struct batch_sequence){q->row_first,   q->rows_count, q->position,
+                                                 q->table_first, q->slot,       q->window};
         g->logits_row[i] = q->sample ? (int32_t)batch.outputs_count : NO_ROW;
         if (q->sample) g->output_row[batch.outputs_count++] = q->row_first + q->rows_count - 1;
     }
@@ -473,6 +478,7 @@ static enum err open_backend(struct engine *g, enum dtype dtype)
     CHECK(facts->queue_depth <= FLIGHTS_MAX && (facts->draws || facts->host_memory));
     g->facts.device_index = o.device_index;
     g->facts.kv_slots = g->ops->kv_gather != NULL;
+    g->facts.kv_windows = g->ops->facts(g->backend)->windows;
     return OK;
 }
 

@@ -58,6 +58,7 @@ struct engine_facts {
     const char *model_name; /* the directory's last component */
     const char *device;     /* "cpu-avx512 x2" */
     uint32_t device_index;  /* of "cuda:1": 1 */
+    bool kv_windows;        /* a sequence may have a window of its own (engine/step.h) */
     bool kv_slots;          /* engine_kv_gather and engine_kv_scatter are there */
     uint64_t weights_bytes;
     uint64_t load_ns;       /* what engine_open took */

@@ -37,7 +37,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 4
+#define BACKEND_ABI 5
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
@@ -71,6 +71,7 @@ struct backend_facts {
                              * [n][k] row-major in the model's dtype and nothing is packed */
     uint32_t threads;
     bool host_memory;  /* device pointers may be read by any thread of the host */
+    bool windows;      /* a sequence may have a window, and sinks, of its own */
     bool draws;        /* slot_make and draw are there: tokens are drawn on the device */
     uint64_t numerics; /* hash of rules version, tables and device class: part of numerics_id */
 };
@@ -98,8 +99,10 @@ struct batch_sequence {
     uint32_t row_first, rows_count;
     uint32_t position; /* absolute position of row_first, 0-based */
     uint32_t
-        table_first; /* its block table: table[table_first + position / 16] is the block's number */
+        table_first; /* its block table: table[table_first + position / 16] is the block's number;
+                      * places of tokens that none of its rows sees are not read */
     uint32_t slot;
+    struct kv_window window; /* its own, only where facts.windows; tokens 0: the batch's */
 };
 /* As a token: the one that the sequence's slot drew last; only where facts.draws. */
 #define BATCH_TOKEN_LAST UINT32_MAX
@@ -110,7 +113,8 @@ struct batch {
     uint32_t sequences_count;
     const uint32_t *table;
     uint32_t table_count;
-    const uint32_t *output_row; /* [outputs_count] rows whose logits are wanted: those that are drawn
+    const uint32_t
+        *output_row; /* [outputs_count] rows whose logits are wanted: those that are drawn
                                  * ascend, others may stand behind them */
     uint32_t outputs_count;
     uint32_t window; /* attend to the last `window` tokens only; 0: all */
@@ -203,7 +207,7 @@ struct backend_ops {
     void (*rope_append)(struct backend *b, void *qkv, const struct batch *batch, uint32_t rows,
                         const struct rope_table *rope, const struct attend_shape *shape,
                         const struct kv_view *kv, uint32_t layer);
-    /* out[r] = softmax(q k / sqrt(d)) v over positions 0 … position of r (or its window), for
+    /* out[r] = softmax(q k / sqrt(d)) v over positions 0 … position of r (or its window and sinks), for
      * every head: A1 to A7. q is the front of the qkv rows; out is operand rows [heads x head_dim].
      */
     void (*attend)(struct backend *b, void *out, const void *qkv, const struct batch *batch,

@@ -6,6 +6,9 @@
  * both ends of its range, exactly its own tokens: what other queries or stale memory are in the same
  * tile never enters its chain (A2, A3).
  *
+ * With sinks a row's tokens have two parts, which it walks one after the other: what lies between is in
+ * neither.
+ *
  * Scores are computed along: lanes are tokens, one query after the other, so that K needs no
  * horizontal sums; or, where enough queries come together, across: lanes are the queries, so that
  * maxima and sums need none either. The chain of a score and the tree of a sum are the same, so
@@ -508,7 +511,7 @@ static const float *attend_query(const struct attend_item *it, uint32_t j, size_
 static void attend_open(struct attend_item *it)
 {
     const struct attend_args *a = it->a;
-    uint32_t dim = a->shape.head_dim, group = a->shape.heads / a->shape.kv_heads;
+    uint32_t dim = a->shape.head_dim;
     uint16_t rounded[DIM_MAX];
     it->bf16 = a->kv.geometry.dtype == DTYPE_BF16;
     it->across = it->bf16 && it->head_queries >= ACROSS_MIN;
@@ -516,11 +519,6 @@ static void attend_open(struct attend_item *it)
         it->largest[j] = -FLT_MAX; /* finite, so that no difference of maxima is NaN */
         it->sum[j] = 0;
         if (j >= it->queries_count) continue;
-        uint32_t row = it->kv_heads > 1 ? 0 : (it->query_first + j) / group;
-        uint32_t position = it->sequence->position + row;
-        uint32_t window = a->batch->window;
-        it->end[j] = position + 1;
-        it->first[j] = window && position >= window ? position - window + 1 : 0;
         size_t unused;
         const float *q = attend_query(it, j, &unused);
         for (uint32_t d = 0; d < dim; d += 16)
@@ -534,6 +532,37 @@ static void attend_open(struct attend_item *it)
         }
         memset(it->out + j * it->stride, 0, it->stride * sizeof *it->out);
     }
+}
+
+static struct kv_window attend_window(const struct attend_item *it)
+{
+    if (it->sequence->window.tokens) return it->sequence->window;
+    return (struct kv_window){it->a->batch->window, 0};
+}
+
+/* Each query's tokens [from, to) that it sees; a query that has none there gets none. */
+static void attend_bound(struct attend_item *it, struct kv_window w, uint32_t from, uint32_t to)
+{
+    uint32_t group = it->a->shape.heads / it->a->shape.kv_heads;
+    for (uint32_t j = 0; j < it->queries_count; j++) {
+        uint32_t row = it->kv_heads > 1 ? 0 : (it->query_first + j) / group;
+        uint32_t position = it->sequence->position + row;
+        uint32_t first = from > 0 || w.sinks == 0 ? kv_window_first(w, position) : 0;
+        uint32_t end = position + 1 < to ? position + 1 : to;
+        it->first[j] = first > from ? first : from;
+        it->end[j] = end > from ? end : from;
+    }
+}
+
+static void attend_all(struct attend_item *it)
+{
+    struct kv_window w = attend_window(it);
+    if (w.sinks > 0) {
+        attend_bound(it, w, 0, w.sinks);
+        attend_walk(it);
+    }
+    attend_bound(it, w, w.sinks, UINT32_MAX);
+    if (it->end[it->queries_count - 1] > w.sinks) attend_walk(it);
 }
 
 static void attend_close(struct attend_item *it)
@@ -580,7 +609,7 @@ static void attend(const void *args, uint32_t first, uint32_t last)
         for (; own < items && item + own < last; own++) {
             attend_begin(&it, own);
             attend_open(&it);
-            attend_walk(&it);
+            attend_all(&it);
             attend_close(&it);
         }
         item += items;

@@ -181,6 +181,7 @@ static enum err cpu_open(struct backend **out, const struct backend_options *opt
                                       .weight_layout = WEIGHT_LAYOUT_CPU,
                                       .threads = threads,
                                       .host_memory = true,
+                                      .windows = true,
                                       .numerics = NUMERICS_CPU};
     if ((e = workers_new(&b->workers, threads, &options->cpus)) != OK) goto fail;
     if (!(b->share = mem_aligned(threads * sizeof *b->share, 64))) {

@@ -632,6 +632,7 @@ static enum err open_core(struct node_shell *s)
         .sequences_max = o->sequences_max,
         .reserve_timeout_ns = o->reserve_timeout_ns,
         .prefix_wait_ns = o->prefix_wait_ns,
+        .kv_windows = f->kv_windows,
         .prefix_cache = o->prefix_cache,
         .preempted = o->preempted,
         .evict = o->evict,

@@ -14,13 +14,15 @@ enum {
 struct shape {
     uint32_t heads, kv_heads, dim, window;
     enum dtype dtype;
+    uint32_t sinks; /* not 0: the window is the sequences' own */
 };
 
 /* Some sequences with random rows, and what the oracle made of them, each alone and in one step. */
 struct world {
     struct attend_shape shape;
     struct kv_geometry geometry;
-    uint32_t window, stride, out_stride;
+    struct kv_window window;
+    uint32_t stride, out_stride;
     uint32_t tokens[SEQUENCES];
     float *qkv[SEQUENCES], *turned[SEQUENCES], *want[SEQUENCES];
     char *blocks[SEQUENCES]; /* [SEQUENCE_BLOCKS] blocks in the order of the tokens */
@@ -28,18 +30,33 @@ struct world {
     float *cos, *sin;
 };
 
+/* Without sinks it is the batch's, for devices that know no other. */
+static struct kv_window own_window(const struct world *w)
+{
+    return w->window.sinks ? w->window : (struct kv_window){0};
+}
+static uint32_t batch_window(const struct world *w)
+{
+    return w->window.sinks ? 0 : w->window.tokens;
+}
+static bool sees(const struct world *w, uint32_t position, uint32_t token)
+{
+    return token <= position &&
+           (token < w->window.sinks || token >= kv_window_first(w->window, position));
+}
+
 static void world_run_alone(struct world *w, uint32_t i)
 {
     struct subject s = subject_open("cpu-c", 1);
     uint32_t table[SEQUENCE_BLOCKS];
     for (uint32_t block = 0; block < SEQUENCE_BLOCKS; block++)
         table[block] = block;
-    struct batch_sequence sequence = {.rows_count = w->tokens[i]};
+    struct batch_sequence sequence = {.rows_count = w->tokens[i], .window = own_window(w)};
     struct batch batch = {.rows_count = w->tokens[i],
                           .sequence = &sequence,
                           .sequences_count = 1,
                           .table = table,
-                          .window = w->window};
+                          .window = batch_window(w)};
     struct kv_view kv = {w->blocks[i], w->geometry, SEQUENCE_BLOCKS};
     memcpy(w->turned[i], w->qkv[i], w->tokens[i] * w->stride * sizeof(float));
     uint32_t rows = w->tokens[i];
@@ -52,7 +69,7 @@ static void world_init(struct world *w, const struct shape *shape, struct random
 {
     *w = (struct world){
         .shape = {shape->heads, shape->kv_heads, shape->dim, 1 / sqrtf((float)shape->dim)},
-        .window = shape->window};
+        .window = {shape->window, shape->sinks}};
     w->geometry = (struct kv_geometry){LAYERS,       shape->kv_heads, shape->dim,
                                        BLOCK_TOKENS, KV_LAYOUT_CPU,   shape->dtype};
     w->stride = (shape->heads + 2 * shape->kv_heads) * shape->dim;
@@ -133,20 +150,20 @@ static void assert_attended(const struct world *w, uint32_t i, uint32_t token, u
 {
     uint32_t dim = w->shape.head_dim, kv_head = head / (w->shape.heads / w->shape.kv_heads);
     const float *q = w->turned[i] + token * w->stride + head * dim;
-    uint32_t first = w->window && token >= w->window ? token - w->window + 1 : 0;
     double score[TOKENS_MAX], largest = -INFINITY, sum = 0;
-    for (uint32_t t = first; t <= token; t++) {
+    for (uint32_t t = 0; t <= token; t++) {
         score[t] = 0;
+        if (!sees(w, token, t)) continue;
         for (uint32_t d = 0; d < dim; d++)
             score[t] += rounded(w, q[d]) * kv_at(w, i, false, kv_head, t, d);
         score[t] /= sqrt(dim);
         if (score[t] > largest) largest = score[t];
     }
-    for (uint32_t t = first; t <= token; t++)
-        sum += score[t] = exp(score[t] - largest);
+    for (uint32_t t = 0; t <= token; t++)
+        sum += score[t] = sees(w, token, t) ? exp(score[t] - largest) : 0;
     for (uint32_t d = 0; d < dim; d++) {
         double want = 0, weight = 0, got = w->want[i][token * w->out_stride + head * dim + d];
-        for (uint32_t t = first; t <= token; t++) {
+        for (uint32_t t = 0; t <= token; t++) {
             double v = kv_at(w, i, true, kv_head, t, d);
             want += score[t] / sum * v;
             weight += score[t] / sum * fabs(v);
@@ -159,10 +176,12 @@ static void assert_attended(const struct world *w, uint32_t i, uint32_t token, u
 }
 
 static const struct shape shapes[] = {
-    {4, 2, 32, 0, DTYPE_BF16},  {4, 2, 32, 0, DTYPE_F32},   {2, 2, 64, 0, DTYPE_BF16},
-    {6, 1, 10, 0, DTYPE_F32},   {20, 1, 6, 0, DTYPE_BF16},  {8, 1, 34, 20, DTYPE_BF16},
-    {3, 3, 2, 1, DTYPE_F32},    {2, 1, 80, 16, DTYPE_F32},  {1, 1, 256, 33, DTYPE_BF16},
-    {8, 2, 34, 71, DTYPE_BF16}, {12, 6, 16, 0, DTYPE_BF16},
+    {4, 2, 32, 0, DTYPE_BF16},     {4, 2, 32, 0, DTYPE_F32},       {2, 2, 64, 0, DTYPE_BF16},
+    {6, 1, 10, 0, DTYPE_F32},      {20, 1, 6, 0, DTYPE_BF16},      {8, 1, 34, 20, DTYPE_BF16},
+    {3, 3, 2, 1, DTYPE_F32},       {2, 1, 80, 16, DTYPE_F32},      {1, 1, 256, 33, DTYPE_BF16},
+    {8, 2, 34, 71, DTYPE_BF16},    {12, 6, 16, 0, DTYPE_BF16},     {8, 2, 34, 40, DTYPE_BF16, 16},
+    {4, 2, 32, 20, DTYPE_F32, 32}, {10, 1, 16, 1, DTYPE_BF16, 80}, {2, 2, 64, 70, DTYPE_BF16, 48},
+    {6, 3, 10, 33, DTYPE_F32, 64},
 };
 
 static void rope_and_attention_are_right(void **state)
@@ -215,7 +234,7 @@ static bool replay_plan(struct replay *p, struct batch *batch, uint32_t chunk_ma
 {
     struct world *w = p->w;
     uint32_t start = random_below(r, SEQUENCES);
-    *batch = (struct batch){.sequence = p->sequence, .table = p->table, .window = w->window};
+    *batch = (struct batch){.sequence = p->sequence, .table = p->table, .window = batch_window(w)};
     bool left = false;
     for (uint32_t n = 0; n < SEQUENCES; n++) {
         uint32_t i = (start + n) % SEQUENCES, due = w->tokens[i] - p->done[i];
@@ -225,8 +244,8 @@ static bool replay_plan(struct replay *p, struct batch *batch, uint32_t chunk_ma
         if (rows > due) rows = due;
         uint32_t j = batch->sequences_count++;
         p->of[j] = i;
-        p->sequence[j] =
-            (struct batch_sequence){batch->rows_count, rows, p->done[i], i * SEQUENCE_BLOCKS};
+        p->sequence[j] = (struct batch_sequence){batch->rows_count,   rows, p->done[i],
+                                                 i * SEQUENCE_BLOCKS, 0,    own_window(w)};
         memcpy(p->rows + batch->rows_count * w->stride, w->qkv[i] + p->done[i] * w->stride,
                rows * w->stride * sizeof(float));
         batch->rows_count += rows;
@@ -242,10 +261,10 @@ static void *replay_block(const struct replay *p, uint32_t i, uint32_t block)
 }
 
 /* Blocks that no later token attends to: they may have been freed and hold anything. */
-static uint32_t replay_gone(const struct replay *p, uint32_t i)
+static bool replay_gone(const struct replay *p, uint32_t i, uint32_t block)
 {
-    uint32_t window = p->w->window;
-    return window && p->done[i] >= window ? (p->done[i] - window + 1) / BLOCK_TOKENS : 0;
+    struct kv_window w = p->w->window;
+    return block >= w.sinks / BLOCK_TOKENS && block < kv_window_gone(w, p->done[i]) / BLOCK_TOKENS;
 }
 
 static void replay_run(struct replay *p, uint32_t chunk_max, struct random *r)
@@ -264,8 +283,9 @@ static void replay_run(struct replay *p, uint32_t chunk_max, struct random *r)
                 assert_memory_equal(p->out + (s->row_first + row) * w->out_stride,
                                     w->want[p->of[j]] + (s->position + row) * w->out_stride,
                                     width * sizeof(float));
-            for (uint32_t block = 0; block < replay_gone(p, p->of[j]); block++)
-                memset(replay_block(p, p->of[j], block), 0xff, kv_block_bytes(&w->geometry));
+            for (uint32_t block = 0; block < SEQUENCE_BLOCKS; block++)
+                if (replay_gone(p, p->of[j], block))
+                    memset(replay_block(p, p->of[j], block), 0xff, kv_block_bytes(&w->geometry));
         }
     }
 }
@@ -273,10 +293,12 @@ static void replay_run(struct replay *p, uint32_t chunk_max, struct random *r)
 static void replay_check_pool(const struct replay *p)
 {
     for (uint32_t i = 0; i < SEQUENCES; i++)
-        for (uint32_t block = replay_gone(p, i); block < SEQUENCE_BLOCKS; block++)
+        for (uint32_t block = 0; block < SEQUENCE_BLOCKS; block++) {
+            if (replay_gone(p, i, block)) continue;
             assert_memory_equal(replay_block(p, i, block),
                                 p->w->blocks[i] + block * kv_block_bytes(&p->kv.geometry),
                                 kv_block_bytes(&p->kv.geometry));
+        }
 }
 
 static void replay_fini(struct replay *p)
@@ -323,12 +345,12 @@ static void a_nan_reaches_only_the_rows_that_attend_to_it(void **state)
             float *rows = mem_array(TOKENS * w.stride, sizeof(float));
             float *out = mem_array(TOKENS * w.out_stride, sizeof(float));
             char *pool = mem_aligned(SEQUENCE_BLOCKS * kv_block_bytes(&w.geometry), 64);
-            struct batch_sequence sequence = {.rows_count = TOKENS};
+            struct batch_sequence sequence = {.rows_count = TOKENS, .window = own_window(&w)};
             struct batch batch = {.rows_count = TOKENS,
                                   .sequence = &sequence,
                                   .sequences_count = 1,
                                   .table = table,
-                                  .window = w.window};
+                                  .window = batch_window(&w)};
             struct kv_view kv = {pool, w.geometry, SEQUENCE_BLOCKS};
             memcpy(rows, w.qkv[0], TOKENS * w.stride * sizeof(float));
             for (uint32_t d = 0; d < w.stride; d++)
@@ -337,7 +359,7 @@ static void a_nan_reaches_only_the_rows_that_attend_to_it(void **state)
             s.ops->attend(s.b, out, rows, &batch, TOKENS, &w.shape, &kv, LAYER);
             for (uint32_t row = 0; row < TOKENS; row++) {
                 const float *got = out + row * w.out_stride;
-                bool sick = row >= SICK && (!w.window || row < SICK + w.window);
+                bool sick = sees(&w, row, SICK);
                 for (uint32_t d = 0; sick && d < width; d++)
                     assert_true(isnan(got[d]));
                 if (!sick)
