@@ -83,6 +83,8 @@ static void on_end(struct stream *stream, struct outcome *o, const struct tandem
     snprintf(o->reason, sizeof o->reason, "%s", event->reason ? event->reason : "");
     stream->cached_tokens = event->cached_tokens;
     stream->attempts = event->attempts;
+    stream->kv_window = event->kv_window;
+    stream->kv_sinks = event->kv_sinks;
     stream->timing = event->timing;
     snprintf(stream->prefill_node, sizeof stream->prefill_node, "%s",
              event->prefill_node ? event->prefill_node : "");
@@ -151,6 +153,7 @@ static void fill_request(struct tandem_request *r, const struct ask *ask)
     tandem_set_presence_penalty(r, ask->presence_penalty);
     tandem_set_frequency_penalty(r, ask->frequency_penalty);
     tandem_set_seed(r, ask->seed);
+    tandem_set_kv_window(r, ask->kv_window, ask->kv_sinks);
     tandem_set_ignore_eos(r, ask->ignore_eos);
     tandem_set_want_text(r, !ask->no_text);
 }

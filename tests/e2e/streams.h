@@ -35,6 +35,7 @@ struct ask {
     bool ignore_eos, want_logprobs, no_text;
     uint32_t tops;
     const char *stop;
+    uint32_t kv_window, kv_sinks;
     uint32_t cancel_at; /* cancel when so many tokens are here; 0: never */
 };
 
@@ -59,6 +60,7 @@ struct stream {
     bool accepted, ended;
     char id[40];
     uint32_t prompt_tokens, cached_tokens, attempts;
+    uint32_t kv_window, kv_sinks; /* as the end told them */
     uint64_t submitted_ns;
     char prefill_node[32], decode_node[32]; /* of the choice that ended last */
     struct tandem_timing timing;            /* so is this */

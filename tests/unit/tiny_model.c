@@ -148,14 +148,17 @@ void tiny_config_write(const char *dir, const struct tiny_shape *s)
 {
     struct buf b = {0};
     buf_printf(&b,
-               "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":%u,"
+               "{\"architectures\":[\"%s\"],\"hidden_size\":%u,"
                "\"num_hidden_layers\":%u,\"num_attention_heads\":%u,\"num_key_value_heads\":%u,"
                "\"head_dim\":%u,\"intermediate_size\":%u,\"vocab_size\":%u,"
                "\"max_position_embeddings\":%u,\"tie_word_embeddings\":%s,"
-               "\"attention_bias\":%s,\"mlp_bias\":%s,\"eos_token_id\":%u,\"rms_norm_eps\":1e-5}",
-               s->hidden, s->layers, s->heads, s->kv_heads, s->head_dim, s->ffn, s->vocab,
-               s->context, s->tied ? "true" : "false", s->attention_bias ? "true" : "false",
+               "\"attention_bias\":%s,\"mlp_bias\":%s,\"eos_token_id\":%u,\"rms_norm_eps\":1e-5",
+               s->window ? "MistralForCausalLM" : "LlamaForCausalLM", s->hidden, s->layers,
+               s->heads, s->kv_heads, s->head_dim, s->ffn, s->vocab, s->context,
+               s->tied ? "true" : "false", s->attention_bias ? "true" : "false",
                s->mlp_bias ? "true" : "false", s->vocab > 2 ? 2 : 0);
+    if (s->window) buf_printf(&b, ",\"sliding_window\":%u", s->window);
+    buf_add_string(&b, "}");
     assert_ok(b.error);
     tiny_file_write(dir, "config.json", b.data, b.size);
     buf_fini(&b);

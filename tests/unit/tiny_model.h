@@ -1,4 +1,4 @@
-/* tiny_model: random Llama models of a few kilobytes, for tests.
+/* tiny_model: random Llama and Mistral models of a few kilobytes, for tests.
  *
  *     char dir[TINY_DIR_BYTES];
  *     struct tiny_shape shape = TINY_SHAPE;
@@ -28,6 +28,7 @@ struct tiny_shape {
     bool tied, attention_bias, mlp_bias;
     enum dtype dtype;
     uint64_t seed;
+    uint32_t window; /* not 0: a Mistral with this one */
 };
 #define TINY_SHAPE                                                                                 \
     {                                                                                              \
