@@ -1,15 +1,14 @@
 #include "kv/disk_values.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/failpoint.h"
 #include "common/mem.h"
 
 #define SEGMENT_BYTES ((uint64_t)256 << 20)
@@ -34,23 +33,40 @@ static void name_of(uint32_t segment, char name[NAME_BYTES])
     snprintf(name, NAME_BYTES, "values.%04u", segment % 10000);
 }
 
-_Bool disk_values_named(const char *name)
+/* The number of a file of this name, or -1. */
+static int32_t segment_of(const char *name)
 {
-    if (strncmp(name, "values.", 7) != 0 || strlen(name) != 11) return false;
-    for (const char *c = name + 7; *c; c++)
-        if (!isdigit((unsigned char)*c)) return false;
-    return true;
+    uint32_t segment = 0;
+    if (strncmp(name, "values.", 7) != 0 || strlen(name) != 11) return -1;
+    for (const char *c = name + 7; *c; c++) {
+        if (!isdigit((unsigned char)*c)) return -1;
+        segment = 10 * segment + (uint32_t)(*c - '0');
+    }
+    return (int32_t)segment;
+}
+
+bool disk_values_named(const char *name)
+{
+    return segment_of(name) >= 0;
 }
 
 enum err disk_values_delete(int dir_fd, uint32_t first_segment)
 {
-    char name[NAME_BYTES];
-    for (uint32_t i = first_segment; i < DISK_SEGMENTS_MAX; i++) {
-        name_of(i, name);
-        if (unlinkat(dir_fd, name, 0) != 0 && errno != ENOENT)
-            return err_set(ERR_IO, "%s: %s", name, strerror(errno));
+    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        if (fd >= 0) close(fd);
+        return err_set(ERR_IO, "values: %s", strerror(errno));
     }
-    return OK;
+    enum err e = OK;
+    for (struct dirent *d; e == OK && (d = readdir(dir));) {
+        int32_t segment = segment_of(d->d_name);
+        if (segment < 0 || (uint32_t)segment < first_segment) continue;
+        if (unlinkat(dir_fd, d->d_name, 0) != 0 && errno != ENOENT)
+            e = err_set(ERR_IO, "%s: %s", d->d_name, strerror(errno));
+    }
+    closedir(dir);
+    return e;
 }
 
 enum err disk_values_open(struct disk_values **out, int dir_fd, size_t value_bytes,
@@ -158,7 +174,6 @@ enum err disk_values_write(struct disk_values *v, uint32_t slot, const void *val
     uint32_t segment = slot / v->segment_slots;
     off_t at = place(v, slot);
     enum err e = segment_open(v, segment, true);
-    FAILPOINT("disk_values_write");
     for (size_t done = 0; e == OK && done < v->value_bytes;) {
         ssize_t n = pwrite(v->fd[segment], (const char *)value + done, v->value_bytes - done,
                            at + (off_t)done);

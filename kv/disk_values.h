@@ -15,6 +15,7 @@
 #ifndef TANDEM_KV_DISK_VALUES_H
 #define TANDEM_KV_DISK_VALUES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -42,6 +43,6 @@ uint32_t disk_values_segment(size_t value_bytes, uint32_t slots_count);
 /* Deletes the files from this number on. ERR_IO. */
 enum err disk_values_delete(int dir_fd, uint32_t first_segment);
 /* Whether a file of this name is one of them. */
-_Bool disk_values_named(const char *name);
+bool disk_values_named(const char *name);
 
 #endif

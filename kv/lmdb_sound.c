@@ -16,11 +16,11 @@
 #include "kv/lmdb_sound.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "common/err.h"
 #include "common/mem.h"
 
 enum {
@@ -284,35 +284,34 @@ static bool meta_sound(const struct walk *w, const struct page *p, uint64_t page
     return true;
 }
 
-static bool walk_sound(struct walk *w, size_t key_bytes, size_t data_bytes)
+static enum err walk_sound(struct walk *w, size_t key_bytes, size_t data_bytes)
 {
     struct page meta[2];
     for (uint64_t i = 0; i < 2; i++)
-        if (!read_page(w, i, &meta[i]) || !meta_sound(w, &meta[i], i)) return false;
+        if (!read_page(w, i, &meta[i]) || !meta_sound(w, &meta[i], i)) return ERR_FORMAT;
     bool second = number(meta[0].b + 144, 8) < number(meta[1].b + 144, 8);
     const unsigned char *m = meta[second].b;
     w->last_page = number(m + 136, 8);
     w->transaction = number(m + 144, 8);
     w->seen = mem_new(w->last_page / 8 + 1);
-    if (!w->seen) return false;
+    if (!w->seen) return ERR_MEMORY;
     struct tree entries = {.key_bytes = key_bytes, .data_bytes = data_bytes};
     struct tree free_pages = {.free_pages = true, .key_bytes = 8};
-    return tree_sound(w, &entries, m + 88) && tree_sound(w, &free_pages, m + 40);
+    bool sound = tree_sound(w, &entries, m + 88) && tree_sound(w, &free_pages, m + 40);
+    return sound ? OK : ERR_FORMAT;
 }
 
-bool lmdb_sound(int fd, uint64_t bytes_max, size_t key_bytes, size_t data_bytes)
+enum err lmdb_sound(int fd, uint64_t bytes_max, size_t key_bytes, size_t data_bytes)
 {
-    struct walk *w = mem_new(sizeof *w);
-    if (!w) return false;
     CHECK(key_bytes <= sizeof((struct tree *)NULL)->last);
-    if (sysconf(_SC_PAGESIZE) != PAGE) {
-        mem_free(w);
-        return wrong("pages of %ld bytes here", sysconf(_SC_PAGESIZE));
-    }
+    if (sysconf(_SC_PAGESIZE) != PAGE)
+        return err_set(ERR_UNSUPPORTED, "index: pages of %ld bytes here", sysconf(_SC_PAGESIZE));
+    struct walk *w = mem_new(sizeof *w);
+    if (!w) return ERR_MEMORY;
     w->fd = fd;
     w->pages_max = bytes_max / PAGE;
-    bool sound = walk_sound(w, key_bytes, data_bytes);
+    enum err e = walk_sound(w, key_bytes, data_bytes);
     mem_free(w->seen);
     mem_free(w);
-    return sound;
+    return e;
 }

@@ -25,7 +25,6 @@
 #include <unistd.h>
 
 #include "common/clock.h"
-#include "common/failpoint.h"
 #include "common/mem.h"
 #include "kv/disk_index.h"
 #include "kv/disk_meta.h"
@@ -93,7 +92,10 @@ static enum err check_ours(const struct kv_tier *t)
 {
     int fd = openat(t->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir) return err_set(ERR_IO, "disk tier %s: %s", t->where, strerror(errno));
+    if (!dir) {
+        if (fd >= 0) close(fd);
+        return err_set(ERR_IO, "disk tier %s: %s", t->where, strerror(errno));
+    }
     static const char *const ours[] = {".", "..", "lock", "index", "meta", "meta.new"};
     enum err e = OK;
     for (struct dirent *d; e == OK && (d = readdir(dir));) {
@@ -307,7 +309,9 @@ static enum err late(const struct kv_tier *t)
 /* What the index said of the last change. One that cannot be used any more costs all that was kept. */
 static enum err settled(struct kv_tier *t, enum err e)
 {
-    return e == ERR_FORMAT ? begin_anew(t) : e;
+    if (e != ERR_FORMAT) return e;
+    if ((e = begin_anew(t)) != OK) return e;
+    return err_set(ERR_IO, "disk tier %s: its index was damaged: emptied", t->where);
 }
 
 static enum err disk_has(struct kv_tier *t, const struct id128 *keys, uint32_t count,
@@ -451,14 +455,12 @@ static enum err put_batch(struct kv_tier *t, const struct id128 *keys, uint32_t 
     enum err planning = make_plan(t, &plan, keys, count, stamp, call_stamp);
     enum err e = planning;
     if (e == OK && plan.changes > 0) e = tell(t, plan.change, plan.changes);
-    FAILPOINT("tier_disk_evicted");
     if (e != OK) {
         for (uint32_t i = 0; i < plan.count; i++)
             if (plan.slot[i] != KV_SLOT_NONE) kv_slots_give_back(t->slots, plan.slot[i]);
         return e;
     }
     e = write_plan(t, &plan, keys, values, stamp, deadline_ns, kept);
-    FAILPOINT("tier_disk_written");
     enum err told = plan.changes > 0 ? tell(t, plan.change, plan.changes) : OK;
     if (told != OK) return told;
     if (e == OK && plan.count < count)
@@ -484,6 +486,7 @@ static enum err disk_put(struct kv_tier *t, const struct id128 *keys, uint32_t c
                       &done);
         *kept += done;
     }
+    if (e == ERR_FORMAT) *kept = 0;
     order_uses(t, keys, *kept);
     return settled(t, e);
 }
