@@ -775,6 +775,22 @@ enum err engine_kv_scatter(struct engine *g, uint32_t layer, const uint32_t *blo
     return g->ops->kv_scatter(g->backend, &g->kv, layer, blocks, blocks_count, layout, slot, hash);
 }
 
+enum err engine_block_read(struct engine *g, uint32_t block, void *host)
+{
+    size_t bytes = kv_block_bytes(&g->kv.geometry);
+    if (!engine_kv_host(g)) return g->ops->block_read(g->backend, &g->kv, block, host);
+    memcpy(host, (char *)g->kv.base + block * bytes, bytes);
+    return OK;
+}
+
+enum err engine_block_write(struct engine *g, uint32_t block, const void *host)
+{
+    size_t bytes = kv_block_bytes(&g->kv.geometry);
+    if (!engine_kv_host(g)) return g->ops->block_write(g->backend, &g->kv, block, host);
+    memcpy((char *)g->kv.base + block * bytes, host, bytes);
+    return OK;
+}
+
 void *engine_host_alloc(struct engine *g, size_t bytes)
 {
     return g->ops->host_alloc(g->backend, bytes);

@@ -91,6 +91,11 @@ enum err engine_kv_scatter(struct engine *engine, uint32_t layer, const uint32_t
                            uint32_t blocks_count, uint32_t layout, const void *slot,
                            uint64_t *hash);
 
+/* A whole block, all layers, in the pool's own order: for one more thread, the tiers'. Wherever the pool
+ * is. */
+enum err engine_block_read(struct engine *engine, uint32_t block, void *host);
+enum err engine_block_write(struct engine *engine, uint32_t block, const void *host);
+
 void *engine_host_alloc(struct engine *engine, size_t bytes);
 void engine_host_free(struct engine *engine, void *p);
 const struct kv_view *engine_kv(const struct engine *engine); /* tests and tools */

@@ -248,6 +248,12 @@ struct backend_ops {
                            const uint32_t *blocks, uint32_t blocks_count, uint32_t layout,
                            const void *slot, uint64_t *hash);
 
+    /* A whole block, all layers, between the pool and host memory as it lies there, for tiers; done when
+     * they return. NULL like kv_read, and callable like it by one more thread. */
+    enum err (*block_read)(struct backend *b, const struct kv_view *kv, uint32_t block, void *host);
+    enum err (*block_write)(struct backend *b, const struct kv_view *kv, uint32_t block,
+                            const void *host);
+
     /* A mark is reached when everything enqueued before it is done. Marks are numbered from 1. On
      * the CPU ops run at once and a mark is reached when it is made. */
     uint64_t (*mark)(struct backend *b);

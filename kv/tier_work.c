@@ -33,7 +33,7 @@ struct counts {
 
 struct row {
     const struct kv_tier_ops *ops;
-    struct kv_tier *tier;
+    struct kv_tier *tier; /* NULL: it could not be used when the node started */
     struct kv_breaker read, write;
     struct counts counts;
     uint32_t not_worth_now;
@@ -117,6 +117,7 @@ uint64_t kv_tier_work_now(const struct kv_tier_work *w)
 static void publish(struct row *r)
 {
     struct kv_tier_stats kept = {0};
+    if (!r->tier) return;
     r->ops->stats(r->tier, &kept);
     atomic_store(&r->counts.entries_count, kept.entries_count);
     atomic_store(&r->counts.bytes, kept.bytes);
@@ -135,7 +136,14 @@ static enum err open_rows(struct kv_tier_work *w)
         r->ops = w->options.tier[i].ops;
         r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
         enum err e = r->ops->open(&r->tier, &o);
-        if (e != OK) return err_prefix(e, "%s", r->ops->name);
+        if (e == ERR_IO) {
+            log_warn("kv_tier_unusable", "tier=%s reason=\"%s\" note=\"goes on without it\"",
+                     r->ops->name, err_text());
+            atomic_store(&r->counts.broken, true);
+            r->tier = NULL;
+        } else if (e != OK) {
+            return err_prefix(e, "%s", r->ops->name);
+        }
         publish(r);
     }
     return OK;
@@ -334,7 +342,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     struct row *r = &w->row[i];
     uint32_t count = l->job->op.count - first, found = 0;
     uint64_t now_ns = kv_tier_work_now(w);
-    if (l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
+    if (!r->tier || l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
     enum err e = r->ops->has(r->tier, keys_at(l->job, first), count, l->deadline_ns, &found);
     smooth(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
     if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
@@ -385,7 +393,7 @@ static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_t
 {
     uint32_t found = 0;
     *asked = false;
-    if (!kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
+    if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
     enum err e = r->ops->has(r->tier, keys_at(job, job->done), n, deadline_ns, &found);
     if (e != OK) {
         note(w, r, &r->write, e);

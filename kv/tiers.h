@@ -90,7 +90,8 @@ struct kv_tier_event {
 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 
-/* Opens all tiers: ERR_INVALID, ERR_IO with the tier's name and what to do. */
+/* Opens all tiers. ERR_INVALID, with the tier's name and what is wrong: but one that cannot be used as things
+ * are (read-only, say) is done without, and the log says so. */
 enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
                        kv_tier_event_fn *on_event, void *ctx);
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);

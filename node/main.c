@@ -17,7 +17,8 @@ struct options {
     int dtype, link, evict, preempted, log_level;
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
-    uint64_t evict_ttl_ns;
+    uint64_t evict_ttl_ns, kv_host_bytes, kv_disk_bytes, kv_redis_ttl_ns, kv_tier_deadline_ns;
+    const char *kv_disk, *kv_redis;
 };
 
 static const struct setting rows[] = {
@@ -69,6 +70,21 @@ static const struct setting rows[] = {
     SETTING_CHOICE(
         struct options, preempted, "preempted", "auto|recompute|hand-back", "auto",
         "sequences that made room for others: computed again here, or by a prefill node"),
+    SETTING_SIZE(struct options, kv_host_bytes, "kv-host-bytes", "0", 0, 1e15,
+                 "on a GPU: host memory for blocks that the pool lets go of; 0: none"),
+    SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
+                   "directory, for this node alone, that keeps blocks over restarts; none: off"),
+    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
+                 "what kv-disk holds at most; the blocks used least recently go first"),
+    SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
+                   "HOST:PORT or unix:PATH of a Redis or Valkey server that nodes share blocks "
+                   "through; none: off"),
+    SETTING_DURATION(struct options, kv_redis_ttl_ns, "kv-redis-ttl", "0", 0,
+                     365 * 24 * 3600 * NS_PER_S,
+                     "blocks in it that nobody reads for so long go; 0: as the server is set up"),
+    SETTING_DURATION(struct options, kv_tier_deadline_ns, "kv-tier-deadline", "20ms", NS_PER_MS,
+                     60 * NS_PER_S,
+                     "a prompt waits no longer for what these hold, and computes the rest"),
     SETTING_CHOICE(struct options, link, "link", NODE_LINKS, "auto",
                    "how KV travels between nodes; auto: the best that both have, by what was "
                    "measured; nccl and ipc: from GPU to GPU"),
@@ -130,6 +146,12 @@ static struct node_options shell_options(const struct options *o, const struct n
         .prefix_cache = o->prefix_cache,
         .preempted = (enum preempted)o->preempted,
         .evict = {.policy = (enum evict_policy)o->evict, .ttl_ns = o->evict_ttl_ns},
+        .tiers = {.host_bytes = o->kv_host_bytes,
+                  .disk = o->kv_disk,
+                  .disk_bytes = o->kv_disk_bytes,
+                  .redis = o->kv_redis,
+                  .redis_ttl_ns = o->kv_redis_ttl_ns,
+                  .deadline_ns = o->kv_tier_deadline_ns},
         .engine = {.model_dir = o->model,
                    .cache_dir = o->cache_dir,
                    .backend = o->device,

@@ -47,8 +47,9 @@ struct node_shell {
     struct xfer *xfer;
     void *staging; /* of the link thread, where the pool is on a device */
     struct op_queue ops;
+    struct node_tiers tiers;
     struct mailbox *engine_events, *xfer_events, *link_rows;
-    struct loop_watch *engine_watch, *xfer_watch, *link_watch;
+    struct loop_watch *engine_watch, *xfer_watch, *link_watch, *tier_watch;
     struct loop *loop;
     struct loop_timer *timer, *ops_timer;
     struct monitor *monitor;
@@ -122,6 +123,12 @@ static void out_xfer(void *ctx, const struct xfer_op *op)
 }
 
 static void on_lifeline(void *ctx, uint64_t now_ns, bool up);
+
+static enum err out_tier(void *ctx, const struct kv_tier_op *op)
+{
+    struct node_shell *s = ctx;
+    return kv_tiers_post(s->tiers.tiers, op);
+}
 
 static void out_lifeline_dial(void *ctx, struct peer peer, const char *address, struct id128 key)
 {
@@ -233,6 +240,16 @@ static void on_xfer_mail(void *ctx, uint64_t now_ns, unsigned events)
     awake(s, now_ns);
     while (mailbox_receive(s->xfer_events, &event) == OK)
         node_core_on_xfer(s->core, now_ns, &event);
+}
+
+static void on_tier_mail(void *ctx, uint64_t now_ns, unsigned events)
+{
+    struct node_shell *s = ctx;
+    struct kv_tier_event event;
+    (void)events;
+    awake(s, now_ns);
+    while (mailbox_receive(s->tiers.events, &event) == OK)
+        node_core_on_tier(s->core, now_ns, &event);
 }
 
 static void on_link_mail(void *ctx, uint64_t now_ns, unsigned events)
@@ -370,6 +387,7 @@ enum err node_options_check(const struct node_options *o)
                        "reaches it",
                        o->listen_kv);
     if ((e = check_nccl(o)) != OK) return e;
+    if ((e = node_tiers_check(&o->tiers, o->prefix_cache, o->trusted_network)) != OK) return e;
     if (!o->metrics) return OK;
     if ((e = address_split(o->metrics, host, &port)) != OK) return err_prefix(e, "--metrics");
     if (!o->trusted_network && !address_is_loopback(o->metrics))
@@ -547,6 +565,9 @@ static enum err open_loop(struct node_shell *s)
     if ((e = loop_watch(s->loop, mailbox_fd(s->link_rows), LOOP_READ, on_link_mail, s,
                         &s->link_watch)) != OK)
         return e;
+    if (s->tiers.tiers && (e = loop_watch(s->loop, mailbox_fd(s->tiers.events), LOOP_READ,
+                                          on_tier_mail, s, &s->tier_watch)) != OK)
+        return e;
     if ((e = loop_signal(s->loop, SIGTERM, on_signal, s)) != OK) return e;
     return loop_signal(s->loop, SIGINT, on_signal, s);
 }
@@ -612,7 +633,8 @@ static enum err open_core(struct node_shell *s)
                                  .xfer = out_xfer,
                                  .lifeline_dial = out_lifeline_dial,
                                  .lifeline_drop = out_lifeline_drop,
-                                 .left = out_left};
+                                 .left = out_left,
+                                 .tier = out_tier};
     if ((e = id128_mint(&life)) != OK || (e = id128_mint(&tickets)) != OK) return e;
     struct node_config config = {
         .role = o->policy->role,
@@ -636,6 +658,8 @@ static enum err open_core(struct node_shell *s)
         .prefix_cache = o->prefix_cache,
         .preempted = o->preempted,
         .evict = o->evict,
+        .tiers = s->tiers.tiers,
+        .tier_deadline_ns = o->tiers.deadline_ns,
         .link = link_names[o->link],
         .tombstones_max = TOMBSTONES_MAX,
     };
@@ -652,12 +676,14 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     if ((e = find_place(s)) != OK) goto fail;
     if ((e = open_engine(s)) != OK) goto fail;
     if ((e = open_xfer(s)) != OK) goto fail;
+    if ((e = node_tiers_open(&s->tiers, &options->tiers, s->engine)) != OK) goto fail;
     if ((e = open_loop(s)) != OK) goto fail;
     if ((e = open_channels(s)) != OK) goto fail;
     if ((e = open_core(s)) != OK) goto fail;
     if ((e = open_monitor(s)) != OK) goto fail;
     if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
     if ((e = start_xfer(s)) != OK) goto fail;
+    if ((e = node_tiers_start(&s->tiers)) != OK) goto fail;
     const struct engine_facts *f = engine_facts(s->engine);
     log_info("node_starts", "name=%s model=%s device=\"%s\" blocks=%u context=%u load_ms=%llu",
              options->name, f->model_name, f->device, f->blocks_count, f->context_max,
@@ -690,13 +716,16 @@ void node_shell_close(struct node_shell *s)
     loop_watch_free(s->engine_watch);
     loop_watch_free(s->xfer_watch);
     loop_watch_free(s->link_watch);
+    loop_watch_free(s->tier_watch);
     if (s->engine_events) mailbox_close(s->engine_events); /* what they still say is for nobody */
     if (s->xfer_events) mailbox_close(s->xfer_events);
     if (s->link_rows) mailbox_close(s->link_rows);
     if (s->engine) engine_stop(s->engine);
     if (s->xfer) xfer_stop(s->xfer);
+    node_tiers_stop(&s->tiers);
     node_core_free(s->core);
     xfer_close(s->xfer);
+    node_tiers_close(&s->tiers);
     if (s->staging) engine_host_free(s->engine, s->staging);
     engine_close(s->engine);
     op_queue_fini(&s->ops);

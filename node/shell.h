@@ -16,6 +16,7 @@
 #include "kv/evict.h"
 #include "node/plan.h"
 #include "node/policy.h"
+#include "node/tiers.h"
 #include "proto/session.h"
 
 enum node_link { NODE_LINK_AUTO, NODE_LINK_SHM, NODE_LINK_TCP, NODE_LINK_NCCL, NODE_LINK_IPC };
@@ -40,6 +41,7 @@ struct node_options {
     bool prefix_cache;
     enum preempted preempted;
     struct evict_config evict;
+    struct node_tiers_options tiers;
     struct engine_options engine; /* limits, slots and cpus are the shell's to fill in */
     uint32_t chunk_tokens, sequences_max;
     struct session_limits session;

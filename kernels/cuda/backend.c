@@ -85,6 +85,7 @@ static void cuda_close(struct backend *b)
     if (b->stream && !PLANTED("close_not_waited_for")) cudaStreamSynchronize(b->stream);
     upload_free(b->upload);
     mover_close(&b->mover);
+    lane_close(&b->lane);
     slots_close(b);
     step_close(b);
     lt_free(b->lt);
@@ -141,7 +142,8 @@ static enum err cuda_open(struct backend **out, const struct backend_options *op
     if (options->dtype == DTYPE_BF16 && !options->deterministic &&
         (e = lt_new(&b->lt, b->stream)) != OK)
         goto fail;
-    if ((e = step_open(b)) != OK || (e = slots_open(b)) != OK || (e = mover_open(&b->mover)) != OK)
+    if ((e = step_open(b)) != OK || (e = slots_open(b)) != OK ||
+        (e = mover_open(&b->mover)) != OK || (e = lane_open(&b->lane)) != OK)
         goto fail;
     *out = b;
     return OK;
@@ -349,6 +351,8 @@ const struct backend_ops cuda_backend_ops = {
     .kv_write = cuda_kv_write,
     .kv_gather = cuda_kv_to_slot,
     .kv_scatter = cuda_kv_from_slot,
+    .block_read = cuda_block_read,
+    .block_write = cuda_block_write,
     .mark = cuda_mark,
     .wait = cuda_wait,
     .sync = cuda_sync,

@@ -14,7 +14,8 @@
  * Rules: ops return nothing. The first thing that fails is kept (backend_keep), with its text; from
  * then on ops do nothing, and wait and sync say it again: a device that failed once is not trusted.
  * Nothing is allocated in a step once the ops it uses have been called outside of a recording.
- * Owner: the engine thread, but for struct kv_mover, which is the link thread's. */
+ * Owner: the engine thread, but for struct kv_mover, which is the link thread's, and
+ * struct kv_tier_lane, the tier thread's. */
 #ifndef TANDEM_KERNELS_CUDA_BACKEND_H
 #define TANDEM_KERNELS_CUDA_BACKEND_H
 
@@ -64,6 +65,11 @@ struct kv_mover {
     uint64_t *hash_host; /* pinned */
 };
 
+/* The tier thread's own. */
+struct kv_tier_lane {
+    cudaStream_t stream;
+};
+
 struct backend {
     struct backend_options options;
     struct cuda_device_facts device;
@@ -99,6 +105,7 @@ struct backend {
     uint32_t list_max;
 
     struct kv_mover mover;
+    struct kv_tier_lane lane;
 };
 
 extern const struct backend_ops cuda_backend_ops;
@@ -148,6 +155,11 @@ void cuda_slot_make(struct backend *b, uint32_t slot, const struct job *job);
 void cuda_draw_outputs(struct backend *b, struct token_info *result, const float *logits,
                        const struct batch *batch, uint32_t outputs);
 
+enum err lane_open(struct kv_tier_lane *lane);
+void lane_close(struct kv_tier_lane *lane);
+enum err cuda_block_read(struct backend *b, const struct kv_view *kv, uint32_t block, void *host);
+enum err cuda_block_write(struct backend *b, const struct kv_view *kv, uint32_t block,
+                          const void *host);
 enum err mover_open(struct kv_mover *m);
 void mover_close(struct kv_mover *m);
 enum err cuda_kv_read(struct backend *b, const struct kv_view *kv, uint32_t layer,

@@ -165,3 +165,48 @@ enum err cuda_kv_from_slot(struct backend *b, const struct kv_view *kv, uint32_t
     return move_slot(b, kv, layer, blocks, blocks_count, layout, (void *)(uintptr_t)slot, true,
                      hash);
 }
+
+/* ---- tiers ---- */
+
+enum err lane_open(struct kv_tier_lane *lane)
+{
+    return cuda_check(cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking),
+                      "a stream for tiers");
+}
+
+void lane_close(struct kv_tier_lane *lane)
+{
+    if (!lane->stream) return;
+    cudaStreamSynchronize(lane->stream);
+    cudaStreamDestroy(lane->stream);
+}
+
+/* A block lies in one piece, so nothing is gathered. */
+static enum err copy_block(struct backend *b, const struct kv_view *kv, void *to, const void *from,
+                           enum cudaMemcpyKind way, const char *what)
+{
+    cudaStream_t stream = b->lane.stream;
+    enum err e = cuda_device_use(b->device.index);
+    if (e == OK)
+        e = cuda_check(cudaMemcpyAsync(to, from, kv_block_bytes(&kv->geometry), way, stream), what);
+    if (PLANTED("kv_block_not_waited_for")) return e;
+    if (e == OK) e = cuda_check(cudaStreamSynchronize(stream), what);
+    if (e != OK && cudaStreamSynchronize(stream) != cudaSuccess) cudaGetLastError();
+    return e;
+}
+
+static char *block_at(const struct kv_view *kv, uint32_t block)
+{
+    return (char *)kv->base + block * kv_block_bytes(&kv->geometry);
+}
+
+enum err cuda_block_read(struct backend *b, const struct kv_view *kv, uint32_t block, void *host)
+{
+    return copy_block(b, kv, host, block_at(kv, block), cudaMemcpyDeviceToHost, "reading a block");
+}
+
+enum err cuda_block_write(struct backend *b, const struct kv_view *kv, uint32_t block,
+                          const void *host)
+{
+    return copy_block(b, kv, block_at(kv, block), host, cudaMemcpyHostToDevice, "writing a block");
+}

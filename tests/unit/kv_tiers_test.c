@@ -71,7 +71,8 @@ static uint32_t fake_find(const struct fake *f, struct id128 key)
 static enum err fake_open(struct kv_tier **tier, const struct kv_tier_options *o)
 {
     struct fake *f = &fake[o->where[0] - '0'];
-    if (f->broken == ERR_INVALID) return err_set(ERR_INVALID, "cannot be opened");
+    if (f->broken == ERR_INVALID || f->broken == ERR_IO)
+        return err_set(f->broken, "cannot be opened");
     f->value_bytes = o->value_bytes;
     *tier = (struct kv_tier *)(void *)f;
     return OK;
@@ -484,6 +485,18 @@ static void a_tier_that_cannot_be_opened_is_said_by_name(void **state)
     assert_int_equal(kv_tier_work_new(&work, &o), ERR_INVALID);
 }
 
+static void a_tier_that_is_not_usable_is_done_without(void **state)
+{
+    (void)state;
+    fake[0].broken = ERR_IO;
+    open_tiers(2);
+    assert_int_equal(store(0, 4).count, 4);
+    assert_int_equal(load(0, 4).count, 4);
+    assert_true(row(0).broken);
+    assert_int_equal(fake[0].has_calls, 0);
+    assert_int_equal(row(1).hits, 4);
+}
+
 static void reading_is_worth_it_when_it_is_faster_than_computing(void **state)
 {
     (void)state;
@@ -650,6 +663,7 @@ int main(void)
         ROW(a_dead_tier_is_left_alone_and_comes_back),
         ROW(a_full_tier_is_still_read),
         ROW(a_tier_that_cannot_be_opened_is_said_by_name),
+        ROW(a_tier_that_is_not_usable_is_done_without),
         ROW(reading_is_worth_it_when_it_is_faster_than_computing),
         ROW(a_breaker_waits_longer_each_time_up_to_a_minute),
         ROW(each_op_ends_in_one_event_and_loads_go_first),

@@ -1,0 +1,153 @@
+#include "node/tiers.h"
+
+#include <string.h>
+
+#include "common/address.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "kv/tier_entry.h"
+
+enum {
+    OPS_MAX = 128, /* the core has fewer under way (NODE_LOADS_MAX + NODE_STORES_MAX) */
+    BREAKER_FAILURES = 3,
+};
+
+static bool is_told(const char *text)
+{
+    return text && text[0];
+}
+
+static bool any(const struct node_tiers_options *o)
+{
+    return o->host_bytes > 0 || is_told(o->disk) || is_told(o->redis);
+}
+
+static enum err check_redis(const struct node_tiers_options *o, bool trusted_network)
+{
+    char host[ADDRESS_HOST_MAX];
+    uint16_t port;
+    enum err e;
+    if (!is_told(o->redis) || strncmp(o->redis, "unix:", 5) == 0) return OK;
+    if ((e = address_split(o->redis, host, &port)) != OK) return err_prefix(e, "--kv-redis");
+    if (trusted_network || address_is_loopback(o->redis)) return OK;
+    return err_set(ERR_INVALID,
+                   "--kv-redis %s is beyond loopback, and prompts' KV goes there as it is: say "
+                   "--trusted-network if nobody else reaches it",
+                   o->redis);
+}
+
+enum err node_tiers_check(const struct node_tiers_options *o, bool prefix_cache,
+                          bool trusted_network)
+{
+    if (any(o) && !prefix_cache)
+        return err_set(ERR_INVALID,
+                       "--kv-host-bytes, --kv-disk and --kv-redis keep what the prefix "
+                       "cache knows: they need --prefix-cache");
+    return check_redis(o, trusted_network);
+}
+
+/* ---- a block's bytes ---- */
+
+static enum err read_block(void *ctx, uint32_t block, void *host)
+{
+    return engine_block_read(ctx, block, host);
+}
+static enum err write_block(void *ctx, uint32_t block, const void *host)
+{
+    return engine_block_write(ctx, block, host);
+}
+
+/* On the tier thread. */
+static void on_event(void *ctx, const struct kv_tier_event *event)
+{
+    struct node_tiers *t = ctx;
+    enum err e = mailbox_send(t->events, event);
+    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for all ops */
+}
+
+/* ---- life ---- */
+
+static enum err add(struct kv_tiers_options *k, const char *name,
+                    const struct kv_tier_options *options)
+{
+    k->tier[k->tiers_count].options = *options;
+    return kv_tier_find(name, &k->tier[k->tiers_count++].ops);
+}
+
+/* The fastest first. */
+static enum err add_all(struct kv_tiers_options *k, const struct node_tiers_options *o)
+{
+    enum err e = OK;
+    if (o->host_bytes > 0)
+        e = add(k, "memory", &(struct kv_tier_options){.bytes_max = o->host_bytes});
+    if (e == OK && is_told(o->disk))
+        e = add(k, "disk", &(struct kv_tier_options){.where = o->disk, .bytes_max = o->disk_bytes});
+    if (e == OK && is_told(o->redis))
+        e = add(k, "redis",
+                &(struct kv_tier_options){.where = o->redis, .ttl_ns = o->redis_ttl_ns});
+    return e;
+}
+
+static enum err check_host(const struct node_tiers_options *o, const struct engine *engine)
+{
+    if (o->host_bytes == 0 || !engine_kv_host(engine)) return OK;
+    return err_set(ERR_INVALID,
+                   "--kv-host-bytes is for pools on a GPU: this one is in host memory, so "
+                   "give it the bytes with --kv-bytes");
+}
+
+enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *o,
+                         struct engine *engine)
+{
+    enum err e;
+    *t = (struct node_tiers){.engine = engine};
+    if (!any(o)) return OK;
+    if ((e = check_host(o, engine)) != OK) return e;
+    const struct engine_facts *f = engine_facts(engine);
+    if (!engine_kv_host(engine)) {
+        t->staging = engine_host_alloc(engine, kv_tiers_staging_bytes(&f->geometry));
+        if (!t->staging) return ERR_MEMORY;
+    }
+    struct kv_tiers_options k = {
+        .geometry = f->geometry,
+        .space = kv_tier_space(f->model_fingerprint, f->numerics_id, &f->geometry),
+        .bytes = {engine, read_block, write_block},
+        .deadline_ns = o->deadline_ns,
+        .breaker_failures = BREAKER_FAILURES,
+        .ops_max = OPS_MAX,
+        .blocks_max = blocks_for_tokens(f->context_max),
+        .staging = t->staging,
+    };
+    if ((e = add_all(&k, o)) != OK) return e;
+    if ((e = mailbox_new(&t->events, sizeof(struct kv_tier_event), OPS_MAX)) != OK) return e;
+    if ((e = kv_tiers_open(&t->tiers, &k, on_event, t)) != OK) return e;
+    for (uint32_t i = 0; i < k.tiers_count; i++)
+        log_info("kv_tier", "tier=%s where=%s bytes=%llu deadline_ms=%llu", k.tier[i].ops->name,
+                 k.tier[i].options.where ? k.tier[i].options.where : "",
+                 (unsigned long long)k.tier[i].options.bytes_max,
+                 (unsigned long long)(o->deadline_ns / NS_PER_MS));
+    return OK;
+}
+
+enum err node_tiers_start(struct node_tiers *t)
+{
+    if (!t->tiers) return OK;
+    enum err e = kv_tiers_start(t->tiers);
+    t->started = e == OK;
+    return e;
+}
+
+void node_tiers_stop(struct node_tiers *t)
+{
+    if (t->events) mailbox_close(t->events);
+    if (t->started) kv_tiers_stop(t->tiers);
+    t->started = false;
+}
+
+void node_tiers_close(struct node_tiers *t)
+{
+    kv_tiers_close(t->tiers);
+    mailbox_free(t->events);
+    if (t->staging) engine_host_free(t->engine, t->staging);
+    *t = (struct node_tiers){0};
+}
