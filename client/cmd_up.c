@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,6 +38,8 @@ enum {
 
 struct options {
     const char *model, *zmq, *nodes, *metrics, *device, *prefill_gpus, *decode_gpus;
+    const char *kv_disk, *kv_redis;
+    uint64_t kv_disk_bytes, kv_host_bytes;
     int link, log_level;
     bool trusted_network, dry_run;
     int64_t prefill, decode, threads, blocks;
@@ -68,6 +71,16 @@ static const struct setting rows[] = {
                 "compute threads of each node; 0: the CPUs are shared out evenly"),
     SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
                 "KV pool of each node in blocks of 16 tokens; 0: the node's default"),
+    SETTING_SIZE(struct options, kv_host_bytes, "kv-host-bytes", "0", 0, 1e15,
+                 "on GPUs: host memory of each node for blocks that its pool lets go of"),
+    SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
+                   "directory that keeps blocks over restarts: prefill-0, decode-0 … in it are the "
+                   "nodes' own; none: off"),
+    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
+                 "what each node keeps there at most"),
+    SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
+                   "HOST:PORT or unix:PATH of a Redis or Valkey server that all nodes share blocks "
+                   "through; none: off"),
     SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
@@ -155,6 +168,20 @@ static void add_metrics(struct argv *a, const struct up *up, uint32_t i)
     add_arg(a, "--metrics=%s", text);
 }
 
+/* Named by role and number, so that a node finds what it had before. */
+static void add_tiers(struct argv *a, const struct child *c)
+{
+    const struct options *o = c->up->options;
+    char path[PATH_MAX + 32];
+    if (o->kv_host_bytes) add_number(a, "--kv-host-bytes=%s", (long long)o->kv_host_bytes);
+    if (o->kv_redis) add_arg(a, "--kv-redis=%s", o->kv_redis);
+    if (!o->kv_disk) return;
+    const char *role = c->name[0] == 'd' ? "decode" : "prefill";
+    snprintf(path, sizeof path, "%s/%s-%s", o->kv_disk, role, c->name + 1);
+    add_arg(a, "--kv-disk=%s", path);
+    add_number(a, "--kv-disk-bytes=%s", (long long)o->kv_disk_bytes);
+}
+
 static void make_argv(const struct child *c, struct argv *a)
 {
     const struct up *up = c->up;
@@ -179,6 +206,7 @@ static void make_argv(const struct child *c, struct argv *a)
         add_arg(a, "--kv-share=%s", share);
     }
     add_choice(a, "--link=%s", LINKS, up->options->link);
+    add_tiers(a, c);
     const struct placement *place = &c->node->place;
     if (place->threads) add_number(a, "--threads=%s", place->threads);
     if (place->own) {
@@ -563,6 +591,12 @@ static enum err check_metrics(const struct up *up)
                    up->children_count);
 }
 
+static enum err make_kv_disk(const struct options *o)
+{
+    if (!o->kv_disk || mkdir(o->kv_disk, 0700) == 0 || errno == EEXIST) return OK;
+    return err_set(ERR_IO, "--kv-disk %s: %s", o->kv_disk, strerror(errno));
+}
+
 static enum err prepare(struct up *up)
 {
     enum err e;
@@ -572,6 +606,7 @@ static enum err prepare(struct up *up)
     if ((e = plan_gpus(up)) != OK) return e;
     if ((e = plan_children(up)) != OK || (e = check_metrics(up)) != OK) return e;
     if (up->options->dry_run) return OK;
+    if ((e = make_kv_disk(up->options)) != OK) return e;
     if ((e = loop_new(&up->loop)) != OK) return e;
     if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;
     for (uint32_t i = 0; i < up->children_count; i++) {

@@ -109,6 +109,8 @@ void node_core_on_timer(struct node_core *core, uint64_t now_ns);
  * job of this life is over; begin anew as `incarnation` before anything else is sent. */
 void node_core_reborn(struct node_core *core, uint64_t now_ns, uint64_t incarnation);
 void node_core_drain(struct node_core *core, uint64_t now_ns);
+/* How the tiers do, for reports and the page of metrics. */
+void node_core_tier_stats(struct node_core *core, const struct kv_tiers_stats *stats);
 /* Layers computed so far, for heartbeats. */
 void node_core_progress(struct node_core *core, uint64_t layers);
 /* Callbacks of the shell's loop that took longer than they may, likewise. */

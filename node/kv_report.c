@@ -291,6 +291,7 @@ static json_t *report_json(struct node_core *c, uint64_t now_ns)
     json_object_set_new(root, "other_tenants",
                         tenant_json(&c->usage.others, r->tenant_blocks[KV_USAGE_TENANTS]));
     json_object_set_new(root, "prefixes", prefixes_json(r, now_ns));
+    json_object_set_new(root, "tiers", tier_report_json(c));
     return root;
 }
 

@@ -14,6 +14,12 @@
     [first + 2] = {kind, name, "link=\"shm\"", help},                                              \
     [first + 3] = {kind, name, "link=\"tcp\"", help}
 
+/* In the order of the kinds in tier_report.c. */
+#define TIER_METERS(first, kind, name, help)                                                       \
+    [first] = {kind, name, "tier=\"memory\"", help},                                               \
+    [first + 1] = {kind, name, "tier=\"disk\"", help},                                             \
+    [first + 2] = {kind, name, "tier=\"redis\"", help}
+
 static const struct metric_spec specs[METERS] = {
     [METER_INFO] = {METRIC_GAUGE, "tandem_node_info", "role=\"prefill\"",
                     "Always 1; its labels say what the node is"},
@@ -69,6 +75,32 @@ static const struct metric_spec specs[METERS] = {
                 "Times that a link broke or could not be made, at most one a second of each"),
     LINK_METERS(METER_LINKS_READY, METRIC_GAUGE, "tandem_node_links_ready",
                 "Links to other nodes over which transfers can go"),
+    [METER_TIER_LOADS] = {METRIC_COUNTER, "tandem_node_tier_loads_total", NULL,
+                          "Prompts for which tiers were asked"},
+    [METER_TIER_LATE] = {METRIC_COUNTER, "tandem_node_tier_loads_late_total", NULL,
+                         "Of these, answered when the prompt did not wait any more"},
+    [METER_TIER_TOKENS] = {METRIC_COUNTER, "tandem_node_tier_loaded_tokens_total", NULL,
+                           "Tokens whose KV came from tiers"},
+    [METER_TIER_STORES] = {METRIC_COUNTER, "tandem_node_tier_stores_total", NULL,
+                           "Runs of blocks that were given to tiers"},
+    [METER_TIER_DROPPED] = {METRIC_COUNTER, "tandem_node_tier_stores_dropped_total", NULL,
+                            "Of these, refused because too many waited"},
+    TIER_METERS(METER_TIER_BYTES, METRIC_GAUGE, "tandem_node_tier_bytes",
+                "What a tier of this node's own keeps"),
+    TIER_METERS(METER_TIER_BROKEN, METRIC_GAUGE, "tandem_node_tier_broken",
+                "1: it fails and is left alone for a while"),
+    TIER_METERS(METER_TIER_HITS, METRIC_COUNTER, "tandem_node_tier_hit_blocks_total",
+                "Blocks read from a tier"),
+    TIER_METERS(METER_TIER_MISSES, METRIC_COUNTER, "tandem_node_tier_missed_blocks_total",
+                "Blocks that a tier was asked for and had not"),
+    TIER_METERS(METER_TIER_WRONG, METRIC_COUNTER, "tandem_node_tier_wrong_entries_total",
+                "Entries that were not what they should be, and were removed"),
+    TIER_METERS(METER_TIER_FAILURES, METRIC_COUNTER, "tandem_node_tier_failures_total",
+                "Calls of a tier that failed or came too late"),
+    TIER_METERS(METER_TIER_READ, METRIC_COUNTER, "tandem_node_tier_read_bytes_total",
+                "Bytes read from a tier"),
+    TIER_METERS(METER_TIER_WRITTEN, METRIC_COUNTER, "tandem_node_tier_written_bytes_total",
+                "Bytes written to a tier"),
     [METER_STALE] = {METRIC_COUNTER, "tandem_node_stale_messages_total", NULL,
                      "Messages of earlier sessions or attempts, dropped"},
     [METER_SLOW] = {METRIC_COUNTER, "tandem_node_slow_callbacks_total", NULL,
@@ -160,6 +192,7 @@ enum err node_core_metrics(struct node_core *c, const struct xfer_stats *links, 
         metric_show_count(c->meter[METER_LINK_FAILURES + i], c->link_counts[i].failures);
         metric_set(c->meter[METER_LINKS_READY + i], links_ready(c, i));
     }
+    tier_meters_show(c);
     return metrics_prometheus(c->metrics, page);
 }
 

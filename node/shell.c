@@ -165,6 +165,11 @@ static void awake(struct node_shell *s, uint64_t now_ns)
     s->seen_ns = now_ns;
     node_core_progress(s->core, engine_progress(s->engine));
     node_core_slow_callbacks(s->core, loop_slow_callbacks(s->loop));
+    if (s->tiers.tiers) {
+        struct kv_tiers_stats stats;
+        kv_tiers_stats(s->tiers.tiers, &stats);
+        node_core_tier_stats(s->core, &stats);
+    }
     if (slept_ns <= s->options.session.dead_ns) return;
     struct id128 random;
     if (id128_mint(&random) != OK) return; /* the routers have dropped the old sessions anyway */

@@ -198,6 +198,7 @@ struct router_link {
 };
 
 enum { LINK_KINDS = 4 }; /* nccl, ipc, shm, tcp */
+enum { TIER_KINDS = 3 }; /* memory, disk, redis */
 
 struct node_link {
     struct xfer_link_row row;
@@ -246,6 +247,20 @@ enum meter {
     METER_LINK_FAILURES = METER_LINK_BYTES + LINK_KINDS,
     METER_LINKS_READY = METER_LINK_FAILURES + LINK_KINDS,
     METER_LINKS_READY_LAST = METER_LINKS_READY + LINK_KINDS - 1,
+    METER_TIER_LOADS,
+    METER_TIER_LATE,
+    METER_TIER_TOKENS,
+    METER_TIER_STORES,
+    METER_TIER_DROPPED,
+    METER_TIER_BYTES, /* these: one for each of TIER_KINDS */
+    METER_TIER_BROKEN = METER_TIER_BYTES + TIER_KINDS,
+    METER_TIER_HITS = METER_TIER_BROKEN + TIER_KINDS,
+    METER_TIER_MISSES = METER_TIER_HITS + TIER_KINDS,
+    METER_TIER_WRONG = METER_TIER_MISSES + TIER_KINDS,
+    METER_TIER_FAILURES = METER_TIER_WRONG + TIER_KINDS,
+    METER_TIER_READ = METER_TIER_FAILURES + TIER_KINDS,
+    METER_TIER_WRITTEN = METER_TIER_READ + TIER_KINDS,
+    METER_TIER_WRITTEN_LAST = METER_TIER_WRITTEN + TIER_KINDS - 1,
     METER_STALE,
     METER_SLOW,
     METERS
@@ -280,6 +295,7 @@ struct node_core {
     struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
     uint32_t *kept;          /* [blocks] generation + 1 of what the tiers were given */
     uint32_t storing_blocks;
+    struct kv_tiers_stats tier_stats;
     uint64_t tier_ops_made, stores_from_ns; /* no STOREs before; 0: now */
 
     bool draining, left, broken; /* broken: the device is */
@@ -482,6 +498,10 @@ void tier_keep(struct node_core *c, const struct sequence *s);
 void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
 void tier_on_timer(struct node_core *c, uint64_t now_ns); /* lowers c->wake_ns */
 void tier_audit(const struct node_core *c);               /* adds its holds to audit_holds */
+
+/* tier_report.c */
+struct json_t *tier_report_json(const struct node_core *c); /* docs/kv-memory.md */
+void tier_meters_show(struct node_core *c);
 
 /* flight.c */
 enum err flights_new(struct node_core *c);
