@@ -16,7 +16,9 @@
 #define WASTE_SHARE 0.25   /* of sequences' blocks that are empty */
 #define HUNG_S 2.0         /* busy without progress, and … */
 #define HUNG_STEPS 20      /* … for so many of its usual steps */
-#define SLOW_PER_S 1.0     /* callbacks of a loop beyond 1 ms */
+#define SLOW_PER_S 10.0    /* callbacks of a loop beyond 1 ms */
+#define CROWD_SHARE 0.8    /* of what runs or is cached: one tenant has nearly all */
+#define CROWD_TOKENS 1000  /* looked up: of fewer a share tells nothing */
 #define FULL_BATCH 0.9     /* of its sequences a decode node runs */
 #define IDLE_BATCH 0.5     /* below this decode nodes have time to spare */
 #define HEADROOM 1.25      /* of what is advised above what is needed */
@@ -143,12 +145,42 @@ static void check_requests_fail(const struct facts *f, const char *rule, struct 
                  "`tandem explain ID` shows a request's attempts");
 }
 
+struct crew { /* nodes of one role that take requests */
+    size_t count;
+    double running, places;
+};
+
+static struct crew crew_of(const struct facts *f, bool prefill)
+{
+    struct crew c = {0};
+    for (size_t i = 0; i < f->nodes_count; i++) {
+        const struct facts_node *n = &f->node[i];
+        if (n->prefill != prefill || n->draining) continue;
+        c.count++;
+        c.running += n->running;
+        c.places += n->sequences_max;
+    }
+    return c;
+}
+
 /* ---- memory ---- */
 
-static bool is_short_of_memory(const struct facts_node *n)
+static bool turns_away(const struct facts_node *n)
 {
-    bool turned_away = n->preemptions >= FEW || n->refused_jobs >= FEW;
-    return !n->prefill && turned_away;
+    return n->preemptions >= FEW || n->refused_jobs >= FEW;
+}
+
+/* The queue is held up by decode nodes whose batches have places. */
+static bool blocks_lack(const struct facts *f)
+{
+    struct crew c = crew_of(f, false);
+    bool blocked = share(f->blocked_decode_s, f->seconds) >= BLOCKED_SHARE;
+    return blocked && c.running < FULL_BATCH * c.places;
+}
+
+static bool is_short_of_memory(const struct facts *f, const struct facts_node *n)
+{
+    return !n->prefill && !n->draining && (turns_away(n) || blocks_lack(f));
 }
 
 static void check_pool_too_small(const struct facts *f, const char *rule, struct diagnosis *d)
@@ -156,25 +188,30 @@ static void check_pool_too_small(const struct facts *f, const char *rule, struct
     for (size_t i = 0; i < f->nodes_count; i++) {
         const struct facts_node *n = &f->node[i];
         char a[SHOW_TEXT];
-        if (!is_short_of_memory(n)) continue;
-        double wanted =
-            HEADROOM * (n->blocks_full > n->blocks_total ? n->blocks_full : n->blocks_total);
+        if (!is_short_of_memory(f, n)) continue;
+        double wanted = n->blocks_full > n->blocks_total ? n->blocks_full : n->blocks_total;
         struct finding *o = add(d, rule, true, n->name);
-        say(o->what, "the KV pool of %s is too small for what runs there", n->name);
-        say(o->why,
-            "in the last %s %.0f sequences were preempted and %.0f jobs refused for want of "
-            "blocks",
-            span(n->window_s, a), n->preemptions, n->refused_jobs);
+        say(o->what, "the KV pool of %s is too small for the requests that it gets", n->name);
+        if (turns_away(n))
+            say(o->why,
+                "in the last %s %.0f sequences were preempted and %.0f jobs refused for "
+                "want of blocks",
+                span(n->window_s, a), n->preemptions, n->refused_jobs);
+        else
+            say(o->why,
+                "requests wait for room %.0f %% of the time while it runs %.0f of %.0f "
+                "sequences",
+                percent(f->blocked_decode_s, f->seconds), n->running, n->sequences_max);
         if (n->live > 0)
             say(o->why,
                 "; the %.0f sequences there now need %.0f blocks at their full length, the "
                 "pool has %.0f",
                 n->live, n->blocks_full, n->blocks_total);
         say(o->todo, "give it ");
-        say_blocks(o->todo, n, wanted);
+        say_blocks(o->todo, n, HEADROOM * wanted);
         double each = share(n->blocks_full, n->live);
         double batch = each > 0 ? floor(n->blocks_total / each) : 0;
-        if (batch >= 1 && batch < n->sequences_max && batch < n->live)
+        if (turns_away(n) && batch >= 1 && batch < n->sequences_max && batch < n->live)
             say(o->todo, ", or let fewer run at once: --batch %.0f", batch);
         say(o->todo, ", or add a decode node; `tandem plan` reckons how many requests fit");
     }
@@ -186,7 +223,7 @@ static void check_fragmentation(const struct facts *f, const char *rule, struct 
     for (size_t i = 0; i < f->nodes_count; i++) {
         const struct facts_node *n = &f->node[i];
         double places = n->held_tokens + n->wasted_slots;
-        if (!is_short_of_memory(n) || places <= 0) continue;
+        if (!is_short_of_memory(f, n) || places <= 0) continue;
         bool much = n->wasted_slots >= WASTE_SHARE * places;
         struct finding *o = add(d, rule, false, n->name);
         say(o->what, much ? "sequences so short that their last blocks are much of them"
@@ -257,24 +294,6 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
 
 /* ---- too few nodes of a kind ---- */
 
-struct crew { /* nodes of one role that take requests */
-    size_t count;
-    double running, places;
-};
-
-static struct crew crew_of(const struct facts *f, bool prefill)
-{
-    struct crew c = {0};
-    for (size_t i = 0; i < f->nodes_count; i++) {
-        const struct facts_node *n = &f->node[i];
-        if (n->prefill != prefill || n->draining) continue;
-        c.count++;
-        c.running += n->running;
-        c.places += n->sequences_max;
-    }
-    return c;
-}
-
 static void say_waits(const struct facts *f, struct finding *o, double blocked_s, const char *whom)
 {
     char a[SHOW_TEXT], b[SHOW_TEXT];
@@ -316,6 +335,77 @@ static void check_decode_short(const struct facts *f, const char *rule, struct d
     say(o->todo, batch ? "a larger --batch if their steps are fast enough, or a decode node more"
                        : "larger pools (--blocks, --kv-bytes), or a decode node more; `tandem kv` "
                          "shows what holds the blocks");
+}
+
+/* ---- tenants ---- */
+
+static const char *tenant_name(const struct facts_tenant *t)
+{
+    return t->name[0] ? t->name : "(none)";
+}
+
+/* Who has most of what runs or is cached; NULL: there are fewer than two. */
+static const struct facts_tenant *first_tenant(const struct facts *f, bool by_blocks, double *all)
+{
+    const struct facts_tenant *most = NULL;
+    *all = 0;
+    for (size_t i = 0; i < f->tenants_count; i++) {
+        const struct facts_tenant *t = &f->tenant[i];
+        double mine = by_blocks ? t->blocks : t->running;
+        *all += mine;
+        if (!most || mine > (by_blocks ? most->blocks : most->running)) most = t;
+    }
+    return f->tenants_count < 2 ? NULL : most;
+}
+
+static void check_tenant_starved(const struct facts *f, const char *rule, struct diagnosis *d)
+{
+    double all;
+    const struct facts_tenant *most = first_tenant(f, false, &all);
+    if (!most || most->running < CROWD_SHARE * all || most->running <= 0) return;
+    for (size_t i = 0; i < f->tenants_count; i++) {
+        const struct facts_tenant *t = &f->tenant[i];
+        bool waited = t->queued > 0 && t->running <= 0 && (f->seconds <= 0 || t->queued_before > 0);
+        if (t == most || !waited) continue;
+        struct finding *o = add(d, rule, true, "");
+        say(o->what, "tenant %s starves while %s is served", tenant_name(t), tenant_name(most));
+        say(o->why,
+            "%s has %.0f requests waiting and none running, %s %.0f of the %.0f that run; "
+            "tokens served meanwhile: %.0f and %.0f; weights %.0f and %.0f",
+            tenant_name(t), t->queued, tenant_name(most), most->running, all, t->served,
+            most->served, t->weight, most->weight);
+        say(o->todo,
+            "keep room for tenants below their share: a larger --tenant-reserve of the "
+            "router; or give %s more weight: --tenant-weights %s=%.0f",
+            tenant_name(t), t->name, t->weight * 2);
+    }
+}
+
+static void check_tenant_crowds_cache(const struct facts *f, const char *rule, struct diagnosis *d)
+{
+    double all, evicted = 0;
+    const struct facts_tenant *most = first_tenant(f, true, &all);
+    for (size_t i = 0; i < f->nodes_count; i++)
+        evicted += f->node[i].evicted_blocks;
+    if (!most || evicted <= 0 || most->blocks < CROWD_SHARE * all) return;
+    for (size_t i = 0; i < f->tenants_count; i++) {
+        const struct facts_tenant *t = &f->tenant[i];
+        double mine = share(t->hit_tokens, t->queried_tokens),
+               theirs = share(most->hit_tokens, most->queried_tokens);
+        if (t == most || t->queried_tokens < CROWD_TOKENS || mine >= theirs / 2) continue;
+        struct finding *o = add(d, rule, true, "");
+        say(o->what, "tenant %s crowds the prompts of %s out of the caches", tenant_name(most),
+            tenant_name(t));
+        say(o->why,
+            "%s has %.0f %% of the cached blocks and finds %.0f %% of its tokens there, %s "
+            "%.0f %% of its own; blocks are being evicted",
+            tenant_name(most), percent(most->blocks, all), 100 * theirs, tenant_name(t),
+            100 * mine);
+        say(o->todo,
+            "bound what one tenant may keep, pin the prompt that %s begins with, or give "
+            "the nodes larger pools (docs/kv-memory.md)",
+            tenant_name(t));
+    }
 }
 
 /* ---- links, loops ---- */
@@ -397,6 +487,8 @@ static const struct {
     {"decode-short", check_decode_short},
     {"prefill-short", check_prefill_short},
     {"cache-evicted-early", check_cache_evicted_early},
+    {"tenant-starved", check_tenant_starved},
+    {"tenant-crowds-cache", check_tenant_crowds_cache},
     {"link-fell-back", check_link_fell_back},
     {"slow-loop", check_slow_loop},
 };

@@ -150,6 +150,53 @@ static void read_paths(struct facts *f, const json_t *last)
     }
 }
 
+/* The row of this name, a new one if there is room; NULL. */
+static struct facts_tenant *tenant_row(struct facts *f, const char *name)
+{
+    size_t i = 0;
+    while (i < f->tenants_count && strcmp(f->tenant[i].name, name) != 0)
+        i++;
+    if (i == FACTS_TENANTS_MAX) return NULL;
+    struct facts_tenant *t = &f->tenant[i];
+    if (i == f->tenants_count) {
+        f->tenants_count++;
+        snprintf(t->name, sizeof t->name, "%s", name);
+        t->weight = 1;
+    }
+    return t;
+}
+
+static double served(const json_t *row)
+{
+    return show_real(row, "prompt_tokens") + show_real(row, "generated_tokens");
+}
+
+static void read_tenants(struct facts *f, const json_t *first, const json_t *last)
+{
+    const json_t *row, *report;
+    struct facts_tenant *t;
+    size_t i, k;
+    json_array_foreach(at(last, "status", "tenants"), i, row)
+    {
+        if (!(t = tenant_row(f, show_text(row, "tenant")))) return;
+        const json_t *before = find(at(first, "status", "tenants"), "tenant", t->name);
+        if (show_real(row, "weight") > 0) t->weight = show_real(row, "weight");
+        t->queued = show_real(row, "queued");
+        t->running = show_real(row, "running");
+        t->queued_before = before ? show_real(before, "queued") : 0;
+        t->served = before && served(row) > served(before) ? served(row) - served(before) : 0;
+    }
+    json_array_foreach(at(last, "kv", "nodes"), i, report)
+        json_array_foreach(json_object_get(report, "tenants"), k, row)
+    {
+        if (!json_is_string(json_object_get(row, "tenant"))) continue;
+        if (!(t = tenant_row(f, show_text(row, "tenant")))) return;
+        t->blocks += show_real(row, "blocks");
+        t->queried_tokens += show_real(row, "queried_tokens");
+        t->hit_tokens += show_real(row, "hit_tokens");
+    }
+}
+
 enum err facts_read(struct facts *f, const json_t *samples)
 {
     const json_t *list = json_object_get(samples, "samples");
@@ -165,13 +212,15 @@ enum err facts_read(struct facts *f, const json_t *samples)
     if (paths > FACTS_PATHS_MAX) paths = FACTS_PATHS_MAX;
     f->node = mem_array(nodes + 1, sizeof *f->node);
     f->path = mem_array(paths + 1, sizeof *f->path);
-    if (!f->node || !f->path) {
+    f->tenant = mem_array(FACTS_TENANTS_MAX, sizeof *f->tenant);
+    if (!f->node || !f->path || !f->tenant) {
         facts_fini(f);
         return ERR_MEMORY;
     }
     read_router(f, json_object_get(first, "status"), json_object_get(last, "status"));
     read_nodes(f, first, last);
     read_paths(f, last);
+    read_tenants(f, first, last);
     if (f->has_status || f->nodes_count > 0) return OK;
     facts_fini(f);
     return err_set(ERR_FORMAT, "it has neither a status nor a report of KV");
@@ -181,5 +230,6 @@ void facts_fini(struct facts *f)
 {
     mem_free(f->node);
     mem_free(f->path);
+    mem_free(f->tenant);
     *f = (struct facts){0};
 }

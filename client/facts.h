@@ -18,7 +18,13 @@
 
 #include "common/err.h"
 
-enum { FACTS_NAME = 65, FACTS_TEXT = 160, FACTS_NODES_MAX = 4096, FACTS_PATHS_MAX = 65536 };
+enum {
+    FACTS_NAME = 65,
+    FACTS_TEXT = 160,
+    FACTS_NODES_MAX = 4096,
+    FACTS_PATHS_MAX = 65536,
+    FACTS_TENANTS_MAX = 1024
+};
 
 struct facts_node {
     char name[FACTS_NAME];
@@ -43,6 +49,15 @@ struct facts_path {
     char from[FACTS_NAME], to[FACTS_NAME], kind[16], state[16], reason[FACTS_TEXT];
 };
 
+/* Of the router's queue, and of the caches of all nodes. */
+struct facts_tenant {
+    char name[FACTS_NAME]; /* "": requests that name none */
+    double weight, queued, running;
+    double queued_before; /* at the first sample */
+    double served;        /* tokens in the seconds between */
+    double blocks, queried_tokens, hit_tokens;
+};
+
 struct facts {
     double seconds; /* between the samples; 0: there was one only */
     bool has_status;
@@ -55,6 +70,8 @@ struct facts {
     size_t nodes_count;
     struct facts_path *path;
     size_t paths_count;
+    struct facts_tenant *tenant;
+    size_t tenants_count;
 };
 
 enum err facts_read(struct facts *facts, const json_t *samples);

@@ -283,5 +283,5 @@ void kv_query_note_tenant(struct router_core *core, uint64_t salt, const char *n
     struct tenant_name *t = &core->tenant_name[salt % KV_QUERY_TENANTS];
     if (t->salt == salt) return;
     t->salt = salt;
-    snprintf(t->name, sizeof t->name, "%s", name);
+    snprintf(t->name, sizeof t->name, "%s", name ? name : "");
 }

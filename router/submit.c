@@ -210,14 +210,12 @@ static void name_request(struct router_core *core, struct request *r)
     while (id128_is_none(r->id))
         r->id = (struct id128){draw(core, 1), draw(core, 2)};
     if (!r->submit.seed_given) r->submit.sampling.seed = draw(core, 3);
-    if (r->submit.tenant && r->submit.tenant[0]) {
-        r->tenant_salt = turns_salt(core, r->submit.tenant);
-        kv_query_note_tenant(core, r->tenant_salt, r->submit.tenant);
-    }
+    r->tenant_salt = turns_salt(core, r->submit.tenant);
     if (r->submit.kv_window) { /* its KV is not that of all tokens */
         uint64_t own[] = {r->tenant_salt, r->submit.kv_window, r->submit.kv_sinks};
         r->tenant_salt = hash64(own, sizeof own);
     }
+    if (r->tenant_salt != 0) kv_query_note_tenant(core, r->tenant_salt, r->submit.tenant);
 }
 
 /* A resumed request may find its earlier life here: an ended one is forgotten, a running one gives way

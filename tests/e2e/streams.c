@@ -155,6 +155,7 @@ static void fill_request(struct tandem_request *r, const struct ask *ask)
     tandem_set_seed(r, ask->seed);
     tandem_set_kv_window(r, ask->kv_window, ask->kv_sinks);
     tandem_set_ignore_eos(r, ask->ignore_eos);
+    if (ask->tenant) tandem_set_tenant(r, ask->tenant);
     tandem_set_want_text(r, !ask->no_text);
 }
 

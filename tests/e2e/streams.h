@@ -36,6 +36,7 @@ struct ask {
     uint32_t tops;
     const char *stop;
     uint32_t kv_window, kv_sinks;
+    const char *tenant; /* NULL: none */
     uint32_t cancel_at; /* cancel when so many tokens are here; 0: never */
 };
 

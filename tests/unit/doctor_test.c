@@ -9,6 +9,7 @@
 struct ward {
     struct facts_node node[4];
     struct facts_path path[2];
+    struct facts_tenant tenant[2];
     struct facts facts;
 };
 
@@ -53,7 +54,20 @@ static void set_up(struct ward *w)
                               .node = w->node,
                               .nodes_count = 4,
                               .path = w->path,
-                              .paths_count = 2};
+                              .paths_count = 2,
+                              .tenant = w->tenant,
+                              .tenants_count = 2};
+    for (size_t i = 0; i < 2; i++) {
+        w->tenant[i] = (struct facts_tenant){.weight = 1,
+                                             .running = i == 0 ? 36 : 4,
+                                             .queued = 2,
+                                             .queued_before = 2,
+                                             .served = 1000,
+                                             .blocks = i == 0 ? 900 : 100,
+                                             .queried_tokens = 10000,
+                                             .hit_tokens = 4000};
+        snprintf(w->tenant[i].name, sizeof w->tenant[i].name, i == 0 ? "bulk" : "chat");
+    }
 }
 
 /* What the rule found; NULL: nothing. */
@@ -99,8 +113,10 @@ static void each_rule_has_its_threshold(void **state)
         {"decode-short", OF_FACTS(blocked_decode_s), 14, 15, "run 40 of 64 sequences", "--blocks"},
         {"requests-fail", OF_FACTS(failed), 0, 1, "1 samples ended", "explain"},
         {"requests-fail", OF_FACTS(node_deaths), 0, 1, "1 nodes went", "node_left"},
-        {"slow-loop", OF_FACTS(slow_per_s), 0.9, 1, "1.0 of its callbacks", "--cpus"},
-        {"slow-loop", OF_D0(slow_per_s), 0.9, 1, "1.0 of its callbacks", "--cpus"},
+        {"slow-loop", OF_FACTS(slow_per_s), 9.9, 10, "10.0 of its callbacks", "--cpus"},
+        {"slow-loop", OF_D0(slow_per_s), 9.9, 10, "10.0 of its callbacks", "--cpus"},
+        {"pool-too-small", OF_FACTS(blocked_decode_s), 14, 15, "while it runs 20 of 32",
+         "--blocks"},
         {"pool-too-small", OF_D0(preemptions), 2, 3, "3 sequences were preempted", "--blocks 1250"},
         {"pool-too-small", OF_D0(refused_jobs), 2, 3, "3 jobs refused", "(29.3 MiB)"},
         {"cache-evicted-early", OF_D0(regret_blocks), 624, 625, "10000 tokens had to be",
@@ -169,6 +185,35 @@ static void the_batch_is_named_where_it_is_what_lacks(void **state)
     w.facts.blocked_prefill_s = 50;
     w.node[2].running = w.node[3].running = 3;
     assert_non_null(strstr(found(&w, "prefill-short")->todo, "one of the 2 decode nodes"));
+}
+
+static void a_tenant_starves_only_if_nothing_of_it_runs(void **state)
+{
+    (void)state;
+    struct ward w;
+    set_up(&w);
+    w.tenant[1].running = 0;
+    const struct finding *f = found(&w, "tenant-starved");
+    assert_string_equal(f->what, "tenant chat starves while bulk is served");
+    assert_non_null(strstr(f->why, "bulk 36 of the 36 that run"));
+    assert_non_null(strstr(f->todo, "--tenant-weights chat=2"));
+    w.tenant[1].queued_before = 0; /* it has only just come */
+    assert_null(found(&w, "tenant-starved"));
+}
+
+static void a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted(void **state)
+{
+    (void)state;
+    struct ward w;
+    set_up(&w);
+    w.tenant[1].hit_tokens = 1999;
+    assert_non_null(
+        strstr(found(&w, "tenant-crowds-cache")->what, "bulk crowds the prompts of chat"));
+    w.tenant[1].hit_tokens = 2000;
+    assert_null(found(&w, "tenant-crowds-cache"));
+    w.tenant[1].hit_tokens = 0;
+    w.tenant[0].blocks = 399;
+    assert_null(found(&w, "tenant-crowds-cache"));
 }
 
 static void a_slow_device_is_not_hung(void **state)
@@ -295,6 +340,8 @@ int main(void)
         cmocka_unit_test(a_pool_is_advised_for_what_runs_there),
         cmocka_unit_test(work_for_nothing_is_thrash),
         cmocka_unit_test(the_batch_is_named_where_it_is_what_lacks),
+        cmocka_unit_test(a_tenant_starves_only_if_nothing_of_it_runs),
+        cmocka_unit_test(a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted),
         cmocka_unit_test(a_slow_device_is_not_hung),
         cmocka_unit_test(who_does_not_answer_and_who_is_not_there),
         cmocka_unit_test(a_link_fell_back_only_if_a_better_one_is_broken),
