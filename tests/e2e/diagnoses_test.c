@@ -1,0 +1,282 @@
+/* Each trouble is caused on purpose in a cluster of real processes, and the doctor says what it is. One that
+ * is well gets no finding. What cannot be caused here by itself, a node that hangs say, is found in
+ * tests/unit/doctor_status_test.c. */
+#include "tests/e2e/command.h"
+#include "tests/e2e/rig.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "client/tandem.h"
+
+enum { STREAMS = 8, LONG_PROMPT = 6000, FAMILY = 320 };
+
+/* What `tandem doctor --json` says; the caller's to drop. */
+static json_t *examine(const char *args, ...) __attribute__((format(printf, 1, 2)));
+static json_t *examine(const char *args, ...)
+{
+    char line[1024];
+    struct command r;
+    va_list list;
+    va_start(list, args);
+    vsnprintf(line, sizeof line, args, list);
+    va_end(list);
+    command_run(&r, "tandem", "doctor --json %s", line);
+    json_t *root = json_loads(r.out, 0, NULL);
+    if (!root) fail_msg("no JSON: %s %s", r.out, r.err);
+    assert_int_equal(r.status, json_is_true(json_object_get(root, "healthy")) ? 0 : 1);
+    return root;
+}
+
+static json_t *look(const struct rig *rig)
+{
+    return examine("--apart 400ms --router %s", rig->cluster->addresses);
+}
+
+static const char *text_of(const json_t *finding, const char *name)
+{
+    const char *s = json_string_value(json_object_get(finding, name));
+    return s ? s : "";
+}
+
+/* The rule's finding; NULL: it has none. */
+static const json_t *find(const json_t *root, const char *rule)
+{
+    const json_t *row;
+    size_t i;
+    json_array_foreach(json_object_get(root, "findings"), i, row)
+    {
+        if (strcmp(text_of(row, "rule"), rule) == 0) return row;
+    }
+    return NULL;
+}
+
+static void expect_found(const json_t *root, const char *rule, const char *why, const char *todo)
+{
+    const json_t *f = find(root, rule);
+    char *all = json_dumps(root, JSON_COMPACT);
+    if (!f) fail_msg("%s is not among %s", rule, all);
+    if (!strstr(text_of(f, "why"), why)) fail_msg("\"%s\" is no reason in %s", why, all);
+    if (!strstr(text_of(f, "do"), todo)) fail_msg("\"%s\" is not advised in %s", todo, all);
+    free(all);
+}
+
+/* A loaded host may well keep a loop waiting: that one is told truly. */
+static void expect_well(const json_t *root)
+{
+    const json_t *row;
+    size_t i;
+    json_array_foreach(json_object_get(root, "findings"), i, row)
+    {
+        if (strcmp(text_of(row, "rule"), "slow-loop") == 0) continue;
+        fail_msg("%s: %s", text_of(row, "rule"), text_of(row, "why"));
+    }
+}
+
+/* So many tokens that no other prompt of another seed begins with. */
+static const uint32_t *prompt_of(uint32_t seed, uint32_t count)
+{
+    static uint32_t tokens[STREAMS][LONG_PROMPT];
+    uint32_t *t = tokens[seed % STREAMS];
+    for (uint32_t i = 0; i < count; i++)
+        t[i] = 100 + (seed * 97 + i * 31) % 800;
+    return t;
+}
+
+static void start_all(struct rig *rig, uint32_t prompt_tokens, uint32_t max_tokens,
+                      const char *tenant)
+{
+    for (uint32_t i = 0; i < STREAMS; i++)
+        streams_start(rig->streams, i,
+                      &(struct ask){.tokens = prompt_of(i, prompt_tokens),
+                                    .tokens_count = prompt_tokens,
+                                    .max_tokens = max_tokens,
+                                    .ignore_eos = true,
+                                    .no_text = true,
+                                    .tenant = tenant});
+}
+
+static bool all_accepted(void *ctx)
+{
+    const struct streams *s = ctx;
+    for (uint32_t i = 0; i < s->count; i++)
+        if (!s->stream[i]->accepted) return false;
+    return true;
+}
+
+/* Looked at with its requests under way, then they all end. */
+static json_t *look_and_finish(struct rig *rig)
+{
+    streams_run_until(rig->streams, all_accepted, rig->streams, "all accepted");
+    json_t *root = look(rig);
+    streams_run(rig->streams);
+    rig_finish(rig);
+    return root;
+}
+
+static void a_cluster_that_serves_gets_no_finding(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 2, "", "");
+    json_t *idle = look(rig);
+    start_all(rig, 40, 200, NULL);
+    streams_until_tokens(rig->streams->stream[0], 1);
+    json_t *busy = look(rig);
+    streams_run(rig->streams);
+    json_t *later = look(rig);
+    expect_well(idle);
+    expect_well(busy);
+    expect_well(later);
+    json_decref(idle);
+    json_decref(busy);
+    json_decref(later);
+    rig_finish(rig);
+}
+
+static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
+{
+    struct rig *rig = *state;
+    struct command r;
+    char path[128];
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --context 1024 --blocks 66");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    start_all(rig, 300, 700, NULL); /* 63 blocks each */
+    streams_run_until(rig->streams, all_accepted, rig->streams, "all accepted");
+    streams_until_tokens(rig->streams->stream[0], 20);
+    snprintf(path, sizeof path, "%s/samples.json", rig->cluster->folder);
+    command_run(&r, "tandem", "kv --json --apart 400ms --save %s --router %s", path,
+                rig->cluster->addresses);
+    assert_int_equal(r.status, 0);
+    json_t *root = examine("--from %s", path);
+    expect_found(root, "pool-too-small", "the pool has 66", "--blocks");
+    expect_found(root, "fragmentation", "never more than one block of each", "do not look for it");
+    assert_null(find(root, "prefill-short"));
+    json_decref(root);
+    streams_run(rig->streams);
+    rig_finish(rig);
+}
+
+static void a_full_batch_is_told_from_a_lack_of_blocks(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --batch 2");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    start_all(rig, 40, 3000, NULL);
+    json_t *root = look_and_finish(rig);
+    expect_found(root, "decode-short", "places in their batches", "--batch");
+    assert_null(find(root, "pool-too-small"));
+    json_decref(root);
+}
+
+static void too_few_prefill_nodes_are_told_from_too_few_decode_nodes(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 2, "--disaggregate always", "");
+    start_all(rig, LONG_PROMPT, 4, NULL);
+    json_t *root = look_and_finish(rig);
+    expect_found(root, "prefill-short", "all busy", "add 1 to the 1 prefill nodes");
+    assert_null(find(root, "decode-short"));
+    json_decref(root);
+}
+
+static void a_cache_that_forgets_too_early_is_named(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1 --context 512 --blocks 34");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    for (uint32_t i = 0; i < 12; i++) { /* three prompts take turns where there is room for one */
+        struct ask ask = {
+            .tokens = prompt_of(i % 3, FAMILY), .tokens_count = FAMILY, .max_tokens = 2};
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    }
+    json_t *root = look(rig);
+    expect_found(root, "cache-evicted-early", "had to be computed again", "--blocks");
+    assert_string_equal(text_of(find(root, "cache-evicted-early"), "node"), "p0");
+    json_decref(root);
+    rig_finish(rig);
+}
+
+static void a_node_that_is_stopped_does_not_answer(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 2, "--dead-after 30s", "");
+    struct process *d1 = cluster_process(rig->cluster, "d1");
+    process_signal(d1, SIGSTOP);
+    json_t *root = look(rig);
+    expect_found(root, "node-silent", "no answer in 2000 ms", "--dead-after");
+    assert_string_equal(text_of(find(root, "node-silent"), "node"), "d1");
+    json_decref(root);
+    process_signal(d1, SIGCONT);
+    rig_finish(rig);
+}
+
+static void a_cluster_without_decode_nodes_is_told_what_to_start(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "");
+    json_t *root = look(rig);
+    expect_found(root, "no-nodes", "0 nodes have joined router r0", "tandem-decode");
+    json_decref(root);
+    cluster_stop(rig->cluster);
+}
+
+static void a_tenant_that_gets_nothing_is_named(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--tenant-reserve 0");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --batch 2");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    start_all(rig, 40, 6000, "bulk");
+    streams_until_tokens(rig->streams->stream[0], 1);
+    struct ask ask = {.text = "A word", .max_tokens = 4, .tenant = "chat"};
+    streams_start(rig->streams, STREAMS, &ask);
+    json_t *root = look_and_finish(rig);
+    expect_found(root, "tenant-starved", "chat has 1 requests waiting and none running",
+                 "--tenant-weights chat=2");
+    json_decref(root);
+}
+
+static void files_that_are_none_are_refused(void **state)
+{
+    struct command r;
+    (void)state;
+    command_run(&r, "tandem", "doctor --from %s", "/nowhere");
+    assert_int_equal(r.status, 1);
+    assert_non_null(strstr(r.err, "/nowhere"));
+    command_run(&r, "tandem", "doctor --from %s/config.json", cluster_demo_model());
+    assert_int_equal(r.status, 1);
+    assert_non_null(strstr(r.err, "neither a status nor a report"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RIG_TEST(a_cluster_that_serves_gets_no_finding),
+        RIG_TEST(a_pool_too_small_is_named_and_fragmentation_cleared),
+        RIG_TEST(a_full_batch_is_told_from_a_lack_of_blocks),
+        RIG_TEST(too_few_prefill_nodes_are_told_from_too_few_decode_nodes),
+        RIG_TEST(a_cache_that_forgets_too_early_is_named),
+        RIG_TEST(a_node_that_is_stopped_does_not_answer),
+        RIG_TEST(a_cluster_without_decode_nodes_is_told_what_to_start),
+        RIG_TEST(a_tenant_that_gets_nothing_is_named),
+        cmocka_unit_test(files_that_are_none_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
