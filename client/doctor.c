@@ -52,7 +52,9 @@ static void say(char text[DOCTOR_TEXT], const char *format, ...)
 
 static const char *span(double seconds, char text[SHOW_TEXT])
 {
-    return show_span(seconds < 1 ? 1 : seconds, text);
+    if (seconds >= 2) return show_span(seconds, text);
+    snprintf(text, SHOW_TEXT, "%.0f ms", 1000 * seconds);
+    return text;
 }
 
 static double share(double part, double whole)
@@ -75,7 +77,7 @@ static void say_blocks(char text[DOCTOR_TEXT], const struct facts_node *n, doubl
 
 static double blocked_share(const struct facts *f, double blocked_s)
 {
-    return share(blocked_s, f->seconds);
+    return fmin(1, share(blocked_s, f->seconds)); /* clocks are read one after the other */
 }
 
 /* ---- nodes that are not there ---- */
@@ -174,7 +176,7 @@ static bool turns_away(const struct facts_node *n)
 static bool blocks_lack(const struct facts *f)
 {
     struct crew c = crew_of(f, false);
-    bool blocked = share(f->blocked_decode_s, f->seconds) >= BLOCKED_SHARE;
+    bool blocked = blocked_share(f, f->blocked_decode_s) >= BLOCKED_SHARE;
     return blocked && c.running < FULL_BATCH * c.places;
 }
 
@@ -201,7 +203,7 @@ static void check_pool_too_small(const struct facts *f, const char *rule, struct
             say(o->why,
                 "requests wait for room %.0f %% of the time while it runs %.0f of %.0f "
                 "sequences",
-                percent(f->blocked_decode_s, f->seconds), n->running, n->sequences_max);
+                100 * blocked_share(f, f->blocked_decode_s), n->running, n->sequences_max);
         if (n->live > 0)
             say(o->why,
                 "; the %.0f sequences there now need %.0f blocks at their full length, the "
@@ -297,7 +299,7 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
 static void say_waits(const struct facts *f, struct finding *o, double blocked_s, const char *whom)
 {
     char a[SHOW_TEXT], b[SHOW_TEXT];
-    say(o->why, "for %.0f %% of %s the queue was held up by %s", percent(blocked_s, f->seconds),
+    say(o->why, "for %.0f %% of %s the queue was held up by %s", 100 * blocked_share(f, blocked_s),
         span(f->seconds, a), whom);
     if (f->picked > 0)
         say(o->why, "; requests that were placed had waited %.0f ms on average",
@@ -314,7 +316,7 @@ static void check_prefill_short(const struct facts *f, const char *rule, struct 
     struct finding *o = add(d, rule, true, "");
     say(o->what, "too few prefill nodes");
     say_waits(f, o, f->blocked_prefill_s, "prefill nodes that were all busy");
-    double more = fmax(1, ceil((double)p.count * blocked));
+    double more = fmax(1, ceil((double)p.count * blocked - 0.01));
     say(o->todo, "add %.0f to the %zu prefill nodes", more, p.count);
     if (c.count > 1 && c.running < IDLE_BATCH * c.places)
         say(o->todo, ", or let one of the %zu decode nodes be one: they run %.0f of %.0f sequences",
