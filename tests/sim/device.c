@@ -42,6 +42,11 @@ static uint64_t *cell(struct sim_proc *p, uint32_t block, uint32_t layer, uint32
     return &p->kv[((size_t)block * SIM_LAYERS + layer) * BLOCK_TOKENS + position % BLOCK_TOKENS];
 }
 
+uint64_t *device_block(struct sim_proc *p, uint32_t block)
+{
+    return cell(p, block, 0, 0);
+}
+
 void device_open(struct sim *s, struct sim_proc *p)
 {
     p->blocks_count = s->blocks;

@@ -28,7 +28,7 @@ static bool all_met(const struct sim_totals *t)
 {
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
-           t->prefix_gaps && all_ways_met(t);
+           t->prefix_gaps && t->tier_tokens && t->tier_stores && t->tier_late && all_ways_met(t);
 }
 
 static void run_seeds(struct sim_options *options, uint64_t first, uint64_t count, bool no_faults,
@@ -112,6 +112,9 @@ int main(int argc, char **argv)
            (unsigned long long)t.copied_blocks, (unsigned long long)t.events,
            (unsigned long long)t.prefix_hits, (unsigned long long)t.prefix_hit_tokens,
            (unsigned long long)t.prefix_false, (unsigned long long)t.prefix_gaps);
+    printf("tiers: %llu tokens loaded, %llu loads late, %llu runs stored\n",
+           (unsigned long long)t.tier_tokens, (unsigned long long)t.tier_late,
+           (unsigned long long)t.tier_stores);
     printf("preempted: at most %u times each; %llu tokens came back cached, %llu computed, %llu "
            "sequences handed back\n",
            t.preemptions_most, (unsigned long long)t.returned_cached,

@@ -44,6 +44,14 @@ enum {
     SIM_TICKETS_MAX = 256,
     SIM_PREEMPTIONS_MAX = 8, /* of one sequence; head room doubles with each */
     SIM_CANCELS_MAX = 64,
+    SIM_KEPT_MAX = 512,
+};
+
+enum sim_tiers { SIM_TIERS_NONE, SIM_TIERS_OWN, SIM_TIERS_SHARED };
+
+/* A block in a modelled tier. */
+struct sim_kept {
+    uint64_t key, cell[SIM_LAYERS][BLOCK_TOKENS];
 };
 
 enum proc_kind { PROC_ROUTER, PROC_NODE, PROC_CLIENT };
@@ -89,6 +97,7 @@ struct sim_proc {
     bool sick; /* its next layer fails, and all that come after it */
     struct sim_ticket ticket[SIM_TICKETS_MAX];
     struct sim_client *client;
+    struct sim_kept *store; /* its own tier, over crashes; NULL: nothing is there yet */
 };
 
 /* The wire between a dialling process (node, client) and a router. */
@@ -149,6 +158,7 @@ struct sim_totals {
         cached_tokens, gaps, duplicates, faults, forks, copied_blocks, prefix_hits,
         prefix_hit_tokens, prefix_false, prefix_gaps, returned_cached, returned_computed,
         handed_back;
+    uint64_t tier_tokens, tier_stores, tier_late;
     uint32_t preemptions_most; /* of one sequence */
 };
 
@@ -171,6 +181,8 @@ struct sim {
     bool prefix_cache, forks;
     uint32_t news_lost_percent; /* of BLOCKS, both ways */
     uint64_t prefix_index;
+    enum sim_tiers tiers;
+    struct sim_kept *shared_store;
     enum disaggregate disaggregate;
     enum preempted preempted;
     struct sim_totals *totals;
@@ -199,7 +211,8 @@ void device_open(struct sim *s, struct sim_proc *p);
 void device_close(struct sim *s, struct sim_proc *p);
 void device_submit(void *ctx, struct step *step);
 void device_xfer(void *ctx, const struct xfer_op *op);
-void device_peer_lost(struct sim *s, struct sim_proc *p); /* the links of everybody to p break */
+uint64_t *device_block(struct sim_proc *p, uint32_t block); /* [SIM_LAYERS][BLOCK_TOKENS] */
+void device_peer_lost(struct sim *s, struct sim_proc *p);   /* the links of everybody to p break */
 void device_cut(struct sim *s, struct sim_proc *a, struct sim_proc *b);
 uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t kv_sum);
 uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer);
@@ -207,6 +220,9 @@ uint64_t device_fold(uint64_t sum, uint64_t content);
 /* What a row is worth, by the KV up to it: as score of the token behind it, as number i of its state. */
 float device_score(uint64_t kv_sum, uint32_t next);
 double device_hidden(uint64_t kv_sum, uint32_t i);
+
+/* tier.c */
+enum err device_tier(void *ctx, const struct kv_tier_op *op);
 
 /* client.c */
 void client_open(struct sim *s, struct sim_proc *p);

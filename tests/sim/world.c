@@ -404,6 +404,8 @@ static void open_node(struct sim *s, struct sim_proc *p)
         .evict = {.policy = s->options.seed % EVICT_POLICIES_COUNT, .ttl_ns = 50 * NS_PER_MS},
         .link = "",
         .tombstones_max = 256,
+        .tiers = s->prefix_cache && s->tiers != SIM_TIERS_NONE,
+        .tier_deadline_ns = 20 * NS_PER_MS,
     };
     g.session.lifeline_ns = 0;
     const struct node_out out = {.ctx = p,
@@ -413,7 +415,8 @@ static void open_node(struct sim *s, struct sim_proc *p)
                                  .xfer = device_xfer,
                                  .lifeline_dial = node_lifeline_dial,
                                  .lifeline_drop = node_lifeline_drop,
-                                 .left = node_left};
+                                 .left = node_left,
+                                 .tier = device_tier};
     if (node_core_new(&p->node, &g, &out) != OK) sim_fail(s, "node_core_new: %s", err_text());
     node_core_start(p->node, s->now_ns);
 }
@@ -456,6 +459,9 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         node_core_counts(p->node, &c);
         s->totals->preemptions += c.preemptions;
         s->totals->cached_tokens += c.cached_tokens;
+        s->totals->tier_tokens += c.tier_loaded_tokens;
+        s->totals->tier_stores += c.tier_stores;
+        s->totals->tier_late += c.tier_late;
         s->totals->forks += c.forks;
         s->totals->returned_cached += c.returned_cached_tokens;
         s->totals->returned_computed += c.returned_computed_tokens;
@@ -615,6 +621,7 @@ static void build(struct sim *s)
                                        4096}; /* one is too small for all that there is */
     s->prefix_index = indices[sim_draw(s, sizeof indices / sizeof *indices)];
     s->news_lost_percent = s->options.faults && sim_draw(s, 2) ? sim_draw(s, 40) : 0;
+    s->tiers = (enum sim_tiers)(s->options.seed / EVICT_POLICIES_COUNT % 3);
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
     s->preempted = sim_draw(s, 3);
     if (s->options.pressure) { /* one or two contexts for what several clients want at once */
@@ -709,6 +716,7 @@ static void finish(struct sim *s)
         if (p->kind == PROC_CLIENT) client_check(s, p->client);
         close_proc(s, p);
         mem_free(p->client);
+        mem_free(p->store);
     }
     for (struct heap_entry *first; (first = heap_first(&s->events)) != NULL;) {
         struct event *e = list_member(first, struct event, entry);
@@ -720,6 +728,7 @@ static void finish(struct sim *s)
     heap_fini(&s->events);
     arena_fini(&s->arena);
     buf_fini(&s->wire);
+    mem_free(s->shared_store);
 }
 
 void sim_run(const struct sim_options *options, struct sim_totals *totals)

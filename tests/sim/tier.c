@@ -1,0 +1,90 @@
+/* tier: a modelled tier thread. A node's own store outlives its crashes, a shared one is all nodes'. It loses
+ * entries, takes its time, sometimes past every deadline, and refuses ops; what it gives is what was put
+ * (that lies are found is the check of entries' business: tests/unit/kv_tiers_test.c). A block is touched
+ * some time after the post and some time before the event, and must be held for both. */
+#include <string.h>
+
+#include "common/hash.h"
+#include "common/mem.h"
+#include "tests/sim/sim.h"
+
+#define SLOW_NS (60 * NS_PER_MS)
+#define USUAL_NS (4 * NS_PER_MS)
+
+struct tier_op {
+    struct kv_tier_op op;
+    uint32_t blocks[SIM_CONTEXT / BLOCK_TOKENS + 1], tokens[SIM_CONTEXT];
+    uint32_t done; /* blocks */
+};
+
+static struct sim_kept *store_of(struct sim *s, struct sim_proc *p)
+{
+    struct sim_kept **store = s->tiers == SIM_TIERS_SHARED ? &s->shared_store : &p->store;
+    if (!*store) *store = mem_array(SIM_KEPT_MAX, sizeof **store);
+    CHECK(*store);
+    return *store;
+}
+
+/* Where block i of the op lies, if it does; another one that lay there is lost. */
+static struct sim_kept *place_of(struct sim *s, struct sim_proc *p, const struct tier_op *o,
+                                 uint32_t i, uint64_t *key)
+{
+    uint32_t tokens_count = (o->op.first_block + i + 1) * BLOCK_TOKENS;
+    *key = hash_mix(
+        (struct id128){hash64(o->tokens, tokens_count * sizeof *o->tokens), o->op.salt + 1});
+    return &store_of(s, p)[*key % SIM_KEPT_MAX];
+}
+
+static void must_be_held(struct sim *s, struct sim_proc *p, const struct tier_op *o)
+{
+    for (uint32_t i = 0; i < o->op.count; i++)
+        if (node_core_holds(p->node, o->blocks[i], HOLD_TRANSFER) == 0)
+            sim_fail(s, "%s: a tier touches block %u, which is not held", p->name, o->blocks[i]);
+}
+
+static void on_end(struct sim *s, struct sim_proc *p, void *data)
+{
+    const struct tier_op *o = data;
+    struct kv_tier_event e = {.id = o->op.id,
+                              .kind = o->op.kind,
+                              .count = o->done,
+                              .from = {o->done},
+                              .ended_ns = s->now_ns};
+    must_be_held(s, p, o);
+    node_core_on_tier(p->node, s->now_ns, &e);
+}
+
+static void on_begin(struct sim *s, struct sim_proc *p, void *data)
+{
+    struct tier_op *o = data, *end = mem_new(sizeof *end);
+    CHECK(end);
+    must_be_held(s, p, o);
+    bool load = o->op.kind == KV_TIER_LOAD;
+    uint32_t fails_at = sim_draw(s, 8) == 0 ? sim_draw(s, o->op.count + 1) : o->op.count;
+    for (; o->done < fails_at; o->done++) {
+        uint64_t key, *cells = device_block(p, o->blocks[o->done]);
+        struct sim_kept *kept = place_of(s, p, o, o->done, &key);
+        if (load && kept->key != key) break;
+        kept->key = key;
+        uint64_t *there = &kept->cell[0][0];
+        memcpy(load ? cells : there, load ? there : cells, sizeof kept->cell);
+    }
+    *end = *o;
+    sim_at(s, s->now_ns + sim_draw_ns(s, 0, NS_PER_MS), p, on_end, end);
+}
+
+enum err device_tier(void *ctx, const struct kv_tier_op *op)
+{
+    struct sim_proc *p;
+    struct sim *s = sim_of(ctx, &p);
+    if (sim_draw(s, 50) == 0) return ERR_FULL;
+    struct tier_op *o = mem_new(sizeof *o);
+    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
+    CHECK(o && op->count > 0 && tokens_count <= SIM_CONTEXT);
+    o->op = *op;
+    memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);
+    memcpy(o->tokens, op->tokens, tokens_count * sizeof *op->tokens);
+    uint64_t most_ns = sim_draw(s, 10) == 0 ? SLOW_NS : USUAL_NS;
+    sim_at(s, s->now_ns + sim_draw_ns(s, 10000, most_ns), p, on_begin, o);
+    return OK;
+}
