@@ -265,7 +265,7 @@ static enum err begin_anew(struct kv_tier *t)
 static enum err tell(struct kv_tier *t, const struct disk_index_change *change, uint32_t count)
 {
     struct disk_index_change all[BATCH + USED_MAX];
-    memcpy(all, change, count * sizeof *change);
+    if (count > 0) memcpy(all, change, count * sizeof *change);
     for (uint32_t i = 0; i < t->used_count; i++) {
         uint32_t slot = t->used[i];
         if (t->stamp[slot] == 0) continue; /* free again, or told already by `change` */

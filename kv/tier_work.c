@@ -37,6 +37,7 @@ struct row {
     struct kv_breaker read, write;
     struct counts counts;
     uint32_t not_worth_now;
+    const char *emptied; /* that the log has */
 };
 
 struct kv_tier_work {
@@ -119,6 +120,9 @@ static void publish(struct row *r)
     struct kv_tier_stats kept = {0};
     if (!r->tier) return;
     r->ops->stats(r->tier, &kept);
+    if (kept.emptied && kept.emptied != r->emptied)
+        log_warn("kv_tier_emptied", "tier=%s reason=\"%s\"", r->ops->name, kept.emptied);
+    r->emptied = kept.emptied;
     atomic_store(&r->counts.entries_count, kept.entries_count);
     atomic_store(&r->counts.bytes, kept.bytes);
     atomic_store(&r->counts.evicted, kept.evicted);
