@@ -10,7 +10,7 @@
 /* From where on a figure is a trouble. */
 #define BLOCKED_SHARE 0.25 /* of the time that the queue was held up by one lack */
 #define FEW 3              /* preemptions, refusals: fewer are an accident */
-#define REGRET_BLOCKS 32   /* made again after their eviction, and … */
+#define REGRET_TOKENS 512  /* looked for after their eviction, and … */
 #define REGRET_SHARE 0.10  /* … of the tokens looked up */
 #define THRASH_SHARE 0.25  /* tokens computed again, of those generated */
 #define WASTE_SHARE 0.25   /* of sequences' blocks that are empty */
@@ -274,9 +274,9 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
 {
     for (size_t i = 0; i < f->nodes_count; i++) {
         const struct facts_node *n = &f->node[i];
-        double again = n->regret_blocks * TOKENS_A_BLOCK;
+        double again = n->regret_tokens;
         char a[SHOW_TEXT];
-        if (n->regret_blocks < REGRET_BLOCKS || again < REGRET_SHARE * n->queried_tokens) continue;
+        if (again < REGRET_TOKENS || again < REGRET_SHARE * n->queried_tokens) continue;
         struct finding *o = add(d, rule, true, n->name);
         say(o->what, "%s evicts prompts that are asked for again", n->name);
         say(o->why,
@@ -285,9 +285,9 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
             "%.0f %%",
             span(n->window_s, a), again, n->prefill ? "computed" : "sent or computed",
             percent(again, n->queried_tokens), percent(n->hit_tokens, n->queried_tokens),
-            fmin(100, percent(n->hit_tokens + again, n->queried_tokens)));
+            percent(n->hit_tokens + again, n->queried_tokens));
         say(o->todo, "a larger pool: ");
-        double more = fmin(n->regret_blocks, 3 * n->blocks_total);
+        double more = fmin(again / TOKENS_A_BLOCK, 3 * n->blocks_total);
         say_blocks(o->todo, n, n->blocks_total + more);
         say(o->todo, ", or a tier behind it; `tandem sim --kv TRACE` shows what sizes and policies "
                      "(--evict) would find of your load");

@@ -99,7 +99,7 @@ static void read_kv(struct facts_node *n, const json_t *report)
     n->queried_tokens = show_real(w, "queried_tokens");
     n->hit_tokens = show_real(w, "hit_tokens");
     n->evicted_blocks = show_real(w, "evicted_blocks");
-    n->regret_blocks = show_real(w, "regret_blocks");
+    n->regret_tokens = show_real(w, "regret_tokens");
     n->generated_tokens = show_real(w, "generated_tokens");
     n->recomputed_tokens = show_real(w, "recomputed_tokens");
     n->preemptions = show_real(w, "preemptions");

@@ -40,7 +40,7 @@ struct facts_node {
     /* KV, of the last window_s: */
     bool prefix_cache;
     double window_s;
-    double queried_tokens, hit_tokens, evicted_blocks, regret_blocks, generated_tokens,
+    double queried_tokens, hit_tokens, evicted_blocks, regret_tokens, generated_tokens,
         recomputed_tokens, preemptions, refused_jobs;
     double live, blocks_full, preempted; /* now */
 };

@@ -82,10 +82,10 @@ static void show_counts(FILE *out, const json_t *n)
     fprintf(out, "\n  %-30s %12s %9s %12s\n", "", "since start", "", last);
     show_counts_row(out, n, "tokens looked up", "queried_tokens", NULL);
     show_counts_row(out, n, "  found", "hit_tokens", "queried_tokens");
+    show_counts_row(out, n, "  not found: evicted lately", "regret_tokens", "queried_tokens");
     show_counts_row(out, n, "prompt tokens computed", "prompt_tokens", NULL);
     show_counts_row(out, n, "tokens generated", "generated_tokens", NULL);
     show_counts_row(out, n, "blocks that entered the cache", "inserted_blocks", NULL);
-    show_counts_row(out, n, "  evicted lately, made again", "regret_blocks", "inserted_blocks");
     show_counts_row(out, n, "blocks evicted", "evicted_blocks", NULL);
     show_counts_row(out, n, "  never found again", "unused_blocks", "evicted_blocks");
     if (show_count(json_object_get(n, "total"), "expired_blocks") > 0)

@@ -151,7 +151,6 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
     kv_pool_hold(cache->pool, (struct block_id){block}, HOLD_CACHE);
     cache->stats.entries_count++;
     cache->stats.inserted_blocks++;
-    cache->stats.regret_blocks += kv_regret_back(cache->regret, e->hash);
     if (cache->watch.stored) cache->watch.stored(cache->watch.ctx, (struct block_id){block});
 }
 
@@ -225,6 +224,19 @@ void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint
 {
     for (uint32_t i = 0; i < blocks_count; i++)
         if (blocks[i].v != NONE) note_use(cache, blocks[i].v);
+}
+
+uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_t found,
+                          uint64_t salt, const uint32_t *tokens, uint32_t tokens_count)
+{
+    uint64_t before = last.v == NONE ? salt : cache->entry[last.v].hash;
+    uint32_t n = found;
+    for (; n + BLOCK_TOKENS < tokens_count; n += BLOCK_TOKENS) {
+        before = prefix_hash_block(before, tokens + n) & cache->hash_mask;
+        if (!kv_regret_back(cache->regret, before)) break;
+    }
+    cache->stats.regret_tokens += n - found;
+    return n - found;
 }
 
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,

@@ -34,7 +34,7 @@ struct kv_prefix_stats {
     uint64_t queried_tokens, hit_tokens, inserted_blocks, twin_blocks, evicted_blocks,
         expired_blocks;
     uint64_t unused_blocks; /* of the evicted ones: never found again */
-    uint64_t regret_blocks; /* of the inserted ones: they had been evicted lately (kv/regret.h) */
+    uint64_t regret_tokens; /* looked for in vain, and evicted lately (kv_prefix_regret) */
     uint32_t entries_count, pinned_blocks;
 };
 
@@ -56,6 +56,11 @@ uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *
  * starts, so that one that is tried again and again while the pool is full does not count so often.
  * Not those that it let go of: BLOCK_NONE. */
 void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);
+/* Of a prompt whose first `found` tokens a match gave, `last` being the block of the last of them
+ * (BLOCK_NONE: none): how many of the next ones it would have given if nothing had been evicted lately
+ * (kv/regret.h). Each is counted once for its eviction. */
+uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_t found,
+                          uint64_t salt, const uint32_t *tokens, uint32_t tokens_count);
 /* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                         uint32_t tokens_count);

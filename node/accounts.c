@@ -104,6 +104,15 @@ static uint32_t trim(struct node_core *c, struct sequence *s, uint32_t position)
     return n;
 }
 
+/* What was found of its prompt, and what would have been. */
+static void note_looked_up(struct node_core *c, const struct sequence *s)
+{
+    struct block_id last = s->table_count > 0 ? s->table[s->table_count - 1] : BLOCK_NONE;
+    kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->kv_count);
+    if ((last.v == BLOCK_NONE.v) == (s->kv_count == 0))
+        kv_prefix_regret(c->cache, last, s->kv_count, s->job.tenant_salt, s->tokens, seq_total(s));
+}
+
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
 {
     CHECK(s->table_count == 0);
@@ -122,8 +131,7 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         return ERR_FULL;
     }
     if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
-    if (c->cache && encode_may_skip(s) && !s->preempted)
-        kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->kv_count);
+    if (c->cache && encode_may_skip(s) && !s->preempted) note_looked_up(c, s);
     take_to(c, s, reach_of(s));
     return OK;
 }

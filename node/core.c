@@ -173,7 +173,7 @@ void core_usage_totals(const struct node_core *c, uint64_t totals[KV_COUNTS])
         [KV_COUNT_INSERTED] = s.inserted_blocks,
         [KV_COUNT_EVICTED] = s.evicted_blocks,
         [KV_COUNT_UNUSED] = s.unused_blocks,
-        [KV_COUNT_REGRET] = s.regret_blocks,
+        [KV_COUNT_REGRET] = s.regret_tokens,
         [KV_COUNT_EXPIRED] = s.expired_blocks,
         [KV_COUNT_PROMPT] = c->counts.prompt_tokens,
         [KV_COUNT_GENERATED] = c->counts.tokens_generated,

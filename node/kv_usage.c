@@ -78,7 +78,7 @@ const char *kv_count_name(enum kv_count count)
     static const char *const names[KV_COUNTS] = {
         [KV_COUNT_QUERIED] = "queried_tokens",       [KV_COUNT_HIT] = "hit_tokens",
         [KV_COUNT_INSERTED] = "inserted_blocks",     [KV_COUNT_EVICTED] = "evicted_blocks",
-        [KV_COUNT_UNUSED] = "unused_blocks",         [KV_COUNT_REGRET] = "regret_blocks",
+        [KV_COUNT_UNUSED] = "unused_blocks",         [KV_COUNT_REGRET] = "regret_tokens",
         [KV_COUNT_EXPIRED] = "expired_blocks",       [KV_COUNT_PROMPT] = "prompt_tokens",
         [KV_COUNT_GENERATED] = "generated_tokens",   [KV_COUNT_PREEMPTIONS] = "preemptions",
         [KV_COUNT_RECOMPUTED] = "recomputed_tokens", [KV_COUNT_REFUSED] = "refused_jobs",

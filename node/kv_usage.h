@@ -25,7 +25,7 @@ enum kv_count {
     KV_COUNT_INSERTED,
     KV_COUNT_EVICTED,
     KV_COUNT_UNUSED, /* of the evicted blocks: never found again */
-    KV_COUNT_REGRET, /* of the inserted blocks: evicted lately */
+    KV_COUNT_REGRET, /* tokens looked for in vain, and evicted lately */
     KV_COUNT_EXPIRED,
     KV_COUNT_PROMPT, /* tokens computed */
     KV_COUNT_GENERATED,

@@ -344,19 +344,34 @@ static void a_look_tells_what_is_known_of_a_block(void **state)
     tear_down(&f);
 }
 
-static void what_is_made_again_after_its_eviction_is_counted_once(void **state)
+/* Tokens of the prompt that are missing because they were evicted. */
+static uint32_t regret(struct fixture *f, const char *name)
+{
+    struct block_id got[DEPTH];
+    uint32_t tokens[DEPTH * T], n = spell(name, tokens);
+    uint32_t found = kv_prefix_match(f->cache, 0, tokens, n, HOLD_SEQUENCE, got, DEPTH);
+    for (uint32_t i = 0; i < found; i++)
+        kv_pool_drop(f->pool, got[i], HOLD_SEQUENCE);
+    return kv_prefix_regret(f->cache, found > 0 ? got[found - 1] : BLOCK_NONE, found * T, 0, tokens,
+                            n);
+}
+
+static void what_is_looked_for_after_its_eviction_is_counted_once(void **state)
 {
     (void)state;
     struct fixture f = set_up(8, 8);
-    cache_prompt(&f, 0, "ab");
-    cache_prompt(&f, 0, "ac"); /* uses a once more */
+    cache_prompt(&f, 0, "abc");
+    cache_prompt(&f, 0, "ad"); /* uses a once more */
+    assert_int_equal(regret(&f, "xy"), 0);
+    assert_int_equal(regret(&f, "abcd"), 0);
     kv_prefix_evict(f.cache, 8);
-    assert_int_equal(kv_prefix_stats(f.cache).evicted_blocks, 3);
-    assert_int_equal(kv_prefix_stats(f.cache).unused_blocks, 2);
-    assert_int_equal(kv_prefix_stats(f.cache).regret_blocks, 0);
-    cache_prompt(&f, 0, "abx");
-    cache_prompt(&f, 0, "abx");
-    assert_int_equal(kv_prefix_stats(f.cache).regret_blocks, 2);
+    assert_int_equal(kv_prefix_stats(f.cache).evicted_blocks, 4);
+    assert_int_equal(kv_prefix_stats(f.cache).unused_blocks, 3);
+    cache_prompt(&f, 0, "a");
+    assert_int_equal(regret(&f, "abc"), T); /* the last block is computed in any case */
+    assert_int_equal(regret(&f, "abcx"), 0);
+    assert_int_equal(regret(&f, "adx"), T);
+    assert_int_equal(kv_prefix_stats(f.cache).regret_tokens, 2 * T);
     tear_down(&f);
 }
 
@@ -603,7 +618,7 @@ int main(void)
         cmocka_unit_test(pins_leave_half_of_the_pool),
         cmocka_unit_test(ttl_lets_go_of_what_nobody_used_in_time),
         cmocka_unit_test(a_look_tells_what_is_known_of_a_block),
-        cmocka_unit_test(what_is_made_again_after_its_eviction_is_counted_once),
+        cmocka_unit_test(what_is_looked_for_after_its_eviction_is_counted_once),
         cmocka_unit_test(blocks_beyond_entries_max_stay_uncached),
         cmocka_unit_test(a_failed_allocation_is_an_error),
         cmocka_unit_test(random_sequences_agree_with_a_naive_cache),

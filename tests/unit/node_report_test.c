@@ -141,7 +141,7 @@ static void what_was_evicted_too_early_is_told(void **state)
         serve_shared(id, 9 + id % 2, 0);
     json_t *r = report();
     assert_true(number_at(r, "total", "evicted_blocks") > 0);
-    assert_true(number_at(r, "total", "regret_blocks") > 0);
+    assert_true(number_at(r, "total", "regret_tokens") > 0);
     json_decref(r);
     rig_free(&d);
 }
