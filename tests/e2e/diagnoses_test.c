@@ -105,12 +105,11 @@ static bool all_accepted(void *ctx)
     return true;
 }
 
-/* Looked at with its requests under way, then they all end. */
-static json_t *look_and_finish(struct rig *rig)
+/* Looked at with its requests under way, which are then cancelled. */
+static json_t *look_and_cancel(struct rig *rig)
 {
     streams_run_until(rig->streams, all_accepted, rig->streams, "all accepted");
     json_t *root = look(rig);
-    streams_run(rig->streams);
     rig_finish(rig);
     return root;
 }
@@ -157,7 +156,6 @@ static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
     expect_found(root, "fragmentation", "never more than one block of each", "do not look for it");
     assert_null(find(root, "prefill-short"));
     json_decref(root);
-    streams_run(rig->streams);
     rig_finish(rig);
 }
 
@@ -171,7 +169,7 @@ static void a_full_batch_is_told_from_a_lack_of_blocks(void **state)
     cluster_await_nodes(rig->cluster);
     rig_connect(rig);
     start_all(rig, 40, 3000, NULL);
-    json_t *root = look_and_finish(rig);
+    json_t *root = look_and_cancel(rig);
     expect_found(root, "decode-short", "places in their batches", "--batch");
     assert_null(find(root, "pool-too-small"));
     json_decref(root);
@@ -182,7 +180,7 @@ static void too_few_prefill_nodes_are_told_from_too_few_decode_nodes(void **stat
     struct rig *rig = *state;
     rig_start(rig, 1, 2, "--disaggregate always", "");
     start_all(rig, LONG_PROMPT, 4, NULL);
-    json_t *root = look_and_finish(rig);
+    json_t *root = look_and_cancel(rig);
     expect_found(root, "prefill-short", "all busy", "add 1 to the 1 prefill nodes");
     assert_null(find(root, "decode-short"));
     json_decref(root);
@@ -247,7 +245,7 @@ static void a_tenant_that_gets_nothing_is_named(void **state)
     streams_until_tokens(rig->streams->stream[0], 1);
     struct ask ask = {.text = "A word", .max_tokens = 4, .tenant = "chat"};
     streams_start(rig->streams, STREAMS, &ask);
-    json_t *root = look_and_finish(rig);
+    json_t *root = look_and_cancel(rig);
     expect_found(root, "tenant-starved", "chat has 1 requests waiting and none running",
                  "--tenant-weights chat=2");
     json_decref(root);
