@@ -10,7 +10,7 @@
 
 struct options {
     const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
-    const char *nccl_interface, *nccl_listen;
+    const char *nccl_interface, *nccl_listen, *kv_events, *kv_events_replay;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
@@ -104,6 +104,11 @@ static const struct setting rows[] = {
     SETTING_STRING(
         struct options, metrics, "metrics", NULL,
         "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; none: off"),
+    SETTING_STRING(struct options, kv_events, "kv-events", NULL,
+                   "tcp://HOST:PORT where what enters and leaves the cache is published in vLLM's "
+                   "form, token ids included (docs/kv-memory.md); port 0: any; none: off"),
+    SETTING_STRING(struct options, kv_events_replay, "kv-events-replay", NULL,
+                   "tcp://HOST:PORT where those who missed some of it ask for them; none: off"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
@@ -135,6 +140,8 @@ static struct node_options shell_options(const struct options *o, const struct n
         .routers_count = routers_given ? (uint32_t)o->routers.count : 1,
         .listen_kv = o->listen_kv,
         .metrics = o->metrics,
+        .kv_events = o->kv_events,
+        .kv_events_replay = o->kv_events_replay,
         .link = (enum node_link)o->link,
         .cpus = o->cpus,
         .numa = o->numa,

@@ -12,6 +12,7 @@
 #include "common/mailbox.h"
 #include "common/mem.h"
 #include "node/core.h"
+#include "node/kv_events.h"
 #include "node/op_queue.h"
 #include "node/place.h"
 #include "proto/channel.h"
@@ -53,6 +54,7 @@ struct node_shell {
     struct loop *loop;
     struct loop_timer *timer, *ops_timer;
     struct monitor *monitor;
+    struct kv_events *events; /* NULL: not published */
     struct router_end *router;
     struct node_core *core;
     uint64_t seen_ns; /* the loop's last turn */
@@ -148,6 +150,12 @@ static void out_lifeline_drop(void *ctx, struct peer peer)
     r->lifeline = NULL;
 }
 
+static void out_block(void *ctx, const struct node_block *block)
+{
+    struct node_shell *s = ctx;
+    kv_events_add(s->events, block);
+}
+
 static void out_left(void *ctx)
 {
     struct node_shell *s = ctx;
@@ -196,6 +204,16 @@ static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struc
     if (m->kind == MSG_REFUSE) note_refusal(r->shell, r, m->refuse.reason);
 }
 
+static void say_ready(const struct node_shell *s)
+{
+    printf("ready name=%s", s->options.name);
+    if (s->monitor) printf(" metrics=%s", monitor_address(s->monitor));
+    if (s->events) printf(" kv-events=%s", kv_events_address(s->events));
+    if (s->options.kv_events_replay) printf(" kv-events-replay=%s", kv_events_replay(s->events));
+    printf("\n");
+    fflush(stdout);
+}
+
 static void on_lifeline(void *ctx, uint64_t now_ns, bool up)
 {
     struct router_end *r = ctx;
@@ -204,9 +222,7 @@ static void on_lifeline(void *ctx, uint64_t now_ns, bool up)
     if (!r->lifeline) return; /* dropped by a new life a moment ago */
     if (up && !s->ready) {
         s->ready = true;
-        printf("ready name=%s%s%s\n", s->options.name, s->monitor ? " metrics=" : "",
-               s->monitor ? monitor_address(s->monitor) : "");
-        fflush(stdout);
+        say_ready(s);
     }
     node_core_on_lifeline(s->core, now_ns, r->peer, up);
 }
@@ -372,6 +388,21 @@ static enum err check_nccl(const struct node_options *o)
     return OK;
 }
 
+/* What others may read there; NULL: it is not wanted. */
+static enum err check_page(const struct node_options *o, const char *setting, const char *address)
+{
+    enum err e;
+    char host[ADDRESS_HOST_MAX];
+    uint16_t port;
+    if (!address) return OK;
+    if ((e = address_split(address, host, &port)) != OK) return err_prefix(e, "%s", setting);
+    if (o->trusted_network || address_is_loopback(address)) return OK;
+    return err_set(ERR_INVALID,
+                   "%s %s is beyond loopback, where anybody could read it: listen on 127.0.0.1, or "
+                   "say --trusted-network if nobody else reaches it",
+                   setting, address);
+}
+
 enum err node_options_check(const struct node_options *o)
 {
     enum err e;
@@ -393,14 +424,11 @@ enum err node_options_check(const struct node_options *o)
                        o->listen_kv);
     if ((e = check_nccl(o)) != OK) return e;
     if ((e = node_tiers_check(&o->tiers, o->prefix_cache, o->trusted_network)) != OK) return e;
-    if (!o->metrics) return OK;
-    if ((e = address_split(o->metrics, host, &port)) != OK) return err_prefix(e, "--metrics");
-    if (!o->trusted_network && !address_is_loopback(o->metrics))
-        return err_set(ERR_INVALID,
-                       "--metrics %s is beyond loopback, where anybody could read it: listen on "
-                       "127.0.0.1, or say --trusted-network if nobody else reaches it",
-                       o->metrics);
-    return OK;
+    if ((e = check_page(o, "--metrics", o->metrics)) != OK) return e;
+    if ((e = check_page(o, "--kv-events", o->kv_events)) != OK) return e;
+    if (o->kv_events_replay && !o->kv_events)
+        return err_set(ERR_INVALID, "--kv-events-replay without --kv-events");
+    return check_page(o, "--kv-events-replay", o->kv_events_replay);
 }
 
 static enum err open_monitor(struct node_shell *s)
@@ -625,21 +653,30 @@ static struct msg_hello hello_of(struct node_shell *s)
     };
 }
 
+static enum err open_events(struct node_shell *s)
+{
+    const struct node_options *o = &s->options;
+    const struct kv_events_options k = {o->kv_events, o->kv_events_replay, o->name,
+                                        engine_facts(s->engine)->model_name};
+    return o->kv_events ? kv_events_open(&s->events, s->loop, &k) : OK;
+}
+
 static enum err open_core(struct node_shell *s)
 {
     enum err e;
     struct id128 life, tickets;
     const struct node_options *o = &s->options;
     const struct engine_facts *f = engine_facts(s->engine);
-    const struct node_out out = {.ctx = s,
-                                 .send = out_send,
-                                 .wake_at = out_wake_at,
-                                 .submit = out_submit,
-                                 .xfer = out_xfer,
-                                 .lifeline_dial = out_lifeline_dial,
-                                 .lifeline_drop = out_lifeline_drop,
-                                 .left = out_left,
-                                 .tier = out_tier};
+    struct node_out out = {.ctx = s,
+                           .send = out_send,
+                           .wake_at = out_wake_at,
+                           .submit = out_submit,
+                           .xfer = out_xfer,
+                           .lifeline_dial = out_lifeline_dial,
+                           .lifeline_drop = out_lifeline_drop,
+                           .left = out_left,
+                           .tier = out_tier};
+    if (s->events) out.block = out_block;
     if ((e = id128_mint(&life)) != OK || (e = id128_mint(&tickets)) != OK) return e;
     struct node_config config = {
         .role = o->policy->role,
@@ -684,6 +721,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     if ((e = node_tiers_open(&s->tiers, &options->tiers, s->engine)) != OK) goto fail;
     if ((e = open_loop(s)) != OK) goto fail;
     if ((e = open_channels(s)) != OK) goto fail;
+    if ((e = open_events(s)) != OK) goto fail;
     if ((e = open_core(s)) != OK) goto fail;
     if ((e = open_monitor(s)) != OK) goto fail;
     if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
@@ -729,6 +767,7 @@ void node_shell_close(struct node_shell *s)
     if (s->xfer) xfer_stop(s->xfer);
     node_tiers_stop(&s->tiers);
     node_core_free(s->core);
+    kv_events_close(s->events);
     xfer_close(s->xfer);
     node_tiers_close(&s->tiers);
     if (s->staging) engine_host_free(s->engine, s->staging);

@@ -7,7 +7,8 @@
  *     node_shell_close(shell);
  *
  * Rules: decides nothing. SIGTERM and SIGINT drain, a second one stops. Prints "ready name=NAME" to
- * stdout when the first router has taken it in, with " metrics=HOST:PORT" if there is such a page. Strings of the options must live until close.
+ * stdout when the first router has taken it in, with " metrics=HOST:PORT" if there is such a page, and
+ * " kv-events=tcp://HOST:PORT", " kv-events-replay=tcp://HOST:PORT", if they are published. Strings of the options must live until close.
  * Owner: the thread that runs it; engine and link call back on their own threads, into mailboxes. */
 #ifndef TANDEM_NODE_SHELL_H
 #define TANDEM_NODE_SHELL_H
@@ -27,8 +28,9 @@ struct node_options {
     const char *name;           /* [A-Za-z0-9._-] */
     const char *const *routers; /* "tcp://HOST:PORT" */
     uint32_t routers_count;
-    const char *listen_kv; /* "HOST:PORT" of the tcp link */
-    const char *metrics;   /* "HOST:PORT" of the page of metrics; NULL: none */
+    const char *listen_kv;                    /* "HOST:PORT" of the tcp link */
+    const char *metrics;                      /* "HOST:PORT" of the page of metrics; NULL: none */
+    const char *kv_events, *kv_events_replay; /* "tcp://HOST:PORT" (node/kv_events.h); NULL: none */
     enum node_link link;
     const char *nccl_interface; /* NULL or "": lo; on a trusted network NCCL chooses */
     const char *nccl_listen;    /* "HOST:PORT" where its links are set up; NULL or "": listen_kv's

@@ -461,7 +461,7 @@ void rig_new(struct rig *r, const struct rig_options *o)
     memset(r->kv, 0xee, cells * sizeof *r->kv);
     struct node_out out = {r,       on_send,          on_wake_at,       on_submit,
                            on_xfer, on_lifeline_dial, on_lifeline_drop, on_left,
-                           on_tier};
+                           on_tier, o->block};
     assert_true(r->config.routers_count <= RIG_ROUTERS_MAX);
     assert_int_equal(node_core_new(&r->core, &r->config, &out), OK);
     node_core_start(r->core, r->now_ns);

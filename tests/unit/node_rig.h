@@ -40,6 +40,7 @@ struct rig_options {
     uint32_t slots_count;
     uint64_t reserve_timeout_ns, prefix_wait_ns;
     bool no_prefix_cache, tiers;
+    void (*block)(void *rig, const struct node_block *block); /* NULL: not wanted */
     uint64_t tier_deadline_ns;
     uint32_t window; /* the model's */
 };

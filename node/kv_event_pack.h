@@ -1,0 +1,42 @@
+/* kv_event_pack: a node's block events in the form in which vLLM publishes its own, for routers and indexers
+ * that read that. Pure.
+ *
+ *     struct kv_event_pack *p;
+ *     if ((e = kv_event_pack_new(&p)) != OK) return e;
+ *     kv_event_pack_add(p, &block);                       // in order; any number
+ *     if (kv_event_pack_any(p)) e = kv_event_pack_end(p, seconds, &payload);   // and begins anew
+ *
+ * A payload is one EventBatch in MessagePack, structs as arrays with their name in front:
+ *
+ *     [ts, [event, ...], data_parallel_rank]
+ *     ["BlockStored", [block_hash, ...], parent_block_hash, [token_id, ...], block_size, lora_id, medium]
+ *     ["BlockRemoved", [block_hash, ...], medium]
+ *     ["AllBlocksCleared"]
+ *
+ * Hashes are unsigned 64-bit numbers (common/prefix_hash.h); the parent of a prompt's first block is nil.
+ * Blocks that follow each other become one event. `medium` is "GPU" for the pool, whatever the device: readers
+ * take that for what can be computed on at once; "CPU" is the host tier, "STORAGE" a disk or a shared store.
+ * Of blocks in tiers the parent is nil and no token ids are told. lora_id is nil, the rank 0.
+ *
+ * Rules: nothing is allocated once its buffer has grown to what one batch takes, at most
+ * KV_EVENT_BATCH_BYTES; whoever adds looks at kv_event_pack_full. Owner: one thread. */
+#ifndef TANDEM_NODE_KV_EVENT_PACK_H
+#define TANDEM_NODE_KV_EVENT_PACK_H
+
+#include "common/buf.h"
+#include "node/core.h"
+
+enum { KV_EVENT_BATCH_BYTES = 1 << 20, KV_EVENT_RUN_BLOCKS = 256 };
+
+struct kv_event_pack;
+
+enum err kv_event_pack_new(struct kv_event_pack **pack);
+void kv_event_pack_free(struct kv_event_pack *pack); /* NULL is allowed */
+void kv_event_pack_add(struct kv_event_pack *pack, const struct node_block *block);
+void kv_event_pack_clear_all(struct kv_event_pack *pack); /* AllBlocksCleared */
+bool kv_event_pack_any(const struct kv_event_pack *pack);
+bool kv_event_pack_full(const struct kv_event_pack *pack);
+/* The batch, appended to `payload`; the pack is empty afterwards, on an error too. */
+enum err kv_event_pack_end(struct kv_event_pack *pack, double seconds, struct buf *payload);
+
+#endif

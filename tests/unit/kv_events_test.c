@@ -1,0 +1,401 @@
+#include "tests/unit/testing.h"
+
+#include <errno.h>
+#include <msgpack.h>
+#include <string.h>
+#include <zmq.h>
+
+#include "common/clock.h"
+#include "common/mem.h"
+#include "common/prefix_hash.h"
+#include "node/kv_event_pack.h"
+#include "node/kv_events.h"
+#include "node/state.h"
+#include "tests/unit/node_rig.h"
+
+/* ---- a payload, read by the library's own unpacker ---- */
+
+struct reader {
+    msgpack_unpacked unpacked;
+    const msgpack_object_array *batch, *events;
+};
+
+static void reader_open(struct reader *r, const void *bytes, size_t size)
+{
+    size_t read = 0;
+    msgpack_unpacked_init(&r->unpacked);
+    assert_int_equal(msgpack_unpack_next(&r->unpacked, bytes, size, &read), MSGPACK_UNPACK_SUCCESS);
+    assert_int_equal(read, size);
+    assert_int_equal(r->unpacked.data.type, MSGPACK_OBJECT_ARRAY);
+    r->batch = &r->unpacked.data.via.array;
+    assert_int_equal(r->batch->size, 3);
+    assert_int_equal(r->batch->ptr[0].type, MSGPACK_OBJECT_FLOAT64);
+    assert_int_equal(r->batch->ptr[1].type, MSGPACK_OBJECT_ARRAY);
+    assert_int_equal(r->batch->ptr[2].via.u64, 0);
+    r->events = &r->batch->ptr[1].via.array;
+}
+
+static void reader_close(struct reader *r)
+{
+    msgpack_unpacked_destroy(&r->unpacked);
+}
+
+static bool is_text(const msgpack_object *o, const char *text)
+{
+    return o->type == MSGPACK_OBJECT_STR && o->via.str.size == strlen(text) &&
+           memcmp(o->via.str.ptr, text, o->via.str.size) == 0;
+}
+
+static const msgpack_object_array *event_of(const struct reader *r, uint32_t i)
+{
+    assert_true(i < r->events->size);
+    assert_int_equal(r->events->ptr[i].type, MSGPACK_OBJECT_ARRAY);
+    return &r->events->ptr[i].via.array;
+}
+
+/* ---- packing ---- */
+
+static struct node_block stored(uint64_t hash, uint64_t parent, const uint32_t *tokens)
+{
+    return (struct node_block){.stored = true,
+                               .tier = TIER_POOL,
+                               .hash = hash,
+                               .first = parent == 0,
+                               .parent = parent,
+                               .tokens = tokens};
+}
+
+static void events_have_vllms_fields_in_their_order(void **state)
+{
+    (void)state;
+    struct kv_event_pack *p;
+    struct buf payload = {0};
+    struct reader r;
+    uint32_t tokens[2 * BLOCK_TOKENS];
+    for (uint32_t i = 0; i < 2 * BLOCK_TOKENS; i++)
+        tokens[i] = 100000 + i;
+    const struct node_block blocks[] = {
+        stored(UINT64_MAX, 0, tokens),
+        stored(11, UINT64_MAX, tokens + BLOCK_TOKENS), /* goes on from there */
+        stored(12, 77, tokens),
+        {.stored = false, .tier = TIER_POOL, .hash = 12},
+        {.stored = false, .tier = TIER_POOL, .hash = 11},
+        {.stored = true, .tier = TIER_HOST, .hash = 11},
+        {.stored = true, .tier = TIER_DISK, .hash = 12},
+        {.stored = false, .tier = TIER_SHARED, .hash = 13},
+    };
+    assert_ok(kv_event_pack_new(&p));
+    assert_false(kv_event_pack_any(p));
+    kv_event_pack_clear_all(p);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        kv_event_pack_add(p, &blocks[i]);
+    assert_true(kv_event_pack_any(p));
+    assert_ok(kv_event_pack_end(p, 12.5, &payload));
+    assert_false(kv_event_pack_any(p));
+
+    reader_open(&r, payload.data, payload.size);
+    assert_true(r.batch->ptr[0].via.f64 == 12.5);
+    assert_int_equal(r.events->size, 7);
+    assert_int_equal(event_of(&r, 0)->size, 1);
+    assert_true(is_text(&event_of(&r, 0)->ptr[0], "AllBlocksCleared"));
+
+    const msgpack_object *e = event_of(&r, 1)->ptr;
+    assert_int_equal(event_of(&r, 1)->size, 7);
+    assert_true(is_text(&e[0], "BlockStored"));
+    assert_int_equal(e[1].via.array.size, 2);
+    assert_true(e[1].via.array.ptr[0].via.u64 == UINT64_MAX);
+    assert_int_equal(e[1].via.array.ptr[1].via.u64, 11);
+    assert_int_equal(e[2].type, MSGPACK_OBJECT_NIL);
+    assert_int_equal(e[3].via.array.size, 2 * BLOCK_TOKENS);
+    assert_int_equal(e[3].via.array.ptr[17].via.u64, 100017);
+    assert_int_equal(e[4].via.u64, BLOCK_TOKENS);
+    assert_int_equal(e[5].type, MSGPACK_OBJECT_NIL);
+    assert_true(is_text(&e[6], "GPU"));
+
+    assert_int_equal(event_of(&r, 2)->ptr[2].via.u64, 77);
+    e = event_of(&r, 3)->ptr;
+    assert_int_equal(event_of(&r, 3)->size, 3);
+    assert_true(is_text(&e[0], "BlockRemoved"));
+    assert_int_equal(e[1].via.array.size, 2);
+    assert_true(is_text(&e[2], "GPU"));
+    e = event_of(&r, 4)->ptr;
+    assert_true(is_text(&e[0], "BlockStored") && is_text(&e[6], "CPU"));
+    assert_int_equal(e[2].type, MSGPACK_OBJECT_NIL);
+    assert_int_equal(e[3].via.array.size, 0);
+    assert_true(is_text(&event_of(&r, 5)->ptr[6], "STORAGE"));
+    assert_true(is_text(&event_of(&r, 6)->ptr[2], "STORAGE"));
+    reader_close(&r);
+    buf_fini(&payload);
+    kv_event_pack_free(p);
+}
+
+static void a_batch_is_bounded_and_costs_no_memory_once_warm(void **state)
+{
+    (void)state;
+    struct kv_event_pack *p;
+    struct buf payload = {0};
+    uint32_t tokens[BLOCK_TOKENS] = {0};
+    uint64_t hash = 1, allocations = 0;
+    memset(tokens, 0xff, sizeof tokens); /* of the longest form */
+    assert_ok(kv_event_pack_new(&p));
+    for (int round = 0; round < 3; round++) {
+        if (round == 1) allocations = mem_count();
+        buf_clear(&payload);
+        while (!kv_event_pack_full(p)) {
+            struct node_block b = stored(hash + 1, hash, tokens);
+            kv_event_pack_add(p, &b);
+            hash++;
+        }
+        assert_ok(kv_event_pack_end(p, 1, &payload));
+        assert_in_range(payload.size, KV_EVENT_BATCH_BYTES, KV_EVENT_BATCH_BYTES * 5 / 4);
+    }
+    assert_int_equal(mem_count(), allocations);
+    buf_fini(&payload);
+    kv_event_pack_free(p);
+}
+
+/* ---- a node whose events somebody subscribes to ---- */
+
+enum { MIRROR_MAX = 64, TURNS_MAX = 20000, BATCHES_MAX = 1024 };
+
+static struct rig d;
+
+static struct subscriber {
+    struct loop *loop;
+    struct loop_timer *timer;
+    struct kv_events *events;
+    void *context, *sub, *replay;
+    uint32_t jobs, turns, live_count;
+    uint64_t next; /* the number that comes next */
+    bool asked, replayed;
+    struct {
+        uint64_t hash;
+        uint32_t tokens[BLOCK_TOKENS];
+    } block[MIRROR_MAX]; /* what it takes the node to hold */
+    uint32_t count;
+} s;
+
+static void on_block(void *rig, const struct node_block *block)
+{
+    (void)rig;
+    kv_events_add(s.events, block);
+}
+
+static void remove_hash(uint64_t hash)
+{
+    for (uint32_t i = 0; i < s.count; i++)
+        if (s.block[i].hash == hash) {
+            s.block[i] = s.block[--s.count];
+            return;
+        }
+    fail_msg("a block is removed that was never stored");
+}
+
+static void on_stored(const msgpack_object *e)
+{
+    const msgpack_object_array *hashes = &e[1].via.array, *tokens = &e[3].via.array;
+    uint64_t parent = e[2].type == MSGPACK_OBJECT_NIL ? 0 : e[2].via.u64;
+    assert_int_equal(tokens->size, hashes->size * BLOCK_TOKENS);
+    for (uint32_t i = 0; i < hashes->size; i++) {
+        assert_true(s.count < MIRROR_MAX);
+        for (uint32_t t = 0; t < BLOCK_TOKENS; t++)
+            s.block[s.count].tokens[t] = (uint32_t)tokens->ptr[i * BLOCK_TOKENS + t].via.u64;
+        /* Whoever knows the tokens can tell the hash. */
+        parent = prefix_hash_block(parent, s.block[s.count].tokens);
+        assert_true(parent == hashes->ptr[i].via.u64);
+        s.block[s.count++].hash = parent;
+    }
+}
+
+static void on_payload(uint64_t number, const void *bytes, size_t size)
+{
+    struct reader r;
+    assert_int_equal(number, s.next++);
+    reader_open(&r, bytes, size);
+    for (uint32_t i = 0; i < r.events->size; i++) {
+        const msgpack_object *e = event_of(&r, i)->ptr;
+        if (is_text(&e[0], "AllBlocksCleared")) {
+            s.count = 0;
+        } else if (is_text(&e[0], "BlockStored")) {
+            on_stored(e);
+        } else {
+            assert_true(is_text(&e[0], "BlockRemoved"));
+            for (uint32_t k = 0; k < e[1].via.array.size; k++)
+                remove_hash(e[1].via.array.ptr[k].via.u64);
+        }
+    }
+    reader_close(&r);
+}
+
+static uint64_t number_of(const zmq_msg_t *m)
+{
+    uint64_t n = 0;
+    const uint8_t *bytes = zmq_msg_data((zmq_msg_t *)m);
+    assert_int_equal(zmq_msg_size(m), 8);
+    for (int i = 0; i < 8; i++)
+        n = n << 8 | bytes[i];
+    return n;
+}
+
+/* Frames of one message, `count` of them; false: none is there. */
+static bool receive(void *socket, zmq_msg_t *frames, int count)
+{
+    for (int i = 0; i < count; i++) {
+        zmq_msg_init(&frames[i]);
+        if (zmq_msg_recv(&frames[i], socket, i == 0 ? ZMQ_DONTWAIT : 0) < 0) return false;
+        assert_int_equal(zmq_msg_more(&frames[i]), i + 1 < count);
+    }
+    return true;
+}
+
+static void drop(zmq_msg_t *frames, int count)
+{
+    for (int i = 0; i < count; i++)
+        zmq_msg_close(&frames[i]);
+}
+
+/* What it missed before it was connected it asks for; then it goes on with what came live. */
+static void hear_replay(void)
+{
+    zmq_msg_t f[3]; /* nothing, number, payload */
+    while (receive(s.replay, f, 3)) {
+        uint64_t number = number_of(&f[1]);
+        if (number == UINT64_MAX)
+            s.replayed = true;
+        else
+            on_payload(number, zmq_msg_data(&f[2]), zmq_msg_size(&f[2]));
+        drop(f, 3);
+    }
+}
+
+static void hear_live(void)
+{
+    zmq_msg_t f[3]; /* topic, number, payload */
+    while (receive(s.sub, f, 3)) {
+        assert_int_equal(zmq_msg_size(&f[0]), strlen("kv@p0@tiny"));
+        assert_memory_equal(zmq_msg_data(&f[0]), "kv@p0@tiny", strlen("kv@p0@tiny"));
+        s.live_count++;
+        if (s.replayed && number_of(&f[1]) >= s.next)
+            on_payload(number_of(&f[1]), zmq_msg_data(&f[2]), zmq_msg_size(&f[2]));
+        drop(f, 3);
+    }
+}
+
+static void ask_for_all(void)
+{
+    static const uint8_t garbage[5], zero[8];
+    zmq_send(s.replay, "", 0, ZMQ_SNDMORE); /* no number: nobody answers */
+    zmq_send(s.replay, garbage, sizeof garbage, 0);
+    zmq_send(s.replay, "", 0, ZMQ_SNDMORE);
+    zmq_send(s.replay, zero, sizeof zero, 0);
+    s.asked = true;
+}
+
+static void serve(uint32_t id)
+{
+    struct rig_prompt p = {.seed = id,
+                           .family = id % 5,
+                           .shared_count = 32,
+                           .count = 40 + id % 3 * 16,
+                           .tokens_max = 8};
+    struct job job = rig_job(id, &p);
+    rig_forget(&d);
+    rig_reserve(&d, &job, true);
+    rig_run(&d);
+    rig_acknowledge(&d, job.key);
+}
+
+static void on_turn(void *ctx, uint64_t now_ns)
+{
+    (void)ctx;
+    assert_true(++s.turns < TURNS_MAX);
+    hear_live();
+    if (s.live_count > 0 && !s.asked)
+        ask_for_all(); /* it is connected: nothing is missed any more */
+    if (s.asked) hear_replay();
+    bool all = s.replayed && s.jobs >= 40;
+    bool quiet = s.asked && !s.replayed; /* nothing new until it knows the old */
+    if (!all && !quiet && s.turns % 20 == 0) serve(++s.jobs);
+    if (all && s.turns % 20 == 0 && s.turns > 20 * s.jobs + 200)
+        loop_stop(s.loop);
+    else
+        loop_timer_set(s.timer, now_ns + NS_PER_MS / 10);
+}
+
+static void expect_mirror(void)
+{
+    struct kv_prefix_entry e;
+    uint32_t cached = 0;
+    for (uint32_t i = 0; i < d.config.blocks_count; i++) {
+        if (!kv_prefix_look(d.core->cache, (struct block_id){i}, &e)) continue;
+        uint32_t k = 0;
+        while (k < s.count && s.block[k].hash != e.hash)
+            k++;
+        assert_true(k < s.count);
+        assert_memory_equal(s.block[k].tokens, e.tokens, sizeof s.block[k].tokens);
+        cached++;
+    }
+    assert_int_equal(s.count, cached);
+    assert_true(cached > 0 && kv_prefix_stats(d.core->cache).evicted_blocks > 0);
+}
+
+static void a_subscriber_rebuilds_the_cache_from_events_alone(void **state)
+{
+    (void)state;
+    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "tiny"};
+    memset(&s, 0, sizeof s);
+    assert_ok(loop_new(&s.loop));
+    assert_ok(loop_timer_new(s.loop, on_turn, NULL, &s.timer));
+    assert_ok(kv_events_open(&s.events, s.loop, &o));
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 16, .block = on_block});
+    s.context = zmq_ctx_new();
+    s.sub = zmq_socket(s.context, ZMQ_SUB);
+    s.replay = zmq_socket(s.context, ZMQ_DEALER);
+    assert_int_equal(zmq_setsockopt(s.sub, ZMQ_SUBSCRIBE, "", 0), 0);
+    assert_int_equal(zmq_connect(s.sub, kv_events_address(s.events)), 0);
+    assert_int_equal(zmq_connect(s.replay, kv_events_replay(s.events)), 0);
+    for (uint32_t i = 0; i < 3; i++)
+        serve(++s.jobs); /* before anybody listens */
+    loop_timer_set(s.timer, loop_now_ns(s.loop));
+    loop_run(s.loop);
+    expect_mirror();
+    assert_true(s.live_count > 0);
+    zmq_close(s.sub);
+    zmq_close(s.replay);
+    zmq_ctx_term(s.context);
+    rig_free(&d);
+    kv_events_close(s.events);
+    loop_timer_free(s.timer);
+    loop_free(s.loop);
+}
+
+static void addresses_that_cannot_be_are_errors(void **state)
+{
+    (void)state;
+    struct loop *loop;
+    struct kv_events *k, *other;
+    assert_ok(loop_new(&loop));
+    struct kv_events_options o = {"127.0.0.1:5557", NULL, "p0", "m"};
+    assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
+    o.address = "tcp://127.0.0.1:0";
+    o.replay = "nowhere";
+    assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
+    o.replay = NULL;
+    assert_ok(kv_events_open(&k, loop, &o));
+    o.address = kv_events_address(k);
+    assert_int_equal(kv_events_open(&other, loop, &o), ERR_IO); /* it is occupied */
+    assert_string_equal(kv_events_replay(k), "");
+    kv_events_close(k);
+    loop_free(loop);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(events_have_vllms_fields_in_their_order),
+        cmocka_unit_test(a_batch_is_bounded_and_costs_no_memory_once_warm),
+        cmocka_unit_test(a_subscriber_rebuilds_the_cache_from_events_alone),
+        cmocka_unit_test(addresses_that_cannot_be_are_errors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
