@@ -5,6 +5,10 @@
 #define BLOCKS "tandem_node_kv_blocks"
 #define BLOCKS_HELP "KV blocks of 16 tokens by state"
 #define TRANSFERS "tandem_node_transfers_total"
+#define RETURNED "tandem_node_returned_tokens_total"
+#define RETURNED_HELP "Tokens of such sequences when they came back, by how their KV did"
+#define FORKED "tandem_node_fork_blocks_total"
+#define FORKED_HELP "Blocks that these samples began with"
 #define TRANSFERS_HELP "Hand-overs of KV that have ended here, sent or received"
 
 /* In the order of link_kind in links.c. */
@@ -53,6 +57,20 @@ static const struct metric_spec specs[METERS] = {
     [METER_EMBEDDINGS] = {METRIC_COUNTER, "tandem_node_embeddings_total", NULL, "Texts embedded"},
     [METER_PREEMPTIONS] = {METRIC_COUNTER, "tandem_node_preemptions_total", NULL,
                            "Sequences that gave up their blocks to others"},
+    [METER_RETURNED_CACHED] = {METRIC_COUNTER, RETURNED, "how=\"cached\"", RETURNED_HELP},
+    [METER_RETURNED_COMPUTED] = {METRIC_COUNTER, RETURNED, "how=\"computed\"", RETURNED_HELP},
+    [METER_HANDED_BACK] = {METRIC_COUNTER, "tandem_node_handed_back_total", NULL,
+                           "Of these sequences, those that went back to their router"},
+    [METER_FORKS] = {METRIC_COUNTER, "tandem_node_forks_total", NULL,
+                     "Samples that began with the KV of another one of their request"},
+    [METER_FORK_SHARED] = {METRIC_COUNTER, FORKED, "how=\"shared\"", FORKED_HELP},
+    [METER_FORK_COPIED] = {METRIC_COUNTER, FORKED, "how=\"copied\"", FORKED_HELP},
+    [METER_HELD_TOKENS] = {METRIC_GAUGE, "tandem_node_held_tokens", NULL,
+                           "Tokens whose KV sequences hold, shared ones for each"},
+    [METER_WASTED_SLOTS] = {METRIC_GAUGE, "tandem_node_wasted_slots", NULL,
+                            "Places for tokens that are empty in blocks of sequences"},
+    [METER_CONTIGUOUS_SLOTS] = {METRIC_GAUGE, "tandem_node_contiguous_slots", NULL,
+                                "Places that contiguous memory for the longest would take"},
     [METER_ROUTERS] = {METRIC_GAUGE, "tandem_node_routers", NULL,
                        "Routers with which a session stands"},
     [METER_DRAINING] = {METRIC_GAUGE, "tandem_node_draining", NULL, "1: it takes no new jobs"},
@@ -137,6 +155,9 @@ static void show_gauges(struct node_core *c, const struct node_counts *n,
         {METER_INFO, 1},
         {METER_FREE, b->free},
         {METER_RESERVED, b->reserved},
+        {METER_HELD_TOKENS, (double)n->held_tokens},
+        {METER_WASTED_SLOTS, (double)n->wasted_slots},
+        {METER_CONTIGUOUS_SLOTS, (double)n->contiguous_slots},
         {METER_ACTIVE, b->active},
         {METER_CACHED, b->cached},
         {METER_TRANSFER, b->transfer},
@@ -166,6 +187,12 @@ static void show_counts(struct node_core *c, const struct node_counts *n,
         {METER_CACHED_TOKENS, n->cached_tokens},
         {METER_WINDOW_BLOCKS, n->window_blocks},
         {METER_PREEMPTIONS, n->preemptions},
+        {METER_RETURNED_CACHED, n->returned_cached_tokens},
+        {METER_RETURNED_COMPUTED, n->returned_computed_tokens},
+        {METER_HANDED_BACK, n->handed_back},
+        {METER_FORKS, n->forks},
+        {METER_FORK_SHARED, n->fork_shared_blocks},
+        {METER_FORK_COPIED, n->fork_copied_blocks},
         {METER_SCORES, n->scores},
         {METER_EMBEDDINGS, n->embeddings},
         {METER_SENT, links->sent_bytes},

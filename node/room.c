@@ -70,21 +70,18 @@ bool room_for(struct node_core *c, const struct sequence *s)
     return plan_peak(c->grower, n) <= capacity;
 }
 
-static bool older_in(const struct list_link *head, const struct sequence *s)
+/* The first of a list, which is sorted, stands before it. */
+static bool first_is_older(const struct list_link *head, const struct sequence *s)
 {
+    if (list_empty(head)) return false;
     struct plan_claim mine = seq_claim(s);
-    for (const struct list_link *l = head->next; l != head; l = l->next) {
-        const struct sequence *t = list_member(l, struct sequence, place);
-        struct plan_claim theirs = seq_claim(t);
-        if (!plan_before(&theirs, &mine)) return false; /* sorted */
-        if (t->table_count > 0) return true;
-    }
-    return false;
+    struct plan_claim first = seq_claim(list_member(head->next, struct sequence, place));
+    return plan_before(&first, &mine);
 }
 
 bool room_has_older(const struct node_core *c, const struct sequence *s)
 {
-    return older_in(&c->queue, s) || older_in(&c->running, s);
+    return first_is_older(&c->queue, s) || first_is_older(&c->running, s);
 }
 
 bool room_hands_back(const struct node_core *c, const struct sequence *s)

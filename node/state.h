@@ -231,6 +231,15 @@ enum meter {
     METER_CACHED_TOKENS,
     METER_WINDOW_BLOCKS,
     METER_PREEMPTIONS,
+    METER_RETURNED_CACHED,
+    METER_RETURNED_COMPUTED,
+    METER_HANDED_BACK,
+    METER_FORKS,
+    METER_FORK_SHARED,
+    METER_FORK_COPIED,
+    METER_HELD_TOKENS,
+    METER_WASTED_SLOTS,
+    METER_CONTIGUOUS_SLOTS,
     METER_SCORES,
     METER_EMBEDDINGS,
     METER_ROUTERS,
@@ -476,7 +485,7 @@ uint32_t room_private_blocks(const struct sequence *s);
 void room_note_shared(struct node_core *c, struct sequence *s); /* of table[], as it is now */
 /* Whether `s`, whose table has what it found, should get the rest of what it needs. */
 bool room_for(struct node_core *c, const struct sequence *s);
-/* Whether one that is served before `s` has blocks: the first in order is never preempted. */
+/* Whether one is here that is served before `s`: the first in order is never preempted. */
 bool room_has_older(const struct node_core *c, const struct sequence *s);
 /* Whether `s`, which has its blocks again, had better go back through its router. */
 bool room_hands_back(const struct node_core *c, const struct sequence *s);
