@@ -90,8 +90,8 @@ static void routers_are_told_of_links_that_changed(void **state)
     assert_int_equal(links_told(100), 128);
     assert_int_equal(rig_said(&d, MSG_LINK)->link.bytes, 999);
     rig_lose(&d, 0);
-    rig_advance(&d, NS_PER_S); /* it greets again */
-    rig_join(&d, 0);           /* and is answered by another one, perhaps */
+    rig_advance(&d, NS_PER_S);           /* it greets again */
+    rig_join(&d, 0);                     /* and is answered by another one, perhaps */
     assert_true(links_told(100) >= 120); /* the first few came with the welcome */
     rig_free(&d);
 }
@@ -348,7 +348,7 @@ static void waiting_for_a_prefix_is_bounded(void **state)
     }
 }
 
-static void a_short_pool_preempts_the_youngest_and_no_stream_breaks(void **state)
+static void a_short_pool_preempts_who_stands_behind_and_no_stream_breaks(void **state)
 {
     (void)state;
     for (uint32_t depth = 1; depth <= 3; depth++) {
@@ -422,7 +422,7 @@ int main(void)
         cmocka_unit_test(prompts_share_a_step_in_order_of_priority_and_age),
         cmocka_unit_test(a_prefix_being_computed_is_waited_for),
         cmocka_unit_test(waiting_for_a_prefix_is_bounded),
-        cmocka_unit_test(a_short_pool_preempts_the_youngest_and_no_stream_breaks),
+        cmocka_unit_test(a_short_pool_preempts_who_stands_behind_and_no_stream_breaks),
         cmocka_unit_test(log_probabilities_are_kept_for_a_resend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
