@@ -81,6 +81,18 @@ __device__ __forceinline__ uint32_t attend_first(const struct attend_view &v, ui
 {
     return v.batch.window && position >= v.batch.window ? position - v.batch.window + 1 : 0;
 }
+/* Those of them that are sinks (part 0) or behind them (part 1): first … end - 1. */
+struct attend_part {
+    uint32_t first, end;
+};
+__device__ __forceinline__ struct attend_part attend_part_of(const struct kv_window &w,
+                                                             uint32_t position, uint32_t part)
+{
+    if (part == 0) return {0, attend_lower(position + 1, w.sinks)};
+    uint32_t first = w.tokens && position >= w.tokens ? position - w.tokens + 1 : 0;
+    first = attend_higher(first, w.sinks);
+    return {first, attend_higher(position + 1, first)};
+}
 /* K of a token's block; its 16 rows of head_dim elements of `bytes` follow each other. */
 __device__ __forceinline__ const unsigned char *attend_block(const struct attend_view &v,
                                                              uint32_t table_first, uint32_t token,

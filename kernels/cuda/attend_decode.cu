@@ -17,7 +17,7 @@
 #include "kernels/cuda/attend.cuh"
 
 enum {
-    DECODE_HEADS = 16,     /* query heads of an item: the rows of an mma */
+    DECODE_HEADS = 16,      /* query heads of an item: the rows of an mma */
     BLOCKS_A_PROCESSOR = 2, /* of decode_kernel */
     STAGES_LEAST = 2,
     SHARED_RESERVED = 1024, /* by the device, of each block's */
@@ -65,10 +65,16 @@ __device__ __forceinline__ void decode_open(struct decode_walk *w, const struct 
     uint32_t in_group = part % passes * DECODE_HEADS;
     w->head = w->kv_head * v.group + in_group;
     w->heads_count = attend_lower(v.group - in_group, DECODE_HEADS);
-    uint32_t position = b.position[w->row], first = attend_first(v, position);
-    uint32_t begin = (first / CUDA_SPLIT_TOKENS + w->split - split_first) * CUDA_SPLIT_TOKENS;
-    w->first = attend_higher(first, begin);
-    w->end = attend_lower(position + 1, begin + CUDA_SPLIT_TOKENS);
+    struct kv_window window = b.row_window[w->row];
+    struct attend_part seen = attend_part_of(window, b.position[w->row], 0);
+    uint32_t index = w->split - split_first, of_sinks = divide_up(seen.end, CUDA_SPLIT_TOKENS);
+    if (index >= of_sinks) {
+        index -= of_sinks;
+        seen = attend_part_of(window, b.position[w->row], 1);
+    }
+    uint32_t begin = (seen.first / CUDA_SPLIT_TOKENS + index) * CUDA_SPLIT_TOKENS;
+    w->first = attend_higher(seen.first, begin);
+    w->end = attend_lower(seen.end, begin + CUDA_SPLIT_TOKENS);
     w->tile = w->first / tile_tokens * tile_tokens;
 }
 

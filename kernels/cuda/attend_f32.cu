@@ -14,6 +14,7 @@ enum { F32_PAIRS = CUDA_HEAD_DIM_MAX / (2 * WARP_LANES) }; /* of dimensions that
 
 struct f32_query {
     uint32_t row, position, table_first, head;
+    struct kv_window window;
 };
 
 /* The query of this warp; false: there is none. */
@@ -28,12 +29,14 @@ __device__ __forceinline__ bool f32_open(struct f32_query *q, const struct atten
         q->row = tile.row_first + in_tile;
         q->position = tile.position + in_tile;
         q->table_first = tile.table_first;
+        q->window = tile.window;
         return in_tile < tile.rows_count;
     }
     if (index >= *v.batch.decode_live) return false;
     q->row = v.batch.decode_row[index];
     q->position = v.batch.position[q->row];
     q->table_first = v.batch.table_first[q->row];
+    q->window = v.batch.row_window[q->row];
     return true;
 }
 
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) f32_kernel(struct attend_view 
     query += warp * (CUDA_HEAD_DIM_MAX / 2);
     struct f32_query q;
     if (!f32_open<TILES>(&q, v)) return;
-    const uint32_t pairs = v.head_dim / 2, first = attend_first(v, q.position);
+    const uint32_t pairs = v.head_dim / 2;
     const float2 *from =
         (const float2 *)((const float *)v.q + (size_t)q.row * v.q_stride) + q.head * pairs;
     for (uint32_t i = lane; i < pairs; i += WARP_LANES)
@@ -87,27 +90,33 @@ __global__ void __launch_bounds__(ATTEND_THREADS) f32_kernel(struct attend_view 
     if (!PLANTED("f32_query_no_sync")) warp_sync();
     struct attend_row row = {-INFINITY, 0};
     float2 o[F32_PAIRS] = {};
-    for (uint32_t tile = first / WARP_LANES * WARP_LANES; tile <= q.position; tile += WARP_LANES) {
-        uint32_t begin = attend_higher(tile, first);
-        uint32_t end = attend_lower(tile + WARP_LANES, q.position + 1), token = tile + lane;
-        bool inside = token >= begin && token < end;
-        p[lane] = inside ? f32_score(v, q, query, token) : -INFINITY;
-        float rescale = f32_softmax(&p[lane], &row, v.scale);
-        warp_sync();
+#pragma unroll 1
+    for (uint32_t part = 0; part < 2; part++) {
+        struct attend_part seen = attend_part_of(q.window, q.position, part);
+        if (seen.first == seen.end) continue;
+        for (uint32_t tile = seen.first / WARP_LANES * WARP_LANES; tile < seen.end;
+             tile += WARP_LANES) {
+            uint32_t begin = attend_higher(tile, seen.first);
+            uint32_t end = attend_lower(tile + WARP_LANES, seen.end), token = tile + lane;
+            bool inside = token >= begin && token < end;
+            p[lane] = inside ? f32_score(v, q, query, token) : -INFINITY;
+            float rescale = f32_softmax(&p[lane], &row, v.scale);
+            warp_sync();
 #pragma unroll
-        for (uint32_t i = 0; i < F32_PAIRS; i++)
-            o[i].x *= rescale, o[i].y *= rescale;
-        for (token = begin; token < end; token++) {
-            const float2 *value = f32_token(v, q, v.v_bytes, token);
+            for (uint32_t i = 0; i < F32_PAIRS; i++)
+                o[i].x *= rescale, o[i].y *= rescale;
+            for (token = begin; token < end; token++) {
+                const float2 *value = f32_token(v, q, v.v_bytes, token);
 #pragma unroll
-            for (uint32_t i = 0; i < F32_PAIRS; i++) {
-                if (lane + i * WARP_LANES >= pairs) break;
-                float2 two = value[lane + i * WARP_LANES];
-                o[i].x = fmaf(p[token - tile], two.x, o[i].x);
-                o[i].y = fmaf(p[token - tile], two.y, o[i].y);
+                for (uint32_t i = 0; i < F32_PAIRS; i++) {
+                    if (lane + i * WARP_LANES >= pairs) break;
+                    float2 two = value[lane + i * WARP_LANES];
+                    o[i].x = fmaf(p[token - tile], two.x, o[i].x);
+                    o[i].y = fmaf(p[token - tile], two.y, o[i].y);
+                }
             }
+            warp_sync();
         }
-        warp_sync();
     }
     float inverse = 1.0f / row.sum;
     float2 *out = (float2 *)v.out + ((size_t)q.row * v.heads + q.head) * pairs;

@@ -10,6 +10,9 @@
  * and the splits are folded as attend_decode's merge_kernel folds them: with the shared order of
  * attend.cuh a row then has the bits that it would have as a decode row.
  *
+ * With OWN windows a tile's rows see their sinks, then what is behind them: the block walks over its tiles
+ * twice, each time with the limits of that part, and the splits of both are folded.
+ *
  * Cost of a call for R rows over T tokens each, bf16: 4 R T heads head_dim flops on tensor cores (half
  * of that if the rows are all of the sequence); reads 4 T kv_heads head_dim bytes of KV for each
  * 128 / group rows, mostly from the L2 cache. */
@@ -31,6 +34,7 @@ struct prefill_limits {
 struct prefill_block {
     struct cuda_tile tile;
     uint32_t kv_head, pair_first, pair_end; /* of the tile's pairs */
+    uint32_t part;                          /* OWN: of what the rows see */
     struct prefill_limits rows, warp[ATTEND_WARPS];
 };
 
@@ -40,21 +44,34 @@ __device__ __forceinline__ uint32_t prefill_position(const struct attend_view &v
     return b.tile.position + attend_lower(pair, b.pair_end - 1) / v.group;
 }
 
+/* What a row sees now. */
+template <bool OWN>
+__device__ __forceinline__ struct attend_part
+prefill_seen(const struct attend_view &v, const struct prefill_block &b, uint32_t position)
+{
+    if (OWN) return attend_part_of(b.tile.window, position, b.part);
+    return {attend_first(v, position), position + 1};
+}
+
 /* Of `pairs` pairs from `pair` on, as far as there are so many. */
+template <bool OWN>
 __device__ __forceinline__ struct prefill_limits prefill_limits_of(const struct attend_view &v,
                                                                    const struct prefill_block &b,
                                                                    uint32_t pair, uint32_t pairs)
 {
     uint32_t low = prefill_position(v, b, pair), high = prefill_position(v, b, pair + pairs - 1);
     if (pair >= b.pair_end) return {0, 0, 0, 0};
-    return {attend_first(v, low), high + 1, attend_first(v, high), low + 1};
+    struct attend_part of_low = prefill_seen<OWN>(v, b, low),
+                       of_high = prefill_seen<OWN>(v, b, high);
+    return {of_low.first, of_high.end, of_high.first, of_low.end};
 }
 
 /* Fills *shared, for all behind the next block_sync; later tiles, which are longer, come first.
  * False: this tile has no pairs left for the block. */
-template <int M>
+template <int M, bool OWN>
 __device__ __forceinline__ bool prefill_open(struct prefill_block *shared,
-                                             const struct attend_view &v, uint32_t tiles)
+                                             const struct attend_view &v, uint32_t tiles,
+                                             uint32_t part)
 {
     constexpr uint32_t PAIRS = prefill_pairs(M), WARP_PAIRS = PAIRS / ATTEND_WARPS;
     uint32_t parts = divide_up(CUDA_TILE_ROWS * v.group, PAIRS), unit = blockIdx.x / parts;
@@ -64,15 +81,18 @@ __device__ __forceinline__ bool prefill_open(struct prefill_block *shared,
     b.kv_head = unit % v.kv_heads;
     b.pair_first = blockIdx.x % parts * PAIRS;
     b.pair_end = attend_lower(b.pair_first + PAIRS, b.tile.rows_count * v.group);
+    b.part = part;
     if (b.pair_first >= b.pair_end) return false;
     if (threadIdx.x % WARP_LANES == 0)
-        shared->warp[warp] = prefill_limits_of(v, b, b.pair_first + warp * WARP_PAIRS, WARP_PAIRS);
+        shared->warp[warp] =
+            prefill_limits_of<OWN>(v, b, b.pair_first + warp * WARP_PAIRS, WARP_PAIRS);
     if (threadIdx.x != 0) return true;
     shared->tile = b.tile;
     shared->kv_head = b.kv_head;
     shared->pair_first = b.pair_first;
     shared->pair_end = b.pair_end;
-    shared->rows = prefill_limits_of(v, b, b.pair_first, PAIRS);
+    shared->part = part;
+    shared->rows = prefill_limits_of<OWN>(v, b, b.pair_first, PAIRS);
     return true;
 }
 
@@ -178,7 +198,7 @@ __device__ __forceinline__ void prefill_scores(float (&score)[M][attend_tile(DIM
 }
 
 /* Rows 8 HALF of each 16: scores become probabilities; o shrinks, which later tiles seldom ask for. */
-template <int DIM, int M, int HALF>
+template <int DIM, int M, int HALF, bool OWN>
 __device__ __forceinline__ void
 prefill_softmax(struct prefill_state<DIM, M> *s, float (&p)[M][attend_tile(DIM) / 8][4],
                 const struct attend_view &v, const struct prefill_block &b, uint32_t tile,
@@ -189,7 +209,8 @@ prefill_softmax(struct prefill_state<DIM, M> *s, float (&p)[M][attend_tile(DIM) 
     for (uint32_t m = 0; m < M; m++) {
         if (!whole) {
             uint32_t position = prefill_position(v, b, prefill_pair<M>(b, 16 * m + 8 * HALF));
-            attend_mask<N, HALF>(p[m], tile, attend_first(v, position), position + 1);
+            struct attend_part seen = prefill_seen<OWN>(v, b, position);
+            attend_mask<N, HALF>(p[m], tile, seen.first, seen.end);
         }
         float rescale = attend_softmax<N, HALF>(p[m], &s->row[m][HALF], v.scale);
         if (warp_ballot(rescale != 1.0f) == 0) continue;
@@ -202,7 +223,7 @@ prefill_softmax(struct prefill_state<DIM, M> *s, float (&p)[M][attend_tile(DIM) 
 }
 
 /* The warp's probabilities of a tile; sums and o are relative to the new maxima. */
-template <int DIM, int M>
+template <int DIM, int M, bool OWN>
 __device__ __forceinline__ void
 prefill_fold(struct prefill_state<DIM, M> *s, uint32_t (&p)[M][attend_tile(DIM) / 16][4],
              const uint16_t *q, const uint16_t *k, const struct attend_view &v,
@@ -213,8 +234,8 @@ prefill_fold(struct prefill_state<DIM, M> *s, uint32_t (&p)[M][attend_tile(DIM) 
     bool whole = tile >= l.all_first && tile + TILE <= l.all_end;
     float score[M][TILE / 8][4];
     prefill_scores<DIM, M>(score, q, k);
-    prefill_softmax<DIM, M, 0>(s, score, v, b, tile, whole);
-    prefill_softmax<DIM, M, 1>(s, score, v, b, tile, whole);
+    prefill_softmax<DIM, M, 0, OWN>(s, score, v, b, tile, whole);
+    prefill_softmax<DIM, M, 1, OWN>(s, score, v, b, tile, whole);
 #pragma unroll
     for (uint32_t m = 0; m < M; m++)
         attend_round<TILE>(p[m], score[m]);
@@ -261,7 +282,7 @@ __device__ __forceinline__ uint32_t prefill_bits(uint32_t first, uint32_t end)
 }
 
 /* Rows that attend to a sick token get NaN. */
-template <int DIM, int M>
+template <int DIM, int M, bool OWN>
 __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, const uint32_t *sick,
                                               const struct attend_view &v,
                                               const struct prefill_block &b, uint32_t tile)
@@ -275,9 +296,9 @@ __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, c
 #pragma unroll
         for (uint32_t i = 0; i < 2 * M; i++) {
             uint32_t position = prefill_position(v, b, prefill_pair<M>(b, 8 * i));
-            uint32_t first = attend_first(v, position);
-            uint32_t end = position + 1 > token ? position + 1 - token : 0;
-            first = first > token ? first - token : 0;
+            struct attend_part seen = prefill_seen<OWN>(v, b, position);
+            uint32_t end = seen.end > token ? seen.end - token : 0;
+            uint32_t first = seen.first > token ? seen.first - token : 0;
             if (tokens & prefill_bits(first, end)) s->row[i / 2][i % 2].sum = NAN;
         }
     }
@@ -285,7 +306,7 @@ __device__ __forceinline__ void prefill_spoil(struct prefill_state<DIM, M> *s, c
 
 /* The end of the split that `tile` is in: o moves over to `folded`, this lane's [DIM / 8][4] floats
  * in shared memory, ATTEND_THREADS apart. Rows without tokens in the split stay as they are. */
-template <int DIM>
+template <int DIM, bool OWN>
 __device__ __forceinline__ void
 prefill_merge(struct prefill_state<DIM, 1> *s, struct attend_row (&total)[2], float *folded,
               const struct attend_view &v, const struct prefill_block &b, uint32_t tile)
@@ -295,7 +316,9 @@ prefill_merge(struct prefill_state<DIM, 1> *s, struct attend_row (&total)[2], fl
     for (uint32_t half = 0; half < 2; half++) {
         uint32_t position = prefill_position(v, b, prefill_pair<1>(b, 8 * half));
         float sum = attend_quad_sum(s->row[0][half].sum);
-        if (position < begin || attend_first(v, position) >= begin + CUDA_SPLIT_TOKENS) continue;
+        struct attend_part seen = prefill_seen<OWN>(v, b, position);
+        if (seen.end <= begin || seen.first >= begin + CUDA_SPLIT_TOKENS) continue;
+        if (OWN && seen.first == seen.end) continue;
         float2 factor = attend_fold(&total[half], {s->row[0][half].largest, sum}, v.scale);
 #pragma unroll
         for (uint32_t n = 0; n < DIM / 8; n++)
@@ -353,12 +376,46 @@ template <int DIM, int M, bool FOLD> constexpr uint32_t prefill_shared_bytes()
            (FOLD ? shared_bytes<float>(DIM / 2 * ATTEND_THREADS) : 0);
 }
 
+/* All tiles of what the block's rows see now, into `s`, or `total` and `folded`. */
+template <int DIM, int M, bool FOLD, bool OWN>
+__device__ __forceinline__ void
+prefill_walk(struct prefill_state<DIM, M> *s, struct attend_row (&total)[2], float *folded,
+             const uint16_t *q, uint16_t *k, uint16_t *value, uint32_t *sick,
+             const struct attend_view &v, const struct prefill_block &b)
+{
+    constexpr uint32_t TILE = attend_tile(DIM), STRIDE = attend_stride(DIM);
+    const uint32_t warp = threadIdx.x / WARP_LANES;
+    uint32_t tile = b.rows.first / TILE * TILE;
+    prefill_load<DIM>(k, v, b, 0, tile);
+    for (; tile < b.rows.end; tile += TILE) {
+        bool takes = tile < b.warp[warp].end && tile + TILE > b.warp[warp].first;
+        uint32_t p[M][TILE / 16][4];
+        copy_wait<0>();
+        block_sync(); /* K is there, and everyone is done with V */
+        prefill_load<DIM>(value, v, b, v.v_bytes, tile);
+        if (takes) prefill_fold<DIM, M, OWN>(s, p, q + warp * (16 * M * STRIDE), k, v, b, tile);
+        copy_wait<0>();
+        if (!PLANTED("prefill_value_no_barrier"))
+            block_sync(); /* V is there, and everyone is done with K */
+        if (tile + TILE < b.rows.end) prefill_load<DIM>(k, v, b, 0, tile + TILE);
+        if (tile < b.rows.all_first || tile + TILE > b.rows.all_end) {
+            prefill_clean<DIM>(value, sick);
+            if (!PLANTED("prefill_clean_no_barrier")) block_sync();
+            prefill_spoil<DIM, M, OWN>(s, sick, v, b, tile);
+        }
+        if (takes) attend_weigh<DIM, M, DIM / 8>(s->o, p, value);
+        if constexpr (FOLD)
+            if ((tile + TILE) % CUDA_SPLIT_TOKENS == 0 || tile + TILE >= b.rows.end)
+                prefill_merge<DIM, OWN>(s, total, folded, v, b, tile);
+    }
+}
+
 /* V comes while the scores are computed, the next K while they weigh V: one tile of each in shared
  * memory, one copy always under way.
- * Shared bytes with M = 1: 27904 at 64 wide, 40192 at 96, 52480 at 128, 67840 at 256; FOLD adds 256
+ * Shared bytes with M = 1: 27920 at 64 wide, 40208 at 96, 52496 at 128, 67856 at 256; FOLD adds 256
  * DIM; M = 2 adds 128 (DIM + 8). Registers: M = 2 195, 236, 255; M = 1 122, 172, 198, 255; FOLD a few
- * more. 256 wide spills some 20 of them. */
-template <int DIM, int M, bool FOLD>
+ * more, OWN with it some ten. 256 wide spills some 20 of them. */
+template <int DIM, int M, bool FOLD, bool OWN>
 __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     prefill_kernel(struct attend_view v, uint32_t tiles)
 {
@@ -372,50 +429,40 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     struct prefill_block &b = *shared_take<struct prefill_block>(&shared, 1);
     float *folded = nullptr; /* this lane's */
     if (FOLD) folded = shared_take<float>(&shared, DIM / 2 * ATTEND_THREADS) + threadIdx.x;
-    if (!prefill_open<M>(&b, v, tiles)) return;
+    if (!prefill_open<M, OWN>(&b, v, tiles, 0)) return;
     struct attend_row total[2] = {{-INFINITY, 0}, {-INFINITY, 0}};
     for (uint32_t i = 0; FOLD && i < DIM / 2; i++)
         folded[i * ATTEND_THREADS] = 0;
     block_sync();
     struct prefill_state<DIM, M> s;
-    const uint32_t warp = threadIdx.x / WARP_LANES;
     prefill_clear(&s);
-    uint32_t tile = b.rows.first / TILE * TILE;
     prefill_load_queries<DIM, M>(q, v, b);
-    prefill_load<DIM>(k, v, b, 0, tile);
-    for (; tile < b.rows.end; tile += TILE) {
-        bool takes = tile < b.warp[warp].end && tile + TILE > b.warp[warp].first;
-        uint32_t p[M][TILE / 16][4];
-        copy_wait<0>();
-        block_sync(); /* K is there, and everyone is done with V */
-        prefill_load<DIM>(value, v, b, v.v_bytes, tile);
-        if (takes) prefill_fold(&s, p, q + warp * (16 * M * STRIDE), k, v, b, tile);
-        copy_wait<0>();
-        if (!PLANTED("prefill_value_no_barrier"))
-            block_sync(); /* V is there, and everyone is done with K */
-        if (tile + TILE < b.rows.end) prefill_load<DIM>(k, v, b, 0, tile + TILE);
-        if (tile < b.rows.all_first || tile + TILE > b.rows.all_end) {
-            prefill_clean<DIM>(value, sick);
-            if (!PLANTED("prefill_clean_no_barrier")) block_sync();
-            prefill_spoil(&s, sick, v, b, tile);
+    if constexpr (!OWN) {
+        prefill_walk<DIM, M, FOLD, OWN>(&s, total, folded, q, k, value, sick, v, b);
+    } else {
+#pragma unroll 1
+        for (uint32_t part = 0; part < 2; part++) {
+            if (part > 0) { /* once more, with other limits */
+                copy_wait<0>();
+                block_sync();
+                prefill_open<M, OWN>(&b, v, tiles, part);
+                block_sync();
+            }
+            prefill_walk<DIM, M, FOLD, OWN>(&s, total, folded, q, k, value, sick, v, b);
         }
-        if (takes) attend_weigh<DIM, M, DIM / 8>(s.o, p, value);
-        if constexpr (FOLD)
-            if ((tile + TILE) % CUDA_SPLIT_TOKENS == 0 || tile + TILE >= b.rows.end)
-                prefill_merge(&s, total, folded, v, b, tile);
     }
     prefill_finish<DIM, M, FOLD>(&s, total, folded);
     prefill_store(s, v, b);
 }
 
-template <int DIM, int M, bool FOLD>
+template <int DIM, int M, bool FOLD, bool OWN>
 static cudaError_t prefill_launch(cudaStream_t stream, const struct attend_view *v, uint32_t tiles)
 {
     constexpr uint32_t bytes = prefill_shared_bytes<DIM, M, FOLD>();
     uint32_t parts = divide_up(CUDA_TILE_ROWS * v->group, prefill_pairs(M));
-    cudaError_t e = attend_allow(prefill_kernel<DIM, M, FOLD>, bytes);
+    cudaError_t e = attend_allow(prefill_kernel<DIM, M, FOLD, OWN>, bytes);
     if (e != cudaSuccess) return e;
-    LAUNCH((prefill_kernel<DIM, M, FOLD>), tiles * v->kv_heads * parts, ATTEND_THREADS, bytes,
+    LAUNCH((prefill_kernel<DIM, M, FOLD, OWN>), tiles * v->kv_heads * parts, ATTEND_THREADS, bytes,
            stream, *v, tiles);
     return cudaPeekAtLastError();
 }
@@ -424,24 +471,26 @@ static cudaError_t prefill_launch(cudaStream_t stream, const struct attend_view 
  * and a tile without shared kv heads has not so many. */
 template <int DIM>
 static cudaError_t prefill_choose(cudaStream_t stream, const struct attend_view *v, uint32_t tiles,
-                                  bool deterministic)
+                                  bool deterministic, bool own_windows)
 {
-    if (deterministic) return prefill_launch<DIM, 1, true>(stream, v, tiles);
+    if (own_windows) return prefill_launch<DIM, 1, true, true>(stream, v, tiles);
+    if (deterministic) return prefill_launch<DIM, 1, true, false>(stream, v, tiles);
     if constexpr (DIM <= 128)
-        if (v->group > 1) return prefill_launch<DIM, 2, false>(stream, v, tiles);
-    return prefill_launch<DIM, 1, false>(stream, v, tiles);
+        if (v->group > 1) return prefill_launch<DIM, 2, false, false>(stream, v, tiles);
+    return prefill_launch<DIM, 1, false, false>(stream, v, tiles);
 }
 
 extern "C" cudaError_t cuda_attend_prefill(cudaStream_t stream, void *out, const void *q,
                                            uint32_t q_stride, const struct cuda_batch *batch,
                                            const struct cuda_attention *a, const struct cuda_kv *kv,
-                                           uint32_t tiles, bool deterministic)
+                                           uint32_t tiles, bool deterministic, bool own_windows)
 {
     struct attend_view v = attend_view_of(out, q, q_stride, batch, a, kv);
     if (tiles == 0) return cudaSuccess;
     if (a->dtype == DTYPE_F32) return attend_f32_tiles(stream, &v, tiles);
-    return a->head_dim <= 64    ? prefill_choose<64>(stream, &v, tiles, deterministic)
-           : a->head_dim <= 96  ? prefill_choose<96>(stream, &v, tiles, deterministic)
-           : a->head_dim <= 128 ? prefill_choose<128>(stream, &v, tiles, deterministic)
-                                : prefill_choose<256>(stream, &v, tiles, deterministic);
+    return a->head_dim <= 64   ? prefill_choose<64>(stream, &v, tiles, deterministic, own_windows)
+           : a->head_dim <= 96 ? prefill_choose<96>(stream, &v, tiles, deterministic, own_windows)
+           : a->head_dim <= 128
+               ? prefill_choose<128>(stream, &v, tiles, deterministic, own_windows)
+               : prefill_choose<256>(stream, &v, tiles, deterministic, own_windows);
 }

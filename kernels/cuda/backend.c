@@ -120,6 +120,7 @@ static struct backend_facts make_facts(const struct backend *b)
                                   .product_bytes = bytes,
                                   .kv_layout = KV_LAYOUT_CUDA,
                                   .threads = 1,
+                                  .windows = true,
                                   .draws = true,
                                   .numerics =
                                       NUMERICS_CUDA | (uint64_t)NUMERICS_VERSION << 16 | class};

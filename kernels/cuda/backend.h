@@ -37,8 +37,8 @@ enum {
  * not used of it need not be copied. The same in pinned and in device memory. */
 struct description {
     uint32_t rows_max, decode_max, outputs_max, tiles_max, table_max;
-    size_t counts, token, slot, position, table_first, decode_row, split_first, output_row, tile,
-        table;
+    size_t counts, token, slot, position, table_first, row_window, decode_row, split_first,
+        output_row, tile, table;
     size_t bytes;
     unsigned char *device;
 };
@@ -87,6 +87,7 @@ struct backend {
     uint32_t stage_next;
     struct cuda_batch batch;
     uint32_t decode_rows, tiles; /* that the ops are called for */
+    bool own_windows;            /* some tile's window is not the batch's */
     bool recording;
     struct recorded graph[GRAPHS_MAX]; /* ascending rows */
     uint32_t graphs_count;
@@ -146,7 +147,8 @@ void cuda_step(struct backend *b, const struct batch *batch, backend_enqueue_fn 
 void cuda_record(struct backend *b, backend_enqueue_fn *enqueue, void *ctx);
 
 /* Splits that the decode rows of a step can have: one for each begun CUDA_SPLIT_TOKENS of its table,
- * and two more a row whose window begins and ends inside of one. */
+ * and two more for each part of what a row sees, its sinks and its window, which begin and end inside of
+ * one. */
 uint32_t backend_splits_max(const struct backend *b);
 
 enum err slots_open(struct backend *b);

@@ -44,23 +44,25 @@ struct cuda_tile {
     uint32_t row_first, rows_count; /* at most CUDA_TILE_ROWS */
     uint32_t position;              /* absolute, of row_first */
     uint32_t table_first;           /* block of token t: table[table_first + t / 16] */
+    struct kv_window window;        /* its sequence's own, or the batch's */
 };
 
 /* A step's description in device memory, at addresses that stay for the backend's life (a graph
  * reads through them). Rows that belong to a sequence with one row in the step are decode rows, the
  * others are in tiles. */
 struct cuda_batch {
-    const uint32_t *live;        /* [1] rows of the step */
-    const uint32_t *token;       /* [rows] id or CUDA_TOKEN_LAST */
-    const uint32_t *slot;        /* [rows] */
-    const uint32_t *position;    /* [rows] absolute */
-    const uint32_t *table_first; /* [rows] */
-    const uint32_t *table;       /* block numbers */
+    const uint32_t *live;               /* [1] rows of the step */
+    const uint32_t *token;              /* [rows] id or CUDA_TOKEN_LAST */
+    const uint32_t *slot;               /* [rows] */
+    const uint32_t *position;           /* [rows] absolute */
+    const uint32_t *table_first;        /* [rows] */
+    const struct kv_window *row_window; /* [rows] their sequences' own, or the batch's */
+    const uint32_t *table;              /* block numbers */
     const struct cuda_tile *tile;
     const uint32_t *decode_live; /* [1] decode rows */
     const uint32_t *decode_row;  /* [decode rows] ascending */
-    /* [decode rows + 1] splits of the decode rows before it; row i attends to splits
-     * s0 … s0 + split_first[i + 1] - split_first[i] - 1, s0 = its first token / CUDA_SPLIT_TOKENS */
+    /* [decode rows + 1] splits of the decode rows before it; row i attends to those that its sinks lie
+     * in, from 0 on, then to those of the tokens behind them that it sees, from the first one's on */
     const uint32_t *split_first;
     const uint32_t *outputs_live; /* [1] */
     const uint32_t *output_row;   /* [outputs] rows whose logits are wanted */
@@ -144,15 +146,18 @@ cudaError_t cuda_bias_round(cudaStream_t stream, uint16_t *out, const float *bia
 size_t cuda_attend_scratch(const struct cuda_attention *a, uint32_t splits);
 /* Decode rows: out[row] = softmax(q k scale) v over each row's tokens. q is the front of the qkv rows
  * (stride q_stride), out operand rows [heads x head_dim]. Launched for `rows` decode rows at most;
- * how many splits there are is read on the device. Splits are merged in ascending order. */
+ * how many splits there are is read on the device. Splits are merged in ascending order. Windows and
+ * sinks are those of row_window. */
 cudaError_t cuda_attend_decode(cudaStream_t stream, void *out, const void *q, uint32_t q_stride,
                                const struct cuda_batch *batch, const struct cuda_attention *a,
                                const struct cuda_kv *kv, uint32_t rows, void *scratch);
 /* Tiles: the same for rows in tiles. `deterministic` folds at the splits of decode, so that a row
- * has the bits that it would have as a decode row. */
+ * has the bits that it would have as a decode row. `own_windows`: some tile's window is not the
+ * batch's, which is what all have otherwise; then it is computed as if deterministic. */
 cudaError_t cuda_attend_prefill(cudaStream_t stream, void *out, const void *q, uint32_t q_stride,
                                 const struct cuda_batch *batch, const struct cuda_attention *a,
-                                const struct cuda_kv *kv, uint32_t tiles, bool deterministic);
+                                const struct cuda_kv *kv, uint32_t tiles, bool deterministic,
+                                bool own_windows);
 
 /* --- sample.cu --- */
 

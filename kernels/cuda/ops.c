@@ -118,7 +118,7 @@ void op_attend(struct backend *b, void *out, const void *qkv, const struct batch
     if (b->tiles > 0 && backend_ok(b))
         backend_check(b,
                       cuda_attend_prefill(b->stream, out, qkv, stride, &now, &a, &place, b->tiles,
-                                          b->options.deterministic),
+                                          b->options.deterministic, b->own_windows),
                       "prefill attention");
 }
 

@@ -35,6 +35,7 @@ static enum err description_open(struct description *d)
     d->slot = place(&at, d->rows_max * word);
     d->position = place(&at, d->rows_max * word);
     d->table_first = place(&at, d->rows_max * word);
+    d->row_window = place(&at, d->rows_max * sizeof(struct kv_window));
     d->decode_row = place(&at, d->decode_max * word);
     d->split_first = place(&at, (d->decode_max + (size_t)1) * word);
     d->output_row = place(&at, d->outputs_max * word);
@@ -54,6 +55,7 @@ static struct cuda_batch batch_of(const struct description *d)
         .slot = (const uint32_t *)(at + d->slot),
         .position = (const uint32_t *)(at + d->position),
         .table_first = (const uint32_t *)(at + d->table_first),
+        .row_window = (const struct kv_window *)(at + d->row_window),
         .table = (const uint32_t *)(at + d->table),
         .tile = (const struct cuda_tile *)(at + d->tile),
         .decode_live = counts + COUNT_DECODE,
@@ -104,7 +106,7 @@ void step_close(struct backend *b)
 uint32_t backend_splits_max(const struct backend *b)
 {
     return b->options.limits.table_max / (CUDA_SPLIT_TOKENS / BLOCK_TOKENS) +
-           2 * b->decode.decode_max;
+           4 * b->decode.decode_max;
 }
 
 /* A description's arrays in pinned memory. */
@@ -113,7 +115,9 @@ struct writing {
     uint32_t *counts, *token, *slot, *position, *table_first, *decode_row, *split_first,
         *output_row, *table;
     struct cuda_tile *tile;
+    struct kv_window *row_window;
     uint32_t decode_count, tiles_count;
+    bool own_windows;
 };
 
 static struct writing writing_of(const struct description *d, unsigned char *at)
@@ -127,41 +131,52 @@ static struct writing writing_of(const struct description *d, unsigned char *at)
                             .decode_row = (uint32_t *)(at + d->decode_row),
                             .split_first = (uint32_t *)(at + d->split_first),
                             .output_row = (uint32_t *)(at + d->output_row),
+                            .row_window = (struct kv_window *)(at + d->row_window),
                             .table = (uint32_t *)(at + d->table),
                             .tile = (struct cuda_tile *)(at + d->tile)};
 }
 
-/* Splits of the KV that a row at this position sees (kernels.h, split_first). */
-static uint32_t splits_of(uint32_t position, uint32_t window)
+static uint32_t splits_between(uint32_t first, uint32_t end)
 {
-    uint32_t first = window && position >= window ? position - window + 1 : 0;
-    return position / CUDA_SPLIT_TOKENS - first / CUDA_SPLIT_TOKENS + 1;
+    return first < end ? blocks_between(CUDA_SPLIT_TOKENS, first, end) : 0;
+}
+
+/* Splits of the KV that a row at this position sees (kernels.h, split_first). */
+static uint32_t splits_of(uint32_t position, struct kv_window w)
+{
+    uint32_t first = kv_window_first(w, position), end = position + 1;
+    if (first < w.sinks) first = w.sinks;
+    return splits_between(0, end < w.sinks ? end : w.sinks) + splits_between(first, end);
 }
 
 static void write_sequence(struct writing *w, const struct batch *batch,
                            const struct batch_sequence *q)
 {
+    struct kv_window window = q->window.tokens ? q->window : (struct kv_window){batch->window, 0};
     for (uint32_t i = 0; i < q->rows_count; i++) {
         uint32_t row = q->row_first + i;
         w->token[row] = batch->tokens[row];
         w->slot[row] = q->slot;
         w->position[row] = q->position + i;
         w->table_first[row] = q->table_first;
+        w->row_window[row] = window;
     }
     if (q->rows_count == 1) {
         w->decode_row[w->decode_count] = q->row_first;
         w->split_first[w->decode_count + 1] =
-            w->split_first[w->decode_count] + splits_of(q->position, batch->window);
+            w->split_first[w->decode_count] + splits_of(q->position, window);
         w->decode_count++;
         return;
     }
+    w->own_windows |= window.tokens != batch->window || window.sinks > 0;
     for (uint32_t i = 0; i < q->rows_count; i += CUDA_TILE_ROWS) {
         uint32_t left = q->rows_count - i;
         w->tile[w->tiles_count++] =
             (struct cuda_tile){.row_first = q->row_first + i,
                                .rows_count = left < CUDA_TILE_ROWS ? left : CUDA_TILE_ROWS,
                                .position = q->position + i,
-                               .table_first = q->table_first};
+                               .table_first = q->table_first,
+                               .window = window};
     }
 }
 
@@ -187,6 +202,7 @@ static void describe(struct backend *b, const struct description *d, const struc
     b->batch = batch_of(d);
     b->decode_rows = w.decode_count;
     b->tiles = w.tiles_count;
+    b->own_windows = w.own_windows;
 }
 
 static void check_batch(const struct backend *b, const struct batch *batch)

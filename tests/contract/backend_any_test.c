@@ -343,6 +343,7 @@ struct world {
     struct attend_shape shape;
     uint32_t window;
     enum dtype dtype;
+    struct kv_window own; /* of every other sequence, where devices have such */
 };
 
 /* One side: its pool, its rope tables, rows for one step. */
@@ -462,15 +463,17 @@ static void life_plan(struct life *l, struct plan *p, const struct world *w, uin
         if (rows > ROWS_MAX - p->batch.rows_count) rows = ROWS_MAX - p->batch.rows_count;
         if (rows == 0 || random_below(r, 4) == 0) continue;
         plan_add(p, i, l->done[i], rows, i * l->blocks_each);
+        if (i % 2 == 1) p->sequence[p->batch.sequences_count - 1].window = w->own;
         l->done[i] += rows;
     }
 }
 
 static const struct world worlds[] = {
-    {{4, 2, 16, 0.25f}, 0, DTYPE_BF16},   {{8, 1, 32, 0.2f}, 0, DTYPE_BF16},
-    {{6, 2, 64, 0.125f}, 40, DTYPE_BF16}, {{2, 2, 128, 0.09f}, 0, DTYPE_BF16},
-    {{3, 1, 24, 0.2f}, 17, DTYPE_BF16},   {{4, 2, 16, 0.25f}, 0, DTYPE_F32},
-    {{7, 1, 10, 0.3f}, 33, DTYPE_F32},
+    {{4, 2, 16, 0.25f}, 0, DTYPE_BF16},          {{8, 1, 32, 0.2f}, 0, DTYPE_BF16},
+    {{6, 2, 64, 0.125f}, 40, DTYPE_BF16},        {{2, 2, 128, 0.09f}, 0, DTYPE_BF16},
+    {{3, 1, 24, 0.2f}, 17, DTYPE_BF16},          {{4, 2, 16, 0.25f}, 0, DTYPE_F32},
+    {{7, 1, 10, 0.3f}, 33, DTYPE_F32},           {{4, 2, 64, 0.125f}, 0, DTYPE_BF16, {50, 16}},
+    {{3, 1, 24, 0.2f}, 0, DTYPE_BF16, {20, 48}}, {{4, 2, 16, 0.25f}, 0, DTYPE_F32, {33, 32}},
 };
 
 static void attention_is_that_of_the_oracle(void **state)
@@ -528,6 +531,7 @@ static void a_row_attends_to_its_own_tokens_only(void **state)
                                                  .table_count = TABLE_MAX}};
                     memcpy(one.table, p.table, sizeof one.table);
                     plan_add(&one, 0, q->position, q->rows_count, q->table_first);
+                    one.sequence[0].window = q->window;
                     float *single = attention_run(&alone, &one, qkv + q->row_first * qkv_width(w));
                     assert_memory_equal(single, all + q->row_first * width,
                                         q->rows_count * width * sizeof *single);

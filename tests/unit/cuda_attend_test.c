@@ -9,6 +9,7 @@ enum { LAYERS = 2, LAYER = 1, SEQUENCES = 4, RUN_MAX = 8, ROWS_MAX = 400, BLOCKS
 struct shape {
     uint32_t heads, kv_heads, head_dim, window;
     enum dtype dtype;
+    uint32_t sinks; /* not 0: rows have windows of their own */
 };
 
 /* Sequences of random tokens, rounded as the pool has them. */
@@ -61,10 +62,17 @@ static void world_fini(struct world *w)
         mem_free(w->q[i]), mem_free(w->k[i]), mem_free(w->v[i]);
 }
 
+static struct kv_window window_of(const struct world *w)
+{
+    return (struct kv_window){w->shape.window, w->shape.sinks};
+}
 static uint32_t first_token(const struct world *w, uint32_t position)
 {
-    uint32_t window = w->shape.window;
-    return window && position >= window ? position - window + 1 : 0;
+    return kv_window_first(window_of(w), position);
+}
+static bool sees(const struct world *w, uint32_t position, uint32_t token)
+{
+    return token <= position && (token < w->shape.sinks || token >= first_token(w, position));
 }
 static size_t row_bytes(const struct world *w)
 {
@@ -107,6 +115,7 @@ static void device_fini(struct device *d)
 /* The description of a step, on the host. */
 struct step {
     uint32_t live, token[ROWS_MAX], position[ROWS_MAX], table_first[ROWS_MAX];
+    struct kv_window row_window[ROWS_MAX];
     struct rows of[ROWS_MAX]; /* whose row it is */
     struct cuda_tile tile[ROWS_MAX];
     uint32_t tiles_count, decode_live, decode_row[RUN_MAX], split_first[RUN_MAX + 1];
@@ -125,14 +134,20 @@ static void step_rows(struct step *s, const struct world *w, struct rows rows)
         s->of[row] = (struct rows){i, rows.position + n, 1};
         s->position[row] = rows.position + n;
         s->table_first[row] = s->sequence_table[i];
+        s->row_window[row] = window_of(w);
     }
 }
 static void step_decode(struct step *s, const struct world *w, struct rows rows)
 {
     uint32_t index = s->decode_live++, first = first_token(w, rows.position);
     s->decode_row[index] = s->live;
-    s->split_first[index + 1] =
-        s->split_first[index] + rows.position / CUDA_SPLIT_TOKENS - first / CUDA_SPLIT_TOKENS + 1;
+    uint32_t sinks = w->shape.sinks, end = rows.position + 1;
+    if (first < sinks) first = sinks;
+    s->split_first[index + 1] = s->split_first[index];
+    if (first < end) s->split_first[index + 1] += blocks_between(CUDA_SPLIT_TOKENS, first, end);
+    if (sinks > 0)
+        s->split_first[index + 1] +=
+            blocks_between(CUDA_SPLIT_TOKENS, 0, end < sinks ? end : sinks);
     step_rows(s, w, rows);
 }
 static void step_tiles(struct step *s, struct world *w, struct rows rows)
@@ -140,8 +155,9 @@ static void step_tiles(struct step *s, struct world *w, struct rows rows)
     for (uint32_t done = 0, count; done < rows.count; done += count) {
         count = rows.count - done < CUDA_TILE_ROWS ? rows.count - done : CUDA_TILE_ROWS;
         if (random_below(&w->random, 3) == 0) count = 1 + random_below(&w->random, count);
-        s->tile[s->tiles_count++] = (struct cuda_tile){s->live + done, count, rows.position + done,
-                                                       s->sequence_table[rows.sequence]};
+        s->tile[s->tiles_count++] =
+            (struct cuda_tile){s->live + done, count, rows.position + done,
+                               s->sequence_table[rows.sequence], window_of(w)};
     }
     step_rows(s, w, rows);
 }
@@ -174,7 +190,8 @@ static void *pool_new(struct step *s, struct world *w, const struct kv_geometry 
     char *pool = mem_array(s->table_count, kv_block_bytes(g));
     memset(pool, 0xff, s->table_count * kv_block_bytes(g));
     for (uint32_t i = 0; i < SEQUENCES; i++)
-        for (uint32_t t = s->seen_first[i]; t < s->seen_end[i]; t++) {
+        for (uint32_t t = 0; t < s->seen_end[i]; t++) {
+            if (t < s->seen_first[i] && t >= w->shape.sinks) continue;
             uint32_t at = s->sequence_table[i] + t / BLOCK_TOKENS, block = place[at];
             char *k = pool + block * kv_block_bytes(g) + LAYER * kv_layer_bytes(g);
             s->table[at] = block;
@@ -245,12 +262,13 @@ static void run_do(struct run *run, struct world *w)
         .live = device_new(&d, &s.live, sizeof s.live),
         .position = device_new(&d, s.position, s.live * sizeof *s.position),
         .table_first = device_new(&d, s.table_first, s.live * sizeof *s.table_first),
+        .row_window = device_new(&d, s.row_window, s.live * sizeof *s.row_window),
         .table = device_new(&d, s.table, s.table_count * sizeof *s.table),
         .tile = device_new(&d, s.tile, s.tiles_count * sizeof *s.tile),
         .decode_live = device_new(&d, &s.decode_live, sizeof s.decode_live),
         .decode_row = device_new(&d, s.decode_row, s.decode_live * sizeof *s.decode_row),
         .split_first = device_new(&d, s.split_first, (s.decode_live + 1) * sizeof *s.split_first),
-        .window = shape->window,
+        .window = shape->sinks ? 0 : shape->window,
     };
     struct cuda_kv kv = {device_new(&d, pool, s.table_count * kv_block_bytes(&g)), g, LAYER};
     void *device_q = device_new(&d, q, (size_t)s.live * q_stride(w) * dtype_bytes(shape->dtype));
@@ -258,7 +276,7 @@ static void run_do(struct run *run, struct world *w)
     void *scratch = device_new(&d, NULL, cuda_attend_scratch(&a, s.split_first[s.decode_live]));
     if (s.tiles_count)
         assert_cuda(cuda_attend_prefill(stream, device_out, device_q, q_stride(w), &batch, &a, &kv,
-                                        s.tiles_count, run->deterministic));
+                                        s.tiles_count, run->deterministic, shape->sinks > 0));
     if (s.decode_live + run->recorded_more)
         assert_cuda(cuda_attend_decode(stream, device_out, device_q, q_stride(w), &batch, &a, &kv,
                                        s.decode_live + run->recorded_more, scratch));
@@ -280,21 +298,21 @@ static void assert_attended(const struct world *w, uint32_t i, uint32_t position
     static double p[4096];
     const struct shape *shape = &w->shape;
     uint32_t dim = shape->head_dim, kv_head = head / (shape->heads / shape->kv_heads);
-    uint32_t first = first_token(w, position);
     const float *q = w->q[i] + ((size_t)position * shape->heads + head) * dim;
     double largest = -INFINITY, sum = 0, near = shape->dtype == DTYPE_F32 ? 1e-5 : 1e-2;
-    for (uint32_t t = first; t <= position; t++) {
+    for (uint32_t t = 0; t <= position; t++) {
+        if (!sees(w, position, t)) continue;
         const float *k = w->k[i] + ((size_t)t * shape->kv_heads + kv_head) * dim;
         p[t] = 0;
         for (uint32_t d = 0; d < dim; d++)
             p[t] += (double)q[d] * k[d] / sqrt(dim);
         largest = fmax(largest, p[t]);
     }
-    for (uint32_t t = first; t <= position; t++)
-        sum += p[t] = exp(p[t] - largest);
+    for (uint32_t t = 0; t <= position; t++)
+        sum += p[t] = sees(w, position, t) ? exp(p[t] - largest) : 0;
     for (uint32_t d = 0; d < dim; d++) {
         double want = 0, got = load(shape->dtype, row, head * dim + d);
-        for (uint32_t t = first; t <= position; t++)
+        for (uint32_t t = 0; t <= position; t++)
             want += p[t] / sum * w->v[i][((size_t)t * shape->kv_heads + kv_head) * dim + d];
         if (!(fabs(got - want) < near))
             fail_msg("%ux%u heads of %u, window %u: sequence %u position %u head %u dim %u: %g, "
@@ -321,11 +339,16 @@ static void assert_right(struct world *w, const struct run *run)
 /* --- the promises --- */
 
 static const struct shape shapes[] = {
-    {2, 2, 64, 0, DTYPE_BF16},   {4, 2, 64, 100, DTYPE_BF16}, {3, 1, 128, 0, DTYPE_BF16},
-    {8, 2, 128, 33, DTYPE_BF16}, {7, 1, 80, 0, DTYPE_BF16},   {8, 1, 96, 300, DTYPE_BF16},
-    {2, 1, 256, 0, DTYPE_BF16},  {6, 3, 16, 1, DTYPE_BF16},   {20, 1, 10, 0, DTYPE_BF16},
-    {1, 1, 34, 16, DTYPE_BF16},  {4, 1, 160, 70, DTYPE_BF16}, {36, 2, 24, 0, DTYPE_BF16},
-    {4, 2, 32, 0, DTYPE_F32},    {3, 1, 10, 40, DTYPE_F32},   {1, 1, 256, 0, DTYPE_F32},
+    {2, 2, 64, 0, DTYPE_BF16},        {4, 2, 64, 100, DTYPE_BF16},
+    {3, 1, 128, 0, DTYPE_BF16},       {8, 2, 128, 33, DTYPE_BF16},
+    {7, 1, 80, 0, DTYPE_BF16},        {8, 1, 96, 300, DTYPE_BF16},
+    {2, 1, 256, 0, DTYPE_BF16},       {6, 3, 16, 1, DTYPE_BF16},
+    {20, 1, 10, 0, DTYPE_BF16},       {1, 1, 34, 16, DTYPE_BF16},
+    {4, 1, 160, 70, DTYPE_BF16},      {36, 2, 24, 0, DTYPE_BF16},
+    {4, 2, 32, 0, DTYPE_F32},         {3, 1, 10, 40, DTYPE_F32},
+    {1, 1, 256, 0, DTYPE_F32},        {4, 2, 64, 100, DTYPE_BF16, 16},
+    {8, 2, 128, 33, DTYPE_BF16, 272}, {3, 1, 10, 40, DTYPE_F32, 48},
+    {2, 1, 256, 1, DTYPE_BF16, 64},
 };
 
 /* Each with another order of the emulator's threads. */
@@ -471,7 +494,7 @@ static void check_sick(const struct shape *shape, uint64_t seed)
     uint32_t width = shape->heads * shape->head_dim;
     for (uint32_t row = 0; row < ROWS; row++) {
         const unsigned char *got = sick.tiles_out[0] + row * row_bytes(&w);
-        bool attends = row >= SICK && first_token(&w, row) <= SICK;
+        bool attends = sees(&w, row, SICK);
         for (uint32_t d = 0; attends && d < width; d++)
             assert_true(isnan(load(shape->dtype, got, d)));
         if (!attends)
@@ -557,8 +580,9 @@ static void what_the_device_refuses_is_returned(void **state)
             fake_knobs()->fail_at = cases[i].at;
             fake_knobs()->fail_with = cudaErrorLaunchOutOfResources;
             cudaError_t e =
-                prefill ? cuda_attend_prefill(stream, NULL, NULL, 256, &batch, &a, &kv, 1, false)
-                        : cuda_attend_decode(stream, NULL, NULL, 256, &batch, &a, &kv, 1, NULL);
+                prefill
+                    ? cuda_attend_prefill(stream, NULL, NULL, 256, &batch, &a, &kv, 1, false, false)
+                    : cuda_attend_decode(stream, NULL, NULL, 256, &batch, &a, &kv, 1, NULL);
             assert_int_equal(e, cudaErrorLaunchOutOfResources);
             cudaGetLastError();
             device_fini(&d);
