@@ -60,14 +60,16 @@ static enum err inspect(const char *path, uint64_t bytes)
 }
 
 /* All of the file's space is taken now, so that a later change finds room and no page of the map lies
- * behind the file's end. Where the file system cannot do that, the size alone is set. */
+ * behind the file's end. Where there is not so much, or the file system cannot do that, the size alone is set:
+ * then a change may find the disk full. */
 static enum err reserve(struct disk_index *x)
 {
-    if (fallocate(x->fd, 0, 0, (off_t)x->bytes) == 0) return OK;
     struct stat s;
-    if (fstat(x->fd, &s) == 0 &&
-        ((uint64_t)s.st_size >= x->bytes || ftruncate(x->fd, (off_t)x->bytes) == 0))
-        return OK;
+    if (fstat(x->fd, &s) != 0) return fail("size", errno);
+    if (fallocate(x->fd, 0, 0, (off_t)x->bytes) == 0) return OK;
+    off_t bytes = s.st_size > (off_t)x->bytes ? s.st_size : (off_t)x->bytes;
+    /* What it took before it failed goes back. */
+    if (ftruncate(x->fd, s.st_size) == 0 && ftruncate(x->fd, bytes) == 0) return OK;
     return fail("size", errno);
 }
 

@@ -298,6 +298,27 @@ static void it_can_be_opened_again(void **state)
     s->ops->close(NULL);
 }
 
+static void short_memory_at_open_is_an_error(void **state)
+{
+    struct subject *s = *state;
+    enum err e = ERR_MEMORY;
+    uint32_t n[] = {1, 2}, failed = 0;
+    s->ops->close(s->tier);
+    for (; e != OK; failed++) {
+        assert_true(failed < 50);
+        mem_fail_at(failed + 1);
+        e = s->ops->open(&s->tier, &s->options);
+        mem_fail_at(0);
+        if (e != OK) {
+            assert_int_equal(e, ERR_MEMORY);
+            assert_null(s->tier);
+        }
+    }
+    assert_true(failed > 1);
+    put(s, n, 2);
+    assert_int_equal(get(s, n, 2), 2);
+}
+
 static void too_little_room_for_one_is_refused(void **state)
 {
     struct subject *s = *state;
@@ -402,7 +423,7 @@ static void tiers_are_found_by_name(void **state)
         PROMISE(a_key_named_twice_is_kept_once, open),                                             \
         PROMISE(a_deadline_that_is_over_ends_calls_at_once, open),                                 \
         PROMISE(what_another_space_kept_is_not_found, open),                                       \
-        PROMISE(it_can_be_opened_again, open),                                                     \
+        PROMISE(it_can_be_opened_again, open), PROMISE(short_memory_at_open_is_an_error, open),    \
         PROMISE(random_operations_agree_with_a_naive_model, open)
 /* Of those that have a bound of their own. */
 #define BOUNDS(open)                                                                               \

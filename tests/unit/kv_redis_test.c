@@ -274,6 +274,21 @@ static void a_replica_that_takes_nothing_is_an_error(void **state)
     assert_int_equal(n, 0);
 }
 
+static void short_memory_is_an_error_and_passes(void **state)
+{
+    struct world *w = *state;
+    enum err e = ERR_MEMORY;
+    start(w, NULL);
+    for (uint32_t nth = 1, n; e != OK; nth++) {
+        assert_true(nth < 50);
+        mem_fail_at(nth);
+        e = put(w, 100 * nth, VALUES, ENOUGH_MS, &n);
+        mem_fail_at(0);
+        if (e != OK) assert_int_equal(e, ERR_MEMORY);
+    }
+    assert_kept(w, 0, 4);
+}
+
 /* --- servers that are none: what they answer, whatever they are asked --- */
 
 struct fake {
@@ -432,6 +447,7 @@ int main(void)
         WITH_WORLD(a_server_that_evicts_costs_misses),
         WITH_WORLD(a_password_is_asked_for_and_taken),
         WITH_WORLD(a_replica_that_takes_nothing_is_an_error),
+        WITH_WORLD(short_memory_is_an_error_and_passes),
         WITH_WORLD(what_does_not_speak_redis_is_an_error),
         WITH_WORLD(a_server_that_is_not_there_is_no_error_at_open),
         WITH_WORLD(addresses_that_cannot_be_are_refused),
