@@ -5,7 +5,8 @@
  *     struct evict *order;
  *     struct evict_config config = {.policy = EVICT_LRU};
  *     if ((e = evict_new(&order, &config, blocks_count)) != OK) return e;
- *     evict_known(order, block, hash, depth);  // it has entered the cache
+ *     uint32_t slot = evict_tenant(order, tenant, weight);
+ *     evict_known(order, block, hash, depth, slot); // it has entered the cache
  *     evict_used(order, block);                // a match has found it, and was of use
  *     evict_released(order, block);            // nobody but the cache holds it any more
  *     evict_add(order, block);                 // it is a candidate; evict_remove: no more
@@ -20,10 +21,15 @@
  *             1997) with frequency (Cherkasova, 1998); blocks are of one size
  *     ttl     lru, and what was not used for ttl_ns goes even if nobody needs its place
  *
+ * Among tenants it is the turn of the one that has most cached blocks for its weight, of those with a candidate;
+ * the policy says which of its blocks. So what nobody else wants is lent, and taken back from who has most,
+ * until each has its share. Without tenants all is one's.
+ *
  * A leaf that goes makes its parent a candidate with the rank of the parent's own last use. Equal ranks
  * go in the order of last use.
  *
- * Rules: nothing is allocated after evict_new. Adding, removing and picking are O(log candidates);
+ * Rules: nothing is allocated after evict_new. Adding, removing and picking are O(log candidates), and
+ * picking looks at each tenant, of which there are KV_SHARES_MAX at the most (kv/shares.h);
  * s3fifo's pick is so amortised: each block it passes over has been used since it was last passed. No
  * clock in here: evict_tick says the time. Owner: the loop thread. */
 #ifndef TANDEM_KV_EVICT_H
@@ -33,6 +39,7 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "kv/shares.h"
 
 #define EVICT_NONE UINT32_MAX
 #define EVICT_POLICIES "lru|lfu|s3fifo|cost|ttl" /* in the order of enum evict_policy */
@@ -58,7 +65,8 @@ enum {
 
 struct evict_config {
     enum evict_policy policy;
-    uint64_t ttl_ns; /* EVICT_TTL only; not 0 */
+    uint64_t ttl_ns;             /* EVICT_TTL only; not 0 */
+    uint32_t tenant_percent_max; /* of all blocks, that one tenant may have cached; 0: any number */
 };
 
 /* What a rank is made of. */
@@ -79,13 +87,18 @@ struct evict;
 enum err evict_new(struct evict **order, const struct evict_config *config, uint32_t blocks_count);
 void evict_free(struct evict *order); /* NULL is allowed */
 void evict_tick(struct evict *order, uint64_t now_ns);
-void evict_known(struct evict *order, uint32_t block, uint64_t hash, uint32_t depth);
+/* The slot of a tenant's blocks, until another one is asked for. */
+uint32_t evict_tenant(struct evict *order, uint64_t tenant, uint32_t weight);
+void evict_known(struct evict *order, uint32_t block, uint64_t hash, uint32_t depth, uint32_t slot);
 void evict_used(struct evict *order, uint32_t block);
 void evict_released(struct evict *order, uint32_t block);
 void evict_gone(struct evict *order, uint32_t block); /* no candidate any more */
 void evict_add(struct evict *order, uint32_t block);
 void evict_remove(struct evict *order, uint32_t block);
 uint32_t evict_pick(struct evict *order);
+uint32_t evict_pick_of(struct evict *order, uint32_t slot); /* of this tenant's */
+uint32_t evict_held(const struct evict *order,
+                    uint32_t slot); /* blocks that are known, of this tenant */
 /* The candidate whose time is over, EVICT_NONE: there is none, or the policy knows no time. */
 uint32_t evict_expired(const struct evict *order);
 /* When it was let go of last, or became known. */

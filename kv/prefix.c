@@ -35,6 +35,7 @@ struct kv_prefix {
     struct entry *entry; /* [blocks in the pool] */
     uint32_t *table;     /* [table_mask + 1] first block of each chain */
     uint32_t table_mask, blocks_count, entries_max;
+    uint32_t blocks_max_of_tenant; /* 0: any number */
     uint64_t hash_mask;
     struct kv_prefix_stats stats;
     struct kv_prefix_watch watch;
@@ -57,6 +58,9 @@ enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t en
     cache->blocks_count = kv_pool_counts(pool).total;
     cache->entries_max = entries_max < cache->blocks_count ? entries_max : cache->blocks_count;
     cache->hash_mask = UINT64_MAX;
+    if (config->tenant_percent_max > 0)
+        cache->blocks_max_of_tenant =
+            1 + (uint32_t)((uint64_t)cache->blocks_count * config->tenant_percent_max / 100);
     uint64_t table_count = 16;
     while (table_count < 2ull * cache->entries_max)
         table_count *= 2;
@@ -121,7 +125,7 @@ static uint32_t find(const struct kv_prefix *cache, const struct key *key)
     return i;
 }
 
-static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
+static void add(struct kv_prefix *cache, const struct key *key, uint32_t block, uint32_t slot)
 {
     struct entry *e = &cache->entry[block];
     CHECK(!e->used);
@@ -147,7 +151,7 @@ static void add(struct kv_prefix *cache, const struct key *key, uint32_t block)
         parent->child = block;
         kv_pool_park(cache->pool, (struct block_id){key->parent});
     }
-    evict_known(cache->order, block, e->hash, e->depth);
+    evict_known(cache->order, block, e->hash, e->depth, slot);
     kv_pool_hold(cache->pool, (struct block_id){block}, HOLD_CACHE);
     cache->stats.entries_count++;
     cache->stats.inserted_blocks++;
@@ -254,17 +258,59 @@ static uint32_t known_from(const struct kv_prefix *cache, const struct block_id 
     return count;
 }
 
+/* For want of room, unlike one whose time is over. */
+static void evict(struct kv_prefix *cache, uint32_t block)
+{
+    kv_regret_evicted(cache->regret, cache->entry[block].hash);
+    cache->stats.unused_blocks += cache->entry[block].uses == 1;
+    cache->stats.evicted_blocks++;
+    forget(cache, block);
+}
+
+static bool is_crowded(const struct kv_prefix *cache, uint64_t hash)
+{
+    uint32_t count = 0;
+    for (uint32_t i = cache->table[hash & cache->table_mask]; i != NONE;)
+        i = ++count < KV_PREFIX_CHAIN_MAX ? cache->entry[i].chain_next : NONE;
+    return count == KV_PREFIX_CHAIN_MAX;
+}
+
+/* Whether there is place for one more of this tenant, which may have to give up another one for it. */
+static bool make_place(struct kv_prefix *cache, const struct key *key, uint32_t slot)
+{
+    uint32_t most = cache->blocks_max_of_tenant;
+    if (is_crowded(cache, key->hash)) {
+        cache->stats.crowded_blocks++;
+        return false;
+    }
+    if (most == 0 || evict_held(cache->order, slot) < most)
+        return cache->stats.entries_count < cache->entries_max;
+    uint32_t own = evict_pick_of(cache->order, slot);
+    if (own == EVICT_NONE || own == key->parent) return false;
+    evict(cache, own);
+    return true;
+}
+
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks)
 {
+    kv_prefix_insert_for(cache, (struct kv_owner){salt, 0}, salt, tokens, tokens_count, kind,
+                         blocks);
+}
+
+void kv_prefix_insert_for(struct kv_prefix *cache, struct kv_owner owner, uint64_t salt,
+                          const uint32_t *tokens, uint32_t tokens_count, enum hold kind,
+                          struct block_id *blocks)
+{
+    uint32_t slot = evict_tenant(cache->order, owner.tenant, owner.weight);
     uint32_t count = tokens_count / BLOCK_TOKENS, from = known_from(cache, blocks, count);
     uint32_t parent = from > 0 ? blocks[from - 1].v : NONE;
     for (uint32_t i = from; i < count; i++) {
         struct key key = key_of(cache, salt, parent, tokens + (size_t)i * BLOCK_TOKENS);
         uint32_t found = find(cache, &key);
         if (found == NONE) {
-            if (blocks[i].v == NONE || cache->stats.entries_count == cache->entries_max) return;
-            add(cache, &key, blocks[i].v);
+            if (blocks[i].v == NONE || !make_place(cache, &key, slot)) return;
+            add(cache, &key, blocks[i].v, slot);
         } else if (blocks[i].v != NONE && found != blocks[i].v) {
             kv_pool_hold(cache->pool, (struct block_id){found}, kind);
             kv_pool_drop(cache->pool, blocks[i], kind);
@@ -292,9 +338,7 @@ uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted)
     while (evicted < wanted) {
         uint32_t block = evict_pick(cache->order);
         if (block != EVICT_NONE) {
-            kv_regret_evicted(cache->regret, cache->entry[block].hash);
-            cache->stats.unused_blocks += cache->entry[block].uses == 1;
-            forget(cache, block);
+            evict(cache, block);
             evicted++;
             continue;
         }
@@ -302,7 +346,6 @@ uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted)
         if (parked.v == BLOCK_NONE.v) break;
         forget_held_leaf(cache, parked);
     }
-    cache->stats.evicted_blocks += evicted;
     return evicted;
 }
 

@@ -12,6 +12,9 @@
  * hashes can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
  * leaf, so a cached prefix never has a hole.
  *
+ * Who makes many blocks of one hash, by chance or by intent, gets KV_PREFIX_CHAIN_MAX of them cached, so a
+ * search looks at no more.
+ *
  * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but
  * always behind their children. If all that is left are such blocks with children that somebody
  * holds (a transfer of the tail of a sequence, say), those children are first forgotten: their holder
@@ -29,12 +32,16 @@
 #include "kv/pool.h"
 
 struct kv_prefix;
+enum {
+    KV_PREFIX_CHAIN_MAX = 32
+}; /* entries of one place in the table, which has two for each block */
 
 struct kv_prefix_stats {
     uint64_t queried_tokens, hit_tokens, inserted_blocks, twin_blocks, evicted_blocks,
         expired_blocks;
-    uint64_t unused_blocks; /* of the evicted ones: never found again */
-    uint64_t regret_tokens; /* looked for in vain, and evicted lately (kv_prefix_regret) */
+    uint64_t crowded_blocks; /* left uncached: too many in one place of the table */
+    uint64_t unused_blocks;  /* of the evicted ones: never found again */
+    uint64_t regret_tokens;  /* looked for in vain, and evicted lately (kv_prefix_regret) */
     uint32_t entries_count, pinned_blocks;
 };
 
@@ -72,6 +79,15 @@ uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint
  * caller let go of. */
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks);
+/* The same, where the new blocks count as this tenant's (else, as the tenant's whose salt this is). One that
+ * has tenant_blocks_max gives up one of its own for each, or leaves it uncached. */
+struct kv_owner {
+    uint64_t tenant;
+    uint32_t weight; /* its share against others'; 0: as it was, or 1 */
+};
+void kv_prefix_insert_for(struct kv_prefix *cache, struct kv_owner owner, uint64_t salt,
+                          const uint32_t *tokens, uint32_t tokens_count, enum hold kind,
+                          struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */
 uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
 /* Says the time. Frees up to `expired_max` blocks that the policy lets live no longer; returns how many:

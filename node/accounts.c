@@ -207,7 +207,8 @@ void accounts_insert(struct node_core *c, struct sequence *s)
 {
     if (!c->cache) return;
     uint32_t whole = s->kv_count / BLOCK_TOKENS * BLOCK_TOKENS;
-    kv_prefix_insert(c->cache, s->job.tenant_salt, s->tokens, whole, s->hold, s->table);
+    struct kv_owner owner = {s->job.tenant, s->job.tenant_weight};
+    kv_prefix_insert_for(c->cache, owner, s->job.tenant_salt, s->tokens, whole, s->hold, s->table);
     tier_keep(c, s);
 }
 

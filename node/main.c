@@ -15,6 +15,7 @@ struct options {
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
     int dtype, link, evict, preempted, log_level;
+    int64_t tenant_quota;
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
     uint64_t evict_ttl_ns, kv_host_bytes, kv_disk_bytes, kv_redis_ttl_ns, kv_tier_deadline_ns;
@@ -64,6 +65,8 @@ static const struct setting rows[] = {
                  "keep blocks of ended sequences for prompts that begin alike"),
     SETTING_CHOICE(struct options, evict, "evict", EVICT_POLICIES, "lfu",
                    "which of them go first when the pool is full (docs/kv-memory.md)"),
+    SETTING_INT(struct options, tenant_quota, "tenant-quota", "100", 1, 100,
+                "percent of the pool that one tenant may have cached (docs/kv-memory.md)"),
     SETTING_DURATION(struct options, evict_ttl_ns, "evict-ttl", "5m", NS_PER_MS,
                      24 * 3600 * NS_PER_S,
                      "with --evict ttl: blocks go when nobody used them for so long"),
@@ -152,7 +155,9 @@ static struct node_options shell_options(const struct options *o, const struct n
         .trusted_network = o->trusted_network,
         .prefix_cache = o->prefix_cache,
         .preempted = (enum preempted)o->preempted,
-        .evict = {.policy = (enum evict_policy)o->evict, .ttl_ns = o->evict_ttl_ns},
+        .evict = {.policy = (enum evict_policy)o->evict,
+                  .ttl_ns = o->evict_ttl_ns,
+                  .tenant_percent_max = o->tenant_quota < 100 ? (uint32_t)o->tenant_quota : 0},
         .tiers = {.host_bytes = o->kv_host_bytes,
                   .disk = o->kv_disk,
                   .disk_bytes = o->kv_disk_bytes,

@@ -36,7 +36,7 @@ static void tell(enum evict_policy policy, const char *story)
             continue;
         }
         if (enters)
-            evict_known(x, b, b + 1, b);
+            evict_known(x, b, b + 1, b, 0);
         else
             evict_remove(x, b), evict_used(x, b);
         evict_released(x, b);
@@ -99,7 +99,7 @@ static void only_ttl_knows_time(void **state)
     for (enum evict_policy p = 0; p < EVICT_POLICIES_COUNT; p++) {
         struct evict *x = order_of(p, BLOCKS);
         evict_tick(x, 1000);
-        evict_known(x, 3, 1, 0);
+        evict_known(x, 3, 1, 0, 0);
         evict_released(x, 3);
         evict_add(x, 3);
         evict_tick(x, 1000 + TTL_NS - 1);
@@ -118,7 +118,7 @@ static void only_ttl_knows_time(void **state)
 static void a_failed_allocation_is_an_error(void **state)
 {
     (void)state;
-    for (uint64_t n = 1; n <= 4; n++) {
+    for (uint64_t n = 1; n <= 5; n++) {
         struct evict *x;
         mem_fail_at(n);
         assert_int_equal(evict_new(&x, &(struct evict_config){EVICT_S3FIFO, 0}, 4), ERR_MEMORY);
@@ -222,7 +222,7 @@ static void enters(struct evict *x, struct model *m, uint32_t i, struct rng_bloc
 {
     uint64_t hash = 1 + r.word[2] % (3 * BLOCKS);
     uint32_t depth = r.word[3] % 5000;
-    evict_known(x, i, hash, depth);
+    evict_known(x, i, hash, depth, 0);
     bool again = m->policy == EVICT_S3FIFO && model_left_lately(m, hash);
     m->block[i] = (struct model_block){true,      .hash = hash,      .depth = depth,
                                        .uses = 1, .level = m->level, .in_main = again};

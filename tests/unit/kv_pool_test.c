@@ -113,7 +113,7 @@ static void candidates_are_cached_and_neither_parked_nor_pinned(void **state)
     for (int i = 0; i < 3; i++) {
         assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &b[i]));
         kv_pool_hold(pool, b[i], HOLD_CACHE);
-        evict_known(order, b[i].v, 0, 0);
+        evict_known(order, b[i].v, 0, 0, 0);
     }
     assert_int_equal(evict_pick(order), EVICT_NONE);
     kv_pool_drop(pool, b[2], HOLD_SEQUENCE);
