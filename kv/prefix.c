@@ -58,9 +58,10 @@ enum err kv_prefix_new(struct kv_prefix **out, struct kv_pool *pool, uint32_t en
     cache->blocks_count = kv_pool_counts(pool).total;
     cache->entries_max = entries_max < cache->blocks_count ? entries_max : cache->blocks_count;
     cache->hash_mask = UINT64_MAX;
-    if (config->tenant_percent_max > 0)
-        cache->blocks_max_of_tenant =
-            1 + (uint32_t)((uint64_t)cache->blocks_count * config->tenant_percent_max / 100);
+    if (config->tenant_percent_max > 0) {
+        uint64_t most = (uint64_t)cache->blocks_count * config->tenant_percent_max / 100;
+        cache->blocks_max_of_tenant = most > 0 ? (uint32_t)most : 1;
+    }
     uint64_t table_count = 16;
     while (table_count < 2ull * cache->entries_max)
         table_count *= 2;

@@ -80,7 +80,7 @@ uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks);
 /* The same, where the new blocks count as this tenant's (else, as the tenant's whose salt this is). One that
- * has tenant_blocks_max gives up one of its own for each, or leaves it uncached. */
+ * has its quota gives up one of its own for each, or leaves it uncached. */
 struct kv_owner {
     uint64_t tenant;
     uint32_t weight; /* its share against others'; 0: as it was, or 1 */

@@ -14,10 +14,11 @@ struct cache {
     struct kv_prefix *prefix;
 };
 
-static struct cache cache_of(uint32_t blocks_count, enum evict_policy policy, uint32_t tenant_max)
+static struct cache cache_of(uint32_t blocks_count, enum evict_policy policy,
+                             uint32_t tenant_percent)
 {
     struct cache c;
-    struct evict_config config = {policy, 1000000000, tenant_max};
+    struct evict_config config = {policy, 1000000000, tenant_percent};
     assert_ok(kv_pool_new(&c.pool, blocks_count));
     assert_ok(kv_prefix_new(&c.prefix, c.pool, blocks_count, &config));
     return c;
@@ -102,7 +103,7 @@ static void a_flood_leaves_the_others_what_they_use(void **state)
 static void a_quota_is_never_exceeded_and_its_tenant_evicts_its_own(void **state)
 {
     (void)state;
-    struct cache c = cache_of(POOL, EVICT_LRU, 10);
+    struct cache c = cache_of(POOL, EVICT_LRU, 17);
     for (uint32_t i = 0; i < 5; i++)
         ask(&c, 2, 1, i);
     for (uint32_t i = 0; i < 100; i++) {
@@ -130,7 +131,7 @@ static void a_quota_is_never_exceeded_and_its_tenant_evicts_its_own(void **state
 static void room_is_never_made_by_what_the_new_block_follows(void **state)
 {
     (void)state;
-    struct cache c = cache_of(8, EVICT_LRU, 1);
+    struct cache c = cache_of(8, EVICT_LRU, 13);
     uint32_t tokens[2 * T] = {5};
     struct block_id blocks[2];
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[0]));
