@@ -248,6 +248,7 @@ static void note(struct kv_tier_work *w, struct row *r, struct kv_breaker *b, en
     const char *doing = b == &r->read ? "read" : "write";
     uint64_t now_ns = kv_tier_work_now(w), broke_ns = b->broke_ns;
     if (e != OK) atomic_fetch_add(&r->counts.failures, 1);
+    if (e == ERR_FULL) b->failures = b->failures_max; /* sure, and not over in a moment */
     switch (kv_breaker_note(b, e == OK, now_ns)) {
     case KV_BREAKER_BROKE:
         log_warn("kv_tier_broken",

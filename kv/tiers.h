@@ -20,7 +20,7 @@
  * its turn comes ends at once with none. Before a LOAD reads from a tier, kv_tiers_worth is asked with the
  * tier's measured rate and what computing would take: what is not worth it is not read. A tier that fails
  * or is late `breaker_failures` times in a row is left alone for a while (1 s doubling to 60 s), said once
- * in the log when it begins and once when it ends. A full mailbox refuses STOREs first: what is not kept is
+ * in the log when it begins and once when it ends; one that is full, at once. A full mailbox refuses STOREs first: what is not kept is
  * computed again one day.
  * Owner: the loop thread posts and reads stats; the tier thread does all else. */
 #ifndef TANDEM_KV_TIERS_H

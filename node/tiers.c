@@ -1,5 +1,6 @@
 #include "node/tiers.h"
 
+#include <signal.h>
 #include <string.h>
 
 #include "common/address.h"
@@ -80,6 +81,8 @@ static enum err add_all(struct kv_tiers_options *k, const struct node_tiers_opti
     enum err e = OK;
     if (o->host_bytes > 0)
         e = add(k, "memory", &(struct kv_tier_options){.bytes_max = o->host_bytes});
+    /* A limit of file sizes (LimitFSIZE= of a unit) is a full disk, and no end of the process. */
+    if (is_told(o->disk)) signal(SIGXFSZ, SIG_IGN);
     if (e == OK && is_told(o->disk))
         e = add(k, "disk", &(struct kv_tier_options){.where = o->disk, .bytes_max = o->disk_bytes});
     if (e == OK && is_told(o->redis))

@@ -326,6 +326,7 @@ static void each_tier_gets_what_it_lacks(void **state)
     assert_int_equal(store(0, 6).count, 6);
     assert_int_equal(fake[1].count, 0);
     fake[1].full = false;
+    clock_ns += NS_PER_S;
     assert_int_equal(store(0, 8).count, 8);
     assert_int_equal(fake[0].count, 8);
     assert_int_equal(fake[1].count, 8);
@@ -464,8 +465,7 @@ static void a_full_tier_is_still_read(void **state)
     open_tiers(1);
     store(0, 4);
     fake[0].full = true;
-    for (int i = 0; i < 3; i++)
-        assert_int_equal(store(4, 4).count, 0);
+    assert_int_equal(store(4, 4).count, 0);
     assert_true(row(0).broken);
     uint32_t puts = fake[0].put_calls;
     assert_int_equal(store(4, 4).count, 0);

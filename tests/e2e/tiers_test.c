@@ -1,0 +1,441 @@
+/* Nodes with tiers, real ones: what was computed is found again after a kill -9 and on other nodes, and a
+ * tier that is slow, dead, full, read-only or talks nonsense costs nothing but what it would have saved.
+ * Every stream is compared with that of a cluster without tiers. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "common/mem.h"
+#include "tests/e2e/page.h"
+#include "tests/e2e/rig.h"
+#include "tests/unit/exposition.h"
+#include "tests/unit/redis_rig.h"
+#include "tests/unit/tier_rig.h"
+
+enum { PROMPTS = 10, PROMPT_MAX = 2048 };
+
+#define ALWAYS "--disaggregate always"
+#define PAGES "--metrics 127.0.0.1:0 "
+#define PATIENT "--kv-tier-deadline 20s " /* what is there is used, however busy the machine is */
+
+static char prompt[PROMPTS][PROMPT_MAX];
+static struct ask ask[PROMPTS];
+static struct streams *wanted;
+
+static void make_prompts(void)
+{
+    static const char *const lines[] = {"What, must our mouths be cold?",  "All lost! to prayers!",
+                                        "The king and prince at prayers!", "Let's assist them,",
+                                        "For our case is as theirs.",      "I'm out of patience."};
+    for (uint32_t i = 0; i < PROMPTS; i++) {
+        size_t n = 0;
+        for (uint32_t k = 0; k < 36; k++)
+            n += (size_t)snprintf(prompt[i] + n, PROMPT_MAX - n, "%u %s\n", i * 31 + k,
+                                  lines[(i + k * (i + 1)) % 6]);
+        ask[i] = (struct ask){.text = prompt[i],
+                              .max_tokens = 12,
+                              .temperature = i % 2 ? 0.8f : 0,
+                              .seed = 40 + i,
+                              .want_logprobs = true};
+    }
+}
+
+static int learn(void **state)
+{
+    (void)state;
+    make_prompts();
+    struct cluster *c = cluster_new(cluster_demo_model());
+    cluster_start(c, 1, 1, ALWAYS, "");
+    wanted = streams_new(c->addresses);
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        streams_start(wanted, 0, &ask[i]);
+    streams_run(wanted);
+    cluster_stop(c);
+    cluster_free(c);
+    return 0;
+}
+
+static int forget(void **state)
+{
+    (void)state;
+    streams_free(wanted);
+    return 0;
+}
+
+struct bench {
+    struct rig *rig;
+    char folder[PATH_MAX];
+    struct redis_rig redis;
+};
+static struct bench bench;
+
+static int set_up(void **state)
+{
+    rig_setup(state);
+    bench = (struct bench){.rig = *state};
+    rig_directory(bench.folder);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    rig_teardown(state);
+    redis_rig_stop(&bench.redis);
+    rig_delete(bench.folder);
+    return 0;
+}
+
+/* ---- a cluster of one D and some P with tiers ---- */
+
+static void start(const char *decode_args)
+{
+    struct cluster *c = bench.rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(c, ALWAYS);
+    cluster_node(c, PROGRAM_DECODE, decode_args);
+}
+
+static struct process *start_prefill(const char *format, ...)
+{
+    char args[2 * PATH_MAX];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    struct process *p = cluster_node(bench.rig->cluster, PROGRAM_PREFILL, args);
+    cluster_await_nodes(bench.rig->cluster);
+    if (!bench.rig->streams) rig_connect(bench.rig);
+    return p;
+}
+
+static double value_of(const struct process *p, const char *series)
+{
+    static char text[PAGE_MAX];
+    assert_int_equal(page_get(p->metrics, "/metrics", text), 200);
+    struct exposition *x = exposition_read(text);
+    double value = exposition_value(x, series);
+    exposition_free(x);
+    return value;
+}
+
+/* Asks prompt i; the stream is that of the cluster without tiers. */
+static struct stream *asks(uint32_t i)
+{
+    struct stream *s = streams_start(bench.rig->streams, 0, &ask[i]);
+    streams_run(bench.rig->streams);
+    stream_expect_equal(s, wanted->stream[i]);
+    return s;
+}
+
+/* All but what a prompt always computes: its last token, and what shares a block with it. */
+static uint32_t whole_of(const struct stream *s)
+{
+    return (s->prompt_tokens - 1) / 16 * 16;
+}
+
+static struct process *watched;
+static bool nothing_is_stored(struct cluster *c, json_t *status)
+{
+    (void)c, (void)status;
+    return value_of(watched, "tandem_node_kv_blocks{state=\"transfer\"}") == 0;
+}
+
+/* Until all that was computed lies in its tiers. */
+static void await_stored(struct process *p)
+{
+    watched = p;
+    cluster_await_idle(bench.rig->cluster);
+    cluster_await(bench.rig->cluster, nothing_is_stored, "what was computed is stored");
+}
+
+static uint32_t logged(const struct process *p, const char *text)
+{
+    static char line[4096];
+    uint32_t n = 0;
+    FILE *f = fopen(p->log, "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        n += strstr(line, text) != NULL;
+    fclose(f);
+    return n;
+}
+
+/* ---- a disk ---- */
+
+static void a_killed_node_serves_what_it_knew(void **state)
+{
+    (void)state;
+    start("");
+    const char *args = PAGES PATIENT "--kv-disk %s/disk";
+    struct process *p = start_prefill(args, bench.folder);
+    assert_int_equal(asks(0)->cached_tokens, 0);
+    asks(1);
+    await_stored(p);
+    process_kill(p);
+    p = start_prefill(args, bench.folder);
+    struct stream *s = asks(0);
+    assert_true(whole_of(s) >= 256);
+    assert_int_equal(s->cached_tokens, whole_of(s));
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), whole_of(s));
+    asks(1);
+    asks(2);
+    assert_int_equal(value_of(p, "tandem_node_tier_wrong_entries_total{tier=\"disk\"}"), 0);
+    rig_finish(bench.rig);
+}
+
+static void what_the_pool_evicts_comes_back(void **state)
+{
+    (void)state;
+    start("");
+    struct process *p = start_prefill(PAGES PATIENT "--kv-disk %s/disk --blocks 70", bench.folder);
+    for (uint32_t round = 0; round < 2; round++)
+        for (uint32_t i = 0; i < PROMPTS; i++) {
+            asks(i);
+            await_stored(p);
+        }
+    assert_true(value_of(p, "tandem_node_tier_loaded_tokens_total") > 0);
+    assert_true(value_of(p, "tandem_node_tier_hit_blocks_total{tier=\"disk\"}") > 0);
+    rig_finish(bench.rig);
+}
+
+static void generated_tokens_are_found_in_the_next_turn(void **state)
+{
+    (void)state;
+    struct cluster *c = bench.rig->cluster = cluster_new(cluster_demo_model());
+    char args[2 * PATH_MAX];
+    snprintf(args, sizeof args, PAGES PATIENT "--kv-disk %s/disk", bench.folder);
+    cluster_router(c, "");
+    struct process *d = cluster_node(c, PROGRAM_DECODE, args); /* it prefills too */
+    cluster_await_nodes(c);
+    rig_connect(bench.rig);
+    struct ask first = ask[0];
+    first.max_tokens = 48;
+    first.ignore_eos = true;
+    struct stream *s = streams_start(bench.rig->streams, 0, &first);
+    streams_run(bench.rig->streams);
+    await_stored(d);
+    double stored = value_of(d, "tandem_node_tier_written_bytes_total{tier=\"disk\"}");
+    uint32_t blocks = (s->prompt_tokens + 48 - 1) / 16;
+    process_kill(d);
+    d = cluster_node(c, PROGRAM_DECODE, args);
+    cluster_await_nodes(c);
+    char turn[2 * PROMPT_MAX]; /* what was said, and a bit more */
+    snprintf(turn, sizeof turn, "%s%s\nAnd then?", prompt[0], s->choice[0].text.data);
+    struct ask next = {.text = turn, .max_tokens = 4};
+    struct stream *t = streams_start(bench.rig->streams, 0, &next);
+    streams_run(bench.rig->streams);
+    stream_expect_done(t);
+    assert_true(stored > 0 && blocks > 0);
+    assert_true(t->cached_tokens >=
+                whole_of(s)); /* text may be cut into other tokens where it was joined */
+    rig_finish(bench.rig);
+}
+
+static void a_full_disk_stops_nothing(void **state)
+{
+    (void)state;
+    struct rlimit before, little;
+    start(""); /* writes the packed weights, too */
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    little = (struct rlimit){256 << 10, before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &little), 0);
+    struct process *p = start_prefill(PAGES "--kv-disk %s/disk", bench.folder);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        asks(i);
+    assert_int_equal(logged(p, "kv_tier_broken tier=disk doing=write"), 1);
+    assert_int_equal(value_of(p, "tandem_node_tier_broken{tier=\"disk\"}"), 1);
+    rig_finish(bench.rig);
+}
+
+static void a_directory_that_cannot_be_written_is_said_once(void **state)
+{
+    (void)state;
+    start("");
+    struct process *p = start_prefill(PAGES "--kv-disk /proc/self/tandem-kv");
+    for (uint32_t i = 0; i < 4; i++)
+        asks(i);
+    assert_int_equal(logged(p, "kv_tier_unusable tier=disk"), 1);
+    rig_finish(bench.rig);
+}
+
+/* ---- a server ---- */
+
+static bool start_redis(const char *const *more)
+{
+    if (redis_rig_start(&bench.redis, bench.folder, more)) return true;
+    skip();
+    return false;
+}
+
+static void what_one_node_computed_another_one_finds(void **state)
+{
+    (void)state;
+    if (!start_redis(NULL)) return;
+    start("");
+    const char *args = PAGES PATIENT "--kv-redis %s";
+    struct process *first = start_prefill(args, bench.redis.where);
+    asks(0);
+    await_stored(first);
+    process_kill(first);
+    struct process *second = start_prefill(args, bench.redis.where);
+    struct stream *s = asks(0);
+    assert_int_equal(s->cached_tokens, whole_of(s));
+    assert_int_equal(value_of(second, "tandem_node_tier_hit_blocks_total{tier=\"redis\"}"),
+                     whole_of(s) / 16);
+    rig_finish(bench.rig);
+}
+
+static void a_server_that_stops_answering_costs_a_deadline(void **state)
+{
+    (void)state;
+    if (!start_redis(NULL)) return;
+    start("");
+    struct process *p = start_prefill(PAGES "--kv-redis %s", bench.redis.where);
+    asks(0);
+    redis_rig_signal(&bench.redis, SIGSTOP);
+    uint32_t i = 1;
+    while (i < PROMPTS && logged(p, "kv_tier_broken tier=redis doing=read") == 0)
+        asks(i++);
+    assert_int_equal(logged(p, "kv_tier_broken tier=redis doing=read"), 1);
+    redis_rig_signal(&bench.redis, SIGKILL);
+    for (; i < PROMPTS; i++)
+        asks(i);
+    assert_true(logged(p, "kv_tier_broken tier=redis") <= 2); /* reading and writing */
+    rig_finish(bench.rig);
+}
+
+static void a_server_that_evicts_costs_misses(void **state)
+{
+    (void)state;
+    static const char *const little[] = {"--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru",
+                                         NULL};
+    if (!start_redis(little)) return;
+    start("");
+    struct process *p = start_prefill(PAGES PATIENT "--kv-redis %s --blocks 70", bench.redis.where);
+    for (uint32_t round = 0; round < 2; round++)
+        for (uint32_t i = 0; i < PROMPTS; i++)
+            asks(i);
+    assert_int_equal(value_of(p, "tandem_node_tier_wrong_entries_total{tier=\"redis\"}"), 0);
+    rig_finish(bench.rig);
+}
+
+/* Answers everything with what is no RESP. */
+struct fool {
+    int listen_fd;
+    pthread_t thread;
+};
+
+static void *talk_nonsense(void *arg)
+{
+    const struct fool *f = arg;
+    char in[4096], out[512];
+    int fd;
+    for (size_t i = 0; i < sizeof out; i++)
+        out[i] = (char)(i * 37 + i / 7);
+    while ((fd = accept(f->listen_fd, NULL, NULL)) >= 0) {
+        while (read(fd, in, sizeof in) > 0)
+            if (send(fd, out, sizeof out, MSG_NOSIGNAL) < 0) break;
+        close(fd);
+    }
+    return NULL;
+}
+
+static void a_server_that_talks_nonsense_is_left_alone(void **state)
+{
+    (void)state;
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct fool fool = {.listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    snprintf(a.sun_path, sizeof a.sun_path, "%.90s/fool", bench.folder);
+    assert_int_equal(bind(fool.listen_fd, (struct sockaddr *)(void *)&a, sizeof a), 0);
+    assert_int_equal(listen(fool.listen_fd, 8), 0);
+    assert_int_equal(pthread_create(&fool.thread, NULL, talk_nonsense, &fool), 0);
+    start("");
+    struct process *p = start_prefill(PAGES "--kv-redis unix:%s", a.sun_path);
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        asks(i);
+    assert_true(value_of(p, "tandem_node_tier_failures_total{tier=\"redis\"}") > 0);
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), 0);
+    rig_finish(bench.rig);
+    shutdown(fool.listen_fd, SHUT_RDWR);
+    pthread_join(fool.thread, NULL);
+    close(fool.listen_fd);
+}
+
+/* ---- settings ---- */
+
+static void expect_refused(const char *args, const char *reason)
+{
+    struct cluster *c = bench.rig->cluster;
+    struct process *p = cluster_spawn(c, PROGRAM_PREFILL, args);
+    p->expendable = true;
+    assert_int_not_equal(process_await_exit(p), 0);
+    if (!process_logged(p, reason)) fail_msg("\"%s\": no \"%s\"", args, reason);
+}
+
+static void what_cannot_be_is_refused(void **state)
+{
+    (void)state;
+    start("");
+    expect_refused("--kv-host-bytes 1G", "give it the bytes with --kv-bytes");
+    expect_refused("--kv-disk /tmp/x --prefix-cache=false", "they need --prefix-cache");
+    expect_refused("--kv-redis 10.1.2.3:6379", "say --trusted-network");
+    expect_refused("--kv-redis nowhere", "--kv-redis");
+}
+
+/* ---- a device (the emulator's) ---- */
+
+static void host_memory_keeps_what_a_device_evicts(void **state)
+{
+    (void)state;
+    setenv("TANDEM_PLUGIN_DIR", TANDEM_FAKE_DIR, 1);
+#define CUDA "--device cuda --threads 1 --context 512 --batch 4 --chunk 64 --deterministic "
+    struct cluster *c = bench.rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(c, "");
+    struct process *d =
+        cluster_node(c, PROGRAM_DECODE, CUDA PAGES PATIENT "--blocks 20 --kv-host-bytes 64M");
+    cluster_await_nodes(c);
+    rig_connect(bench.rig);
+    struct stream *first[3];
+    for (uint32_t round = 0; round < 2; round++)
+        for (uint32_t i = 0; i < 3; i++) {
+            struct ask a = {
+                .text = prompt[i] + strlen(prompt[i]) / 2, .max_tokens = 6, .want_logprobs = true};
+            struct stream *s = streams_start(bench.rig->streams, 0, &a);
+            streams_run(bench.rig->streams);
+            stream_expect_done(s);
+            if (round == 0) first[i] = s;
+            stream_expect_equal(s, first[i]);
+            await_stored(d);
+        }
+    assert_true(value_of(d, "tandem_node_tier_hit_blocks_total{tier=\"memory\"}") > 0);
+    assert_true(value_of(d, "tandem_node_tier_loaded_tokens_total") > 0);
+    rig_finish(bench.rig);
+    unsetenv("TANDEM_PLUGIN_DIR");
+}
+
+int main(void)
+{
+#define ROW(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        ROW(a_killed_node_serves_what_it_knew),
+        ROW(what_the_pool_evicts_comes_back),
+        ROW(generated_tokens_are_found_in_the_next_turn),
+        ROW(a_full_disk_stops_nothing),
+        ROW(a_directory_that_cannot_be_written_is_said_once),
+        ROW(what_one_node_computed_another_one_finds),
+        ROW(a_server_that_stops_answering_costs_a_deadline),
+        ROW(a_server_that_evicts_costs_misses),
+        ROW(a_server_that_talks_nonsense_is_left_alone),
+        ROW(what_cannot_be_is_refused),
+        ROW(host_memory_keeps_what_a_device_evicts),
+    };
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests(tests, learn, forget);
+}
