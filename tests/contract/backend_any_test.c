@@ -599,6 +599,40 @@ static void kv_crosses_to_the_host_and_back_in_both_orders(void **state)
     }
 }
 
+/* Blocks as they lie in the pool, for tiers: layer by layer what kv_read gives in the pool's own order. */
+static void whole_blocks_come_and_go_as_they_lie(void **state)
+{
+    (void)state;
+    struct attention a;
+    attention_open(&a, backend_name, &worlds[0], false);
+    if (!a.s.ops->block_read) {
+        attention_close(&a);
+        skip(); /* its pool is the host's */
+    }
+    const uint32_t from = 5, to = 11, layout = a.kv.geometry.layout;
+    size_t layer_bytes = kv_layer_bytes(&a.kv.geometry), bytes = kv_block_bytes(&a.kv.geometry);
+    unsigned char *host = a.s.ops->host_alloc(a.s.b, bytes),
+                  *back = a.s.ops->host_alloc(a.s.b, bytes);
+    for (uint32_t round = 0; round < 3; round++) {
+        for (size_t i = 0; i < bytes; i++)
+            host[i] = (unsigned char)(i * 11 + (i >> 9) + round);
+        for (uint32_t layer = 0; layer < a.kv.geometry.layers_count; layer++)
+            assert_ok(a.s.ops->kv_write(a.s.b, &a.kv, layer, &from, 1, layout,
+                                        host + layer * layer_bytes));
+        memset(back, 0, bytes);
+        assert_ok(a.s.ops->block_read(a.s.b, &a.kv, from, back));
+        assert_memory_equal(back, host, bytes);
+        assert_ok(a.s.ops->block_write(a.s.b, &a.kv, to, host));
+        memset(back, 0, bytes);
+        for (uint32_t layer = 0; layer < a.kv.geometry.layers_count; layer++)
+            assert_ok(
+                a.s.ops->kv_read(a.s.b, &a.kv, layer, &to, 1, layout, back + layer * layer_bytes));
+        assert_memory_equal(back, host, bytes);
+    }
+    a.s.ops->host_free(a.s.b, host), a.s.ops->host_free(a.s.b, back);
+    attention_close(&a);
+}
+
 static void kv_goes_through_a_slot_with_its_checksum(void **state)
 {
     (void)state;
@@ -831,6 +865,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(attention_is_that_of_the_oracle),
         cmocka_unit_test(a_row_attends_to_its_own_tokens_only),
         cmocka_unit_test(kv_crosses_to_the_host_and_back_in_both_orders),
+        cmocka_unit_test(whole_blocks_come_and_go_as_they_lie),
         cmocka_unit_test(kv_goes_through_a_slot_with_its_checksum),
         cmocka_unit_test(kv_that_was_written_is_there_for_the_next_step),
         cmocka_unit_test(tokens_drawn_on_the_device_are_the_samplers),
