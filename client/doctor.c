@@ -19,6 +19,8 @@
 #define SLOW_PER_S 10.0    /* callbacks of a loop beyond 1 ms */
 #define CROWD_SHARE 0.8    /* of what runs or is cached: one tenant has nearly all */
 #define CROWD_TOKENS 1000  /* looked up: of fewer a share tells nothing */
+#define TIER_SHARE 0.5     /* late, or not worth reading */
+#define TIER_ASKED 16      /* blocks or prompts: of fewer a share tells nothing */
 #define FULL_BATCH 0.9     /* of its sequences a decode node runs */
 #define IDLE_BATCH 0.5     /* below this decode nodes have time to spare */
 #define HEADROOM 1.25      /* of what is advised above what is needed */
@@ -410,6 +412,76 @@ static void check_tenant_crowds_cache(const struct facts *f, const char *rule, s
     }
 }
 
+/* ---- tiers ---- */
+
+static void check_tier_broken(const struct facts *f, const char *rule, struct diagnosis *d)
+{
+    for (size_t i = 0; i < f->nodes_count; i++)
+        for (size_t k = 0; k < f->node[i].tiers_count; k++) {
+            const struct facts_tier *t = &f->node[i].tier[k];
+            if (!t->broken && t->wrong <= 0) continue;
+            struct finding *o = add(d, rule, true, f->node[i].name);
+            if (t->broken) {
+                say(o->what, "the %s tier of %s is out of order", t->name, f->node[i].name);
+                say(o->why,
+                    "it failed so often in a row that it is left alone for a while "
+                    "(%.0f calls failed)",
+                    t->failures);
+                say(o->todo,
+                    "look at what is behind --kv-%s and at the node's log, which says why; "
+                    "requests go on without it, and it is tried again by itself",
+                    t->name);
+            } else {
+                say(o->what, "the %s tier of %s gives what was never put there", t->name,
+                    f->node[i].name);
+                say(o->why, "%.0f entries failed their check and were removed", t->wrong);
+                say(o->todo,
+                    "no request has used any of them; look at the disk or server behind "
+                    "--kv-%s: something else writes there, or it loses data",
+                    t->name);
+            }
+        }
+}
+
+/* Blocks of which it was known before that computing is faster than reading. */
+static bool is_slower_than_computing(const struct facts_tier *t)
+{
+    double asked = t->hit_blocks + t->not_worth_blocks;
+    return asked >= TIER_ASKED && t->not_worth_blocks >= TIER_SHARE * asked;
+}
+
+static void check_tier_slow(const struct facts *f, const char *rule, struct diagnosis *d)
+{
+    for (size_t i = 0; i < f->nodes_count; i++) {
+        const struct facts_node *n = &f->node[i];
+        bool late = n->tier_loads >= TIER_ASKED && n->tier_loads_late >= TIER_SHARE * n->tier_loads;
+        if (late) {
+            struct finding *o = add(d, rule, true, n->name);
+            say(o->what, "the tiers of %s answer too late to be of use", n->name);
+            say(o->why,
+                "of %.0f prompts that asked them %.0f did not wait for the answer longer than "
+                "the %.0f ms they may",
+                n->tier_loads, n->tier_loads_late, n->tier_deadline_s * 1000);
+            say(o->todo,
+                "a faster disk or server; or a longer --kv-tier-deadline if prompts that long "
+                "would take longer to compute; or do without");
+        }
+        for (size_t k = 0; k < n->tiers_count; k++) {
+            const struct facts_tier *t = &n->tier[k];
+            if (!is_slower_than_computing(t)) continue;
+            struct finding *o = add(d, rule, true, n->name);
+            say(o->what, "the %s tier of %s is slower than computing", t->name, n->name);
+            say(o->why,
+                "%.0f of %.0f blocks that it was asked for were computed instead: it reads "
+                "%.1f MB/s, a block in %.2f ms; computing one takes %.2f ms",
+                t->not_worth_blocks, t->hit_blocks + t->not_worth_blocks, t->read_rate / 1e6,
+                1000 * share(n->block_bytes, t->read_rate), 1000 * TOKENS_A_BLOCK * n->token_s);
+            say(o->todo, "a faster disk or server behind --kv-%s, or do without it on this node",
+                t->name);
+        }
+    }
+}
+
 /* ---- links, loops ---- */
 
 static int link_rank(const char *kind)
@@ -489,6 +561,8 @@ static const struct {
     {"decode-short", check_decode_short},
     {"prefill-short", check_prefill_short},
     {"cache-evicted-early", check_cache_evicted_early},
+    {"tier-broken", check_tier_broken},
+    {"tier-slow", check_tier_slow},
     {"tenant-starved", check_tenant_starved},
     {"tenant-crowds-cache", check_tenant_crowds_cache},
     {"link-fell-back", check_link_fell_back},

@@ -110,6 +110,29 @@ static void read_kv(struct facts_node *n, const json_t *report)
     if (n->sequences_max <= 0) n->sequences_max = show_real(load, "sequences_max");
 }
 
+static void read_tiers(struct facts_node *n, const json_t *before, const json_t *tiers)
+{
+    const json_t *row, *first;
+    size_t i;
+    n->tier_loads = show_real(tiers, "loads");
+    n->tier_loads_late = show_real(tiers, "loads_late");
+    n->tier_deadline_s = show_real(tiers, "deadline_us") / 1e6;
+    n->token_s = show_real(tiers, "token_ns") / 1e9;
+    json_array_foreach(json_object_get(tiers, "rows"), i, row)
+    {
+        if (i == FACTS_TIERS_MAX) break;
+        struct facts_tier *t = &n->tier[n->tiers_count++];
+        copy(t->name, sizeof t->name, row, "name");
+        first = before ? find(json_object_get(before, "rows"), "name", t->name) : NULL;
+        t->broken = json_is_true(json_object_get(row, "broken"));
+        t->hit_blocks = show_real(row, "hits");
+        t->not_worth_blocks = show_real(row, "not_worth");
+        t->read_rate = show_real(row, "read_rate");
+        t->failures = first ? growth(first, row, "failures") : show_real(row, "failures");
+        t->wrong = first ? growth(first, row, "wrong") : show_real(row, "wrong");
+    }
+}
+
 /* Nodes of the status, and of the KV reports those that it does not have. */
 static void read_nodes(struct facts *f, const json_t *first, const json_t *last)
 {
@@ -123,14 +146,20 @@ static void read_nodes(struct facts *f, const json_t *first, const json_t *last)
         const char *name = show_text(row, "name");
         const json_t *report = find(reports, "node", name);
         read_status(f, n, first ? find(at(first, "status", "nodes"), "name", name) : NULL, row);
-        if (report) read_kv(n, report);
+        if (report) {
+            const json_t *before = find(at(first, "kv", "nodes"), "node", name);
+            read_kv(n, report);
+            read_tiers(n, json_object_get(before, "tiers"), json_object_get(report, "tiers"));
+        }
         if ((silent = find(json_object_get(kv, "missing"), "node", name)) != NULL)
             copy(n->silent, sizeof n->silent, silent, "reason");
     }
     json_array_foreach(reports, i, row)
     {
         if (f->nodes_count == FACTS_NODES_MAX) break;
-        if (!find(nodes, "name", show_text(row, "node"))) read_kv(&f->node[f->nodes_count++], row);
+        if (find(nodes, "name", show_text(row, "node"))) continue;
+        read_kv(&f->node[f->nodes_count], row);
+        read_tiers(&f->node[f->nodes_count++], NULL, json_object_get(row, "tiers"));
     }
 }
 

@@ -26,6 +26,16 @@ enum {
     FACTS_TENANTS_MAX = 1024
 };
 
+enum { FACTS_TIERS_MAX = 4 };
+
+/* A tier of a node: since it began, but for failures and wrong, which are between the samples if there are
+ * two. */
+struct facts_tier {
+    char name[16];
+    bool broken;
+    double hit_blocks, not_worth_blocks, failures, wrong, read_rate;
+};
+
 struct facts_node {
     char name[FACTS_NAME];
     bool prefill, draining;
@@ -43,6 +53,10 @@ struct facts_node {
     double queried_tokens, hit_tokens, evicted_blocks, regret_tokens, generated_tokens,
         recomputed_tokens, preemptions, refused_jobs;
     double live, blocks_full, preempted; /* now */
+    /* Since it began: */
+    double tier_loads, tier_loads_late, tier_deadline_s, token_s;
+    struct facts_tier tier[FACTS_TIERS_MAX];
+    size_t tiers_count;
 };
 
 struct facts_path {

@@ -246,6 +246,28 @@ static void show_prefixes(FILE *out, const json_t *n)
     }
 }
 
+static void show_tiers(FILE *out, const json_t *n)
+{
+    const json_t *tiers = json_object_get(n, "tiers"), *rows = json_object_get(tiers, "rows"), *t;
+    char a[SHOW_TEXT], b[SHOW_TEXT], c[SHOW_TEXT], d[SHOW_TEXT], e[SHOW_TEXT];
+    size_t i;
+    if (json_array_size(rows) == 0) return;
+    fprintf(out, "\n  %-10s %-7s %11s %11s %11s %11s %11s %12s\n", "tier", "state", "keeps",
+            "found", "not found", "not worth", "failures", "read");
+    json_array_foreach(rows, i, t)
+        fprintf(out, "  %-10.10s %-7s %11s %11s %11s %11s %11s %10.1f/s\n", show_text(t, "name"),
+                json_is_true(json_object_get(t, "broken")) ? "broken" : "ready",
+                show_number(show_count(t, "entries"), a), show_number(show_count(t, "hits"), b),
+                show_number(show_count(t, "misses"), c), show_number(show_count(t, "not_worth"), d),
+                show_number(show_count(t, "failures"), e), show_real(t, "read_rate") / 1e6);
+    fprintf(out,
+            "  blocks; MB read in a second. %s tokens came from tiers; of %s prompts that asked",
+            show_number(show_count(tiers, "loaded_tokens"), a),
+            show_number(show_count(tiers, "loads"), b));
+    fprintf(out, "\n  %s were answered too late, after %.1f ms\n",
+            show_number(show_count(tiers, "loads_late"), a), show_real(tiers, "deadline_us") / 1e3);
+}
+
 static void show_node(FILE *out, const json_t *n)
 {
     show_head(out, n);
@@ -256,6 +278,7 @@ static void show_node(FILE *out, const json_t *n)
                    age_label);
     show_histogram(out, json_object_get(n, "sizes"), "cached prompts by tokens", "prefixes",
                    size_label);
+    show_tiers(out, n);
     show_tenants(out, n);
     show_prefixes(out, n);
 }

@@ -6,9 +6,12 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/tandem.h"
+#include "tests/unit/redis_rig.h"
 
 enum { STREAMS = 8, LONG_PROMPT = 6000, FAMILY = 320 };
 
@@ -251,6 +254,57 @@ static void a_tenant_that_gets_nothing_is_named(void **state)
     json_decref(root);
 }
 
+/* One prefill node with these tiers, whose pool has room for one of the prompts that take turns. */
+static void start_tiered(struct rig *rig, const char *tiers)
+{
+    char args[2 * PATH_MAX];
+    snprintf(args, sizeof args, "--threads 1 --context 512 --blocks 34 %s", tiers);
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, args);
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --context 512 --blocks 34");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+}
+
+static void take_turns(struct rig *rig, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        struct ask ask = {
+            .tokens = prompt_of(i % 3, FAMILY), .tokens_count = FAMILY, .max_tokens = 2};
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    }
+}
+
+static void a_tier_that_stopped_answering_is_named(void **state)
+{
+    struct rig *rig = *state;
+    struct redis_rig redis = {0};
+    char args[PATH_MAX + 64], dir[] = "/tmp/tandem-diagnoses-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    if (!redis_rig_start(&redis, dir, NULL)) {
+        rmdir(dir);
+        skip();
+    }
+    snprintf(args, sizeof args, "--kv-redis %s", redis.where);
+    start_tiered(rig, args);
+    take_turns(rig, 6);
+    json_t *before = look(rig);
+    redis_rig_signal(&redis, SIGSTOP);
+    take_turns(rig, 12);
+    json_t *after = look(rig);
+    redis_rig_stop(&redis);
+    assert_null(find(before, "tier-broken"));
+    expect_found(after, "tier-broken", "left alone for a while", "--kv-redis");
+    json_decref(before);
+    json_decref(after);
+    rig_finish(rig);
+    char path[128];
+    snprintf(path, sizeof path, "%s/redis.sock", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
 static void files_that_are_none_are_refused(void **state)
 {
     struct command r;
@@ -274,6 +328,7 @@ int main(void)
         RIG_TEST(a_node_that_is_stopped_does_not_answer),
         RIG_TEST(a_cluster_without_decode_nodes_is_told_what_to_start),
         RIG_TEST(a_tenant_that_gets_nothing_is_named),
+        RIG_TEST(a_tier_that_stopped_answering_is_named),
         cmocka_unit_test(files_that_are_none_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -216,6 +216,34 @@ static void a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted(vo
     assert_null(found(&w, "tenant-crowds-cache"));
 }
 
+static void a_tier_is_told_broken_late_or_slower_than_computing(void **state)
+{
+    (void)state;
+    struct ward w;
+    set_up(&w);
+    struct facts_tier *t = &w.node[0].tier[0];
+    w.node[0].tiers_count = 1;
+    w.node[0].token_s = 1e-5;
+    *t = (struct facts_tier){
+        .name = "disk", .hit_blocks = 51, .not_worth_blocks = 50, .read_rate = 5e7};
+    assert_null(found(&w, "tier-broken"));
+    assert_null(found(&w, "tier-slow"));
+    t->not_worth_blocks = 51;
+    assert_non_null(
+        strstr(found(&w, "tier-slow")->why, "a block in 0.49 ms; computing one takes 0.16"));
+    t->hit_blocks = t->not_worth_blocks = 7; /* too few to tell */
+    assert_null(found(&w, "tier-slow"));
+    w.node[0].tier_loads = 40;
+    w.node[0].tier_loads_late = 19;
+    assert_null(found(&w, "tier-slow"));
+    w.node[0].tier_loads_late = 20;
+    assert_non_null(strstr(found(&w, "tier-slow")->todo, "--kv-tier-deadline"));
+    t->wrong = 2;
+    assert_non_null(strstr(found(&w, "tier-broken")->why, "2 entries failed"));
+    t->broken = true;
+    assert_string_equal(found(&w, "tier-broken")->what, "the disk tier of p0 is out of order");
+}
+
 static void a_slow_device_is_not_hung(void **state)
 {
     (void)state;
@@ -342,6 +370,7 @@ int main(void)
         cmocka_unit_test(the_batch_is_named_where_it_is_what_lacks),
         cmocka_unit_test(a_tenant_starves_only_if_nothing_of_it_runs),
         cmocka_unit_test(a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted),
+        cmocka_unit_test(a_tier_is_told_broken_late_or_slower_than_computing),
         cmocka_unit_test(a_slow_device_is_not_hung),
         cmocka_unit_test(who_does_not_answer_and_who_is_not_there),
         cmocka_unit_test(a_link_fell_back_only_if_a_better_one_is_broken),

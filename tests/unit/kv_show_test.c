@@ -36,6 +36,9 @@ static const char large[] =
     "\"ages\":[{\"below_s\":1,\"blocks\":0},{\"below_s\":86400,\"blocks\":999999},"
     "{\"below_s\":null,\"blocks\":1}],"
     "\"sizes\":[{\"upto_tokens\":131072,\"prefixes\":8},{\"upto_tokens\":null,\"prefixes\":77}],"
+    "\"tiers\":{\"deadline_us\":20000,\"loads\":100,\"loads_late\":3,\"loaded_tokens\":123456789,"
+    "\"rows\":[{\"name\":\"disk\",\"broken\":true,\"entries\":1234567,\"hits\":12345678,"
+    "\"misses\":1234567,\"not_worth\":1234567,\"failures\":7,\"read_rate\":3210000000}]},"
     "\"tenants\":[{\"salt\":\"0011223344556677\",\"jobs\":1234567,\"queried_tokens\":9876543210,"
     "\"hit_tokens\":1,\"blocks\":1000},{\"salt\":\"0\",\"tenant\":\"\",\"blocks\":2000,\"jobs\":1}]"
     ","
@@ -75,6 +78,8 @@ static void figures_tenants_and_words_are_there(void **state)
                                          "salt 00112233",
                                          "(none)",
                                          "red äö",
+                                         "3210.0/s",
+                                         "broken",
                                          "p0: no answer in 2000 ms"};
     char *text = shown(large, kv_show);
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
