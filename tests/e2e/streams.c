@@ -86,10 +86,12 @@ static void on_end(struct stream *stream, struct outcome *o, const struct tandem
     stream->kv_window = event->kv_window;
     stream->kv_sinks = event->kv_sinks;
     stream->timing = event->timing;
-    snprintf(stream->prefill_node, sizeof stream->prefill_node, "%s",
-             event->prefill_node ? event->prefill_node : "");
-    snprintf(stream->decode_node, sizeof stream->decode_node, "%s",
-             event->decode_node ? event->decode_node : "");
+    if (event->choice == 0) { /* others may be forks of it, which no P computed */
+        snprintf(stream->prefill_node, sizeof stream->prefill_node, "%s",
+                 event->prefill_node ? event->prefill_node : "");
+        snprintf(stream->decode_node, sizeof stream->decode_node, "%s",
+                 event->decode_node ? event->decode_node : "");
+    }
     if (event->kind == TANDEM_EVENT_DONE)
         assert_int_equal(event->completion_tokens, o->tokens_count);
     if (event->choices_left > 0) return;
