@@ -217,6 +217,20 @@ static void ask_all(struct bench *b, const struct kv_tier_ops *ops, struct kv_ti
                  b->size);
 }
 
+/* Lets go of what the page cache has of a tier's files. */
+static void drop_cached(const char *where)
+{
+    char path[PATH_MAX + 16];
+    for (uint32_t i = 0; i < 64; i++) {
+        snprintf(path, sizeof path, "%s/values.%04u", where, i);
+        int fd = open(path, O_RDONLY);
+        if (fd < 0) return;
+        CHECK(fdatasync(fd) == 0);
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+}
+
 static void run_tier(struct bench *b, const char *name, const char *where)
 {
     const struct kv_tier_ops *ops;
@@ -239,6 +253,8 @@ static void run_tier(struct bench *b, const char *name, const char *where)
     CHECK(ops->open(&tier, &o) == OK);
     figure_print((double)(clock_now_ns() - began_ns) / 1e6, "disk_open_%s_ms", b->size);
     get_all(b, ops, tier, "again_");
+    drop_cached(where);
+    get_all(b, ops, tier, "cold_");
     ops->close(tier);
 }
 
