@@ -113,7 +113,8 @@ static void note_looked_up(struct node_core *c, const struct sequence *s)
         kv_prefix_regret(c->cache, last, s->kv_count, s->job.tenant_salt, s->tokens, seq_total(s));
 }
 
-enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
+/* What the cache has of it. */
+static void match(struct node_core *c, struct sequence *s, enum hold kind)
 {
     CHECK(s->table_count == 0);
     s->hold = kind;
@@ -126,7 +127,25 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     trim(c, s, kind == HOLD_RESERVE ? seq_total(s) - 1 : s->kv_count);
     room_note_shared(c, s);
-    if (accounts_need(s) > accounts_available(c) || !room_for(c, s)) {
+}
+
+static bool fits(struct node_core *c, const struct sequence *s)
+{
+    return accounts_need(s) <= accounts_available(c) && room_for(c, s);
+}
+
+bool accounts_would_open(struct node_core *c, struct sequence *s)
+{
+    match(c, s, HOLD_SEQUENCE);
+    bool would = fits(c, s);
+    accounts_close(c, s);
+    return would;
+}
+
+enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
+{
+    match(c, s, kind);
+    if (!fits(c, s)) {
         accounts_close(c, s);
         return ERR_FULL;
     }

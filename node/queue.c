@@ -34,6 +34,7 @@ enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s)
     if (s->fork) return fork_open(c, s);
     if (c->cache && now_ns < s->prefix_deadline_ns && encode_may_skip(s) && prefix_is_coming(c, s))
         return ERR_AGAIN;
+    if (c->tier_op && !s->tier_asked && !accounts_would_open(c, s)) return ERR_FULL;
     if (encode_may_skip(s) && tier_is_loading(c, now_ns, s)) return ERR_AGAIN;
     return accounts_open(c, s, HOLD_SEQUENCE);
 }

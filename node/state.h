@@ -439,6 +439,8 @@ uint32_t accounts_need(const struct sequence *s);
 uint32_t accounts_need_all(const struct sequence *s);
 /* All blocks that `s` needs now, a cached prefix first; or none and ERR_FULL. */
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind);
+/* Whether that would be OK now. */
+bool accounts_would_open(struct node_core *c, struct sequence *s);
 void accounts_close(struct node_core *c, struct sequence *s);
 void accounts_move(struct node_core *c, struct sequence *s, enum hold to);
 /* So many blocks; the caller has looked: they are there. */

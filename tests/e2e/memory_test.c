@@ -1,6 +1,8 @@
 /* KV memory on real processes: samples that share their prompt's KV, and long generations in half of the
  * memory that they need. Streams are those of runs without. */
+#include "tests/e2e/page.h"
 #include "tests/e2e/rig.h"
+#include "tests/unit/exposition.h"
 
 #include <string.h>
 
@@ -152,14 +154,15 @@ static int forget_long(void **state)
     return 0;
 }
 
-/* Pools of half of what they need when they are done, shared blocks counted once. */
-static void generate_long(struct rig *rig, const char *node_args)
+/* Of what they need when they are done, shared blocks counted once. */
+static uint32_t half_of_the_blocks(void)
 {
-    const struct stream *any = wanted_long->stream[0];
-    uint32_t each = (any->prompt_tokens + LONG_TOKENS + 15) / 16;
-    char args[128];
-    snprintf(args, sizeof args, "--blocks %u %s", LONG * (each - 2) / 2, node_args);
-    rig_start(rig, 1, 1, "--disaggregate always", args);
+    uint32_t each = (wanted_long->stream[0]->prompt_tokens + LONG_TOKENS + 15) / 16;
+    return LONG * (each - 2) / 2;
+}
+
+static void expect_long(struct rig *rig)
+{
     start_long(rig->streams);
     streams_run(rig->streams);
     for (uint32_t i = 0; i < LONG; i++)
@@ -170,6 +173,14 @@ static void generate_long(struct rig *rig, const char *node_args)
                 counted(rig->cluster, "memory", "held_tokens_peak"));
 }
 
+static void generate_long(struct rig *rig, const char *node_args)
+{
+    char args[128];
+    snprintf(args, sizeof args, "--blocks %u %s", half_of_the_blocks(), node_args);
+    rig_start(rig, 1, 1, "--disaggregate always", args);
+    expect_long(rig);
+}
+
 static void twice_the_memory_of_long_generations_is_computed_again(void **state)
 {
     struct rig *rig = *state;
@@ -177,6 +188,31 @@ static void twice_the_memory_of_long_generations_is_computed_again(void **state)
     await_count(rig->cluster, "pressure", "returned_computed_tokens", 1);
     await_count(rig->cluster, "pressure", "returned_cached_tokens", 1);
     assert_int_equal(pressure(rig->cluster, "handed_back"), 0);
+    rig_finish(rig);
+}
+
+/* What was preempted is stored in a tier before its blocks go, and most of it need not be computed again. */
+static void twice_the_memory_of_long_generations_is_swapped_to_disk(void **state)
+{
+    struct rig *rig = *state;
+    static char page[PAGE_MAX];
+    char args[256];
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "");
+    snprintf(args, sizeof args,
+             "--blocks %u --preempted recompute --kv-tier-deadline 10s --kv-disk-bytes 64M "
+             "--metrics 127.0.0.1:0 --kv-disk %s/tier",
+             half_of_the_blocks(), rig->cluster->folder);
+    const struct process *decode = cluster_node(rig->cluster, PROGRAM_DECODE, args);
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    expect_long(rig);
+    await_count(rig->cluster, "pressure", "returned_cached_tokens", 1);
+    assert_int_equal(page_get(decode->metrics, "/metrics", page), 200);
+    struct exposition *x = exposition_read(page);
+    assert_true(exposition_value(x, "tandem_node_tier_loaded_tokens_total") > 0);
+    exposition_free(x);
     rig_finish(rig);
 }
 
@@ -201,6 +237,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RIG_TEST(samples_of_one_prompt_get_its_kv_once),
         RIG_TEST(twice_the_memory_of_long_generations_is_computed_again),
+        RIG_TEST(twice_the_memory_of_long_generations_is_swapped_to_disk),
         RIG_TEST(twice_the_memory_of_long_generations_is_handed_back),
         RIG_TEST(twice_the_memory_of_long_generations_comes_back_the_cheaper_way),
     };
