@@ -23,6 +23,7 @@ int cmd_detokenize(int argc, char **argv);
 int cmd_up(int argc, char **argv);
 int cmd_score(int argc, char **argv);
 int cmd_embed(int argc, char **argv);
+int cmd_warm(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_sim(int argc, char **argv);
 

@@ -15,6 +15,7 @@ static const struct verb {
     {"generate", cmd_generate, "continue a prompt; text streams to stdout"},
     {"score", cmd_score, "log-probabilities of a text's tokens, and its perplexity"},
     {"embed", cmd_embed, "a text as a vector: its pooled hidden states"},
+    {"warm", cmd_warm, "prefill a file's lines, so that their KV is cached"},
     {"status", cmd_status, "nodes, queues and links"},
     {"kv", cmd_kv, "what the nodes cache, and how well that does"},
     {"doctor", cmd_doctor, "what is wrong with a cluster, why, and what to do"},

@@ -7,6 +7,8 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
+enum { RETRY_MS = 20 }; /* at least, where the cluster has no room */
+
 struct slot {
     struct crowd *crowd;
     struct crowd_item item;
@@ -15,12 +17,13 @@ struct slot {
     bool over;
 };
 
-/* A ring: [first, first + count). */
 struct crowd {
     struct tandem *t;
     const struct crowd_work *work;
     struct slot *slot;
-    uint32_t slots_count, first, count;
+    uint32_t slots_count;
+    uint32_t *order; /* of slots: those in use, [0, count), as they were given; then the others */
+    uint32_t count;
     bool exhausted;
     struct crowd_end end;
 };
@@ -66,7 +69,8 @@ static void on_event(void *ctx, const struct tandem_event *e)
     struct slot *s = ctx;
     if (e->kind != TANDEM_EVENT_DONE && e->kind != TANDEM_EVENT_ERROR) return;
     if (e->status == TANDEM_OVERLOADED) {
-        s->retry_ns = clock_now_ns() + (e->retry_ms + 1) * NS_PER_MS;
+        s->retry_ns =
+            clock_now_ns() + (e->retry_ms > RETRY_MS ? e->retry_ms : RETRY_MS) * NS_PER_MS;
     } else if (e->status == TANDEM_NO_ROUTER) {
         fail(s->crowd, e->status, e->reason);
     } else {
@@ -101,11 +105,11 @@ static void submit(struct crowd *c, struct slot *s)
 static void take_more(struct crowd *c)
 {
     while (!c->exhausted && c->end.status == TANDEM_OK && c->count < c->slots_count) {
-        struct slot *s = &c->slot[(c->first + c->count) % c->slots_count];
+        struct slot *s = &c->slot[c->order[c->count]];
         *s = (struct slot){.crowd = c, .retry_ns = TIME_NEVER};
         enum err e = c->work->next(c->work->ctx, &s->item.sequence);
         c->exhausted = e == ERR_NOT_FOUND;
-        if (e != OK && !c->exhausted) fail(c, TANDEM_INVALID, err_text());
+        if (e != OK && e != ERR_AGAIN && !c->exhausted) fail(c, TANDEM_INVALID, err_text());
         if (e != OK) return;
         c->count++;
         submit(c, s);
@@ -123,46 +127,60 @@ static void clear(struct slot *s)
     s->item.value_tokens = NULL;
 }
 
-static void drop_first(struct crowd *c)
+/* Tells what has ended, and gives its slots back; true: there was any. */
+static bool tell(struct crowd *c)
 {
-    clear(&c->slot[c->first]);
-    c->first = (c->first + 1) % c->slots_count;
-    c->count--;
-}
-
-static void tell(struct crowd *c)
-{
-    while (c->count > 0 && c->slot[c->first].over) {
-        c->work->done(c->work->ctx, &c->slot[c->first].item);
-        drop_first(c);
+    uint32_t kept = 0, told = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        uint32_t index = c->order[i];
+        struct slot *s = &c->slot[index];
+        if (s->over && (kept == 0 || c->work->any_order)) {
+            c->work->done(c->work->ctx, &s->item);
+            clear(s);
+            told++;
+            continue;
+        }
+        c->order[i] = c->order[kept];
+        c->order[kept++] = index;
     }
+    c->count = kept;
+    return told > 0;
 }
 
 static void try_again(struct crowd *c)
 {
     uint64_t now_ns = clock_now_ns();
     for (uint32_t i = 0; i < c->count; i++) {
-        struct slot *s = &c->slot[(c->first + i) % c->slots_count];
+        struct slot *s = &c->slot[c->order[i]];
         if (s->retry_ns <= now_ns) submit(c, s);
     }
+}
+
+static bool make_slots(struct crowd *c)
+{
+    c->slot = mem_array(c->slots_count, sizeof *c->slot);
+    c->order = mem_array(c->slots_count, sizeof *c->order);
+    for (uint32_t i = 0; c->order && i < c->slots_count; i++)
+        c->order[i] = i;
+    return c->slot && c->order;
 }
 
 struct crowd_end crowd_run(struct tandem *t, const struct crowd_work *work, uint32_t in_flight)
 {
     enum { TICK_MS = 50 }; /* a signal, or a retry, is seen so late */
     struct crowd c = {.t = t, .work = work, .slots_count = in_flight};
-    c.slot = mem_array(in_flight, sizeof *c.slot);
-    if (!c.slot) fail(&c, TANDEM_MEMORY, err_text());
+    if (!make_slots(&c)) fail(&c, TANDEM_MEMORY, err_text());
     while (c.end.status == TANDEM_OK) {
         if (work->stop && *work->stop) fail(&c, TANDEM_CANCELLED, "interrupted");
-        tell(&c);
         take_more(&c);
-        if (c.count == 0) break;
-        if (!c.slot[c.first].over) tandem_wait(t, TICK_MS);
+        if (c.count == 0 && c.exhausted) break;
+        if (!tell(&c)) tandem_wait(t, TICK_MS);
         try_again(&c);
+        if (work->tick) work->tick(work->ctx);
     }
-    while (c.count > 0)
-        drop_first(&c);
+    for (uint32_t i = 0; i < c.count; i++)
+        clear(&c.slot[c.order[i]]);
     mem_free(c.slot);
+    mem_free(c.order);
     return c.end;
 }

@@ -10,6 +10,7 @@
 #define TANDEM_CLIENT_CROWD_H
 
 #include <signal.h>
+#include <stdbool.h>
 
 #include "client/sequences.h"
 #include "client/tandem.h"
@@ -27,11 +28,14 @@ struct crowd_item {
 
 struct crowd_work {
     void *ctx;
-    /* ERR_NOT_FOUND: there is no more. Any other error ends the run and is its reason. */
+    /* ERR_AGAIN: none now, ask when something has ended. ERR_NOT_FOUND: there is no more. Any other error
+     * ends the run and is its reason. */
     enum err (*next)(void *ctx, struct sequence *out);
     /* Says what is wanted of the sequence; its prompt is set already. */
     enum tandem_status (*prepare)(void *ctx, struct tandem_request *r, const struct sequence *q);
     void (*done)(void *ctx, const struct crowd_item *item);
+    bool any_order;          /* what ended is told at once, not behind what was given before it */
+    void (*tick)(void *ctx); /* now and then, also while nothing ends; NULL: no need */
     volatile sig_atomic_t *stop; /* NULL: never */
 };
 

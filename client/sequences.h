@@ -26,6 +26,7 @@ enum sequences_format { SEQUENCES_AUTO, SEQUENCES_TEXT, SEQUENCES_JSONL };
 
 struct sequence {
     uint64_t line; /* from 1; 0: not of a file */
+    uint64_t tag;  /* its user's own */
     char *text;    /* one of the two: a zero byte is behind it */
     uint32_t *tokens;
     size_t count; /* bytes of the text, or tokens */

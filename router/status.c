@@ -153,6 +153,15 @@ static json_t *queue_json(const struct router_core *core, uint64_t now_ns)
         (double)w.blocked_ns[SCHED_NO_DECODE] / s, "size", (double)w.blocked_ns[SCHED_NEVER] / s);
 }
 
+/* What all nodes share: whose KV it is, and how much a token has; 0: no node has joined yet. */
+static json_t *kv_json(const struct cluster *c)
+{
+    char model[ID128_TEXT];
+    id128_print(c->fingerprint, model);
+    uint64_t bytes = c->known ? kv_block_bytes(&c->geometry) / BLOCK_TOKENS : 0;
+    return json_pack("{s:s,s:I}", "model", model, "token_bytes", (json_int_t)bytes);
+}
+
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
 {
     struct router_counts c;
@@ -173,6 +182,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
         "slow_callbacks", (json_int_t)core->facts.slow_callbacks);
     json_object_set_new(router, "at_s", json_real((double)now_ns / (double)NS_PER_S));
     json_object_set_new(router, "queue", queue_json(core, now_ns));
+    json_object_set_new(router, "kv", kv_json(&core->cluster));
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i], now_ns));
