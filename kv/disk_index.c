@@ -17,7 +17,8 @@
 #define ENV_FLAGS (MDB_NOSUBDIR | MDB_NOSYNC | MDB_NOLOCK | MDB_NOTLS | MDB_NORDAHEAD)
 
 struct disk_index {
-    MDB_env *env;
+    char *path;
+    MDB_env *env; /* NULL: a change failed; it is opened again by the next */
     MDB_dbi records;
     uint64_t bytes;
     int fd; /* LMDB's */
@@ -85,23 +86,36 @@ static enum err open_records(struct disk_index *x)
     return rc == 0 ? OK : fail("open", rc);
 }
 
+static void end_env(struct disk_index *x)
+{
+    if (x->env) mdb_env_close(x->env);
+    x->env = NULL;
+}
+
+static enum err begin_env(struct disk_index *x)
+{
+    enum err e = inspect(x->path, x->bytes);
+    if (e != OK) return e;
+    int rc = mdb_env_create(&x->env);
+    if (rc == 0) rc = mdb_env_set_mapsize(x->env, x->bytes);
+    if (rc == 0) rc = mdb_env_open(x->env, x->path, ENV_FLAGS, 0600);
+    if (rc == 0) rc = mdb_env_get_fd(x->env, &x->fd);
+    e = rc == 0 ? reserve(x) : fail(x->path, rc);
+    if (e == OK) e = open_records(x);
+    if (e != OK) end_env(x);
+    return e;
+}
+
 enum err disk_index_open(struct disk_index **out, const char *path, uint32_t slots_count)
 {
     *out = NULL;
-    uint64_t bytes = disk_index_bytes(slots_count);
-    enum err e = inspect(path, bytes);
-    if (e != OK) return e;
     struct disk_index *x = mem_new(sizeof *x);
     if (!x) return ERR_MEMORY;
-    x->bytes = bytes;
-    int rc = mdb_env_create(&x->env);
-    if (rc == 0) rc = mdb_env_set_mapsize(x->env, bytes);
-    if (rc == 0) rc = mdb_env_open(x->env, path, ENV_FLAGS, 0600);
-    if (rc == 0) rc = mdb_env_get_fd(x->env, &x->fd);
-    e = rc == 0 ? reserve(x) : fail(path, rc);
-    if (e == OK) e = open_records(x);
+    x->bytes = disk_index_bytes(slots_count);
+    x->path = mem_copy_string(path);
+    enum err e = x->path ? begin_env(x) : ERR_MEMORY;
     if (e != OK) {
-        if (x->env) mdb_env_close(x->env);
+        mem_free(x->path);
         mem_free(x);
         return e;
     }
@@ -113,8 +127,9 @@ void disk_index_close(struct disk_index *x)
 {
     if (!x) return;
     struct stat s;
-    if (fstat(x->fd, &s) == 0 && (uint64_t)s.st_size >= x->bytes) mdb_env_sync(x->env, 1);
-    mdb_env_close(x->env);
+    if (x->env && fstat(x->fd, &s) == 0 && (uint64_t)s.st_size >= x->bytes) mdb_env_sync(x->env, 1);
+    end_env(x);
+    mem_free(x->path);
     mem_free(x);
 }
 
@@ -173,13 +188,11 @@ static int change_one(const struct disk_index *x, MDB_txn *txn, const struct dis
     return rc == MDB_NOTFOUND ? 0 : rc;
 }
 
-enum err disk_index_update(struct disk_index *x, const struct disk_index_change *change,
-                           uint32_t changes_count)
+static enum err commit(struct disk_index *x, const struct disk_index_change *change,
+                       uint32_t changes_count)
 {
-    CHECK(changes_count <= DISK_INDEX_CHANGES_MAX);
-    if (changes_count == 0) return OK;
     MDB_txn *txn;
-    enum err e = whole(x);
+    enum err e = x->env ? whole(x) : begin_env(x);
     if (e != OK) return e;
     int rc = mdb_txn_begin(x->env, NULL, 0, &txn);
     if (rc != 0) return fail("begin", rc);
@@ -191,4 +204,15 @@ enum err disk_index_update(struct disk_index *x, const struct disk_index_change 
     }
     rc = mdb_txn_commit(txn);
     return rc == 0 ? OK : fail("commit", rc);
+}
+
+enum err disk_index_update(struct disk_index *x, const struct disk_index_change *change,
+                           uint32_t changes_count)
+{
+    CHECK(changes_count <= DISK_INDEX_CHANGES_MAX);
+    if (changes_count == 0) return OK;
+    enum err e = commit(x, change, changes_count);
+    /* After a write that failed LMDB refuses all further ones; what it had committed is sound. */
+    if (e != OK) end_env(x);
+    return e;
 }

@@ -367,6 +367,12 @@ struct plan {
     uint32_t slot[BATCH]; /* KV_SLOT_NONE: nothing to write */
     struct disk_index_change change[BATCH];
     uint32_t count, changes;
+    struct {
+        struct id128 key;
+        uint64_t stamp;
+        uint32_t slot;
+    } victim[BATCH]; /* whom the first changes drop */
+    uint32_t victims;
 };
 
 /* A slot for a new value, taken; KV_SLOT_NONE: there is none. Who has to go goes into the plan's changes.
@@ -383,12 +389,27 @@ static uint32_t room(struct kv_tier *t, struct plan *plan, uint64_t call_stamp)
     }
     slot = kv_slots_oldest(t->slots);
     if (slot == KV_SLOT_NONE || t->stamp[slot] >= call_stamp) return KV_SLOT_NONE;
-    plan->change[plan->changes++] =
-        (struct disk_index_change){kv_slots_key(t->slots, slot), DISK_INDEX_DROP, 0};
+    struct id128 key = kv_slots_key(t->slots, slot);
+    plan->change[plan->changes++] = (struct disk_index_change){key, DISK_INDEX_DROP, 0};
+    plan->victim[plan->victims].key = key;
+    plan->victim[plan->victims].stamp = t->stamp[slot];
+    plan->victim[plan->victims++].slot = slot;
     forget(t, slot);
     t->stats.evicted++;
     kv_slots_take(t->slots, slot);
     return slot;
+}
+
+/* The index could not be told: nothing has changed, and nobody has gone. */
+static void undo_plan(struct kv_tier *t, const struct plan *plan)
+{
+    for (uint32_t i = 0; i < plan->count; i++)
+        if (plan->slot[i] != KV_SLOT_NONE) kv_slots_give_back(t->slots, plan->slot[i]);
+    for (uint32_t i = 0; i < plan->victims; i++) {
+        kv_slots_put(t->slots, plan->victim[i].slot, plan->victim[i].key);
+        t->stamp[plan->victim[i].slot] = plan->victim[i].stamp;
+        t->stats.evicted--;
+    }
 }
 
 static bool planned(const struct id128 *keys, uint32_t i)
@@ -456,8 +477,7 @@ static enum err put_batch(struct kv_tier *t, const struct id128 *keys, uint32_t 
     enum err e = planning;
     if (e == OK && plan.changes > 0) e = tell(t, plan.change, plan.changes);
     if (e != OK) {
-        for (uint32_t i = 0; i < plan.count; i++)
-            if (plan.slot[i] != KV_SLOT_NONE) kv_slots_give_back(t->slots, plan.slot[i]);
+        undo_plan(t, &plan);
         return e;
     }
     e = write_plan(t, &plan, keys, values, stamp, deadline_ns, kept);

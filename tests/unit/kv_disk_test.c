@@ -465,6 +465,19 @@ static void writes_that_fail_lose_what_was_not_written(void **state)
     assert_true(get(s, 1));
 }
 
+static void who_cannot_be_dropped_from_the_index_stays(void **state)
+{
+    struct store *s = *state;
+    fill(s);
+    disk_faults = (struct disk_faults){DISK_WRITE, 1, ENOSPC, 0};
+    for (uint32_t n = 100; n < 120; n++)
+        assert_int_equal(put(s, n), ERR_FULL);
+    disk_faults = (struct disk_faults){0};
+    assert_int_equal(count(s), VALUES);
+    assert_int_equal(stats(s).evicted, 0);
+    assert_int_equal(count_again(s), VALUES);
+}
+
 static void a_disk_that_is_full_at_open_is_no_error(void **state)
 {
     struct store *s = *state;
@@ -571,6 +584,7 @@ int main(void)
         WITH_STORE(a_directory_that_is_removed_under_it_is_no_crash),
         WITH_STORE(a_read_that_fails_is_a_miss),
         WITH_STORE(writes_that_fail_lose_what_was_not_written),
+        WITH_STORE(who_cannot_be_dropped_from_the_index_stays),
         WITH_STORE(a_disk_that_is_full_at_open_is_no_error),
         WITH_STORE(a_disk_without_room_for_more_files_evicts),
         WITH_STORE(a_file_system_that_reserves_nothing_will_do),
