@@ -23,13 +23,14 @@ struct client {
     struct job job;
     enum stage stage;
     bool local, plain;
+    uint32_t choices_count; /* of its request: clients one behind the other */
     uint32_t expect[RIG_STREAM_MAX], expect_count, known_count;
     enum finish finish;
 };
 
 static struct rig p, d;
 static struct client client[JOBS];
-static uint64_t seed, draws;
+static uint64_t seed, draws, forks;
 static uint32_t reached[CANCELLED + 1];
 static uint32_t met[SEQ_STATES][SEQ_EVENTS];
 static bool finished;
@@ -51,8 +52,15 @@ static struct rig *any_node(void)
 
 static struct client *client_of(struct job_key key)
 {
-    struct client *c = key.request.lo < JOBS ? &client[key.request.lo] : NULL;
+    uint64_t i = key.request.lo < JOBS ? key.request.lo + key.choice : JOBS;
+    struct client *c = i < JOBS ? &client[i] : NULL;
     return c && job_key_equal(c->job.key, key) ? c : NULL;
+}
+
+static void fork_of(struct client *c, uint32_t sibling)
+{
+    c->local = true;
+    rig_say(&d, (struct msg){.kind = MSG_RESERVE, .reserve = {c->job, true, true, sibling}});
 }
 
 static void ask(struct client *c)
@@ -65,8 +73,13 @@ static void ask(struct client *c)
     c->job.forwarded = c->expect; /* what is known is right: see tokens() */
     c->job.forwarded_count = c->known_count;
     c->plain = c->job.tokens_max == c->known_count + 1;
+    c->job.age_ms = below(500);
+    c->job.preemptions = below(3);
+    bool fork = c->choices_count > 1 && c->known_count == 0 && !one_in(4);
     if (c->plain)
         rig_prefill(&p, &c->job, ID128_NONE, 0);
+    else if (fork)
+        fork_of(c, below(c->choices_count));
     else
         rig_reserve(&d, &c->job, c->local);
     c->stage = ASKED;
@@ -269,12 +282,23 @@ static void move(void)
     else if (roll == 93 && c->stage < ACKED) {
         rig_cancel(&p, (struct job_key){c->job.key.request, CHOICE_ALL, UINT32_MAX});
         rig_cancel(&d, (struct job_key){c->job.key.request, CHOICE_ALL, UINT32_MAX});
-        c->stage = CANCELLED;
+        for (uint32_t i = 0; i < JOBS; i++)
+            if (id128_equal(client[i].job.key.request, c->job.key.request) &&
+                client[i].stage < ACKED)
+                client[i].stage = CANCELLED;
     }
     watch_both();
 }
 
 /* ---- a run ---- */
+
+static uint32_t choices_of(struct id128 request)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < JOBS; i++)
+        n += id128_equal(client[i].job.key.request, request);
+    return n;
+}
 
 static void begin(void)
 {
@@ -311,8 +335,14 @@ static void begin(void)
             c->job.tenant_salt = 10 + c->job.kv_window * 100 + c->job.kv_sinks;
         }
         c->job.sampling.logprobs = one_in(4);
+        if (i > 0 && one_in(3)) { /* another sample of the request before */
+            c->job = client[i - 1].job;
+            c->job.key.choice++;
+        }
         c->expect_count = rig_expect(&c->job, context_max, c->expect, &c->finish);
     }
+    for (uint32_t i = 0; i < JOBS; i++)
+        client[i].choices_count = choices_of(client[i].job.key.request);
 }
 
 static bool all_done(void)
@@ -355,6 +385,7 @@ static void run_seed(uint64_t n)
     for (uint32_t state = 0; state < SEQ_STATES; state++)
         for (uint32_t event = 0; event < SEQ_EVENTS; event++)
             met[state][event] += p.core->met[state][event] + d.core->met[state][event];
+    forks += rig_counts(&d).forks;
     rig_free(&p);
     rig_free(&d);
 }
@@ -400,6 +431,7 @@ static void any_order_of_events_keeps_streams_exact_and_blocks_accounted(void **
     }
     for (uint32_t i = 0; i <= CANCELLED && !one; i++)
         assert_true(reached[i] > 0);
+    assert_true(one || forks > 100);
     finished = true;
 }
 
