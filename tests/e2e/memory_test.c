@@ -115,6 +115,29 @@ static void samples_of_one_prompt_get_its_kv_once(void **state)
     streams_free(forked);
 }
 
+/* Whoever has them is killed, once while they wait for their sibling's KV and once while they run. */
+static void samples_survive_the_node_that_has_them(void **state)
+{
+    struct rig *rig = *state;
+    struct ask ask = {.text = speech,
+                      .max_tokens = 120,
+                      .choices = SAMPLES,
+                      .temperature = 1,
+                      .seed = 12,
+                      .want_logprobs = true};
+    rig_start(rig, 1, 3, "--disaggregate always --lone-deaths-max 100", "");
+    const struct stream *wanted = streams_ask(rig->streams, &ask);
+    stream_expect_done(wanted);
+    for (uint32_t tokens = 1; tokens <= 200; tokens += 199) {
+        struct stream *s = streams_start(rig->streams, 0, &ask);
+        streams_until_tokens(s, tokens);
+        process_kill(cluster_process_of(rig->cluster, s->id, "decode"));
+        streams_run(rig->streams);
+        stream_expect_equal(s, wanted);
+    }
+    rig_finish(rig);
+}
+
 /* ---- long generations ---- */
 
 enum { LONG = 12, LONG_TOKENS = 150 };
@@ -236,6 +259,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RIG_TEST(samples_of_one_prompt_get_its_kv_once),
+        RIG_TEST(samples_survive_the_node_that_has_them),
         RIG_TEST(twice_the_memory_of_long_generations_is_computed_again),
         RIG_TEST(twice_the_memory_of_long_generations_is_swapped_to_disk),
         RIG_TEST(twice_the_memory_of_long_generations_is_handed_back),
