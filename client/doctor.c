@@ -18,7 +18,6 @@
 #define HUNG_STEPS 20      /* … for so many of its usual steps */
 #define SLOW_PER_S 10.0    /* callbacks of a loop beyond 1 ms */
 #define CROWD_SHARE 0.8    /* of what runs or is cached: one tenant has nearly all */
-#define CROWD_TOKENS 1000  /* looked up: of fewer a share tells nothing */
 #define TIER_SHARE 0.5     /* late, or not worth reading */
 #define TIER_ASKED 16      /* blocks or prompts: of fewer a share tells nothing */
 #define FULL_BATCH 0.9     /* of its sequences a decode node runs */
@@ -387,24 +386,22 @@ static void check_tenant_starved(const struct facts *f, const char *rule, struct
 
 static void check_tenant_crowds_cache(const struct facts *f, const char *rule, struct diagnosis *d)
 {
-    double all, evicted = 0;
+    double all;
     const struct facts_tenant *most = first_tenant(f, true, &all);
-    for (size_t i = 0; i < f->nodes_count; i++)
-        evicted += f->node[i].evicted_blocks;
-    if (!most || evicted <= 0 || most->blocks < CROWD_SHARE * all) return;
+    if (!most || most->blocks <= 0 || most->blocks < CROWD_SHARE * all) return;
     for (size_t i = 0; i < f->tenants_count; i++) {
         const struct facts_tenant *t = &f->tenant[i];
-        double mine = share(t->hit_tokens, t->queried_tokens),
-               theirs = share(most->hit_tokens, most->queried_tokens);
-        if (t == most || t->queried_tokens < CROWD_TOKENS || mine >= theirs / 2) continue;
+        if (t == most || t->regret_tokens < REGRET_TOKENS ||
+            t->regret_tokens < REGRET_SHARE * t->queried_tokens)
+            continue;
         struct finding *o = add(d, rule, true, "");
         say(o->what, "tenant %s crowds the prompts of %s out of the caches", tenant_name(most),
             tenant_name(t));
         say(o->why,
-            "%s has %.0f %% of the cached blocks and finds %.0f %% of its tokens there, %s "
-            "%.0f %% of its own; blocks are being evicted",
-            tenant_name(most), percent(most->blocks, all), 100 * theirs, tenant_name(t),
-            100 * mine);
+            "%s has %.0f %% of the cached blocks; of the %.0f tokens that %s asked for, %.0f "
+            "had been evicted shortly before",
+            tenant_name(most), percent(most->blocks, all), t->queried_tokens, tenant_name(t),
+            t->regret_tokens);
         say(o->todo,
             "bound what one tenant may keep, pin the prompt that %s begins with, or give "
             "the nodes larger pools (docs/kv-memory.md)",

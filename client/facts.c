@@ -222,7 +222,7 @@ static void read_tenants(struct facts *f, const json_t *first, const json_t *las
         if (!(t = tenant_row(f, show_text(row, "tenant")))) return;
         t->blocks += show_real(row, "blocks");
         t->queried_tokens += show_real(row, "queried_tokens");
-        t->hit_tokens += show_real(row, "hit_tokens");
+        t->regret_tokens += show_real(row, "regret_tokens");
     }
 }
 

@@ -69,7 +69,7 @@ struct facts_tenant {
     double weight, queued, running;
     double queued_before; /* at the first sample */
     double served;        /* tokens in the seconds between */
-    double blocks, queried_tokens, hit_tokens;
+    double blocks, queried_tokens, regret_tokens;
 };
 
 struct facts {

@@ -108,9 +108,11 @@ static uint32_t trim(struct node_core *c, struct sequence *s, uint32_t position)
 static void note_looked_up(struct node_core *c, const struct sequence *s)
 {
     struct block_id last = s->table_count > 0 ? s->table[s->table_count - 1] : BLOCK_NONE;
-    kv_usage_opened(&c->usage, s->job.tenant_salt, seq_total(s), s->kv_count);
+    struct kv_lookup lookup = {.tokens = seq_total(s), .found_tokens = s->kv_count};
     if ((last.v == BLOCK_NONE.v) == (s->kv_count == 0))
-        kv_prefix_regret(c->cache, last, s->kv_count, s->job.tenant_salt, s->tokens, seq_total(s));
+        lookup.regret_tokens = kv_prefix_regret(c->cache, last, s->kv_count, s->job.tenant_salt,
+                                                s->tokens, seq_total(s));
+    kv_usage_opened(&c->usage, s->job.tenant_salt, &lookup);
 }
 
 /* What the cache has of it. */

@@ -228,9 +228,10 @@ static json_t *salt_json(uint64_t salt)
 
 static json_t *tenant_json(const struct kv_tenant *t, uint32_t blocks)
 {
-    return json_pack("{s:o,s:o,s:o,s:o,s:o}", "salt", salt_json(t->salt), "jobs", number(t->jobs),
-                     "queried_tokens", number(t->queried_tokens), "hit_tokens",
-                     number(t->hit_tokens), "blocks", number(blocks));
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "salt", salt_json(t->salt), "jobs",
+                     number(t->jobs), "queried_tokens", number(t->queried_tokens), "hit_tokens",
+                     number(t->hit_tokens), "regret_tokens", number(t->regret_tokens), "blocks",
+                     number(blocks));
 }
 
 static json_t *tenants_json(const struct node_core *c)

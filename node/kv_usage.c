@@ -44,21 +44,23 @@ static struct kv_tenant *make_row(struct kv_usage *u, uint64_t salt)
         u->others.jobs += row->jobs;
         u->others.queried_tokens += row->queried_tokens;
         u->others.hit_tokens += row->hit_tokens;
+        u->others.regret_tokens += row->regret_tokens;
     }
     *row = (struct kv_tenant){.salt = salt};
     return row;
 }
 
-void kv_usage_opened(struct kv_usage *u, uint64_t salt, uint32_t tokens, uint32_t found_tokens)
+void kv_usage_opened(struct kv_usage *u, uint64_t salt, const struct kv_lookup *lookup)
 {
     uint32_t i = kv_usage_tenant(u, salt);
     struct kv_tenant *row = i < KV_USAGE_TENANTS ? &u->tenant[i] : make_row(u, salt);
     row->jobs++;
-    row->queried_tokens += tokens;
-    row->hit_tokens += found_tokens;
+    row->queried_tokens += lookup->tokens;
+    row->hit_tokens += lookup->found_tokens;
+    row->regret_tokens += lookup->regret_tokens;
     row->seen_ns = u->now_ns;
-    u->queried_tokens += tokens;
-    u->hit_tokens += found_tokens;
+    u->queried_tokens += lookup->tokens;
+    u->hit_tokens += lookup->found_tokens;
 }
 
 double kv_usage_window(const struct kv_usage *u, const uint64_t totals[KV_COUNTS],

@@ -2,7 +2,7 @@
  * minutes, and what each tenant found.
  *
  *     kv_usage_tick(&usage, now_ns, totals);                    // each turn, with all counts so far
- *     kv_usage_opened(&usage, salt, prompt_tokens, found_tokens);  // a job has got its blocks
+ *     kv_usage_opened(&usage, salt, &lookup);                   // a job has got its blocks
  *     double seconds = kv_usage_window(&usage, totals, lately); // counts of the last `seconds`
  *
  * Rules: a sample every KV_USAGE_SAMPLE_NS, kept for KV_USAGE_SAMPLES of them, so a window is that long
@@ -36,7 +36,8 @@ enum kv_count {
 };
 
 struct kv_tenant {
-    uint64_t salt, jobs, queried_tokens, hit_tokens, seen_ns; /* jobs 0: the row is free */
+    uint64_t salt, jobs, queried_tokens, hit_tokens, regret_tokens;
+    uint64_t seen_ns; /* jobs 0: the row is free */
 };
 
 struct kv_usage {
@@ -53,7 +54,11 @@ struct kv_usage {
 void kv_usage_tick(struct kv_usage *u, uint64_t now_ns, const uint64_t totals[KV_COUNTS]);
 /* Whether a tick would do more than note the time. */
 bool kv_usage_is_due(const struct kv_usage *u, uint64_t now_ns);
-void kv_usage_opened(struct kv_usage *u, uint64_t salt, uint32_t tokens, uint32_t found_tokens);
+/* regret_tokens: looked for in vain, and evicted lately. */
+struct kv_lookup {
+    uint32_t tokens, found_tokens, regret_tokens;
+};
+void kv_usage_opened(struct kv_usage *u, uint64_t salt, const struct kv_lookup *lookup);
 /* Index of the tenant's row; KV_USAGE_TENANTS: it shares the others'. */
 uint32_t kv_usage_tenant(const struct kv_usage *u, uint64_t salt);
 /* What was counted lately, and in how many seconds. */

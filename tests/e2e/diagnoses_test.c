@@ -162,6 +162,25 @@ static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
     rig_finish(rig);
 }
 
+static void work_that_is_done_twice_is_named(void **state)
+{
+    struct rig *rig = *state;
+    json_t *root = NULL;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
+    cluster_node(rig->cluster, PROGRAM_DECODE,
+                 "--threads 1 --context 1024 --blocks 66 --no-prefix-cache");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    start_all(rig, 40, 900, NULL); /* 59 blocks each in the end */
+    streams_run(rig->streams);
+    root = look(rig);
+    expect_found(root, "preemption-thrash", "were computed a second time", "--blocks");
+    json_decref(root);
+    rig_finish(rig);
+}
+
 static void a_full_batch_is_told_from_a_lack_of_blocks(void **state)
 {
     struct rig *rig = *state;
@@ -254,6 +273,32 @@ static void a_tenant_that_gets_nothing_is_named(void **state)
     json_decref(root);
 }
 
+/* One tenant comes back with its prompt after five others of a tenant that never repeats itself, and that
+ * somebody has given nearly all of the caches by its weight. */
+static void a_tenant_that_fills_the_cache_is_named(void **state)
+{
+    struct rig *rig = *state;
+    rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(rig->cluster, "--disaggregate always --tenant-weights bulk=1000");
+    for (int decode = 0; decode < 2; decode++)
+        cluster_node(rig->cluster, decode ? PROGRAM_DECODE : PROGRAM_PREFILL,
+                     "--threads 1 --context 1024 --blocks 66 --evict lru");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    for (uint32_t i = 0; i < 30; i++) {
+        bool chat = i % 6 == 0;
+        struct ask ask = {.tokens = prompt_of(chat ? 0 : 1 + i, FAMILY),
+                          .tokens_count = FAMILY,
+                          .max_tokens = 2,
+                          .tenant = chat ? "chat" : "bulk"};
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    }
+    json_t *root = look(rig);
+    expect_found(root, "tenant-crowds-cache", "had been evicted shortly before", "larger pools");
+    json_decref(root);
+    rig_finish(rig);
+}
+
 /* One prefill node with these tiers, whose pool has room for one of the prompts that take turns. */
 static void start_tiered(struct rig *rig, const char *tiers)
 {
@@ -322,12 +367,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RIG_TEST(a_cluster_that_serves_gets_no_finding),
         RIG_TEST(a_pool_too_small_is_named_and_fragmentation_cleared),
+        RIG_TEST(work_that_is_done_twice_is_named),
         RIG_TEST(a_full_batch_is_told_from_a_lack_of_blocks),
         RIG_TEST(too_few_prefill_nodes_are_told_from_too_few_decode_nodes),
         RIG_TEST(a_cache_that_forgets_too_early_is_named),
         RIG_TEST(a_node_that_is_stopped_does_not_answer),
         RIG_TEST(a_cluster_without_decode_nodes_is_told_what_to_start),
         RIG_TEST(a_tenant_that_gets_nothing_is_named),
+        RIG_TEST(a_tenant_that_fills_the_cache_is_named),
         RIG_TEST(a_tier_that_stopped_answering_is_named),
         cmocka_unit_test(files_that_are_none_are_refused),
     };

@@ -64,8 +64,7 @@ static void set_up(struct ward *w)
                                              .queued_before = 2,
                                              .served = 1000,
                                              .blocks = i == 0 ? 900 : 100,
-                                             .queried_tokens = 10000,
-                                             .hit_tokens = 4000};
+                                             .queried_tokens = 10000};
         snprintf(w->tenant[i].name, sizeof w->tenant[i].name, i == 0 ? "bulk" : "chat");
     }
 }
@@ -201,17 +200,16 @@ static void a_tenant_starves_only_if_nothing_of_it_runs(void **state)
     assert_null(found(&w, "tenant-starved"));
 }
 
-static void a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted(void **state)
+static void a_tenant_is_crowded_out_if_what_it_asks_for_was_evicted(void **state)
 {
     (void)state;
     struct ward w;
     set_up(&w);
-    w.tenant[1].hit_tokens = 1999;
+    w.tenant[1].regret_tokens = 999;
+    assert_null(found(&w, "tenant-crowds-cache"));
+    w.tenant[1].regret_tokens = 1000;
     assert_non_null(
         strstr(found(&w, "tenant-crowds-cache")->what, "bulk crowds the prompts of chat"));
-    w.tenant[1].hit_tokens = 2000;
-    assert_null(found(&w, "tenant-crowds-cache"));
-    w.tenant[1].hit_tokens = 0;
     w.tenant[0].blocks = 399;
     assert_null(found(&w, "tenant-crowds-cache"));
 }
@@ -369,7 +367,7 @@ int main(void)
         cmocka_unit_test(work_for_nothing_is_thrash),
         cmocka_unit_test(the_batch_is_named_where_it_is_what_lacks),
         cmocka_unit_test(a_tenant_starves_only_if_nothing_of_it_runs),
-        cmocka_unit_test(a_tenant_is_crowded_out_if_it_finds_little_and_blocks_are_evicted),
+        cmocka_unit_test(a_tenant_is_crowded_out_if_what_it_asks_for_was_evicted),
         cmocka_unit_test(a_tier_is_told_broken_late_or_slower_than_computing),
         cmocka_unit_test(a_slow_device_is_not_hung),
         cmocka_unit_test(who_does_not_answer_and_who_is_not_there),

@@ -218,11 +218,12 @@ static void more_tenants_than_rows_share_one(void **state)
     const uint64_t totals[KV_COUNTS] = {0};
     for (uint64_t salt = 0; salt < KV_USAGE_TENANTS + 10; salt++) {
         kv_usage_tick(&u, salt + 1, totals);
-        kv_usage_opened(&u, salt, 32, 16);
+        kv_usage_opened(&u, salt, &(struct kv_lookup){32, 16, 8});
     }
     assert_int_equal(u.tenants_replaced, 10);
     assert_int_equal(u.others.jobs, 10);
     assert_int_equal(u.others.hit_tokens, 160);
+    assert_int_equal(u.others.regret_tokens, 80);
     assert_int_equal(kv_usage_tenant(&u, 0), KV_USAGE_TENANTS);
     assert_true(kv_usage_tenant(&u, KV_USAGE_TENANTS + 9) < KV_USAGE_TENANTS);
     assert_int_equal(u.hit_tokens, 16 * (KV_USAGE_TENANTS + 10));
