@@ -403,8 +403,9 @@ static void check_tenant_crowds_cache(const struct facts *f, const char *rule, s
             tenant_name(most), percent(most->blocks, all), t->queried_tokens, tenant_name(t),
             t->regret_tokens);
         say(o->todo,
-            "bound what one tenant may keep, pin the prompt that %s begins with, or give "
-            "the nodes larger pools (docs/kv-memory.md)",
+            "bound what one tenant may keep, --tenant-quota of the nodes; look at the weights, "
+            "--tenant-weights of the router; pin the prompt that %s begins with; or give the nodes "
+            "larger pools",
             tenant_name(t));
     }
 }
