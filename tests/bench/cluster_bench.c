@@ -20,7 +20,12 @@
  * - cancel: beside eight streams, from a request's cancel, at any point of its life, until neither node
  *   has a block of it; the two nodes' pages are asked for that again and again.
  * - door: beside eight streams and a prompt of 4096 tokens, from a request to the word that it was
- *   accepted, or refused because as many as may are there. */
+ *   accepted, or refused because as many as may are there.
+ * - prefix: time to the first token of prompts that P has computed before, of several lengths: cold,
+ *   with their KV in P's pool, and read from a disk and from Redis (left out where there is no
+ *   redis-server) after the pool has given it away. "found" is the share of their whole blocks that
+ *   was not computed; "of_cold" compares the longest; "wins_from_tokens" is the length from which on a tier
+ *   is faster than computing, 0: none. */
 #include "tests/unit/testing.h"
 
 #include <dirent.h>
@@ -37,6 +42,8 @@
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/streams.h"
+#include "tests/unit/redis_rig.h"
+#include "tests/unit/tier_rig.h"
 
 enum {
     PROMPT = 1024,
@@ -617,6 +624,103 @@ static void door(void)
     door_of("door_refused", false);
 }
 
+/* ---- prefixes that were computed before ---- */
+
+static const uint32_t lengths[] = {64, 128, 256, 512, 1024, 2048};
+enum { LENGTHS = sizeof lengths / sizeof lengths[0], LONGEST = 2048 };
+
+/* A pool of P that two of the longest prompts fill, so that they evict all others. */
+#define LITTLE_POOL "--chunk 512 --blocks 200 --evict lru --kv-tier-deadline 1s "
+
+static double first_ms(const struct stream *stream)
+{
+    return ms_between(stream->submitted_ns, arrivals(stream)[0]);
+}
+
+static void evict_all(struct streams *s)
+{
+    for (int i = 0; i < 2; i++) {
+        struct ask ask = new_ask(LONGEST, 1);
+        ask_once(s, 0, &ask);
+    }
+}
+
+/* Of each length: asked, perhaps evicted, asked again. cold_ms: of the first time. */
+static void prefixes_over(const char *name, const char *prefill_args, bool evicts,
+                          double cold_ms[LENGTHS], double again_ms[LENGTHS])
+{
+    uint64_t found = 0, whole = 0;
+    uint32_t rounds = bench.amounts->ttfts / 6 + 1;
+    start_cluster(prefill_args, "--chunk 512");
+    for (uint32_t n = 0; n < LENGTHS; n++) {
+        struct samples cold = {0}, again = {0};
+        char rest[64];
+        struct streams *s = streams_to(0);
+        for (uint32_t i = 0; i < rounds; i++) {
+            struct ask ask = new_ask(lengths[n], 1);
+            uint32_t number = bench.prompts_made;
+            samples_add(&cold, first_ms(ask_once(s, 0, &ask)));
+            if (evicts) evict_all(s);
+            uint32_t made = bench.prompts_made;
+            bench.prompts_made = number - 1; /* the same tokens once more */
+            ask = new_ask(lengths[n], 1);
+            bench.prompts_made = made;
+            const struct stream *stream = ask_once(s, 0, &ask);
+            samples_add(&again, first_ms(stream));
+            found += stream->cached_tokens;
+            whole += (lengths[n] - 1) / 16 * 16;
+        }
+        streams_free(s);
+        cold_ms[n] = samples_at(&cold, 0.5);
+        again_ms[n] = samples_at(&again, 0.5);
+        snprintf(rest, sizeof rest, "_%s_%u_p50_ms", name, lengths[n]);
+        tell("prefix", rest, again_ms[n]);
+        samples_free(&cold);
+        samples_free(&again);
+    }
+    char rest[64];
+    snprintf(rest, sizeof rest, "_%s_found_percent", name);
+    tell("prefix", rest, 100.0 * (double)found / (double)whole);
+    stop_cluster();
+}
+
+static void compare(const char *name, const double cold_ms[LENGTHS], const double again_ms[LENGTHS])
+{
+    char rest[64];
+    uint32_t n = LENGTHS;
+    while (n > 0 && again_ms[n - 1] < cold_ms[n - 1])
+        n--;
+    snprintf(rest, sizeof rest, "_%s_of_cold_percent", name);
+    tell("prefix", rest, 100 * again_ms[LENGTHS - 1] / cold_ms[LENGTHS - 1]);
+    snprintf(rest, sizeof rest, "_%s_wins_from_tokens", name);
+    tell("prefix", rest, n < LENGTHS ? lengths[n] : 0);
+}
+
+static void prefix(void)
+{
+    double cold_ms[LENGTHS], again_ms[LENGTHS], unused_ms[LENGTHS];
+    char folder[PATH_MAX], args[2 * PATH_MAX];
+    struct redis_rig redis = {0};
+    prefixes_over("pool", "--chunk 512", false, cold_ms, again_ms);
+    for (uint32_t n = 0; n < LENGTHS; n++) {
+        char rest[32];
+        snprintf(rest, sizeof rest, "_cold_%u_p50_ms", lengths[n]);
+        tell("prefix", rest, cold_ms[n]);
+    }
+    compare("pool", cold_ms, again_ms);
+    rig_directory(folder);
+    snprintf(args, sizeof args, LITTLE_POOL "--kv-disk %s/disk", folder);
+    prefixes_over("disk", args, true, unused_ms, again_ms);
+    compare("disk", cold_ms, again_ms);
+    if (redis_rig_start(&redis, folder, NULL)) {
+        snprintf(args, sizeof args, LITTLE_POOL "--kv-redis %s", redis.where);
+        prefixes_over("redis", args, true, unused_ms, again_ms);
+        compare("redis", cold_ms, again_ms);
+    }
+    redis_rig_stop(&redis);
+    rig_delete(folder);
+}
+
 /* ---- */
 
 static const struct section {
@@ -627,7 +731,7 @@ static const struct section {
     {"starts", starts, &demo},  {"handover", handover, &demo}, {"ttft", ttft, &demo},
     {"router", router, &demo},  {"itl", itl, &demo},           {"s_handover", handover, &shape_s},
     {"s_ttft", ttft, &shape_s}, {"s_itl", itl, &shape_s},      {"cancel", cancel, &demo},
-    {"door", door, &demo},
+    {"door", door, &demo},      {"prefix", prefix, &demo},     {"s_prefix", prefix, &shape_s},
 };
 enum { SECTIONS = sizeof sections / sizeof sections[0] };
 
