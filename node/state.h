@@ -179,8 +179,9 @@ struct tier_op {
     enum kv_tier_op_kind kind;
     uint64_t salt, deadline_ns;
     struct arena arena;
-    uint32_t *tokens; /* LOAD: of all blocks[] */
+    uint32_t *tokens; /* LOAD: of all blocks[]; STORE: of rest_count blocks of a prompt */
     struct block_id *blocks;
+    uint32_t rest_count;        /* STORE: of which some are to be stored when this one ends */
     uint32_t held_count, count; /* of blocks[]; the op is about the last ones of them */
 };
 
@@ -304,6 +305,8 @@ struct node_core {
     struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
     uint32_t *kept;          /* [blocks] generation + 1 of what the tiers were given */
     uint32_t storing_blocks;
+    uint32_t *rest_tokens; /* scratch of both: a context */
+    struct block_id *rest_blocks;
     struct kv_tiers_stats tier_stats;
     uint64_t tier_ops_made, stores_from_ns; /* no STOREs before; 0: now */
 

@@ -11,8 +11,11 @@
  *
  * A LOAD is asked for only when the prompt could start at once but for it, and takes no block that the prompt
  * would not take for itself a moment later; what those before it in the queue want is left to them. So it
- * evicts nothing that would stay without it. STOREs hold at most an eighth of the pool. */
+ * evicts nothing that would stay without it. STOREs hold at most an eighth of the pool; what does not fit
+ * goes when one of them ends, if the cache still has it. */
 #include "node/state.h"
+
+#include <string.h>
 
 #include "common/mem.h"
 #include "common/plant.h"
@@ -24,7 +27,9 @@ enum err tiers_new(struct node_core *c)
         return err_set(ERR_INVALID, "tiers hold what the prefix cache knows, and that is off");
     c->tier_op = mem_array(NODE_LOADS_MAX + NODE_STORES_MAX, sizeof *c->tier_op);
     c->kept = mem_array(c->config.blocks_count, sizeof *c->kept);
-    return c->tier_op && c->kept ? OK : ERR_MEMORY;
+    c->rest_tokens = mem_array(c->config.context_max + BLOCK_TOKENS, sizeof *c->rest_tokens);
+    c->rest_blocks = mem_array(blocks_for_tokens(c->config.context_max), sizeof *c->rest_blocks);
+    return c->tier_op && c->kept && c->rest_tokens && c->rest_blocks ? OK : ERR_MEMORY;
 }
 
 void tiers_free(struct node_core *c)
@@ -33,6 +38,8 @@ void tiers_free(struct node_core *c)
         arena_fini(&c->tier_op[i].arena);
     mem_free(c->tier_op);
     mem_free(c->kept);
+    mem_free(c->rest_tokens);
+    mem_free(c->rest_blocks);
 }
 
 /* LOADs have the first ones. */
@@ -50,7 +57,7 @@ static void op_end(struct node_core *c, struct tier_op *op)
     for (uint32_t i = 0; i < op->held_count; i++)
         kv_pool_drop(c->pool, op->blocks[i], HOLD_TRANSFER);
     if (op->kind == KV_TIER_STORE) c->storing_blocks -= op->count;
-    op->id = op->held_count = op->count = 0;
+    op->id = op->held_count = op->count = op->rest_count = 0;
     if (op->arena.held_bytes > NODE_ARENA_KEPT)
         arena_fini(&op->arena);
     else
@@ -189,49 +196,94 @@ static bool is_kept(const struct node_core *c, struct block_id b)
     return b.v == BLOCK_NONE.v || c->kept[b.v] == kv_pool_generation(c->pool, b) + 1;
 }
 
-/* Blocks [first, end) of its table; false: not now. */
-static bool store(struct node_core *c, const struct sequence *s, uint32_t first, uint32_t end)
+/* A run of blocks that the cache knows: `blocks` of a prompt's tokens from its start. */
+struct known {
+    uint64_t salt;
+    const uint32_t *tokens;
+    const struct block_id *blocks;
+    uint32_t count;
+};
+
+/* Blocks [first, end) of it; false: not now. */
+static bool store(struct node_core *c, const struct known *k, uint32_t first, uint32_t end)
 {
     struct tier_op *op = find_unused(c, KV_TIER_STORE);
     if (!op) return false;
     op->kind = KV_TIER_STORE;
-    op->salt = s->job.tenant_salt;
-    op->blocks = arena_copy(&op->arena, s->table + first, (end - first) * sizeof *op->blocks);
+    op->salt = k->salt;
+    op->blocks = arena_copy(&op->arena, k->blocks + first, (end - first) * sizeof *op->blocks);
     if (!op->blocks) return false;
     op->held_count = op->count = end - first;
     c->storing_blocks += op->count;
     for (uint32_t i = first; i < end; i++) {
-        kv_pool_hold(c->pool, s->table[i], HOLD_TRANSFER);
-        c->kept[s->table[i].v] = kv_pool_generation(c->pool, s->table[i]) + 1;
+        kv_pool_hold(c->pool, k->blocks[i], HOLD_TRANSFER);
+        c->kept[k->blocks[i].v] = kv_pool_generation(c->pool, k->blocks[i]) + 1;
     }
     c->counts.tier_stores++;
-    if (op_post(c, 0, op, s->tokens, first)) return true;
+    if (op_post(c, 0, op, k->tokens, first)) return true;
     for (uint32_t i = first; i < end; i++)
-        c->kept[s->table[i].v] = 0;
+        c->kept[k->blocks[i].v] = 0;
     return false;
+}
+
+/* Some STORE that ends later brings what did not fit: the prompt is remembered with it. */
+static void put_off(struct node_core *c, const struct known *k)
+{
+    for (uint32_t i = NODE_LOADS_MAX; i < NODE_LOADS_MAX + NODE_STORES_MAX; i++) {
+        struct tier_op *op = &c->tier_op[i];
+        if (op->id == 0 || op->rest_count > 0) continue;
+        op->tokens =
+            arena_copy(&op->arena, k->tokens, (size_t)k->count * BLOCK_TOKENS * sizeof *k->tokens);
+        if (op->tokens) op->rest_count = k->count;
+        return;
+    }
+}
+
+static void keep(struct node_core *c, const struct known *k)
+{
+    uint32_t i = 0, n, storing_max = c->config.blocks_count / 8;
+    while (i < k->count && c->storing_blocks < storing_max) {
+        for (n = 0; i + n < k->count && n < NODE_STORE_BLOCKS; n++)
+            if (is_kept(c, k->blocks[i + n]) || c->storing_blocks + n == storing_max) break;
+        if (n > 0 && !store(c, k, i, i + n)) break; /* in order: later ones are of no use alone */
+        i += n > 0 ? n : 1;
+    }
+    while (i < k->count && is_kept(c, k->blocks[i]))
+        i++;
+    if (i < k->count) put_off(c, k);
 }
 
 void tier_keep(struct node_core *c, const struct sequence *s)
 {
-    uint32_t whole = s->kv_count / BLOCK_TOKENS, i = 0, n;
-    uint32_t storing_max = c->config.blocks_count / 8;
-    if (!c->tier_op || c->stores_from_ns > 0) return;
-    while (i < whole && c->storing_blocks < storing_max) {
-        for (n = 0; i + n < whole && n < NODE_STORE_BLOCKS; n++)
-            if (is_kept(c, s->table[i + n]) || c->storing_blocks + n == storing_max) break;
-        if (n > 0 && !store(c, s, i, i + n))
-            return; /* in order: what comes later is of no use alone */
-        i += n > 0 ? n : 1;
-    }
+    struct known k = {s->job.tenant_salt, s->tokens, s->table, s->kv_count / BLOCK_TOKENS};
+    if (c->tier_op && c->stores_from_ns == 0) keep(c, &k);
+}
+
+/* What was put off, as far as the cache still has it. */
+static void keep_rest(struct node_core *c, uint64_t salt, uint32_t rest_count)
+{
+    uint32_t n = kv_prefix_hold(c->cache, salt, c->rest_tokens, rest_count * BLOCK_TOKENS + 1,
+                                HOLD_TRANSFER, c->rest_blocks, rest_count);
+    keep(c, &(struct known){salt, c->rest_tokens, c->rest_blocks, n});
+    kv_pool_drop_all(c->pool, c->rest_blocks, n, HOLD_TRANSFER);
 }
 
 static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
                    const struct kv_tier_event *e)
 {
+    uint32_t rest_count = op->rest_count;
+    uint64_t salt = op->salt;
+    bool all = e->count >= op->count;
     for (uint32_t i = e->count; i < op->count; i++)
         c->kept[op->blocks[i].v] = 0;
-    if (e->count < op->count) c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;
+    if (rest_count > 0)
+        memcpy(c->rest_tokens, op->tokens,
+               (size_t)rest_count * BLOCK_TOKENS * sizeof *c->rest_tokens);
     op_end(c, op);
+    if (!all)
+        c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;
+    else if (rest_count > 0 && c->stores_from_ns == 0)
+        keep_rest(c, salt, rest_count);
 }
 
 /* ---- events, time ---- */

@@ -223,12 +223,12 @@ static void stores_hold_an_eighth_of_the_pool_at_most(void **state)
     assert_int_equal(r.tier_ops_count, 1);
     assert_int_equal(r.tier_op[0].op.count, 4);
     assert_int_equal(rig_counts(&r).blocks.transfer, 4);
-    rig_run(&r);
-    assert_int_equal(r.kept_count, 4);
-    job.key.request.lo = 2; /* the next one that knows them offers more */
-    rig_prefill(&r, &job, (struct id128){0}, 0);
-    rig_run(&r);
-    assert_int_equal(r.kept_count, 8);
+    for (uint32_t kept = 4; kept <= 12; kept += 4) { /* the rest goes as these end */
+        rig_tier(&r);
+        assert_int_equal(r.kept_count, kept);
+        assert_int_equal(rig_counts(&r).blocks.transfer, kept < 12 ? 4 : 0);
+    }
+    assert_int_equal(r.tier_ops_count, 0);
     rig_free(&r);
 }
 
