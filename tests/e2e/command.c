@@ -33,7 +33,7 @@ static void read_back(int fd, char text[COMMAND_TEXT_MAX])
     close(fd);
 }
 
-static int await_end(pid_t pid, const char *line)
+static int await_end(pid_t pid)
 {
     struct pollfd end = {.fd = pidfd_open(pid, 0), .events = POLLIN};
     int status, n;
@@ -44,30 +44,48 @@ static int await_end(pid_t pid, const char *line)
     close(end.fd);
     if (n == 0) kill(pid, SIGKILL);
     assert_int_equal(waitpid(pid, &status, 0), pid);
-    if (n == 0) fail_msg("not ended in %d ms: %s", COMMAND_WAIT_MS, line);
+    if (n == 0) fail_msg("a program has not ended in %d ms", COMMAND_WAIT_MS);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 256 + WTERMSIG(status);
+}
+
+static void start(struct command *r, const char *program, const char *args, va_list list)
+{
+    char path[LINE_MAX], line[LINE_MAX], *arg[ARGS_MAX + 1] = {path}, *rest = NULL;
+    uint32_t count = 1;
+    vsnprintf(line, sizeof line, args, list);
+    snprintf(path, sizeof path, "%s/%s", TANDEM_BIN_DIR, program);
+    for (char *word = strtok_r(line, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        assert_true(count < ARGS_MAX);
+        arg[count++] = word;
+    }
+    r->out_fd = memfd_create("out", MFD_CLOEXEC);
+    r->err_fd = memfd_create("err", MFD_CLOEXEC);
+    assert_true(r->out_fd >= 0 && r->err_fd >= 0);
+    r->pid = fork();
+    if (r->pid == 0) become(arg, r->out_fd, r->err_fd);
+    assert_true(r->pid > 0);
+}
+
+void command_start(struct command *r, const char *program, const char *args, ...)
+{
+    va_list list;
+    va_start(list, args);
+    start(r, program, args, list);
+    va_end(list);
+}
+
+void command_wait(struct command *r)
+{
+    r->status = await_end(r->pid);
+    read_back(r->out_fd, r->out);
+    read_back(r->err_fd, r->err);
 }
 
 void command_run(struct command *r, const char *program, const char *args, ...)
 {
-    char path[LINE_MAX], line[LINE_MAX], split[LINE_MAX], *arg[ARGS_MAX + 1] = {path}, *rest = NULL;
-    uint32_t count = 1;
     va_list list;
     va_start(list, args);
-    vsnprintf(line, sizeof line, args, list);
+    start(r, program, args, list);
     va_end(list);
-    snprintf(path, sizeof path, "%s/%s", TANDEM_BIN_DIR, program);
-    memcpy(split, line, sizeof split);
-    for (char *word = strtok_r(split, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
-        assert_true(count < ARGS_MAX);
-        arg[count++] = word;
-    }
-    int out = memfd_create("out", MFD_CLOEXEC), err = memfd_create("err", MFD_CLOEXEC);
-    assert_true(out >= 0 && err >= 0);
-    pid_t pid = fork();
-    if (pid == 0) become(arg, out, err);
-    assert_true(pid > 0);
-    r->status = await_end(pid, line);
-    read_back(out, r->out);
-    read_back(err, r->err);
+    command_wait(r);
 }

@@ -11,11 +11,17 @@
 enum { COMMAND_WAIT_MS = 60000, COMMAND_TEXT_MAX = 16384 };
 
 struct command {
-    int status; /* exit status, or 256 + the signal */
+    int status;              /* exit status, or 256 + the signal */
+    int pid, out_fd, err_fd; /* while it runs */
     char out[COMMAND_TEXT_MAX], err[COMMAND_TEXT_MAX];
 };
 
 void command_run(struct command *r, const char *program, const char *args, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* The same in two, for what happens in between. */
+void command_start(struct command *r, const char *program, const char *args, ...)
+    __attribute__((format(printf, 3, 4)));
+void command_wait(struct command *r);
 
 #endif
