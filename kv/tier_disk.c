@@ -1,9 +1,4 @@
-/* A directory with
- *
- *     lock            one process at a time (flock)
- *     meta            whose values these are (kv/disk_meta.h)
- *     index           key -> slot and stamp, LMDB (kv/disk_index.h)
- *     values.NNNN     the slots (kv/disk_values.h)
+/* A directory (kv/disk_home.h) of files of slots (kv/disk_values.h) with an index (kv/disk_index.h).
  *
  * While it is open the index is in memory too (kv/slots.h), and LMDB's is only written: a value that goes is
  * dropped from it before its slot is written, and a new one is entered after that. So whatever instruction
@@ -13,21 +8,15 @@
  *
  * What cannot be trusted is emptied and begun anew, at open and later: a damaged index or meta, values of
  * another model. A disk that is full at open is looked at again by each put. */
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "kv/disk_home.h"
 #include "kv/disk_index.h"
-#include "kv/disk_meta.h"
 #include "kv/disk_values.h"
 #include "kv/slots.h"
 #include "kv/tier.h"
@@ -37,8 +26,8 @@ enum { BATCH = 16, USED_MAX = 256 };
 #define FULL_NS (10 * NS_PER_S)
 
 struct kv_tier {
-    char where[PATH_MAX], index_path[PATH_MAX + 8];
-    int dir_fd, lock_fd;
+    struct disk_home home;
+    char index_path[PATH_MAX + 8];
     struct id128 space;
     size_t value_bytes;
     uint32_t slots_count;
@@ -52,96 +41,6 @@ struct kv_tier {
     uint64_t full_until_ns;              /* the disk was full: no new room is asked for before */
     struct kv_tier_stats stats;
 };
-
-/* --- making the directory ours --- */
-
-static enum err make_parents(const char *where)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", where);
-    for (char *c = path + 1; *c; c++) {
-        if (*c != '/') continue;
-        *c = 0;
-        if (mkdir(path, 0777) != 0 && errno != EEXIST && errno != EROFS && errno != EACCES)
-            return err_set(ERR_IO, "disk tier %s: %s: %s", where, path, strerror(errno));
-        *c = '/';
-    }
-    if (mkdir(where, 0700) == 0 || errno == EEXIST) return OK;
-    return err_set(ERR_IO, "disk tier %s: cannot be made: %s", where, strerror(errno));
-}
-
-static enum err take_directory(struct kv_tier *t)
-{
-    enum err e = make_parents(t->where);
-    if (e != OK) return e;
-    t->dir_fd = open(t->where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (t->dir_fd < 0) return err_set(ERR_IO, "disk tier %s: %s", t->where, strerror(errno));
-    t->lock_fd = openat(t->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (t->lock_fd < 0)
-        return err_set(ERR_IO, "disk tier %s: cannot be written: %s", t->where, strerror(errno));
-    if (flock(t->lock_fd, LOCK_EX | LOCK_NB) == 0) return OK;
-    if (errno != EWOULDBLOCK)
-        return err_set(ERR_IO, "disk tier %s: lock: %s", t->where, strerror(errno));
-    return err_set(ERR_IO,
-                   "disk tier %s: another process uses it: give each node its own directory",
-                   t->where);
-}
-
-/* A directory that is not empty and has no meta is somebody else's. */
-static enum err check_ours(const struct kv_tier *t)
-{
-    int fd = openat(t->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir) {
-        if (fd >= 0) close(fd);
-        return err_set(ERR_IO, "disk tier %s: %s", t->where, strerror(errno));
-    }
-    static const char *const ours[] = {".", "..", "lock", "index", "meta", "meta.new"};
-    enum err e = OK;
-    for (struct dirent *d; e == OK && (d = readdir(dir));) {
-        bool known = disk_values_named(d->d_name);
-        for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
-            known |= strcmp(d->d_name, ours[i]) == 0;
-        if (!known)
-            e = err_set(ERR_INVALID,
-                        "disk tier %s: it has %s, which is not a tier's: give it a directory "
-                        "of its own",
-                        t->where, d->d_name);
-    }
-    closedir(dir);
-    return e;
-}
-
-static enum err empty(struct kv_tier *t, const char *why)
-{
-    t->stats.emptied = why;
-    if (unlinkat(t->dir_fd, "index", 0) != 0 && errno != ENOENT)
-        return err_set(ERR_IO, "disk tier %s: index: %s", t->where, strerror(errno));
-    return disk_values_delete(t->dir_fd, 0);
-}
-
-/* Reads or makes the meta file; values that are not ours go. */
-static enum err settle(struct kv_tier *t, uint32_t *segment_slots)
-{
-    struct disk_meta meta, want = {t->space, t->value_bytes, 0};
-    want.segment_slots = *segment_slots = disk_values_segment(t->value_bytes, t->slots_count);
-    enum err e = disk_meta_read(t->dir_fd, &meta);
-    const char *why = NULL;
-    if (e == ERR_NOT_FOUND)
-        e = check_ours(t);
-    else if (e == ERR_FORMAT)
-        why = "the directory's meta file was damaged or of another version", e = OK;
-    else if (e == OK && (!id128_equal(meta.space, t->space) || meta.value_bytes != t->value_bytes))
-        why = "the directory had another model's values";
-    else if (e == OK && meta.segment_slots > 0 && meta.segment_slots <= KV_SLOTS_MAX &&
-             (t->slots_count - 1) / meta.segment_slots < DISK_SEGMENTS_MAX) {
-        *segment_slots = (uint32_t)meta.segment_slots;
-        return disk_values_delete(t->dir_fd, (t->slots_count - 1) / *segment_slots + 1);
-    } else if (e == OK)
-        why = "the directory's files are divided for a store of another size";
-    if (e == OK && why) e = empty(t, why);
-    return e == OK ? disk_meta_write(t->dir_fd, &want) : e;
-}
 
 /* --- the index: what it says goes into memory, what changes goes out --- */
 
@@ -230,13 +129,14 @@ static void end(struct kv_tier *t)
 
 static enum err begin_once(struct kv_tier *t)
 {
-    uint32_t segment_slots;
-    enum err e = settle(t, &segment_slots);
+    struct disk_meta meta = {.space = t->space, .value_bytes = t->value_bytes};
+    enum err e = disk_home_settle(&t->home, &meta, t->slots_count, &t->stats.emptied);
     if (e != OK) return e;
     t->stamp = mem_array(t->slots_count, sizeof *t->stamp);
     if (!t->stamp) return ERR_MEMORY;
     if ((e = kv_slots_new(&t->slots, t->slots_count)) != OK) return e;
-    e = disk_values_open(&t->values, t->dir_fd, t->value_bytes, segment_slots, t->slots_count);
+    e = disk_values_open(&t->values, t->home.dir_fd, t->value_bytes, (uint32_t)meta.segment_slots,
+                         t->slots_count);
     if (e == OK) e = disk_index_open(&t->index, t->index_path, t->slots_count);
     return e == OK ? load(t) : e;
 }
@@ -246,7 +146,8 @@ static enum err begin(struct kv_tier *t)
     enum err e = begin_once(t);
     if (e == ERR_FORMAT) {
         end(t);
-        e = empty(t, "its index was damaged");
+        t->stats.emptied = "its index was damaged";
+        e = disk_home_empty(&t->home);
         if (e == OK) e = begin_once(t);
     }
     if (e != OK) end(t);
@@ -257,7 +158,8 @@ static enum err begin(struct kv_tier *t)
 static enum err begin_anew(struct kv_tier *t)
 {
     end(t);
-    enum err e = empty(t, "its index was damaged while it was open");
+    t->stats.emptied = "its index was damaged while it was open";
+    enum err e = disk_home_empty(&t->home);
     return e == OK ? begin(t) : e;
 }
 
@@ -303,7 +205,7 @@ static void forget(struct kv_tier *t, uint32_t slot)
 
 static enum err late(const struct kv_tier *t)
 {
-    return err_set(ERR_TIMEOUT, "disk tier %s: the deadline is over", t->where);
+    return err_set(ERR_TIMEOUT, "disk tier %s: the deadline is over", t->home.where);
 }
 
 /* What the index said of the last change. One that cannot be used any more costs all that was kept. */
@@ -311,7 +213,7 @@ static enum err settled(struct kv_tier *t, enum err e)
 {
     if (e != ERR_FORMAT) return e;
     if ((e = begin_anew(t)) != OK) return e;
-    return err_set(ERR_IO, "disk tier %s: its index was damaged: emptied", t->where);
+    return err_set(ERR_IO, "disk tier %s: its index was damaged: emptied", t->home.where);
 }
 
 static enum err disk_has(struct kv_tier *t, const struct id128 *keys, uint32_t count,
@@ -484,7 +386,7 @@ static enum err put_batch(struct kv_tier *t, const struct id128 *keys, uint32_t 
     enum err told = plan.changes > 0 ? tell(t, plan.change, plan.changes) : OK;
     if (told != OK) return told;
     if (e == OK && plan.count < count)
-        return err_set(ERR_FULL, "disk tier %s: no room for %u more values", t->where,
+        return err_set(ERR_FULL, "disk tier %s: no room for %u more values", t->home.where,
                        count - plan.count);
     return e;
 }
@@ -497,7 +399,7 @@ static enum err disk_put(struct kv_tier *t, const struct id128 *keys, uint32_t c
     if (!t->slots && clock_now_ns() >= t->full_until_ns && (e = begin(t)) != OK)
         t->full_until_ns = clock_now_ns() + FULL_NS;
     if (!t->slots)
-        return e != OK ? e : err_set(ERR_FULL, "disk tier %s: the disk is full", t->where);
+        return e != OK ? e : err_set(ERR_FULL, "disk tier %s: the disk is full", t->home.where);
     uint64_t call_stamp = t->stamp_next, stamp = call_stamp + count;
     t->stamp_next = stamp + 1;
     while (*kept < count && e == OK) {
@@ -539,8 +441,7 @@ static void disk_close(struct kv_tier *t)
     if (!t) return;
     if (t->index && t->used_count > 0) tell(t, NULL, 0);
     end(t);
-    if (t->lock_fd >= 0) close(t->lock_fd);
-    if (t->dir_fd >= 0) close(t->dir_fd);
+    disk_home_leave(&t->home);
     mem_free(t);
 }
 
@@ -550,7 +451,7 @@ static enum err size(struct kv_tier *t, const struct kv_tier_options *o)
     uint64_t least = index + DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD;
     if (o->value_bytes == 0 || o->bytes_max < least)
         return err_set(ERR_INVALID, "disk tier %s: %llu bytes: with its index a value takes %llu",
-                       t->where, (unsigned long long)o->bytes_max, (unsigned long long)least);
+                       t->home.where, (unsigned long long)o->bytes_max, (unsigned long long)least);
     uint64_t slots = (o->bytes_max - index) / (DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD);
     t->slots_count = slots < KV_SLOTS_MAX ? (uint32_t)slots : KV_SLOTS_MAX;
     t->value_bytes = o->value_bytes;
@@ -565,12 +466,11 @@ static enum err disk_open(struct kv_tier **out, const struct kv_tier_options *op
         return err_set(ERR_INVALID, "disk tier: which directory?");
     struct kv_tier *t = mem_new(sizeof *t);
     if (!t) return ERR_MEMORY;
-    t->dir_fd = t->lock_fd = -1;
+    disk_home_init(&t->home, options->where);
     t->stamp_next = 1;
-    snprintf(t->where, sizeof t->where, "%s", options->where);
     snprintf(t->index_path, sizeof t->index_path, "%s/index", options->where);
     enum err e = size(t, options);
-    if (e == OK) e = take_directory(t);
+    if (e == OK) e = disk_home_take(&t->home);
     if (e == OK) e = begin(t);
     if (e == ERR_FULL) { /* by and by there may be room */
         t->full_until_ns = clock_now_ns() + FULL_NS;

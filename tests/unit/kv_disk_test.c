@@ -286,6 +286,10 @@ static void a_damaged_meta_empties_the_directory(void **state)
     assert_int_equal(count_again(s), 0);
     assert_non_null(strstr(stats(s).emptied, "meta"));
     shut(s);
+    assert_int_equal(unlink(file(s, "meta")), 0);
+    assert_int_equal(count_again(s), 0);
+    assert_non_null(strstr(stats(s).emptied, "gone"));
+    shut(s);
     assert_ok(kv_tier_disk.open(&s->tier, &s->options));
     assert_null(stats(s).emptied);
 }
