@@ -30,14 +30,16 @@ static bool is_gone(const struct sequence *s, uint32_t i)
     return i >= s->window.sinks / BLOCK_TOKENS && i < s->gone / BLOCK_TOKENS;
 }
 
-/* How long the table should be now: for what it knows and one block more, or with a window for what
- * may be computed next. What is on its way is wanted whole. */
+/* How long the table should be now: for what it knows and one block more, or with a window so that it has
+ * all that it will have at a time. What is on its way is wanted whole. */
 static uint32_t reach_of(const struct sequence *s)
 {
     uint32_t now = blocks_for_tokens(seq_total(s)) + 1, all = blocks_for_tokens(tokens_all(s));
-    uint32_t next = blocks_for_tokens(s->kv_count + s->ahead);
     if (now > all) now = all;
-    return s->window.tokens && s->hold != HOLD_RESERVE && next < now ? next : now;
+    if (s->window.tokens == 0 || s->hold == HOLD_RESERVE) return now;
+    uint32_t most = kv_window_blocks(s->window, seq_total(s) + 1, s->ahead);
+    uint32_t end = (s->gone - s->window.sinks) / BLOCK_TOKENS + most;
+    return end < now ? end : now;
 }
 
 /* Blocks that lengthening the table to `end` takes. */

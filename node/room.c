@@ -30,11 +30,23 @@ void room_note_shared(struct node_core *c, struct sequence *s)
 static uint32_t growth(const struct node_core *c, const struct sequence *s, uint32_t horizon)
 {
     uint32_t limit = s->generated_max, now = s->generated_count;
-    if (s->window.tokens) return 0;
     uint32_t end = lengths_expect(&c->lengths, s->job.prompt_count, s->job.tokens_max, now);
     if (end < now + horizon) end = now + horizon;
     if (end > limit) end = limit;
+    if (s->window.tokens) return end > now ? blocks_for_tokens(end - now) : 0;
     return end > now ? (end - now) / BLOCK_TOKENS : 0;
+}
+
+/* The same with a window, beside those that it has: until that is full, for what it shares there now, and one
+ * that it takes before it lets go of another. */
+static uint32_t growth_in_window(const struct node_core *c, const struct sequence *s,
+                                 uint32_t horizon, uint32_t held)
+{
+    uint32_t blocks = growth(c, s, horizon);
+    uint32_t end = s->job.prompt_count + s->generated_count + blocks * BLOCK_TOKENS;
+    uint32_t most = kv_window_blocks(s->window, end, BLOCK_TOKENS);
+    uint32_t left = most > held ? most - held : 0;
+    return blocks < left ? blocks : left;
 }
 
 static bool is_rival(const struct sequence *t, const struct sequence *s)
@@ -56,18 +68,28 @@ static uint32_t horizon_of(const struct node_core *c, const struct sequence *s)
 bool room_for(struct node_core *c, const struct sequence *s)
 {
     if (!decodes(s) || PLANTED("no_head_room")) return true;
-    uint32_t n = 0, horizon = horizon_of(c, s), mine = room_private_blocks(s);
+    uint32_t n = 0, rivals = 0, horizon = horizon_of(c, s), mine = room_private_blocks(s);
     uint64_t capacity = (uint64_t)accounts_available(c) + mine;
+    uint64_t windows = 0; /* what those with one may yet take; that they end is not counted on */
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         const struct sequence *t = &c->sequence[i];
         if (!is_rival(t, s)) continue;
         uint32_t held = room_private_blocks(t);
+        rivals++;
+        if (t->window.tokens) {
+            windows += growth_in_window(c, t, horizon, held);
+            continue;
+        }
         capacity += held;
         c->grower[n++] = (struct plan_grower){held, growth(c, t, horizon)};
     }
-    if (n == 0) return true; /* alone it has what there is */
-    c->grower[n++] = (struct plan_grower){mine + accounts_need(s), growth(c, s, horizon)};
-    return plan_peak(c->grower, n) <= capacity;
+    if (rivals == 0) return true; /* alone it has what there is */
+    mine += accounts_need(s);
+    if (s->window.tokens)
+        windows += mine + growth_in_window(c, s, horizon, mine);
+    else
+        c->grower[n++] = (struct plan_grower){mine, growth(c, s, horizon)};
+    return plan_peak(c->grower, n) + windows <= capacity;
 }
 
 /* The first of a list, which is sorted, stands before it. */

@@ -17,7 +17,7 @@ static uint32_t oracle_token(const struct sim_request *r, uint32_t choice)
     uint32_t total = r->prompt_count + c->want_count;
     for (uint32_t at = 0; at < total; at++) {
         uint32_t t = at < r->prompt_count ? r->prompt[at] : c->want[at - r->prompt_count];
-        for (uint32_t l = 0; l < SIM_LAYERS; l++)
+        for (uint32_t l = 0; l < SIM_LAYERS && device_sees(r->window, total - 1, at); l++)
             sum = device_fold(sum, device_content(t, at, l));
     }
     return device_token(r->seed, choice, c->want_count, sum);
@@ -44,13 +44,14 @@ static void make_oracle(struct sim_request *r, uint32_t choice)
 static void make_values(struct sim_request *r)
 {
     double hidden[SIM_HIDDEN] = {0}, squares = 0;
-    uint64_t sum = 0;
     if (r->kind == JOB_GENERATE) return;
     r->want_values_count = r->kind == JOB_SCORE ? r->prompt_count - 1 : SIM_HIDDEN;
     for (uint32_t at = 0; at < r->prompt_count; at++) {
         bool last = at + 1 == r->prompt_count;
-        for (uint32_t l = 0; l < SIM_LAYERS; l++)
-            sum = device_fold(sum, device_content(r->prompt[at], at, l));
+        uint64_t sum = 0;
+        for (uint32_t t = 0; t <= at; t++)
+            for (uint32_t l = 0; l < SIM_LAYERS && device_sees(r->window, at, t); l++)
+                sum = device_fold(sum, device_content(r->prompt[t], t, l));
         if (r->kind == JOB_SCORE && !last)
             r->want_values[at] = device_score(sum, r->prompt[at + 1]);
         for (uint32_t i = 0; i < SIM_HIDDEN && (last || r->kind == JOB_EMBED_MEAN); i++)
@@ -80,6 +81,15 @@ static void make_long(struct sim *s, struct sim_request *r)
     r->tokens_min = sim_draw(s, 2) ? r->tokens_max : 0;
 }
 
+/* Some ask for less than all KV, where the model has no window; not drawn, so that it shifts nothing. */
+static void make_window(const struct sim *s, struct sim_request *r)
+{
+    uint32_t roll = (uint32_t)(r->seed % 997);
+    if (s->window == 0 && roll % 6 == 0)
+        r->asked = (struct kv_window){1 + roll % 90, roll % 4 * BLOCK_TOKENS};
+    r->window = r->asked.tokens ? r->asked : (struct kv_window){s->window, 0};
+}
+
 /* Prompts begin with one of three texts, so that prefixes are shared. */
 static void make_request(struct sim *s, struct sim_request *r)
 {
@@ -92,6 +102,7 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->tokens_min = sim_draw(s, 4) ? 0 : sim_draw(s, 10);
     if (s->options.pressure) make_long(s, r);
     r->seed = s->options.seed * 7 + sim_draw(s, 1000);
+    make_window(s, r);
     r->priority = (int32_t)sim_draw(s, 3) - 1;
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
@@ -163,6 +174,8 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .tokens_min = r->tokens_min,
                                .priority = r->priority,
                                .kind = r->kind,
+                               .kv_window = r->asked.tokens,
+                               .kv_sinks = r->asked.sinks,
                                .deadline_ms = r->deadline_ms,
                                .received = got,
                                .received_count = total,

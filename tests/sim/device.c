@@ -20,6 +20,11 @@ uint64_t device_fold(uint64_t sum, uint64_t content)
     return hash_mix((struct id128){sum, content});
 }
 
+bool device_sees(struct kv_window w, uint32_t row, uint32_t token)
+{
+    return token <= row && (token < w.sinks || token >= kv_window_first(w, row));
+}
+
 uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t kv_sum)
 {
     uint64_t h = hash_mix((struct id128){seed ^ kv_sum, (uint64_t)choice << 32 | index});
@@ -115,6 +120,18 @@ static void make_slots(struct sim_proc *p, const struct step *step)
     }
 }
 
+/* Of all that the row sees. */
+static uint64_t sum_of(struct sim_proc *p, const struct step *step, const struct step_sequence *q,
+                       uint32_t row)
+{
+    uint64_t sum = 0;
+    for (uint32_t at = 0; at <= row; at++)
+        for (uint32_t l = 0; l < SIM_LAYERS && device_sees(q->window, row, at); l++)
+            sum =
+                device_fold(sum, *cell(p, step->table[q->table_first + at / BLOCK_TOKENS], l, at));
+    return sum;
+}
+
 static void keep_row(const struct step *step, const struct step_sequence *q, uint32_t k,
                      uint64_t sum)
 {
@@ -132,14 +149,8 @@ static void keep_rows(struct sim_proc *p, const struct step *step)
 {
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
-        uint64_t sum = 0;
-        if (q->want == STEP_WANT_KV) continue;
-        for (uint32_t at = 0; at < q->position + q->rows_count; at++) {
-            for (uint32_t l = 0; l < SIM_LAYERS; l++)
-                sum = device_fold(sum,
-                                  *cell(p, step->table[q->table_first + at / BLOCK_TOKENS], l, at));
-            if (at >= q->position) keep_row(step, q, at - q->position, sum);
-        }
+        for (uint32_t r = 0; r < q->rows_count && q->want != STEP_WANT_KV; r++)
+            keep_row(step, q, r, sum_of(p, step, q, q->position + r));
     }
 }
 
@@ -148,11 +159,7 @@ static void sample(struct sim_proc *p, struct step *step)
     for (uint32_t i = 0; i < step->sequences_count; i++) {
         const struct step_sequence *q = &step->sequence[i];
         if (!q->sample) continue;
-        uint64_t sum = 0;
-        for (uint32_t at = 0; at < q->position + q->rows_count; at++)
-            for (uint32_t l = 0; l < SIM_LAYERS; l++)
-                sum = device_fold(sum,
-                                  *cell(p, step->table[q->table_first + at / BLOCK_TOKENS], l, at));
+        uint64_t sum = sum_of(p, step, q, q->position + q->rows_count - 1);
         struct sim_slot *slot = &p->slot[q->slot];
         slot->last = device_token(slot->seed, slot->choice, slot->index++, sum);
         step->result[i] = (struct token_info){.token = slot->last};

@@ -121,6 +121,7 @@ struct sim_request {
     enum sim_request_state state;
     uint32_t prompt[SIM_PROMPT_MAX];
     uint32_t prompt_count, tokens_max, tokens_min;
+    struct kv_window window, asked; /* what it sees; what it asks for */
     uint64_t seed, submit_ns, cancel_ns, deadline_ms;
     int32_t priority;
     struct id128 id;
@@ -175,6 +176,7 @@ struct sim {
     struct arena arena; /* of the message being delivered */
     struct buf wire;
     uint32_t chunk, batch, blocks;
+    uint32_t window; /* the model's; 0: all */
     uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
     uint64_t queue_timeout_ns, reserve_timeout_ns, stall_timeout_ns; /* of routers; 0: the usual */
     uint32_t duplicate_percent, slow_percent; /* of the messages: come twice, come late */
@@ -217,6 +219,7 @@ void device_cut(struct sim *s, struct sim_proc *a, struct sim_proc *b);
 uint32_t device_token(uint64_t seed, uint32_t choice, uint32_t index, uint64_t kv_sum);
 uint64_t device_content(uint32_t token, uint32_t position, uint32_t layer);
 uint64_t device_fold(uint64_t sum, uint64_t content);
+bool device_sees(struct kv_window w, uint32_t row, uint32_t token);
 /* What a row is worth, by the KV up to it: as score of the token behind it, as number i of its state. */
 float device_score(uint64_t kv_sum, uint32_t next);
 double device_hidden(uint64_t kv_sum, uint32_t i);

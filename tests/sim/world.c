@@ -383,7 +383,10 @@ static void open_node(struct sim *s, struct sim_proc *p)
                   .eos = eos,
                   .eos_count = 1,
                   .addresses = p->addresses,
-                  .addresses_count = 1},
+                  .addresses_count = 1,
+                  .kv_window = s->window,
+                  .kv_ahead = s->chunk},
+        .kv_windows = true,
         .incarnation = ++s->incarnations * 1000,
         .ticket_seed = s->options.seed * 17 + s->incarnations,
         .session = SESSION_LIMITS_DEFAULT,
@@ -603,6 +606,7 @@ static void build(struct sim *s)
     s->clients_count = 1 + sim_draw(s, SIM_CLIENTS_MAX);
     s->chunk = 8 + sim_draw(s, 60);
     s->batch = 1 + sim_draw(s, 12);
+    if (s->options.seed % 4 == 3) s->window = 1 + (uint32_t)(s->options.seed * 37 % 120);
     s->blocks = SIM_CONTEXT / BLOCK_TOKENS + sim_draw(s, 24);
     s->net_ns = sim_draw_ns(s, 20000, 2 * NS_PER_MS);
     s->jitter_ns = sim_draw_ns(s, 1000, 3 * NS_PER_MS);
