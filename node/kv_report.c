@@ -10,8 +10,9 @@
 /* A prefix that more than one sequence was computed on. */
 struct prefix {
     uint64_t score; /* tokens x uses */
-    uint64_t hash, salt, used_ns;
-    uint32_t block; /* its last */
+    uint64_t salt, used_ns;
+    uint32_t at;      /* block: on the way from its last to its first … */
+    uint64_t at_hash; /* … which is another one's by now if this is not its hash */
     uint32_t tokens_count, uses;
     uint32_t first[BLOCK_TOKENS], last[BLOCK_TOKENS];
     bool rooted; /* `first` is known */
@@ -95,10 +96,10 @@ static void rank_prefix(struct kv_report *r, uint32_t block, const struct kv_pre
     memmove(&r->prefix[i + 1], &r->prefix[i], (r->prefixes_count - 1 - i) * sizeof r->prefix[0]);
     struct prefix *p = &r->prefix[i];
     *p = (struct prefix){.score = score,
-                         .hash = e->hash,
+                         .at_hash = e->hash,
                          .salt = e->salt,
                          .used_ns = e->used_ns,
-                         .block = block,
+                         .at = block,
                          .tokens_count = tokens,
                          .uses = e->uses};
     memcpy(p->last, e->tokens, sizeof p->last);
@@ -118,18 +119,25 @@ static void look(struct node_core *c, uint64_t now_ns, uint32_t block)
     if (is_shared_end(&e)) rank_prefix(r, block, &e);
 }
 
-/* Its first tokens are its first block's: as many steps up as it is long. */
-static void find_root(const struct node_core *c, struct prefix *p)
+/* Its first tokens are its first block's, which is as many steps up as it is long: KV_REPORT_SLICE of them in
+ * a turn. */
+static void go_to_root(const struct node_core *c, struct prefix *p)
 {
     struct kv_prefix_entry e;
-    p->rooted = true;
-    if (!kv_prefix_look(c->cache, (struct block_id){p->block}, &e) || e.hash != p->hash) {
-        p->uses = 0; /* gone since it was ranked */
-        return;
+    bool known = kv_prefix_look(c->cache, (struct block_id){p->at}, &e) && e.hash == p->at_hash;
+    for (uint32_t steps = 0; known && e.parent.v != BLOCK_NONE.v; steps++) {
+        if (steps == KV_REPORT_SLICE) {
+            p->at_hash = e.hash;
+            return; /* goes on from there, if it is still there */
+        }
+        p->at = e.parent.v;
+        known = kv_prefix_look(c->cache, e.parent, &e); /* a child keeps its parents cached */
     }
-    while (e.parent.v != BLOCK_NONE.v && kv_prefix_look(c->cache, e.parent, &e))
-        continue;
-    memcpy(p->first, e.tokens, sizeof p->first);
+    p->rooted = true;
+    if (known)
+        memcpy(p->first, e.tokens, sizeof p->first);
+    else
+        p->uses = 0; /* gone since it was ranked */
 }
 
 /* True: all has been looked at. */
@@ -146,7 +154,7 @@ static bool slice(struct node_core *c, uint64_t now_ns)
     }
     for (uint32_t i = 0; i < r->prefixes_count; i++) {
         if (r->prefix[i].rooted) continue;
-        find_root(c, &r->prefix[i]);
+        go_to_root(c, &r->prefix[i]);
         return false;
     }
     return true;

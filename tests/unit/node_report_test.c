@@ -114,6 +114,24 @@ static void the_biggest_shared_prefixes_are_named_with_their_first_tokens(void *
     rig_free(&d);
 }
 
+static void a_prefix_that_goes_while_the_report_is_made_is_left_out(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 12});
+    serve_shared(1, 9, 0);
+    serve_shared(2, 9, 0);
+    rig_forget(&d);
+    ask(7); /* all blocks are looked at, and ranked */
+    for (uint32_t id = 3; id <= 6; id++)
+        serve(id, &(struct rig_prompt){.seed = id, .count = 150, .tokens_max = 20}, 0);
+    rig_advance(&d, 100 * NS_PER_MS);
+    const struct msg *m = rig_said(&d, MSG_ANSWER);
+    json_t *root = json_loadb(m->answer.text, m->answer.text_bytes, 0, NULL);
+    assert_int_equal(json_array_size(json_object_get(root, "prefixes")), 0);
+    json_decref(root);
+    rig_free(&d);
+}
+
 static void tenants_have_their_own_figures(void **state)
 {
     (void)state;
@@ -234,6 +252,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_report_counts_blocks_and_what_was_found),
         cmocka_unit_test(the_biggest_shared_prefixes_are_named_with_their_first_tokens),
+        cmocka_unit_test(a_prefix_that_goes_while_the_report_is_made_is_left_out),
         cmocka_unit_test(tenants_have_their_own_figures),
         cmocka_unit_test(what_was_evicted_too_early_is_told),
         cmocka_unit_test(a_window_forgets_what_is_older),
