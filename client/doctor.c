@@ -470,8 +470,9 @@ static void check_tier_slow(const struct facts *f, const char *rule, struct diag
             struct finding *o = add(d, rule, true, n->name);
             say(o->what, "the %s tier of %s is slower than computing", t->name, n->name);
             say(o->why,
-                "%.0f of %.0f blocks that it was asked for were computed instead: it reads "
-                "%.1f MB/s, a block in %.2f ms; computing one takes %.2f ms",
+                "%.0f of %.0f blocks that it has were computed instead, as that was expected to "
+                "be sooner: once it answers it reads %.1f MB/s, a block in %.2f ms; computing one "
+                "takes %.2f ms",
                 t->not_worth_blocks, t->hit_blocks + t->not_worth_blocks, t->read_rate / 1e6,
                 1000 * share(n->block_bytes, t->read_rate), 1000 * TOKENS_A_BLOCK * n->token_s);
             say(o->todo, "a faster disk or server behind --kv-%s, or do without it on this node",

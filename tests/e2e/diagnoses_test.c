@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "client/tandem.h"
@@ -321,33 +323,84 @@ static void take_turns(struct rig *rig, uint32_t count)
     }
 }
 
+/* A real server in a folder of its own, that the nodes of start_tiered use. Skips without one. */
+struct shared_tier {
+    struct redis_rig redis;
+    char folder[64];
+    pid_t brake; /* of a process that lets the server run only now and then; 0: none */
+};
+
+static void start_shared(struct rig *rig, struct shared_tier *t, const char *more)
+{
+    char args[PATH_MAX + 128];
+    *t = (struct shared_tier){.folder = "/tmp/tandem-diagnoses-XXXXXX"};
+    assert_non_null(mkdtemp(t->folder));
+    if (!redis_rig_start(&t->redis, t->folder, NULL)) {
+        rmdir(t->folder);
+        skip();
+    }
+    snprintf(args, sizeof args, "--kv-redis %s %s", t->redis.where, more);
+    start_tiered(rig, args);
+}
+
+static void stop_shared(struct shared_tier *t)
+{
+    char path[128];
+    if (t->brake > 0) {
+        kill(t->brake, SIGKILL);
+        waitpid(t->brake, NULL, 0);
+    }
+    redis_rig_stop(&t->redis);
+    snprintf(path, sizeof path, "%s/redis.sock", t->folder);
+    unlink(path);
+    rmdir(t->folder);
+}
+
+/* From here on the server runs for 1 ms in 60. */
+static void slow_down(struct shared_tier *t)
+{
+    t->brake = fork();
+    if (t->brake != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+        kill(t->redis.pid, SIGSTOP);
+        usleep(59000);
+        kill(t->redis.pid, SIGCONT);
+        usleep(1000);
+    }
+}
+
 static void a_tier_that_stopped_answering_is_named(void **state)
 {
     struct rig *rig = *state;
-    struct redis_rig redis = {0};
-    char args[PATH_MAX + 64], dir[] = "/tmp/tandem-diagnoses-XXXXXX";
-    assert_non_null(mkdtemp(dir));
-    if (!redis_rig_start(&redis, dir, NULL)) {
-        rmdir(dir);
-        skip();
-    }
-    snprintf(args, sizeof args, "--kv-redis %s", redis.where);
-    start_tiered(rig, args);
+    struct shared_tier tier;
+    start_shared(rig, &tier, "");
     take_turns(rig, 6);
     json_t *before = look(rig);
-    redis_rig_signal(&redis, SIGSTOP);
+    redis_rig_signal(&tier.redis, SIGSTOP);
     take_turns(rig, 12);
     json_t *after = look(rig);
-    redis_rig_stop(&redis);
+    stop_shared(&tier);
     assert_null(find(before, "tier-broken"));
     expect_found(after, "tier-broken", "left alone for a while", "--kv-redis");
     json_decref(before);
     json_decref(after);
     rig_finish(rig);
-    char path[128];
-    snprintf(path, sizeof path, "%s/redis.sock", dir);
-    unlink(path);
-    rmdir(dir);
+}
+
+static void a_tier_that_is_slower_than_computing_is_named(void **state)
+{
+    struct rig *rig = *state;
+    struct shared_tier tier;
+    start_shared(rig, &tier, "--kv-tier-deadline 2s");
+    take_turns(rig, 3);
+    slow_down(&tier);
+    take_turns(rig, 30);
+    json_t *root = look(rig);
+    stop_shared(&tier);
+    expect_found(root, "tier-slow", "were computed instead", "--kv-redis");
+    json_decref(root);
+    rig_finish(rig);
 }
 
 static void files_that_are_none_are_refused(void **state)
@@ -376,6 +429,7 @@ int main(void)
         RIG_TEST(a_tenant_that_gets_nothing_is_named),
         RIG_TEST(a_tenant_that_fills_the_cache_is_named),
         RIG_TEST(a_tier_that_stopped_answering_is_named),
+        RIG_TEST(a_tier_that_is_slower_than_computing_is_named),
         cmocka_unit_test(files_that_are_none_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
