@@ -97,6 +97,7 @@ static void take_to(struct node_core *c, struct sequence *s, uint32_t end)
 static uint32_t trim(struct node_core *c, struct sequence *s, uint32_t position)
 {
     uint32_t gone = kv_window_gone(s->window, position), n = 0;
+    if (PLANTED("window_early") && gone > s->window.sinks) gone += BLOCK_TOKENS;
     for (uint32_t i = s->gone / BLOCK_TOKENS; i < gone / BLOCK_TOKENS && i < s->table_count; i++) {
         kv_pool_drop(c->pool, s->table[i], s->hold);
         s->table[i] = BLOCK_NONE;

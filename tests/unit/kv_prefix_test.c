@@ -180,6 +180,35 @@ static void a_twin_is_swapped_and_a_step_keeps_the_old_block(void **state)
     tear_down(&f);
 }
 
+/* Of a sequence with a window: what it let go of stays known until it is evicted; then what comes behind is
+ * not found either. */
+static void blocks_behind_what_was_let_go_of_are_known_as_long_as_that_is(void **state)
+{
+    (void)state;
+    struct fixture f = set_up(8, 8);
+    struct block_id mine[DEPTH], others[2];
+    uint32_t tokens[DEPTH * T];
+    run(&f, 0, "ab", mine);
+    kv_pool_drop(f.pool, mine[0], HOLD_SEQUENCE);
+    mine[0] = BLOCK_NONE;
+    for (int i = 2; i < 4; i++)
+        assert_ok(kv_pool_take(f.pool, HOLD_SEQUENCE, &mine[i]));
+    kv_prefix_insert(f.cache, 0, tokens, spell("abc", tokens), HOLD_SEQUENCE, mine);
+    assert_int_equal(peek(&f, 0, "abc"), 3);
+    kv_prefix_used(f.cache, mine, 3);
+    assert_int_equal(kv_prefix_evict(f.cache, 1), 1); /* "a", and so nobody finds the others */
+    assert_int_equal(peek(&f, 0, "abc"), 0);
+    kv_prefix_insert(f.cache, 0, tokens, spell("abcd", tokens), HOLD_SEQUENCE, mine);
+    assert_int_equal(peek(&f, 0, "abcd"), 0);
+    run(&f, 0, "ab", others); /* another one computes the first two: its own lead on from there */
+    kv_prefix_insert(f.cache, 0, tokens, spell("abcd", tokens), HOLD_SEQUENCE, mine);
+    assert_int_equal(mine[1].v, others[1].v);
+    assert_int_equal(peek(&f, 0, "abcd"), 4);
+    let_go(&f, "ab", others);
+    let_go(&f, "bcd", mine + 1);
+    tear_down(&f);
+}
+
 static void leaves_go_first_and_the_longest_unused_before_all(void **state)
 {
     (void)state;
@@ -609,6 +638,7 @@ int main(void)
         cmocka_unit_test(the_last_token_is_always_left_to_compute),
         cmocka_unit_test(salts_keep_tenants_apart),
         cmocka_unit_test(colliding_hashes_never_serve_another_prompt),
+        cmocka_unit_test(blocks_behind_what_was_let_go_of_are_known_as_long_as_that_is),
         cmocka_unit_test(a_twin_is_swapped_and_a_step_keeps_the_old_block),
         cmocka_unit_test(leaves_go_first_and_the_longest_unused_before_all),
         cmocka_unit_test(a_match_makes_young),
