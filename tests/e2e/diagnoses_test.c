@@ -138,6 +138,30 @@ static void a_cluster_that_serves_gets_no_finding(void **state)
     rig_finish(rig);
 }
 
+static void kv_names_what_is_shared_by_its_words_and_tenant(void **state)
+{
+    struct rig *rig = *state;
+    struct command r;
+    rig_start(rig, 1, 1, "", "");
+    for (int i = 0; i < 3; i++) {
+        struct ask ask = {.text =
+                              "It is told in Rome that Caesar has come home, and that the people "
+                              "wait for him at the gate with wine and song.",
+                          .max_tokens = 4,
+                          .tenant = "acme"};
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    }
+    command_run(&r, "tandem", "kv --node d0 --router %s", rig->cluster->addresses);
+    assert_int_equal(r.status, 0);
+    assert_non_null(strstr(r.out, "d0: decode"));
+    assert_null(strstr(r.out, "p0: prefill"));
+    assert_non_null(strstr(r.out, "acme           \"It is told in Rome"));
+    command_run(&r, "tandem", "kv --node d7 --router %s", rig->cluster->addresses);
+    assert_int_equal(r.status, 1);
+    assert_non_null(strstr(r.err, "no node is named d7"));
+    rig_finish(rig);
+}
+
 static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
 {
     struct rig *rig = *state;
@@ -419,6 +443,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         RIG_TEST(a_cluster_that_serves_gets_no_finding),
+        RIG_TEST(kv_names_what_is_shared_by_its_words_and_tenant),
         RIG_TEST(a_pool_too_small_is_named_and_fragmentation_cleared),
         RIG_TEST(work_that_is_done_twice_is_named),
         RIG_TEST(a_full_batch_is_told_from_a_lack_of_blocks),
