@@ -603,6 +603,16 @@ static void note_prefill(struct router_core *core, struct choice *c, uint32_t ca
     if (cached_tokens > c->cached_tokens) c->cached_tokens = cached_tokens;
 }
 
+/* Until the node's heartbeat tells its speed, that of its first prompt is taken for it. */
+static void learn_speed(struct node *n, const struct choice *c, uint32_t cached_tokens,
+                        uint64_t compute_us)
+{
+    uint32_t all = c->request->prompt_count;
+    if (n->sched.token_ns || cached_tokens >= all) return;
+    uint64_t ns = compute_us * 1000 / (all - cached_tokens);
+    n->sched.token_ns = ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
+}
+
 void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
                      const struct msg_first *m)
 {
@@ -613,6 +623,7 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
     note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
+    learn_speed(from, c, m->cached_tokens, m->compute_us);
     prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
     forward(core, now_ns, c, m->index, &m->token, 1);
 }

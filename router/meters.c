@@ -74,6 +74,16 @@ static const struct metric_spec specs[METERS] = {
                           "Tokens that came again and were dropped"},
     [METER_GAPS] = {METRIC_COUNTER, "tandem_router_gaps_total", NULL,
                     "Tokens that came before the ones that stand before them"},
+    [METER_PREFIX_ENTRIES] = {METRIC_GAUGE, "tandem_router_prefix_index_blocks", NULL,
+                              "Cached blocks of nodes that the router knows of"},
+    [METER_PREFIX_HITS] = {METRIC_COUNTER, "tandem_router_prefix_hits_total", NULL,
+                           "Nodes that had some of a prompt where the index said so"},
+    [METER_PREFIX_HIT_TOKENS] = {METRIC_COUNTER, "tandem_router_prefix_hit_tokens_total", NULL,
+                                 "Tokens of prompts that nodes had as the index said"},
+    [METER_PREFIX_FALSE] = {METRIC_COUNTER, "tandem_router_prefix_false_hits_total", NULL,
+                            "Nodes that had less of a prompt than the index said"},
+    [METER_PREFIX_GAPS] = {METRIC_COUNTER, "tandem_router_prefix_gaps_total", NULL,
+                           "Times that news of nodes' blocks were lost, and asked for again"},
     [METER_STALE] = {METRIC_COUNTER, "tandem_router_stale_messages_total", NULL,
                      "Messages of earlier sessions or attempts, dropped"},
     [METER_MALFORMED] = {METRIC_COUNTER, "tandem_router_malformed_messages_total", NULL,
@@ -158,6 +168,10 @@ static void show_counts(struct router_core *core, const struct router_counts *c)
         {METER_DIVERGED, c->diverged},
         {METER_DUPLICATES, c->duplicate_tokens},
         {METER_GAPS, c->gaps},
+        {METER_PREFIX_HITS, c->prefix_hits},
+        {METER_PREFIX_HIT_TOKENS, c->prefix_hit_tokens},
+        {METER_PREFIX_FALSE, c->prefix_false},
+        {METER_PREFIX_GAPS, c->prefix_gaps},
         {METER_STALE, c->stale_messages},
         {METER_MALFORMED, core->facts.malformed_messages},
         {METER_SLOW, core->facts.slow_callbacks},
@@ -176,6 +190,8 @@ enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct b
     metric_set(core->meter[METER_WAITING], c.queued);
     metric_set(core->meter[METER_WAITING_TOKENS], (double)core->queued_tokens);
     metric_set(core->meter[METER_LIVE], c.requests_live);
+    metric_set(core->meter[METER_PREFIX_ENTRIES],
+               core->index ? (double)index_stats(core->index).entries : 0);
     metric_set(core->meter[METER_CLIENTS], c.clients);
     metric_set(core->meter[METER_DRAINING], core->draining);
     return metrics_prometheus(core->metrics, page);

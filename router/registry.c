@@ -431,7 +431,7 @@ void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct nod
     n->progress = beat->progress;
     n->busy = beat->busy;
     n->load = *load;
-    n->sched.token_ns = load->token_ns;
+    if (load->token_ns) n->sched.token_ns = load->token_ns;
     n->sched.blocks_free = load->blocks_free + load->blocks_cached;
     n->draining |= beat->draining;
     n->sched.open = !n->draining;

@@ -41,10 +41,23 @@ uint32_t sched_left(const struct sched_job *job, uint32_t node)
     return job->tokens - cached_on(job, node);
 }
 
-/* Time until a prompt sent now would have been computed, in tokens where the speed is not known. */
-static uint64_t work_ahead(const struct sched_node *n, uint32_t tokens)
+/* Of the nodes that it is known of; 0: of none. */
+static uint32_t usual_token_ns(const struct sched_node *const *nodes, uint32_t count)
 {
-    return ((uint64_t)n->outstanding_tokens + tokens) * (n->token_ns ? n->token_ns : 1);
+    uint64_t sum = 0, known = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (nodes[i]->open && nodes[i]->token_ns) {
+            sum += nodes[i]->token_ns;
+            known++;
+        }
+    return known ? (uint32_t)(sum / known) : 0;
+}
+
+/* Time until a prompt sent now would have been computed, in tokens where no speed is known. */
+static uint64_t work_ahead(const struct sched_node *n, uint32_t tokens, uint32_t usual_ns)
+{
+    uint64_t token_ns = n->token_ns ? n->token_ns : usual_ns ? usual_ns : 1;
+    return ((uint64_t)n->outstanding_tokens + tokens) * token_ns;
 }
 
 static uint32_t blocks_left(const struct sched_node *n)
@@ -124,13 +137,15 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
                                       const struct sched_job *job, enum role role, uint32_t to)
 {
     struct prefill_pick best = {SCHED_NODE_NONE, UINT64_MAX, false};
+    /* One whose speed is not known yet is the first choice, unless there is something to lose. */
+    uint32_t usual_ns = job->cached ? usual_token_ns(nodes, count) : 0;
     for (uint32_t i = 0; i < count; i++) {
         const struct sched_node *n = nodes[i];
         if (!n->open || n->role != role || !prompt_fits(n, job)) continue;
         if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
         best.any = true;
         if (!window_open(n, job, sched_left(job, i))) continue;
-        uint64_t cost_ns = work_ahead(n, sched_left(job, i));
+        uint64_t cost_ns = work_ahead(n, sched_left(job, i), usual_ns);
         if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
         if (cost_ns >= best.cost_ns) continue;
         best.index = i;
@@ -151,18 +166,6 @@ static int compare_load(const struct sched_node *a, const struct sched_node *b)
     uint64_t load_a = (uint64_t)a->running * b->sequences_max;
     uint64_t load_b = (uint64_t)b->running * a->sequences_max;
     return load_a < load_b ? -1 : load_a > load_b;
-}
-
-/* Of the nodes that it is known of; 0: of none. */
-static uint32_t usual_token_ns(const struct sched_node *const *nodes, uint32_t count)
-{
-    uint64_t sum = 0, known = 0;
-    for (uint32_t i = 0; i < count; i++)
-        if (nodes[i]->open && nodes[i]->token_ns) {
-            sum += nodes[i]->token_ns;
-            known++;
-        }
-    return known ? (uint32_t)(sum / known) : 0;
 }
 
 /* What all of the facts come to that an offer is made from. */
@@ -209,8 +212,9 @@ static uint64_t detour_ns(const struct view *v, uint32_t d, const struct prefill
 {
     if (p->index == SCHED_NODE_NONE || cached_on(v->job, d) <= cached_on(v->job, p->index))
         return 0;
-    uint32_t token_ns = v->nodes[p->index]->token_ns;
-    uint64_t same_ns = sched_left(v->job, d) * (uint64_t)(token_ns ? token_ns : 1);
+    uint64_t token_ns = v->nodes[p->index]->token_ns;
+    if (token_ns == 0) token_ns = v->usual_token_ns ? v->usual_token_ns : 1;
+    uint64_t same_ns = sched_left(v->job, d) * token_ns;
     return p->cost_ns > same_ns ? p->cost_ns - same_ns : 0;
 }
 

@@ -162,6 +162,17 @@ static json_t *kv_json(const struct cluster *c)
     return json_pack("{s:s,s:I}", "model", model, "token_bytes", (json_int_t)bytes);
 }
 
+static json_t *prefix_index_json(const struct router_core *core, const struct router_counts *c)
+{
+    struct index_stats s = {0};
+    if (core->index) s = index_stats(core->index);
+    return json_pack("{s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "on", core->index != NULL, "entries",
+                     (json_int_t)s.entries, "bytes", (json_int_t)s.bytes, "dropped",
+                     (json_int_t)s.dropped, "lookups", (json_int_t)c->prefix_lookups, "hits",
+                     (json_int_t)c->prefix_hits, "hit_tokens", (json_int_t)c->prefix_hit_tokens,
+                     "false_hits", (json_int_t)c->prefix_false, "gaps", (json_int_t)c->prefix_gaps);
+}
+
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
 {
     struct router_counts c;
@@ -183,6 +194,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_object_set_new(router, "at_s", json_real((double)now_ns / (double)NS_PER_S));
     json_object_set_new(router, "queue", queue_json(core, now_ns));
     json_object_set_new(router, "kv", kv_json(&core->cluster));
+    json_object_set_new(router, "prefix_index", prefix_index_json(core, &c));
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i], now_ns));

@@ -435,7 +435,7 @@ static void of_equal_pairs_the_faster_wins(void **state)
 static const struct {
     const char *what;
     uint32_t cached[4], outstanding[2], run[2];
-    bool no_rate_of_decode; /* D's never computed a prompt */
+    bool no_rate_of_decode; /* D's never computed a prompt, nor did P 0 */
     struct sched_pair pair;
 } prefixes[] = {
     {"a prompt that nobody knows goes as before",
@@ -465,6 +465,12 @@ static const struct {
      {0, 3},
      true,
      {NONE, 3, true}},
+    {"nor is a P that nobody knows of yet taken to need no time at all",
+     {0, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     true,
+     {1, 2, false}},
     {"but not when its new part is long: then only what D has not travels",
      {160, 160, 160, 160},
      {0, 0},
@@ -524,7 +530,7 @@ static void pairs_are_chosen_by_what_nodes_hold(void **state)
         for (int k = 0; k < 2; k++) {
             w.node[k].outstanding_tokens = prefixes[i].outstanding[k];
             w.node[2 + k].running = prefixes[i].run[k];
-            if (prefixes[i].no_rate_of_decode) w.node[2 + k].token_ns = 0;
+            if (prefixes[i].no_rate_of_decode) w.node[2 + k].token_ns = w.node[0].token_ns = 0;
         }
         struct sched_job job = {.tokens = 1000,
                                 .blocks = 63,
