@@ -6,7 +6,8 @@
  * The ring holds one message's worth. If a turn has more news than that, they are forgotten: the routers are
  * told to forget too (`cleared`) and get everything again, like one that has just come. A piece is walked
  * with each turn, so a large pool takes a while; what changes meanwhile is told in its order, so at the
- * end they know what is here. Blocks in tiers are told when they come and go, not again. */
+ * end they know what is here. Blocks are told to be in a tier when one has taken them (which one is not known
+ * here, it counts as a disk); that they left it nobody says: who looks for them there finds out. */
 #include "node/state.h"
 
 #include "common/mem.h"
@@ -46,6 +47,13 @@ void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier)
     note(c, hash, tier + BLOCK_GONE);
     if (c->out.block)
         c->out.block(c->out.ctx, &(struct node_block){.stored = false, .tier = tier, .hash = hash});
+}
+
+void events_kept(struct node_core *c, const struct block_id *blocks, uint32_t count)
+{
+    struct kv_prefix_entry e;
+    for (uint32_t i = 0; i < count; i++)
+        if (kv_prefix_look(c->cache, blocks[i], &e)) events_stored(c, e.hash, TIER_DISK);
 }
 
 static void on_stored(void *ctx, struct block_id block)

@@ -383,6 +383,8 @@ void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router); /* some 
 /* events.c: call these for every block that enters or leaves a tier, by its chain hash; the pool's are known. */
 void events_stored(struct node_core *c, uint64_t hash, enum block_tier tier);
 void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier);
+/* Some tier has these blocks of the pool now. */
+void events_kept(struct node_core *c, const struct block_id *blocks, uint32_t count);
 enum err events_new(struct node_core *c);
 /* A router has come (`again`: lost some): it will be told everything. */
 void events_begin(struct node_core *c, struct router_link *r, bool again);

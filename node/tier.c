@@ -279,6 +279,7 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     if (rest_count > 0)
         memcpy(c->rest_tokens, op->tokens,
                (size_t)rest_count * BLOCK_TOKENS * sizeof *c->rest_tokens);
+    events_kept(c, op->blocks, e->count);
     op_end(c, op);
     if (!all)
         c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;

@@ -73,6 +73,23 @@ static void what_was_computed_is_loaded_after_a_restart(void **state)
     rig_free(&r);
 }
 
+static void routers_are_told_of_what_a_tier_took(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1);
+    uint32_t told = 0;
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    for (uint32_t i = 0; i < r.said_count; i++)
+        for (uint32_t k = 0; r.said[i].m.kind == MSG_BLOCKS && k < r.said[i].m.blocks.what_count;
+             k++)
+            told += r.said[i].m.blocks.what[k] == TIER_DISK;
+    assert_true(r.kept_count > 0);
+    assert_int_equal(told, r.kept_count);
+    rig_free(&r);
+}
+
 static void what_came_from_the_tier_is_not_stored_again(void **state)
 {
     (void)state;
@@ -310,6 +327,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_computed_is_loaded_after_a_restart),
+        cmocka_unit_test(routers_are_told_of_what_a_tier_took),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
         cmocka_unit_test(what_comes_late_is_for_the_next_prompt),
