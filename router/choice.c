@@ -414,6 +414,7 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
     enum sched_answer a = SCHED_PICKED;
     if (!fork_pick(core, now_ns, c, *job, &pair)) {
         job->cached = prefixes_look(core, c);
+        job->usual_bytes_per_s = core->rate.bytes_per_s;
         a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);
     }
     if (a == SCHED_PICKED) start(core, now_ns, c, job, &pair);

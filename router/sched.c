@@ -120,6 +120,7 @@ uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct s
                            uint32_t to, const struct sched_job *job)
 {
     uint64_t per_s = from->rates ? from->rates[to].bytes_per_s : 0;
+    if (per_s == 0 && job->cached) per_s = job->usual_bytes_per_s;
     if (per_s == 0) return from->host == nodes[to]->host ? 0 : 1;
     double share = job->tokens ? (double)sched_left(job, to) / (double)job->tokens : 1;
     double ns = (double)job->kv_bytes * share * 1e9 / (double)per_s;

@@ -50,7 +50,8 @@ struct sched_job {
     const uint32_t
         *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
                              * holds any */
-    struct kv_window window; /* `blocks` are with it, blocks_full without */
+    uint64_t usual_bytes_per_s; /* with cached: of a pair that was never tried; 0: not known */
+    struct kv_window window;    /* `blocks` are with it, blocks_full without */
     /* Of its tenant, if there are others: more than its share of the places is in use by it, or less. */
     bool over_share, under_share;
     uint32_t keep_percent; /* of each D's places and blocks, not for this job */

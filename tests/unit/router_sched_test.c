@@ -547,6 +547,28 @@ static void pairs_are_chosen_by_what_nodes_hold(void **state)
     }
 }
 
+static void a_pair_that_was_never_tried_does_not_outdo_a_prefix(void **state)
+{
+    (void)state;
+    static const uint32_t cached[4] = {0, 0, 512, 0};
+    struct prefix_world w;
+    prefix_world(&w);
+    w.rates[0][3].bytes_per_s = w.rates[1][3].bytes_per_s = 0;
+    struct sched_job job = {.tokens = 1000,
+                            .blocks = 63,
+                            .blocks_full = 64,
+                            .kv_bytes = MIB,
+                            .cached = cached,
+                            .usual_bytes_per_s = 1000 * MIB};
+    struct sched_rules rules = {DISAGGREGATE_ALWAYS, NS_PER_MS};
+    struct sched_pair pair;
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+    assert_int_equal(pair.decode, 2);
+    job.cached = NULL; /* with nothing to lose it is tried */
+    assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
+    assert_int_equal(pair.decode, 3);
+}
+
 static void always_and_never_hold_for_what_is_cached_too(void **state)
 {
     (void)state;
@@ -697,6 +719,7 @@ int main(void)
         cmocka_unit_test(nodes_share_a_link_of_one_kind_and_for_shm_of_one_host),
         cmocka_unit_test(waiting_outweighs_any_priority),
         cmocka_unit_test(pairs_are_chosen_by_what_nodes_hold),
+        cmocka_unit_test(a_pair_that_was_never_tried_does_not_outdo_a_prefix),
         cmocka_unit_test(always_and_never_hold_for_what_is_cached_too),
         cmocka_unit_test(what_is_cached_fits_into_a_nearly_full_window),
         cmocka_unit_test(a_hot_prefix_does_not_draw_all_load_to_one_node),
