@@ -159,6 +159,7 @@ static void end_all_broken(struct node_core *c, uint64_t now_ns)
 static void leave_if_drained(struct node_core *c, uint64_t now_ns)
 {
     if (!c->draining || c->left || c->free_slots_count < c->config.slots_count) return;
+    if (c->storing_blocks > 0) return; /* what it leaves behind for its next life */
     c->left = true;
     sessions_leave(c, now_ns);
     c->out.left(c->out.ctx);

@@ -214,26 +214,56 @@ static void generated_tokens_are_found_in_the_next_turn(void **state)
     struct process *d = cluster_node(c, PROGRAM_DECODE, args); /* it prefills too */
     cluster_await_nodes(c);
     rig_connect(bench.rig);
-    struct ask first = ask[0];
-    first.max_tokens = 48;
-    first.ignore_eos = true;
-    struct stream *s = streams_start(bench.rig->streams, 0, &first);
+    uint32_t tokens[400], prompt_count = 301;
+    for (uint32_t i = 0; i < prompt_count; i++)
+        tokens[i] = 300 + i * 7 % 600;
+    struct ask first = {
+        .tokens = tokens, .tokens_count = prompt_count, .max_tokens = 48, .ignore_eos = true};
+    const struct stream *s = streams_start(bench.rig->streams, 0, &first);
     streams_run(bench.rig->streams);
+    assert_int_equal(s->tokens_count, 48);
     await_stored(d);
-    double stored = value_of(d, "tandem_node_tier_written_bytes_total{tier=\"disk\"}");
-    uint32_t blocks = (s->prompt_tokens + 48 - 1) / 16;
     process_kill(d);
     d = cluster_node(c, PROGRAM_DECODE, args);
     cluster_await_nodes(c);
-    char turn[2 * PROMPT_MAX]; /* what was said, and a bit more */
-    snprintf(turn, sizeof turn, "%s%s\nAnd then?", prompt[0], s->choice[0].text.data);
-    struct ask next = {.text = turn, .max_tokens = 4};
-    struct stream *t = streams_start(bench.rig->streams, 0, &next);
+    memcpy(tokens + prompt_count, s->choice[0].tokens, 48 * sizeof *tokens);
+    struct ask next = {.tokens = tokens, .tokens_count = prompt_count + 48, .max_tokens = 4};
+    const struct stream *t = streams_start(bench.rig->streams, 0, &next);
     streams_run(bench.rig->streams);
     stream_expect_done(t);
-    assert_true(stored > 0 && blocks > 0);
-    assert_true(t->cached_tokens >=
-                whole_of(s)); /* text may be cut into other tokens where it was joined */
+    assert_int_equal(t->cached_tokens, (prompt_count + 48 - 1) / 16 * 16);
+    rig_finish(bench.rig);
+}
+
+static void who_leaves_in_peace_has_stored_all(void **state)
+{
+    (void)state;
+    start("");
+    struct process *p = start_prefill(PAGES PATIENT "--kv-disk %s/disk", bench.folder);
+    const struct stream *s = asks(0);
+    cluster_drain(bench.rig->cluster, p);
+    assert_int_equal(process_await_exit(p), 0);
+    p = start_prefill(PAGES PATIENT "--kv-disk %s/disk", bench.folder);
+    assert_int_equal(asks(0)->cached_tokens, whole_of(s));
+    rig_finish(bench.rig);
+}
+
+static void up_gives_each_node_a_directory(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"prefill-0", "prefill-1", "decode-0"};
+    struct cluster *c = bench.rig->cluster = cluster_new(cluster_demo_model());
+    char args[2 * PATH_MAX];
+    snprintf(args, sizeof args, "--prefill 2 --kv-disk %s/kv --kv-disk-bytes 64M --threads 1",
+             bench.folder);
+    cluster_up(c, args);
+    rig_connect(bench.rig);
+    asks(0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[2 * PATH_MAX];
+        snprintf(path, sizeof path, "%s/kv/%s/meta", bench.folder, names[i]);
+        if (access(path, R_OK) != 0) fail_msg("%s: %s", path, strerror(errno));
+    }
     rig_finish(bench.rig);
 }
 
@@ -427,6 +457,8 @@ int main(void)
         ROW(a_killed_node_serves_what_it_knew),
         ROW(what_the_pool_evicts_comes_back),
         ROW(generated_tokens_are_found_in_the_next_turn),
+        ROW(who_leaves_in_peace_has_stored_all),
+        ROW(up_gives_each_node_a_directory),
         ROW(a_full_disk_stops_nothing),
         ROW(a_directory_that_cannot_be_written_is_said_once),
         ROW(what_one_node_computed_another_one_finds),
