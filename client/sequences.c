@@ -55,18 +55,17 @@ static enum err read_line(struct sequences *s)
 {
     char piece[4096];
     uint64_t bytes = 0;
-    bool ended = false, any = false;
+    int c = 0;
     buf_clear(&s->text);
-    while (!ended && fgets(piece, sizeof piece, s->file)) {
-        size_t n = strlen(piece); /* a zero byte ends the line's text here */
-        any = true;
-        ended = n > 0 && piece[n - 1] == '\n';
-        bytes += n;
-        if (bytes <= SEQUENCE_BYTES_MAX && buf_add(&s->text, piece, n - ended) != OK)
-            return s->text.error;
+    while (c != EOF && c != '\n') {
+        size_t n = 0;
+        while (n < sizeof piece && (c = getc_unlocked(s->file)) != EOF && c != '\n')
+            piece[n++] = (char)c;
+        bytes += n + (c == '\n');
+        if (bytes <= SEQUENCE_BYTES_MAX && buf_add(&s->text, piece, n) != OK) return s->text.error;
     }
     if (ferror(s->file)) return err_set(ERR_IO, "%s: %s", s->path, strerror(errno));
-    if (!any) return ERR_NOT_FOUND;
+    if (bytes == 0) return ERR_NOT_FOUND;
     s->line++;
     if (bytes > SEQUENCE_BYTES_MAX)
         return err_set(ERR_FORMAT, "line %llu: longer than %d bytes", (unsigned long long)s->line,

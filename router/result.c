@@ -2,12 +2,14 @@
  * gathered here and told to the client when all are there, so that a result is one attempt's. */
 #include "router/state.h"
 
+enum { HIDDEN_MAX = 1 << 16 }; /* numbers of an embedding: no model has as many */
+
 /* Whether a result of so many numbers is possible. */
 static bool fits(const struct choice *c, uint32_t total)
 {
     const struct request *r = c->request;
     if (r->kind == JOB_GENERATE || total == 0) return false;
-    return r->kind != JOB_SCORE || total == r->prompt_count - 1;
+    return r->kind == JOB_SCORE ? total == r->prompt_count - 1 : total <= HIDDEN_MAX;
 }
 
 void result_forget(struct choice *c)

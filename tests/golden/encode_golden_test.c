@@ -1,6 +1,6 @@
 /* Scores, perplexities and embeddings against those of transformers (make_encode_goldens.py has the format).
  *
- *     encode_golden_test [BACKEND]        all paths of the CPU if none is given
+ *     encode_golden_test [BACKEND [LONGEST]]    all paths of the CPU if none is given; prompts up to so long
  *
  * What is allowed follows from what is allowed of logits (golden_test.c): fp32 1e-4 of each, bf16 2 % of a
  * position's spread; a log-probability is a difference of two. Of two vectors of length 1 the distance counts. */
@@ -34,6 +34,7 @@ enum {
 
 static const char *source_dir = TANDEM_SOURCE_DIR;
 static const char *const *backends;
+static uint32_t longest = UINT32_MAX;
 
 struct run {
     struct engine *engine;
@@ -145,7 +146,7 @@ static void compare_prompt(struct run *run, const unsigned char **at, const unsi
     memcpy(ids, take(at, end, count * sizeof *ids), count * sizeof *ids);
     size_t bytes = 2 * (count - 1) * sizeof *wanted;
     memcpy(wanted, take(at, end, bytes), bytes);
-    if (count > LONG && !run->best_path) {
+    if ((count > LONG && !run->best_path) || count > longest) {
         take(at, end, 2 * run->hidden * sizeof *vector);
         return;
     }
@@ -234,6 +235,7 @@ int main(int argc, char **argv)
     const char *const one[] = {argc > 1 ? argv[1] : NULL, NULL};
     backends = argc > 1 ? one : backend_names();
     if (getenv("TANDEM_SOURCE_DIR")) source_dir = getenv("TANDEM_SOURCE_DIR");
+    if (argc > 2) longest = (uint32_t)strtoul(argv[2], NULL, 10);
     const struct CMUnitTest tests[] = {cmocka_unit_test(results_are_those_of_transformers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

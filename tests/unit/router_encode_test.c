@@ -140,13 +140,61 @@ static void what_died_half_told_is_told_by_the_next_attempt_alone(void **state)
     world_close(&w);
 }
 
+static void a_long_result_goes_in_pieces(void **state)
+{
+    enum { LONG = 2 * MSG_VALUES_MAX + 5 };
+    static uint32_t tokens[LONG + 1];
+    static float values[LONG];
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    struct world w;
+    (void)state;
+    for (uint32_t i = 0; i < LONG; i++)
+        values[i] = -(float)i;
+    for (uint32_t i = 0; i <= LONG; i++)
+        tokens[i] = i % 1000;
+    config.queued_tokens_max = 2 * LONG;
+    world_open(&w, &config); /* no node yet: the context is not known */
+    struct msg m = encode_of(JOB_SCORE);
+    m.submit.tokens = tokens;
+    m.submit.tokens_count = LONG + 1;
+    say(&w, CLIENT, m);
+    expect(&w, CLIENT, MSG_ACCEPTED);
+    hello_large(&w, P0, LONG + 1);
+    struct job_key key = expect(&w, P0, MSG_PREFILL)->prefill.job.key;
+    for (uint32_t from = 0, n; from < LONG; from += n) {
+        n = LONG - from < MSG_VALUES_MAX ? LONG - from : MSG_VALUES_MAX;
+        say(&w, P0,
+            (struct msg){.kind = MSG_ENCODED,
+                         .encoded = {.key = key,
+                                     .index = from,
+                                     .total = LONG,
+                                     .values = values + from,
+                                     .values_count = n}});
+    }
+    tell_finished(&w, P0, key, 0);
+    for (uint32_t from = 0; from < LONG;) {
+        const struct msg_encoded *e = &expect(&w, CLIENT, MSG_ENCODED)->encoded;
+        assert_int_equal(e->index, from);
+        assert_int_equal(e->total, LONG);
+        assert_true(e->values_count <= MSG_VALUES_MAX && e->values_count == e->tokens_count);
+        assert_memory_equal(e->values, values + from, e->values_count * sizeof *values);
+        assert_memory_equal(e->tokens, tokens + from + 1, e->values_count * sizeof *tokens);
+        from += e->values_count;
+    }
+    expect(&w, CLIENT, MSG_DONE);
+    world_close(&w);
+}
+
 static void a_result_of_another_size_is_another_attempt(void **state)
 {
     static const struct {
         enum job_kind kind;
         uint32_t first, second;
-    } rows[] = {
-        {JOB_SCORE, 18, 0}, {JOB_SCORE, 20, 0}, {JOB_EMBED_LAST, 8, 9}, {JOB_GENERATE, 8, 0}};
+    } rows[] = {{JOB_SCORE, 18, 0},
+                {JOB_SCORE, 20, 0},
+                {JOB_EMBED_LAST, 8, 9},
+                {JOB_EMBED_LAST, (1 << 16) + 1, 0},
+                {JOB_GENERATE, 8, 0}};
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         struct world w;
@@ -207,6 +255,7 @@ int main(void)
         cmocka_unit_test(prefill_only_returns_no_token),
         cmocka_unit_test(a_missing_part_is_asked_for_once),
         cmocka_unit_test(what_died_half_told_is_told_by_the_next_attempt_alone),
+        cmocka_unit_test(a_long_result_goes_in_pieces),
         cmocka_unit_test(a_result_of_another_size_is_another_attempt),
         cmocka_unit_test(without_prefill_nodes_a_decode_node_does_it),
         cmocka_unit_test(what_cannot_be_is_said_at_the_door),

@@ -63,7 +63,8 @@ bool was_sent(const struct world *w, uint32_t peer, enum msg_kind kind)
     return false;
 }
 
-void hello(struct world *w, uint32_t peer, enum role role, const char *name)
+static void greet(struct world *w, uint32_t peer, enum role role, const char *name,
+                  uint32_t context_max)
 {
     static const uint32_t eos[1] = {99};
     static const char *const addresses[1] = {"tcp:127.0.0.1:1"};
@@ -77,16 +78,26 @@ void hello(struct world *w, uint32_t peer, enum role role, const char *name)
         m.hello.numerics_id = 3;
         m.hello.geometry = (struct kv_geometry){2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32};
         m.hello.vocab = 1024;
-        m.hello.context_max = 1000;
+        m.hello.context_max = context_max;
         m.hello.sequences_max = 8;
         m.hello.window_tokens = 64;
-        m.hello.blocks_total = 50;
+        m.hello.blocks_total = context_max > 1000 ? context_max : 50;
         m.hello.eos = eos;
         m.hello.eos_count = 1;
         m.hello.addresses = addresses;
         m.hello.addresses_count = 1;
     }
     say(w, peer, m);
+}
+
+void hello(struct world *w, uint32_t peer, enum role role, const char *name)
+{
+    greet(w, peer, role, name, 1000);
+}
+
+void hello_large(struct world *w, uint32_t peer, uint32_t context_max)
+{
+    greet(w, peer, ROLE_PREFILL, "large", context_max);
 }
 
 void world_open(struct world *w, const struct router_config *changes)

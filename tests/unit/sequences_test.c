@@ -51,6 +51,18 @@ static void lines_of_text_come_as_they_are(void **state)
     close_and_remove(s);
 }
 
+static void a_zero_byte_is_a_byte_of_its_line(void **state)
+{
+    struct sequence q;
+    (void)state;
+    struct sequences *s = open_with("a\0b\nc", 5, SEQUENCES_TEXT);
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, 3);
+    assert_memory_equal(q.text, "a\0b", 4);
+    sequence_free(&q);
+    close_and_remove(s);
+}
+
 static void lines_of_json_are_prompts_or_ids_and_bad_ones_are_named(void **state)
 {
     static const char text[] = "{\"prompt\": \"a\\nb\", \"other\": 1}\n"
@@ -143,6 +155,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_of_text_come_as_they_are),
+        cmocka_unit_test(a_zero_byte_is_a_byte_of_its_line),
         cmocka_unit_test(lines_of_json_are_prompts_or_ids_and_bad_ones_are_named),
         cmocka_unit_test(a_line_at_the_limit_passes_and_a_longer_one_takes_no_more_memory),
         cmocka_unit_test(the_format_is_the_names_and_a_file_that_is_not_there_is_named),
