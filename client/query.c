@@ -9,12 +9,18 @@ struct question {
     enum query kind;
     char argument[MSG_NAME_MAX + 1];
     bool sent;
+    bool pin, remove;   /* a PIN: of `argument` */
+    struct arena arena; /* its strings */
+    const char *tenant, *text;
+    const uint32_t *tokens;
+    size_t text_bytes, tokens_count;
     tandem_answer_fn *fn;
     void *ctx;
 };
 
-static enum tandem_status ask(struct tandem *t, enum query kind, const char *argument,
-                              tandem_answer_fn *fn, void *ctx)
+/* In *out, if it is wanted, the question before it is sent. */
+static enum tandem_status ask_about(struct tandem *t, enum query kind, const char *argument,
+                                    tandem_answer_fn *fn, void *ctx, struct question **out)
 {
     size_t n = strlen(argument);
     if (n > MSG_NAME_MAX)
@@ -30,7 +36,62 @@ static enum tandem_status ask(struct tandem *t, enum query kind, const char *arg
     q->ctx = ctx;
     list_push_back(&t->queries, &q->link);
     connection_kick(t);
+    if (out) *out = q;
     return TANDEM_OK;
+}
+
+static enum tandem_status ask(struct tandem *t, enum query kind, const char *argument,
+                              tandem_answer_fn *fn, void *ctx)
+{
+    return ask_about(t, kind, argument, fn, ctx, NULL);
+}
+
+static void forget(struct question *q)
+{
+    list_remove(&q->link);
+    arena_fini(&q->arena);
+    mem_free(q);
+}
+
+static enum tandem_status pin(struct tandem *t, const struct tandem_pin *p, bool remove,
+                              tandem_answer_fn *fn, void *ctx)
+{
+    struct question *q;
+    const char *tenant = p->tenant ? p->tenant : "";
+    static const char letters[] =
+        "0123456789.-_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    if (!p->name || !p->name[0] || p->name[strspn(p->name, letters)])
+        return status_of(
+            err_set(ERR_INVALID, "a pin's name is of letters, digits, '.', '_' and '-'"));
+    if (strlen(tenant) > MSG_NAME_MAX)
+        return status_of(
+            err_set(ERR_INVALID, "a tenant's name has at most %d bytes", MSG_NAME_MAX));
+    if (p->text_bytes > MSG_BYTES_MAX / 2 || p->tokens_count > JOB_TOKENS_MAX)
+        return status_of(err_set(ERR_INVALID, "the prompt to pin is too long"));
+    enum tandem_status status = ask_about(t, 0, p->name, fn, ctx, &q);
+    if (status != TANDEM_OK) return status;
+    q->pin = true;
+    q->remove = remove;
+    q->text_bytes = p->text_bytes;
+    q->tokens_count = p->tokens_count;
+    q->tenant = arena_copy(&q->arena, tenant, strlen(tenant));
+    q->text = arena_copy(&q->arena, p->text, p->text_bytes);
+    q->tokens = arena_copy(&q->arena, p->tokens, p->tokens_count * sizeof *p->tokens);
+    if (q->tenant && q->text && q->tokens) return TANDEM_OK;
+    forget(q);
+    return TANDEM_MEMORY;
+}
+
+enum tandem_status tandem_pin(struct tandem *t, const struct tandem_pin *p, tandem_answer_fn *fn,
+                              void *ctx)
+{
+    return pin(t, p, false, fn, ctx);
+}
+
+enum tandem_status tandem_unpin(struct tandem *t, const char *name, const char *tenant,
+                                tandem_answer_fn *fn, void *ctx)
+{
+    return pin(t, &(struct tandem_pin){.name = name, .tenant = tenant}, true, fn, ctx);
 }
 
 enum tandem_status tandem_query_status(struct tandem *t, tandem_answer_fn *fn, void *ctx)
@@ -59,7 +120,7 @@ static void end(struct question *q, enum tandem_status status, const char *text,
 {
     list_remove(&q->link);
     q->fn(q->ctx, status, text, bytes);
-    mem_free(q);
+    forget(q);
 }
 
 void query_on_answer(struct tandem *t, const struct msg_answer *m)
@@ -95,6 +156,16 @@ void queries_pump(struct tandem *t)
         struct question *q = list_member(l, struct question, link);
         struct msg m = {.kind = MSG_QUERY,
                         .query = {.ref = q->ref, .query = q->kind, .argument = q->argument}};
+        if (q->pin)
+            m = (struct msg){.kind = MSG_PIN,
+                             .pin = {.ref = q->ref,
+                                     .remove = q->remove,
+                                     .name = q->argument,
+                                     .tenant = q->tenant,
+                                     .text = q->text,
+                                     .text_bytes = (uint32_t)q->text_bytes,
+                                     .tokens = q->tokens,
+                                     .tokens_count = (uint32_t)q->tokens_count}};
         if (!q->sent) q->sent = connection_send(t, &m) == OK;
     }
 }

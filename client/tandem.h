@@ -199,6 +199,21 @@ enum tandem_status tandem_query_explain(struct tandem *t, const char *id, tandem
 /* What a node caches, and how well that does. "": all nodes. */
 enum tandem_status tandem_query_kv(struct tandem *t, const char *node, tandem_answer_fn *fn,
                                    void *ctx);
+/* Has all nodes keep a prompt cached, under a name; in place of what it had before. Exactly one of text and
+ * tokens; copied. Answered when the router has it: the nodes follow, and tandem_query_status tells
+ * which of them hold how much. */
+struct tandem_pin {
+    const char *name;   /* letters, digits, '.', '_' and '-' */
+    const char *tenant; /* whose requests find it; NULL: those of none */
+    const char *text;
+    size_t text_bytes;
+    const uint32_t *tokens;
+    size_t tokens_count;
+};
+enum tandem_status tandem_pin(struct tandem *t, const struct tandem_pin *pin, tandem_answer_fn *fn,
+                              void *ctx);
+enum tandem_status tandem_unpin(struct tandem *t, const char *name, const char *tenant,
+                                tandem_answer_fn *fn, void *ctx);
 /* Lets a node finish what it has and leave; answered when it has left. "": the whole cluster. */
 enum tandem_status tandem_drain(struct tandem *t, const char *node, tandem_answer_fn *fn,
                                 void *ctx);

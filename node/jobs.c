@@ -257,6 +257,7 @@ void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
                  });
         break;
     case MSG_CANCEL: on_cancel(c, now_ns, &m->cancel); break;
+    case MSG_PIN: pins_on_message(c, now_ns, router, &m->pin); break;
     case MSG_RESEND: on_resend(c, now_ns, router, &m->resend); break;
     case MSG_FINISHED_ACK:
         if ((s = find_exact(c, router, m->finished_ack.key)))

@@ -174,6 +174,7 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
         ended++;
     }
     CHECK(r->live_count == 0 && r->live_hash == 0);
+    pins_lost(c, (uint32_t)(r - c->router));
     if (r->lifeline) c->out.lifeline_drop(c->out.ctx, r->peer);
     r->lifeline = false;
     r->links_told = 0; /* who comes back knows nothing */

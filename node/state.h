@@ -16,6 +16,7 @@
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
  *     events.c     which blocks entered and left the cache, for the routers
+ *     pins.c       prompts that routers want to stay cached
  *     plan.c       pure decisions
  *     meters.c     the page of metrics
  *
@@ -42,6 +43,7 @@ enum {
     NODE_RESEND_TOKENS = 512,   /* tokens in one message */
     NODE_WASTE_STEPS = 16,      /* from one look at what memory is wasted to the next */
     NODE_EXPIRED_MAX = 64,      /* blocks let go of in one turn because their time is over */
+    NODE_PINS_MAX = 256,        /* of all routers */
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
     NODE_LINKS_TOLD = 8,        /* with one heartbeat */
     NODE_LOADS_MAX = 16,        /* from tiers, at once */
@@ -206,6 +208,16 @@ struct node_link {
     uint64_t changed; /* counts changes of all rows */
 };
 
+/* Of one router, under its name. */
+struct pin {
+    bool used;
+    uint32_t router;
+    char name[MSG_NAME_MAX + 1], tenant[MSG_NAME_MAX + 1];
+    uint64_t salt;
+    uint32_t *tokens;
+    uint32_t blocks; /* the first ones of it, pinned */
+};
+
 struct tombstone {
     struct id128 request;
     uint32_t choice, attempt;
@@ -281,6 +293,7 @@ struct node_core {
     struct node_out out;
     struct kv_pool *pool;
     struct kv_prefix *cache; /* NULL: no prefix cache */
+    struct pin pin[NODE_PINS_MAX];
     struct block_events *events;
 
     struct router_link *router;
@@ -462,6 +475,11 @@ bool accounts_fill(struct node_core *c, struct sequence *s);
 enum err accounts_grow(struct node_core *c, struct sequence *s);
 uint32_t accounts_available(const struct node_core *c);
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
+
+/* pins.c */
+void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router,
+                     const struct msg_pin *m);
+void pins_lost(struct node_core *c, uint32_t router); /* UINT32_MAX: of all */
 
 /* fair.c */
 uint64_t fair_order(struct node_core *c, const struct job *job);

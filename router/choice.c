@@ -199,8 +199,9 @@ static void count_end(struct router_core *core, const struct choice *c)
 }
 
 /* All choices have ended: only what explain shows is kept. */
-static void request_ended(struct router_core *core, struct request *r)
+static void request_ended(struct router_core *core, uint64_t now_ns, struct request *r)
 {
+    if (r->only.v) pins_on_ended(core, now_ns, r);
     list_remove(&r->of_client);
     r->client = NULL;
     turns_leave(core, r);
@@ -251,7 +252,8 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     c->stream = NULL;
     c->stop = NULL;
     c->generated = NULL;
-    if (++c->request->choices_ended == c->request->choices_count) request_ended(core, c->request);
+    if (++c->request->choices_ended == c->request->choices_count)
+        request_ended(core, now_ns, c->request);
 }
 
 /* ---- dispatch ---- */
@@ -404,6 +406,18 @@ enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_
     return sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
 }
 
+/* For the one node that it is meant for. */
+static enum sched_answer pick_only(const struct node *n, const struct sched_job *job,
+                                   const struct sched_rules *rules, uint64_t now_ns,
+                                   struct sched_pair *pair)
+{
+    const struct sched_node *const one[] = {&n->sched};
+    enum sched_answer a = sched_pick_pair(one, 1, job, rules, now_ns, pair);
+    if (a == SCHED_PICKED && pair->prefill == SCHED_NODE_NONE) return SCHED_NO_NODES;
+    pair->prefill = n->index;
+    return a;
+}
+
 /* Tries the first choice of the tenant whose turn it is. */
 static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns, struct choice *c,
                                       struct sched_job *job)
@@ -412,7 +426,14 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
     struct sched_pair pair;
     *job = sched_job_of(core, c);
     enum sched_answer a = SCHED_PICKED;
-    if (!fork_pick(core, now_ns, c, *job, &pair)) {
+    if (c->request->only.v) {
+        const struct peer_entry *entry = registry_find(core, c->request->only);
+        if (!entry || !entry->node || !entry->node->sched.open) {
+            choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, "its node is gone");
+            return SCHED_PICKED;
+        }
+        a = pick_only(entry->node, job, &rules, now_ns, &pair);
+    } else if (!fork_pick(core, now_ns, c, *job, &pair)) {
         job->cached = prefixes_look(core, c);
         job->usual_bytes_per_s = core->rate.bytes_per_s;
         a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);

@@ -25,6 +25,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     core->hand_over_ns = HAND_OVER_FIRST_NS;
     core->retry_ns = core->woken_ns = TIME_NEVER;
     fair_init(&core->fair);
+    list_init(&core->self.requests);
     list_init(&core->history);
     list_init(&core->queries);
     list_init(&core->kv_queries);
@@ -59,6 +60,7 @@ void router_core_free(struct router_core *core)
     kv_queries_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
+    pins_fini(core);
     fair_fini(&core->fair);
     heap_fini(&core->queue);
     heap_fini(&core->timers);
@@ -229,6 +231,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
     case MSG_ENCODED: choice_on_encoded(core, now_ns, n, &m->encoded); break;
     case MSG_FINISHED: choice_on_finished(core, now_ns, n, &m->finished); break;
     case MSG_FAILED: choice_on_failed(core, now_ns, n, &m->failed); break;
+    case MSG_PINNED: pins_on_pinned(core, now_ns, n, &m->pinned); break;
     case MSG_DRAINED: registry_on_drained(core, now_ns, n); break;
     case MSG_ANSWER: kv_query_on_answer(core, now_ns, n, &m->answer); break;
     default: core->counts.stale_messages++;
@@ -242,6 +245,7 @@ static void on_client_message(struct router_core *core, uint64_t now_ns, struct 
     case MSG_SUBMIT: submit_on_message(core, now_ns, client, &m->submit); break;
     case MSG_CANCEL: on_client_cancel(core, now_ns, client, &m->cancel); break;
     case MSG_QUERY: on_query(core, now_ns, client->peer, &m->query); break;
+    case MSG_PIN: pins_on_client(core, now_ns, client->peer, &m->pin); break;
     case MSG_HEARTBEAT: break; /* the session has noted it */
     default: core->counts.stale_messages++;
     }
@@ -339,7 +343,8 @@ void router_core_on_tokens(struct router_core *core, uint64_t now_ns, struct id1
                            const uint32_t *ids, uint32_t ids_count, enum err error,
                            const char *reason)
 {
-    submit_on_tokens(core, now_ns, job, ids, ids_count, error, reason);
+    if (!pins_on_tokens(core, now_ns, job, ids, ids_count, error, reason))
+        submit_on_tokens(core, now_ns, job, ids, ids_count, error, reason);
     settle(core, now_ns, TIME_NEVER);
 }
 

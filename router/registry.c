@@ -334,6 +334,7 @@ void registry_on_hello(struct router_core *core, uint64_t now_ns, struct peer_en
     enum err e = join(core, now_ns, entry, &m->hello);
     if (e == OK) {
         welcome(core, now_ns, entry, m);
+        if (entry->node) pins_on_join(core, now_ns, entry->node);
         return;
     }
     refuse(core, entry->peer, m, err_text());
@@ -436,6 +437,7 @@ void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct nod
     n->draining |= beat->draining;
     n->sched.open = !n->draining;
     core->dispatch_wanted = true;
+    pins_on_heartbeat(core, now_ns, n);
     if (beat->live_count == n->live_count && beat->live_hash == n->live_hash) {
         n->mismatch_ns = 0;
     } else if (n->mismatch_ns == 0) {

@@ -33,6 +33,26 @@ enum {
 };
 #define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
 
+enum { ROUTER_PINS_MAX = 64 };
+
+/* A prompt that stays cached; pins.c. */
+struct pin {
+    bool used;
+    char name[MSG_NAME_MAX + 1], tenant[MSG_NAME_MAX + 1];
+    uint64_t salt;
+    uint32_t *tokens; /* NULL: they are being made */
+    uint32_t tokens_count;
+    struct id128 tokenizing;
+    struct peer asker;
+    uint64_t ref;
+};
+/* The same at one node. */
+struct pin_at {
+    uint32_t blocks, tries;
+    uint64_t asked_ns;
+    struct id128 request; /* that computes it; none: none does */
+};
+
 /* A link from a node to an address of another one. */
 struct path {
     struct list_link place;
@@ -60,7 +80,8 @@ struct node {
     uint64_t prompt_tokens, generated_tokens, transfer_bytes;
     char link[16];            /* last seen on a transfer from here */
     struct sched_rate *rates; /* P: sched.rates, ROUTER_NODES_MAX of them */
-    struct list_link paths;   /* struct path: as it told of them, the latest last */
+    struct pin_at pin[ROUTER_PINS_MAX];
+    struct list_link paths; /* struct path: as it told of them, the latest last */
     uint32_t paths_count;
     uint16_t holder;          /* its number in core->index; INDEX_NONE: it has none */
     uint64_t blocks_number;   /* of its last BLOCKS */
@@ -196,6 +217,7 @@ struct request {
     uint64_t arrived_ns, deadline_ns;
     uint64_t tenant_salt;
     struct fair_tenant *tenant; /* NULL: has ended */
+    struct peer only;           /* the one node that may compute it; none: any */
     enum job_kind kind;
     bool checked; /* against the cluster's vocabulary and context */
     uint32_t prompt_count;
@@ -291,6 +313,8 @@ struct router_core {
     struct cluster cluster;
     struct heap queue, timers;
     struct fair fair;
+    struct pin pin[ROUTER_PINS_MAX];
+    struct client self; /* of the requests that it makes itself */
     uint64_t queued_tokens;
     uint32_t queued_retries;
     struct list_link history;
@@ -368,12 +392,28 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
 /* The ids of its prompt did not come in time: it was not accepted yet. */
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
 void request_free(struct router_core *core, struct request *r);
+struct id128 router_draw_id(struct router_core *core);
 
 /* fork.c: whether a choice may share the KV of another one of its request. Fills in c->fork and its D. */
 bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c,
                struct sched_job job, struct sched_pair *pair);
 /* Blocks of its prompt that a fork shares with its sibling. */
 uint32_t fork_shared_blocks(uint32_t prompt_count, struct kv_window window);
+
+/* pins.c: prompts that stay cached */
+void pins_fini(struct router_core *core);
+void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
+                    const struct msg_pin *m);
+/* False: this job is none of its. */
+bool pins_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
+                    const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
+void pins_on_join(struct router_core *core, uint64_t now_ns, struct node *n);
+void pins_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *n);
+void pins_on_pinned(struct router_core *core, uint64_t now_ns, struct node *n,
+                    const struct msg_pinned *m);
+void pins_on_ended(struct router_core *core, uint64_t now_ns, const struct request *r);
+struct json_t;
+struct json_t *pins_json(const struct router_core *core);
 
 /* turns.c: the choices of each tenant */
 uint64_t turns_salt(const struct router_core *core, const char *tenant); /* 0: of none */
@@ -392,7 +432,6 @@ uint32_t turns_lead(const struct router_core *core, const struct choice *c, cons
 int32_t turns_priority(const struct router_core *core, const struct choice *c);
 /* Which room of the nodes it may take. */
 void turns_room(const struct router_core *core, const struct choice *c, struct sched_job *job);
-struct json_t;
 struct json_t *turns_json(const struct router_core *core);
 
 /* attach.c: a choice at its nodes */

@@ -198,9 +198,9 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
         json_array_append_new(nodes, node_json(core->nodes[i], now_ns));
-    return dump(json_pack("{s:o,s:o,s:o,s:o,s:o}", "router", router, "nodes", nodes, "links",
+    return dump(json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "router", router, "nodes", nodes, "links",
                           links_json(core), "paths", paths_json(core, now_ns), "tenants",
-                          turns_json(core)),
+                          turns_json(core), "pins", pins_json(core)),
                 out);
 }
 

@@ -204,11 +204,18 @@ static uint64_t draw(struct router_core *core, uint32_t stream)
     return (uint64_t)b.word[0] << 32 | b.word[1];
 }
 
+struct id128 router_draw_id(struct router_core *core)
+{
+    struct id128 id = ID128_NONE;
+    while (id128_is_none(id))
+        id = (struct id128){draw(core, 1), draw(core, 2)};
+    return id;
+}
+
 static void name_request(struct router_core *core, struct request *r)
 {
     r->id = r->submit.id;
-    while (id128_is_none(r->id))
-        r->id = (struct id128){draw(core, 1), draw(core, 2)};
+    if (id128_is_none(r->id)) r->id = router_draw_id(core);
     if (!r->submit.seed_given) r->submit.sampling.seed = draw(core, 3);
     r->tenant_salt = turns_salt(core, r->submit.tenant);
     if (r->submit.kv_window) { /* its KV is not that of all tokens */

@@ -12,7 +12,7 @@ bin=${2:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PROGRAMS=(tandem-router tandem-prefill tandem-decode "tandem up" "tandem generate" "tandem status"
-    "tandem kv" "tandem doctor" "tandem score" "tandem embed" "tandem warm"
+    "tandem kv" "tandem pin" "tandem unpin" "tandem pins" "tandem doctor" "tandem score" "tandem embed" "tandem warm"
     "tandem explain" "tandem drain" "tandem plan" "tandem sim" "tandem tokenize" "tandem detokenize")
 
 broken_links() { # PAGE

@@ -1,0 +1,123 @@
+/* What routers have a node pin stays cached, as long as they are there. */
+#include "tests/unit/testing.h"
+
+#include <stdio.h>
+
+#include "tests/unit/node_rig.h"
+
+static struct rig d;
+
+enum { PROMPT = 100, WHOLE = PROMPT / BLOCK_TOKENS };
+
+static struct job cache_prompt(uint32_t id, uint32_t seed, uint64_t salt)
+{
+    struct job job = rig_job(id, &(struct rig_prompt){seed, 0, 0, PROMPT, 1});
+    job.tenant = job.tenant_salt = salt;
+    rig_prefill(&d, &job, ID128_NONE, 0);
+    rig_run(&d);
+    rig_acknowledge(&d, job.key);
+    return job;
+}
+
+static uint32_t pin(const char *name, const struct job *job, bool remove)
+{
+    rig_forget(&d);
+    rig_say(&d, (struct msg){.kind = MSG_PIN,
+                             .pin = {.name = name,
+                                     .tenant = "t",
+                                     .remove = remove,
+                                     .tokens = remove ? NULL : job->prompt,
+                                     .tokens_count = remove ? 0 : job->prompt_count,
+                                     .salt = job->tenant_salt}});
+    const struct msg *m = rig_said(&d, MSG_PINNED);
+    assert_int_equal(m == NULL, remove);
+    return m ? m->pinned.blocks : 0;
+}
+
+/* More prompts than the pool holds. */
+static void flood(uint32_t first)
+{
+    for (uint32_t i = 0; i < 20; i++)
+        cache_prompt(first + i, 1000 + first + i, 0);
+}
+
+static uint32_t cached_of(uint32_t id, const struct job *job)
+{
+    struct job again = *job;
+    again.key.request = rig_job(id, &(struct rig_prompt){id, 0, 0, PROMPT, 1}).key.request;
+    rig_forget(&d);
+    rig_prefill(&d, &again, ID128_NONE, 0);
+    rig_run(&d);
+    uint32_t cached = rig_said(&d, MSG_FINISHED)->finished.cached_tokens;
+    rig_acknowledge(&d, again.key);
+    return cached;
+}
+
+static void a_pinned_prompt_outlives_a_flood_until_it_is_unpinned(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    assert_int_equal(pin("sys", &job, false), WHOLE);
+    assert_int_equal(pin("sys", &job, false), WHOLE); /* said twice is pinned once */
+    flood(100);
+    assert_int_equal(cached_of(2, &job), WHOLE * BLOCK_TOKENS);
+    pin("sys", &job, true);
+    flood(200);
+    assert_int_equal(cached_of(3, &job), 0);
+    rig_free(&d);
+}
+
+static void what_is_not_cached_is_not_pinned_and_half_of_the_pool_at_most(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 16});
+    struct job a = rig_job(1, &(struct rig_prompt){1, 0, 0, PROMPT, 1});
+    assert_int_equal(pin("a", &a, false), 0);
+    a = cache_prompt(1, 1, 0);
+    assert_int_equal(pin("a", &a, false), WHOLE);
+    struct job b = cache_prompt(2, 2, 0);
+    assert_int_equal(pin("b", &b, false), 8 - WHOLE);
+    a.tenant_salt = 9; /* another tenant's prompt of the same tokens */
+    assert_int_equal(pin("c", &a, false), 0);
+    rig_free(&d);
+}
+
+static void a_routers_pins_go_with_it(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    assert_int_equal(pin("sys", &job, false), WHOLE);
+    rig_lose(&d, 0);
+    rig_advance(&d, 1000000000);
+    rig_join(&d, 0);
+    flood(100);
+    assert_int_equal(cached_of(2, &job), 0);
+    rig_free(&d);
+}
+
+static void more_pins_than_there_is_place_for_hold_nothing(void **state)
+{
+    (void)state;
+    char name[16];
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    for (int i = 0; i < 256; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        assert_int_equal(pin(name, &job, false), WHOLE); /* the same blocks */
+    }
+    assert_int_equal(pin("one-more", &job, false), 0);
+    rig_free(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_pinned_prompt_outlives_a_flood_until_it_is_unpinned),
+        cmocka_unit_test(what_is_not_cached_is_not_pinned_and_half_of_the_pool_at_most),
+        cmocka_unit_test(a_routers_pins_go_with_it),
+        cmocka_unit_test(more_pins_than_there_is_place_for_hold_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,167 @@
+/* Prompts that are pinned by name: who is asked, who computes, and what happens when nodes come and go. */
+#include "tests/unit/router_rig.h"
+
+#include <stdio.h>
+
+enum { TOKENS = 40, WHOLE = 2 };
+
+static uint32_t tokens[TOKENS];
+
+static void say_pin(struct world *w, const char *name, uint32_t count, bool remove)
+{
+    for (uint32_t i = 0; i < TOKENS; i++)
+        tokens[i] = 1 + i % 7;
+    say(w, CLIENT,
+        (struct msg){.kind = MSG_PIN,
+                     .pin = {.ref = 9,
+                             .name = name,
+                             .tenant = "acme",
+                             .remove = remove,
+                             .tokens = remove ? NULL : tokens,
+                             .tokens_count = remove ? 0 : count}});
+}
+
+static void say_pinned(struct world *w, uint32_t peer, const char *name, uint32_t blocks)
+{
+    say(w, peer,
+        (struct msg){.kind = MSG_PINNED,
+                     .pinned = {.name = name, .tenant = "acme", .blocks = blocks}});
+}
+
+static enum err answered(struct world *w)
+{
+    const struct msg *m = expect(w, CLIENT, MSG_ANSWER);
+    assert_int_equal(m->answer.ref, 9);
+    return m->answer.error;
+}
+
+static void finish_prefill(struct world *w, uint32_t peer, struct job_key key)
+{
+    say(w, peer,
+        (struct msg){.kind = MSG_FINISHED, .finished = {.key = key, .finish = FINISH_LENGTH}});
+    say(w, peer, (struct msg){.kind = MSG_PREFILLED, .prefilled = {.key = key, .link = ""}});
+}
+
+static void p_computes_what_it_lacks_and_d_is_only_asked(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_pin(&w, "sys", TOKENS, false);
+    const struct msg *pin = expect(&w, P0, MSG_PIN);
+    assert_int_equal(pin->pin.tokens_count, TOKENS);
+    assert_int_not_equal(pin->pin.salt, 0);
+    expect(&w, D0, MSG_PIN);
+    expect(&w, D1, MSG_PIN);
+    assert_int_equal(answered(&w), OK);
+    say_pinned(&w, D0, "sys", 0);
+    say_pinned(&w, P0, "sys", 0);
+    const struct msg *prefill = expect(&w, P0, MSG_PREFILL);
+    assert_int_equal(prefill->prefill.job.tokens_max, 0);
+    assert_int_equal(prefill->prefill.job.tenant_salt, pin->pin.salt);
+    assert_false(was_sent(&w, D0, MSG_RESERVE));
+    finish_prefill(&w, P0, prefill->prefill.job.key);
+    expect(&w, P0, MSG_PIN); /* again: now it has it */
+    say_pinned(&w, P0, "sys", WHOLE);
+    struct buf json = {0};
+    assert_ok(router_core_status(w.core, w.now, &json));
+    assert_non_null(strstr(json.data,
+                           "\"pins\":[{\"name\":\"sys\",\"tenant\":\"acme\",\"tokens\":40,"
+                           "\"blocks\":2,"));
+    assert_non_null(strstr(json.data, "\"role\":\"prefill\",\"blocks\":2"));
+    buf_fini(&json);
+    world_close(&w);
+}
+
+static void who_joins_is_asked_and_who_is_gone_is_forgotten(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_pin(&w, "sys", TOKENS, false);
+    say_pinned(&w, P0, "sys", 0);
+    expect(&w, P0, MSG_PREFILL);
+    lose(&w, P0); /* while it computes */
+    hello(&w, P1, ROLE_PREFILL, "p1");
+    expect(&w, P1, MSG_PIN);
+    say_pinned(&w, P1, "sys", WHOLE);
+    struct router_counts counts;
+    router_core_counts(w.core, &counts);
+    assert_int_equal(counts.requests_live, 0);
+    world_close(&w);
+}
+
+static void a_node_that_cannot_hold_it_is_not_asked_for_ever(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_pin(&w, "sys", TOKENS, false);
+    uint32_t computed = 0;
+    for (int i = 0; i < 8; i++) {
+        w.read = w.sent_count;
+        say_pinned(&w, P0, "sys", 1);
+        if (!was_sent(&w, P0, MSG_PREFILL)) break;
+        finish_prefill(&w, P0, expect(&w, P0, MSG_PREFILL)->prefill.job.key);
+        computed++;
+    }
+    assert_int_equal(computed, 3);
+    world_close(&w);
+}
+
+static void unpinning_tells_the_nodes(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_pin(&w, "sys", TOKENS, true);
+    assert_int_equal(answered(&w), ERR_NOT_FOUND);
+    say_pin(&w, "sys", TOKENS, false);
+    assert_int_equal(answered(&w), OK);
+    w.read = w.sent_count;
+    say_pin(&w, "sys", TOKENS, true);
+    assert_int_equal(answered(&w), OK);
+    w.read = 0;
+    bool removed = false;
+    for (size_t i = 0; i < w.sent_count; i++)
+        removed |= w.sent[i].peer.v == P0 && w.sent[i].m.kind == MSG_PIN && w.sent[i].m.pin.remove;
+    assert_true(removed);
+    w.read = w.sent_count;
+    say_pin(&w, "sys", TOKENS, true);
+    assert_int_equal(answered(&w), ERR_NOT_FOUND);
+    world_close(&w);
+}
+
+static void what_cannot_be_pinned_is_said(void **state)
+{
+    (void)state;
+    struct world w;
+    char name[16];
+    world_open_joined(&w, NULL);
+    say_pin(&w, "short", 15, false);
+    assert_int_equal(answered(&w), ERR_INVALID);
+    say(&w, CLIENT, (struct msg){.kind = MSG_PIN, .pin = {.ref = 9, .name = "none", .tenant = ""}});
+    assert_int_equal(answered(&w), ERR_INVALID);
+    for (int i = 0; i < 64; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        w.sent_count = w.read = 0;
+        say_pin(&w, name, TOKENS, false);
+        assert_int_equal(answered(&w), OK);
+    }
+    w.sent_count = w.read = 0;
+    say_pin(&w, "one-more", TOKENS, false);
+    assert_int_equal(answered(&w), ERR_FULL);
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(p_computes_what_it_lacks_and_d_is_only_asked),
+        cmocka_unit_test(who_joins_is_asked_and_who_is_gone_is_forgotten),
+        cmocka_unit_test(a_node_that_cannot_hold_it_is_not_asked_for_ever),
+        cmocka_unit_test(unpinning_tells_the_nodes),
+        cmocka_unit_test(what_cannot_be_pinned_is_said),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
