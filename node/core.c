@@ -347,6 +347,22 @@ bool node_core_knows(const struct node_core *c, struct job_key key)
     return s && s->job.key.attempt == key.attempt;
 }
 
+bool node_core_first(const struct node_core *c, struct job_key *key, uint64_t *progress)
+{
+    const struct list_link *heads[] = {&c->queue, &c->running};
+    const struct sequence *first = NULL;
+    for (size_t i = 0; i < 2; i++) {
+        if (list_empty(heads[i])) continue;
+        const struct sequence *s = list_member(heads[i]->next, struct sequence, place);
+        struct plan_claim mine = seq_claim(s), best = first ? seq_claim(first) : mine;
+        if (!first || plan_before(&mine, &best)) first = s;
+    }
+    if (!first) return false;
+    *key = first->job.key;
+    *progress = (uint64_t)first->kv_count + first->generated_count;
+    return true;
+}
+
 void node_core_audit(const struct node_core *c)
 {
     uint32_t flights = 0, live = 0, shared = 0;

@@ -145,5 +145,8 @@ void node_core_audit(const struct node_core *core);
 /* For whoever plays the device and the link: may they touch this block now, is this job alive here. */
 uint32_t node_core_holds(const struct node_core *core, uint32_t block, enum hold kind);
 bool node_core_knows(const struct node_core *core, struct job_key key);
+/* Who is served before all others here, and how far it is: tokens computed and drawn. False: nobody waits or
+ * runs. */
+bool node_core_first(const struct node_core *core, struct job_key *key, uint64_t *progress);
 
 #endif

@@ -33,8 +33,7 @@ static uint32_t growth(const struct node_core *c, const struct sequence *s, uint
     uint32_t end = lengths_expect(&c->lengths, s->job.prompt_count, s->job.tokens_max, now);
     if (end < now + horizon) end = now + horizon;
     if (end > limit) end = limit;
-    if (s->window.tokens) return end > now ? blocks_for_tokens(end - now) : 0;
-    return end > now ? (end - now) / BLOCK_TOKENS : 0;
+    return end > now ? blocks_for_tokens(end - now) : 0;
 }
 
 /* The same with a window, beside those that it has: until that is full, for what it shares there now, and one

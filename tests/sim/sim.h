@@ -42,7 +42,7 @@ enum {
     SIM_CONTEXT = 192,
     SIM_LAYERS = 2,
     SIM_TICKETS_MAX = 256,
-    SIM_PREEMPTIONS_MAX = 8, /* of one sequence; head room doubles with each */
+    SIM_PREEMPTIONS_MAX = 5, /* of one sequence; head room doubles with each */
     SIM_CANCELS_MAX = 64,
     SIM_KEPT_MAX = 512,
 };
@@ -86,6 +86,8 @@ struct sim_proc {
     struct node_core *node;
     enum role role;
     uint32_t layers_done;
+    struct job_key first; /* who was served first at the last audit, how far it was, since when */
+    uint64_t first_progress, first_since_ns;
     /* a node's device */
     uint64_t *kv; /* [blocks][layers][16] */
     uint32_t blocks_count;

@@ -11,6 +11,7 @@
 #define RUN_NS_MAX (600 * NS_PER_S)
 #define EVENTS_MAX 4000000ull
 #define LINGER_NS (20 * NS_PER_MS) /* of what a leaving process said last */
+#define STUCK_NS (5 * NS_PER_S)
 #define SLOW_NS (100 * NS_PER_MS)
 #define LOSS_NS (2 * NS_PER_MS) /* until both ends of a cut connection have heard of it */
 
@@ -652,11 +653,27 @@ static void build(struct sim *s)
     if (s->options.faults) sim_at(s, sim_draw_ns(s, 0, NS_PER_S), client, on_fault, NULL);
 }
 
+/* The first in order always progresses, if nothing fails. */
+static void audit_first(struct sim *s, struct sim_proc *p)
+{
+    struct job_key key = {0};
+    uint64_t progress = 0;
+    bool any = node_core_first(p->node, &key, &progress);
+    if (!any || !job_key_equal(key, p->first) || progress != p->first_progress)
+        p->first_since_ns = s->now_ns;
+    else if (!s->options.faults && s->now_ns - p->first_since_ns > STUCK_NS)
+        sim_fail(s, "%s: who is served first stands still at %llu", p->name,
+                 (unsigned long long)progress);
+    p->first = key;
+    p->first_progress = progress;
+}
+
 static void audit(struct sim *s)
 {
     for (uint32_t i = 0; i < s->procs_count; i++) {
         struct sim_proc *p = &s->proc[i];
         if (p->node) node_core_audit(p->node);
+        if (p->node) audit_first(s, p);
         if (p->router) router_core_audit(p->router);
     }
 }
