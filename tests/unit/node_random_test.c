@@ -13,7 +13,7 @@
 #include "node/state.h"
 #include "tests/unit/node_rig.h"
 
-enum { SEEDS = 600, MOVES = 250, JOBS = 10 };
+enum { SEEDS = 1000, MOVES = 250, JOBS = 10 };
 
 enum stage { TO_DO, ASKED, PREFILLING, ENDED, ACKED, CANCELLED };
 static const char *const stage_names[] = {"to do", "asked", "prefilling",
@@ -74,7 +74,7 @@ static void ask(struct client *c)
     c->job.forwarded_count = c->known_count;
     c->plain = c->job.tokens_max == c->known_count + 1;
     c->job.age_ms = below(500);
-    c->job.preemptions = below(3);
+    c->job.preemptions = one_in(8) ? below(3) : 0;
     bool fork = c->choices_count > 1 && c->known_count == 0 && !one_in(4);
     if (c->plain)
         rig_prefill(&p, &c->job, ID128_NONE, 0);
@@ -313,7 +313,8 @@ static void begin(void)
                             .no_prefix_cache = one_in(5)};
     rig_new(&p, &o);
     o.role = ROLE_DECODE;
-    o.blocks_count = 13 + below(30);
+    o.blocks_count = 13 + below(one_in(2) ? 6 : 30);
+    o.chunk_tokens = 1 + below(one_in(2) ? 5 : 60); /* prompts that take long may be preempted */
     o.sequences_max = 2 + below(8);
     rig_new(&d, &o);
     p.other = &d;
