@@ -124,6 +124,11 @@ enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max);
  * prompt + generated. */
 enum finish job_finish(const struct job *job, uint32_t index, uint32_t token, uint32_t context_max);
 
+/* Whether the result is of all rows, so that those that are cached must be computed too. */
+static inline bool job_needs_all_rows(enum job_kind kind)
+{
+    return kind == JOB_SCORE || kind == JOB_EMBED_MEAN;
+}
 const char *job_kind_name(enum job_kind kind); /* "generate", "score" … */
 
 static inline bool job_key_equal(struct job_key a, struct job_key b)

@@ -5,6 +5,7 @@
  * rows needs all rows: such a job computes also what the prefix cache has, and gives it its blocks. */
 #include <math.h>
 
+#include "common/plant.h"
 #include "node/state.h"
 
 enum err encode_new(const struct node_core *c, struct sequence *s)
@@ -31,7 +32,7 @@ enum err encode_new(const struct node_core *c, struct sequence *s)
 
 bool encode_may_skip(const struct sequence *s)
 {
-    return s->job.kind != JOB_SCORE && s->job.kind != JOB_EMBED_MEAN;
+    return !job_needs_all_rows(s->job.kind) || PLANTED("rows_skipped");
 }
 
 void encode_part(const struct sequence *s, struct step_sequence *q)

@@ -60,7 +60,7 @@ void prefixes_on_blocks(struct router_core *core, uint64_t now_ns, struct node *
 void prefixes_hash(const struct router_core *core, struct request *r)
 {
     uint32_t count = r->prompt_count > 0 ? (r->prompt_count - 1) / BLOCK_TOKENS : 0;
-    if (!core->index || count == 0) return;
+    if (!core->index || count == 0 || job_needs_all_rows(r->kind)) return;
     if (count > HASHES_MAX) count = HASHES_MAX;
     r->hashes = arena_take(&r->arena, count * sizeof *r->hashes);
     if (!r->hashes) return; /* then nothing is known of it */

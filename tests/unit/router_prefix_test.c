@@ -107,6 +107,27 @@ static void an_entry_that_was_false_costs_a_miss_and_is_forgotten(void **state)
     world_close(&w);
 }
 
+static void what_is_computed_all_the_same_says_nothing_of_the_cache(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_blocks(&w, P0, 1, false, first_block(), TIER_POOL);
+    struct msg m = submit_of(0);
+    m.submit.kind = JOB_SCORE;
+    say(&w, CLIENT, m);
+    struct job_key key = expect(&w, P0, MSG_PREFILL)->prefill.job.key;
+    static const float values[19] = {0};
+    say(&w, P0,
+        (struct msg){.kind = MSG_ENCODED,
+                     .encoded = {.key = key, .total = 19, .values = values, .values_count = 19}});
+    tell_finished(&w, P0, key, 0); /* none of it was cached: it was not looked for */
+    expect(&w, CLIENT, MSG_DONE);
+    assert_int_equal(counts_of(&w).prefix_lookups, 0);
+    assert_int_equal(counts_of(&w).prefix_false, 0);
+    world_close(&w);
+}
+
 static void news_that_come_again_are_dropped(void **state)
 {
     (void)state;
@@ -189,6 +210,7 @@ int main(void)
         cmocka_unit_test(without_an_index_news_change_nothing),
         cmocka_unit_test(what_left_is_not_looked_for_there),
         cmocka_unit_test(an_entry_that_was_false_costs_a_miss_and_is_forgotten),
+        cmocka_unit_test(what_is_computed_all_the_same_says_nothing_of_the_cache),
         cmocka_unit_test(news_that_come_again_are_dropped),
         cmocka_unit_test(a_gap_is_asked_for_once_a_second_until_all_is_told_again),
         cmocka_unit_test(who_leaves_takes_its_entries_along),
