@@ -30,7 +30,7 @@ struct client {
 
 static struct rig p, d;
 static struct client client[JOBS];
-static uint64_t seed, draws, forks;
+static uint64_t seed, draws, forks, tier_tokens;
 static uint32_t reached[CANCELLED + 1];
 static uint32_t met[SEQ_STATES][SEQ_EVENTS];
 static bool finished;
@@ -246,7 +246,7 @@ static void nonsense(struct rig *r)
 
 static void work(struct rig *r)
 {
-    switch (below(8)) {
+    switch (below(9)) {
     case 0: rig_step_layers(r, below(RIG_LAYERS + 1)); break;
     case 1:
     case 2:
@@ -255,6 +255,7 @@ static void work(struct rig *r)
     case 5:
     case 6: rig_link(r); break;
     case 7: rig_event(r); break;
+    case 8: rig_tier_some(r, one_in(4) ? below(4) : UINT32_MAX); break;
     }
     node_core_audit(r->core);
 }
@@ -311,6 +312,8 @@ static void begin(void)
                             .reserve_timeout_ns = 2 * NS_PER_S,
                             .window = one_in(3) ? 1 + below(60) : 0,
                             .no_prefix_cache = one_in(5)};
+    o.tiers = !o.no_prefix_cache && one_in(2);
+    o.tier_deadline_ns = 1 + below(200) * NS_PER_MS;
     rig_new(&p, &o);
     o.role = ROLE_DECODE;
     o.blocks_count = 13 + below(one_in(2) ? 6 : 30);
@@ -387,6 +390,7 @@ static void run_seed(uint64_t n)
         for (uint32_t event = 0; event < SEQ_EVENTS; event++)
             met[state][event] += p.core->met[state][event] + d.core->met[state][event];
     forks += rig_counts(&d).forks;
+    tier_tokens += rig_counts(&p).tier_loaded_tokens + rig_counts(&d).tier_loaded_tokens;
     rig_free(&p);
     rig_free(&d);
 }
@@ -433,6 +437,7 @@ static void any_order_of_events_keeps_streams_exact_and_blocks_accounted(void **
     for (uint32_t i = 0; i <= CANCELLED && !one; i++)
         assert_true(reached[i] > 0);
     assert_true(one || forks > 100);
+    assert_true(one || tier_tokens > 0);
     finished = true;
 }
 
