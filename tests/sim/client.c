@@ -253,14 +253,19 @@ static void on_encoded(struct sim *s, struct sim_proc *p, const struct msg_encod
     r->values_count += m->values_count;
 }
 
-static void on_done(struct sim *s, struct sim_client *client, const struct msg_done *d)
+static void on_done(struct sim *s, struct sim_proc *p, const struct msg_done *d)
 {
-    struct sim_request *r = by_id(client, d->id);
+    struct sim_request *r = by_id(p->client, d->id);
     if (!r || r->state == REQ_ENDED) return;
     if (d->choice >= r->choices_count) sim_fail(s, "the end of a choice that was not asked for");
     struct sim_choice *c = &r->choice[d->choice];
     bool natural = d->finish == FINISH_STOP || d->finish == FINISH_LENGTH;
     if (c->ended) return;
+    if (natural &&
+        d->completion_tokens > c->got_count) { /* the last ones were lost in a cut, too */
+        give_up_router(s, p);
+        return;
+    }
     if (natural && (c->got_count != c->want_count || d->finish != c->want_finish))
         sim_fail(s, "ended by %d with %u tokens, wanted %d with %u", d->finish, c->got_count,
                  c->want_finish, c->want_count);
@@ -303,7 +308,7 @@ void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const
     } else if (m->kind == MSG_ENCODED) {
         on_encoded(s, p, &m->encoded);
     } else if (m->kind == MSG_DONE) {
-        on_done(s, c, &m->done);
+        on_done(s, p, &m->done);
     }
 }
 
