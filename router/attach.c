@@ -26,6 +26,7 @@ void node_attach_prefill(struct choice *c, struct node *n, uint32_t tokens)
     c->prefill_told = false;
     c->window_held = tokens;
     n->sched.outstanding_tokens += c->window_held;
+    if (c->under_share) n->sched.outstanding_under += c->window_held;
     list_push_back(&n->choices_prefill, &c->at_prefill);
     snprintf(c->prefill_name, sizeof c->prefill_name, "%s", n->hello.name);
 }
@@ -34,6 +35,7 @@ void node_release_window(struct router_core *core, struct choice *c)
 {
     if (!c->prefill || !c->window_held) return;
     c->prefill->sched.outstanding_tokens -= c->window_held;
+    if (c->under_share) c->prefill->sched.outstanding_under -= c->window_held;
     c->window_held = 0;
     core->dispatch_wanted = true;
 }

@@ -352,6 +352,8 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     if (!check_late(core, now_ns, c)) return;
     if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
     c->picked_ns = now_ns;
+    c->over_share = job->over_share;
+    c->under_share = job->under_share;
     turns_started(core, c);
     c->ticket = ID128_NONE;
     c->local = pair->local;

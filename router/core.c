@@ -387,12 +387,13 @@ static void audit_choice(const struct choice *c)
 
 static void audit_node(const struct node *n)
 {
-    uint32_t live = 0, running = 0, blocks = 0, window = 0;
+    uint32_t live = 0, running = 0, blocks = 0, window = 0, under = 0;
     uint64_t hash = 0;
     for (struct list_link *l = n->choices_prefill.next; l != &n->choices_prefill; l = l->next) {
         struct choice *c = list_member(l, struct choice, at_prefill);
         CHECK(c->prefill == n);
         window += c->window_held;
+        under += c->under_share ? c->window_held : 0;
         if (!c->prefill_told) continue;
         live++;
         hash += job_key_hash(choice_key(c));
@@ -407,7 +408,7 @@ static void audit_node(const struct node *n)
     }
     CHECK(n->live_count == live && n->live_hash == hash);
     CHECK(n->sched.running == running && n->sched.blocks_used == blocks);
-    CHECK(n->sched.outstanding_tokens == window);
+    CHECK(n->sched.outstanding_tokens == window && n->sched.outstanding_under == under);
 }
 
 void router_core_audit(const struct router_core *core)

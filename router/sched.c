@@ -23,10 +23,11 @@ const char *sched_waiting_for(enum sched_answer answer)
     return texts[answer];
 }
 
+/* Who has less than a share has a window besides: what the others have sent does not keep it waiting. */
 static bool window_open(const struct sched_node *n, const struct sched_job *job, uint32_t tokens)
 {
-    uint64_t window_tokens = (uint64_t)n->window_tokens << job->under_share;
-    return n->outstanding_tokens == 0 || (uint64_t)n->outstanding_tokens + tokens <= window_tokens;
+    uint32_t sent = job->under_share ? n->outstanding_under : n->outstanding_tokens;
+    return sent == 0 || (uint64_t)sent + tokens <= n->window_tokens;
 }
 
 static uint32_t cached_on(const struct sched_job *job, uint32_t node)

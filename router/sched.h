@@ -27,8 +27,9 @@ struct sched_node {
     enum role role;
     bool open; /* its session is up and it is not draining */
     uint32_t window_tokens,
-        outstanding_tokens; /* P: wanted at once, and sent and not yet computed */
-    uint32_t token_ns;      /* smoothed prefill time per token; 0: not known */
+        outstanding_tokens;     /* P: wanted at once, and sent and not yet computed */
+    uint32_t outstanding_under; /* of these, of jobs that were below their tenant's share */
+    uint32_t token_ns;          /* smoothed prefill time per token; 0: not known */
     uint32_t blocks_total;
     uint32_t kv_ahead;    /* tokens that it computes before it lets go of KV behind a window */
     uint32_t blocks_used; /* D: by this router's choices, to the next block */
@@ -119,7 +120,7 @@ bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uin
  * Local, if there is no prefill node that D could be reached from, or by the rules: when computing what is
  * left of the prompt on D would cost it and its running streams less than the hand-over costs this request,
  * together with what P would have to compute beyond that, and its queue, if D holds more than P.
- * A tenant below its share finds windows twice as wide, and a D keeps a part of itself from those above. */
+ * A tenant below its share has windows besides those of all, and a D keeps a part of itself from those above. */
 enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_t nodes_count,
                                   const struct sched_job *job, const struct sched_rules *rules,
                                   uint64_t now_ns, struct sched_pair *pair);

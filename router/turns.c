@@ -100,8 +100,9 @@ static bool alone(const struct router_core *core)
     return core->fair.tenants.count < 2;
 }
 
-/* What its tenant has at this node already. The first prompt of a tenant stands where the node is now, further
- * ones stand where they will end: a tenant that asks for little is not behind one that asks for much. */
+/* What its tenant has at this node already. The first prompt of a tenant below its share stands where the node
+ * is now, others where they will end: so a tenant that asks for little goes before one that asks for much, and
+ * before what is left of a long prompt of it. */
 uint32_t turns_lead(const struct router_core *core, const struct choice *c, const struct node *n,
                     bool decode)
 {
@@ -115,7 +116,7 @@ uint32_t turns_lead(const struct router_core *core, const struct choice *c, cons
         if (other != c && other->request->tenant == t)
             tokens += decode ? choice_tokens(other) : other->window_held;
     }
-    if (tokens > 0) tokens += decode ? choice_tokens(c) : c->window_held;
+    if (tokens > 0 || c->over_share) tokens += decode ? choice_tokens(c) : c->window_held;
     tokens /= t->weight;
     return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
 }
