@@ -66,6 +66,15 @@ static enum err kind_check(const struct job *job)
     return OK;
 }
 
+static enum err check_cached_only(const struct job *job)
+{
+    if (!job->cached_only) return OK;
+    if (job->tokens_max == 0 && job->kind == JOB_GENERATE && job->kv_window == 0 &&
+        job->prompt_count % BLOCK_TOKENS == 0)
+        return OK;
+    return err_set(ERR_INVALID, "a job of cached blocks alone has whole ones, and wants no more");
+}
+
 static enum err check_window(const struct job *job)
 {
     if (job->kv_window == 0)
@@ -102,6 +111,7 @@ enum err job_check(const struct job *job, uint32_t vocab, uint32_t context_max)
                        JOB_STOP_IDS_MAX);
     if ((e = kind_check(job)) != OK) return e;
     if ((e = check_window(job)) != OK) return e;
+    if ((e = check_cached_only(job)) != OK) return e;
     if ((e = check_ids("prompt token", job->prompt, job->prompt_count, vocab)) != OK) return e;
     if ((e = check_ids("generated token", job->forwarded, job->forwarded_count, vocab)) != OK)
         return e;

@@ -11,11 +11,17 @@
 #include "common/failpoint.h"
 #include "common/plant.h"
 
+/* For a match: it leaves the last token to compute, if anything is. */
+static uint32_t tokens_matched(const struct sequence *s)
+{
+    return seq_total(s) + s->job.cached_only;
+}
+
 /* Tokens whose KV it has at its full length. */
 static uint32_t tokens_all(const struct sequence *s)
 {
     uint32_t total = seq_total(s);
-    if (s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN) return total;
+    if (s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN || s->job.cached_only) return total;
     uint32_t last = s->job.prompt_count + s->generated_max - 1; /* the last token needs no KV */
     return last > total ? last : total;
 }
@@ -63,7 +69,8 @@ uint32_t accounts_available(const struct node_core *c)
 
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s)
 {
-    return c->cache ? kv_prefix_peek(c->cache, s->job.tenant_salt, s->tokens, seq_total(s)) : 0;
+    return c->cache ? kv_prefix_peek(c->cache, s->job.tenant_salt, s->tokens, tokens_matched(s))
+                    : 0;
 }
 
 void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks, uint32_t count)
@@ -125,7 +132,7 @@ static void match(struct node_core *c, struct sequence *s, enum hold kind)
     s->hold = kind;
     s->gone = s->window.sinks;
     if (c->cache && encode_may_skip(s))
-        s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, seq_total(s),
+        s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, tokens_matched(s),
                                          kind, s->table, s->table_capacity);
     for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
         kv_pool_drop(c->pool, s->table[i], kind);
@@ -155,7 +162,8 @@ enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind)
         return ERR_FULL;
     }
     if (c->cache) kv_prefix_used(c->cache, s->table, s->table_count);
-    if (c->cache && encode_may_skip(s) && !s->preempted) note_looked_up(c, s);
+    bool looked_up = c->cache && encode_may_skip(s) && !s->preempted && !s->job.cached_only;
+    if (looked_up) note_looked_up(c, s);
     take_to(c, s, reach_of(s));
     return OK;
 }

@@ -132,6 +132,7 @@ struct node_counts {
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
     uint64_t window_blocks; /* let go of because they left their sequence's window */
+    uint64_t backfills, backfilled_tokens; /* prefixes that came from other nodes' caches */
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);
 /* The page of GET /metrics (docs/metrics.md); `links` as the shell has them. */

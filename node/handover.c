@@ -79,7 +79,7 @@ enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *
     enum err e;
     s->ticket = ticket_make(c);
     s->cached_tokens = s->kv_count;
-    c->counts.cached_tokens += s->cached_tokens;
+    if (!s->job.cached_only) c->counts.cached_tokens += s->cached_tokens;
     if ((e = moved_new(s, s->kv_count)) != OK) return e;
     if ((e = ticket_enter(c, s)) != OK) return e;
     uint32_t count = hold_moved(c, s, s->wire_first, s->wire_end);

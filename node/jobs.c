@@ -72,7 +72,8 @@ static enum err admit_job(const struct node_core *c, const struct offer *o)
     enum err e;
     const struct job *job = o->job;
     if ((e = job_check(job, c->config.vocab_count, c->config.context_max)) != OK) return e;
-    if (o->kind != SEQ_PLAIN && job->tokens_max == 0)
+    if ((e = backfill_check(c, job, o->kind)) != OK) return e;
+    if (o->kind != SEQ_PLAIN && job->tokens_max == 0 && !job->cached_only)
         return err_set(ERR_INVALID, "max_tokens is 0: there is nothing to decode");
     if (job->kv_window && c->config.hello.kv_window)
         return err_set(ERR_INVALID, "kv_window: this model has a window of its own, of %u tokens",
@@ -105,6 +106,11 @@ static enum err full(const struct node_core *c, const struct sequence *s)
 static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     enum err e;
+    if (backfill_is_here(c, s)) {
+        sequence_enter(c, now_ns, s, SEQ_RESERVED);
+        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ENDED});
+        return OK;
+    }
     if (queue_preempted(c) || accounts_open(c, s, HOLD_RESERVE) != OK) return full(c, s);
     if (PLANTED("uncommitted_match")) {
         uint32_t held = s->kv_count;
@@ -137,6 +143,7 @@ static enum err begin_prefill(struct node_core *c, uint64_t now_ns, struct seque
                               const struct msg_prefill *p)
 {
     enum err e;
+    if (s->job.cached_only) return backfill_give(c, now_ns, s, p);
     if (s->kind == SEQ_PUSH && (e = handover_open(c, now_ns, s, p)) != OK) return e;
     sequence_enter(c, now_ns, s, SEQ_WAITING);
     return OK;

@@ -8,7 +8,8 @@
  *     COMMITTED                                       RUNNING, or
  *                                                     FINISHED
  *     DELIVERED                             ENDING
- *     ENDED                                                          FINISHED
+ *     ENDED                                           FINISHED,      FINISHED
+ *                                                     if all is cached
  *     PREEMPT            WAITING                                     WAITING
  *     ACK                                                                      ENDING
  *     TIMER     ENDING!  ENDING!            ENDING!   ENDING!        ENDING!   again, ENDING
@@ -216,7 +217,7 @@ static void finish(struct node_core *c, uint64_t now_ns, struct sequence *s, enu
 {
     s->finish = why;
     s->finished_ns = now_ns;
-    if (s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL)
+    if ((s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL) && !s->job.cached_only)
         lengths_add(&c->lengths, s->job.prompt_count, s->job.tokens_max, s->generated_count);
     accounts_insert(c, s);
     accounts_close(c, s);
@@ -252,10 +253,16 @@ static void on_committed(struct node_core *c, uint64_t now_ns, struct sequence *
                       "the commit's token is not in the vocabulary");
         return;
     }
-    room_note_remote(c, s, now_ns);
+    if (!s->job.cached_only) room_note_remote(c, s, now_ns);
     s->kv_count = s->planned = seq_total(s);
     accounts_move(c, s, HOLD_SEQUENCE);
     accounts_insert(c, s);
+    if (s->job.cached_only) {
+        c->counts.backfills++;
+        c->counts.backfilled_tokens += seq_total(s) - s->held_tokens;
+        finish(c, now_ns, s, FINISH_LENGTH);
+        return;
+    }
     sequence_append(c, s, &x->first);
     run(c, now_ns, s);
     enum finish why = x->finish == FINISH_STOP ? FINISH_STOP : finish_of_last(c, s);
@@ -276,8 +283,10 @@ static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s
         break;
     case SEQ_PUSH: {
         struct token_info first = {0};
-        sequence_token(s, s->generated_count - 1, &first);
-        say_first(c, now_ns, s);
+        if (sampled) {
+            sequence_token(s, s->generated_count - 1, &first);
+            say_first(c, now_ns, s);
+        }
         handover_commit(c, s, &first, why);
         accounts_close(c, s); /* the ticket's own holds stay until the receiver has it all */
         enter(c, now_ns, s, SEQ_HANDOVER);
@@ -408,8 +417,12 @@ void sequence_step(struct node_core *c, uint64_t now_ns, struct sequence *s,
         on_delivered(c, now_ns, s, in->xfer);
         return;
     case SEQ_EV_ENDED:
-        if (s->state != SEQ_RUNNING) break;
-        finish(c, now_ns, s, finish_of_last(c, s));
+        if (s->state == SEQ_RESERVED && s->job.cached_only)
+            finish(c, now_ns, s, FINISH_LENGTH); /* nothing of it was missing */
+        else if (s->state == SEQ_RUNNING)
+            finish(c, now_ns, s, finish_of_last(c, s));
+        else
+            break;
         return;
     case SEQ_EV_PREEMPT:
         if (s->state != SEQ_RUNNING && s->state != SEQ_PREFILL) break;

@@ -12,6 +12,7 @@
  *     flight.c     steps: what goes in, what comes out
  *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
+ *     backfill.c   cached blocks that go from node to node
  *     tier.c       what is loaded from tiers and stored in them
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
@@ -577,5 +578,12 @@ void handover_commit(struct node_core *c, struct sequence *s, const struct token
 /* RELEASE or CANCEL, once, if the ticket lives. */
 void handover_end(struct node_core *c, struct sequence *s);
 void handover_on_event(struct node_core *c, uint64_t now_ns, const struct xfer_event *e);
+
+/* backfill.c: jobs of cached blocks alone */
+enum err backfill_check(const struct node_core *c, const struct job *job, enum seq_kind kind);
+/* Whether `s` is such a job and all of its blocks are cached already. */
+bool backfill_is_here(const struct node_core *c, const struct sequence *s);
+enum err backfill_give(struct node_core *c, uint64_t now_ns, struct sequence *s,
+                       const struct msg_prefill *p); /* ERR_NOT_FOUND: not all of it is cached */
 
 #endif

@@ -186,7 +186,9 @@ struct msg_reserved {
     uint32_t held_tokens; /* of the prompt: leading tokens whose KV need not travel */
 };
 /* PREFILL: compute prompt + forwarded, sample the next token. Without ticket it ends there (prefill
- * only); else push KV from held_tokens on under `ticket` to `addresses`. */
+ * only); else push KV from held_tokens on under `ticket` to `addresses`. Of a job of cached blocks alone
+ * (job.cached_only) nothing is computed: whoever is sent PREFILL has them all, or says FAILED; whoever is sent
+ * RESERVE ends with FINISHED when they are there, at once if nothing is missing. */
 struct msg_prefill {
     struct job job;
     struct id128 ticket; /* none: prefill only */

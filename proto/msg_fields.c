@@ -139,6 +139,7 @@ static const struct field job_rows[] = {
     U64(tenant),
     U32(tenant_weight, ANY),
     U32(fair_lead, ANY),
+    BOOL(cached_only),
 };
 PART(job, tandem__job__descriptor, job_rows);
 #undef C

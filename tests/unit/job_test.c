@@ -72,6 +72,23 @@ static void what_draws_no_token_has_one_result_and_something_to_work_on(void **s
     assert_int_equal(job_check(&j, VOCAB, CONTEXT), ERR_INVALID);
 }
 
+static void a_job_of_cached_blocks_has_whole_ones_and_draws_nothing(void **state)
+{
+    (void)state;
+    struct job j = good_job(), bad[3];
+    j.cached_only = true;
+    j.tokens_max = 0;
+    j.prompt_count = 2 * BLOCK_TOKENS;
+    assert_ok(job_check(&j, VOCAB, CONTEXT));
+    for (int i = 0; i < 3; i++)
+        bad[i] = j;
+    bad[0].prompt_count--;
+    bad[1].tokens_max = 1;
+    bad[2].kind = JOB_EMBED_LAST;
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(job_check(&bad[i], VOCAB, CONTEXT), ERR_INVALID);
+}
+
 static void what_is_one_beyond_is_refused_by_its_name(void **state)
 {
     (void)state;
@@ -157,6 +174,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_at_every_limit_is_accepted),
         cmocka_unit_test(what_draws_no_token_has_one_result_and_something_to_work_on),
+        cmocka_unit_test(a_job_of_cached_blocks_has_whole_ones_and_draws_nothing),
         cmocka_unit_test(what_is_one_beyond_is_refused_by_its_name),
         cmocka_unit_test(the_finish_check_is_a_table),
     };

@@ -158,6 +158,7 @@ static struct job job(struct msg_random *r)
     j.kind = below(r, JOB_KINDS);
     j.age_ms = r32(r);
     j.preemptions = r32(r);
+    j.cached_only = r32(r) & 1;
     j.kv_window = below(r, JOB_TOKENS_MAX);
     j.kv_sinks = below(r, JOB_TOKENS_MAX);
     j.tenant = r64(r);
