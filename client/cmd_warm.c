@@ -99,7 +99,8 @@ static enum err read_window(struct run *run)
     while (e == OK && !run->read_all && !interrupted && run->plan.count < WINDOW_SEQUENCES &&
            run->plan.bytes < WINDOW_BYTES)
         e = take_line(run);
-    if (e != OK && e != ERR_NOT_FOUND) return e;
+    if (e == ERR_AGAIN && run->plan.count == 0) return e;
+    if (e != OK && e != ERR_NOT_FOUND && e != ERR_AGAIN) return e;
     if (run->plan.count == 0) return ERR_NOT_FOUND;
     return warm_plan_make(&run->plan);
 }

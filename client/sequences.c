@@ -1,21 +1,25 @@
 #include "client/sequences.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdbool.h>
-#include <stdio.h>
+#include <poll.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/buf.h"
 #include "common/job.h"
 #include "common/mem.h"
 
 struct sequences {
-    FILE *file;
+    int fd;
     const char *path;
-    bool jsonl;
-    uint64_t line;
-    struct buf text; /* of the line */
+    bool jsonl, ended;
+    char piece[65536]; /* read and not yet looked at: [at, end) */
+    size_t at, end;
+    uint64_t line, bytes; /* bytes: of the line that is being read */
+    struct buf text;      /* of the line, as far as it is here */
 };
 
 static bool ends_with(const char *s, const char *end)
@@ -30,8 +34,8 @@ enum err sequences_open(struct sequences **out, const char *path, enum sequences
     if (!s) return ERR_MEMORY;
     s->path = path;
     s->jsonl = format == SEQUENCES_JSONL || (format == SEQUENCES_AUTO && ends_with(path, ".jsonl"));
-    s->file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
-    if (s->file) return OK;
+    s->fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (s->fd >= 0) return OK;
     *out = NULL;
     mem_free(s);
     return err_set(ERR_IO, "%s: %s", path, strerror(errno));
@@ -40,7 +44,7 @@ enum err sequences_open(struct sequences **out, const char *path, enum sequences
 void sequences_close(struct sequences *s)
 {
     if (!s) return;
-    if (s->file != stdin) fclose(s->file);
+    if (s->fd != STDIN_FILENO) close(s->fd);
     buf_fini(&s->text);
     mem_free(s);
 }
@@ -50,24 +54,45 @@ uint64_t sequences_line(const struct sequences *s)
     return s->line;
 }
 
-/* A line of any length, of which no more than the limit is kept. */
+static enum err fill(struct sequences *s)
+{
+    struct pollfd p = {s->fd, POLLIN, 0};
+    if (poll(&p, 1, 0) <= 0) return ERR_AGAIN; /* nobody has written any yet */
+    ssize_t n = read(s->fd, s->piece, sizeof s->piece);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) return ERR_AGAIN;
+    if (n < 0) return err_set(ERR_IO, "%s: %s", s->path, strerror(errno));
+    s->at = 0;
+    s->end = (size_t)n;
+    s->ended = n == 0;
+    return OK;
+}
+
+/* Takes what is there of the line; true: all of it is. Of one that is too long nothing more is kept. */
+static bool take_piece(struct sequences *s)
+{
+    const char *from = s->piece + s->at, *eol;
+    size_t left = s->end - s->at;
+    eol = left > 0 ? memchr(from, '\n', left) : NULL;
+    size_t n = eol ? (size_t)(eol - from) : left;
+    s->at += n + (eol != NULL);
+    s->bytes += n + (eol != NULL);
+    if (s->bytes <= SEQUENCE_BYTES_MAX) buf_add(&s->text, from, n);
+    return eol || (s->ended && s->bytes > 0);
+}
+
 static enum err read_line(struct sequences *s)
 {
-    char piece[4096];
-    uint64_t bytes = 0;
-    int c = 0;
-    buf_clear(&s->text);
-    while (c != EOF && c != '\n') {
-        size_t n = 0;
-        while (n < sizeof piece && (c = getc_unlocked(s->file)) != EOF && c != '\n')
-            piece[n++] = (char)c;
-        bytes += n + (c == '\n');
-        if (bytes <= SEQUENCE_BYTES_MAX && buf_add(&s->text, piece, n) != OK) return s->text.error;
+    enum err e;
+    if (s->bytes == 0) buf_clear(&s->text);
+    while (!take_piece(s)) {
+        if (s->ended) return ERR_NOT_FOUND;
+        if ((e = fill(s)) != OK) return e;
     }
-    if (ferror(s->file)) return err_set(ERR_IO, "%s: %s", s->path, strerror(errno));
-    if (bytes == 0) return ERR_NOT_FOUND;
+    bool too_long = s->bytes > SEQUENCE_BYTES_MAX;
+    s->bytes = 0;
     s->line++;
-    if (bytes > SEQUENCE_BYTES_MAX)
+    if (s->text.error != OK) return s->text.error;
+    if (too_long)
         return err_set(ERR_FORMAT, "line %llu: longer than %d bytes", (unsigned long long)s->line,
                        SEQUENCE_BYTES_MAX);
     if (s->text.size > 0 && s->text.data[s->text.size - 1] == '\r') s->text.size--;

@@ -17,6 +17,7 @@
 
 struct told {
     uint32_t tokens;
+    size_t values_count;
     int ended;
     enum tandem_status status;
     bool answered;
@@ -32,6 +33,7 @@ static void on_event(void *ctx, const struct tandem_event *e)
     if (e->kind != TANDEM_EVENT_DONE && e->kind != TANDEM_EVENT_ERROR) return;
     told->ended++;
     told->status = e->status;
+    told->values_count = e->values_count;
 }
 
 static void on_answer(void *ctx, enum tandem_status status, const char *text, size_t bytes)
@@ -41,7 +43,7 @@ static void on_answer(void *ctx, enum tandem_status status, const char *text, si
     told->answered = true;
 }
 
-static enum tandem_status fill_and_submit(struct tandem_request *r)
+static enum tandem_status fill_and_submit(struct tandem_request *r, enum tandem_kind kind)
 {
     enum tandem_status s;
     if ((s = tandem_set_text(r, "some", 4)) != TANDEM_OK) return s;
@@ -50,6 +52,7 @@ static enum tandem_status fill_and_submit(struct tandem_request *r)
     if ((s = tandem_add_bias(r, 4, 0.5f)) != TANDEM_OK) return s;
     if ((s = tandem_set_tenant(r, "one")) != TANDEM_OK) return s;
     tandem_set_max_tokens(r, 12);
+    tandem_set_kind(r, kind);
     return tandem_submit(r);
 }
 
@@ -65,7 +68,7 @@ static bool wait_for_the_end(struct tandem *t, const struct told *told, bool ask
 }
 
 /* One connection with one request and one question. */
-static enum tandem_status a_life(const char *address)
+static enum tandem_status a_life(const char *address, enum tandem_kind kind)
 {
     struct tandem *t;
     struct told told = {0};
@@ -73,13 +76,14 @@ static enum tandem_status a_life(const char *address)
     if (s != TANDEM_OK) return s;
     tandem_set_patience(t, 300); /* a lost greeting is repeated after a second: not waited for */
     struct tandem_request *r = tandem_request_new(t, on_event, &told);
-    s = r ? fill_and_submit(r) : TANDEM_MEMORY;
+    s = r ? fill_and_submit(r, kind) : TANDEM_MEMORY;
     if (s == TANDEM_OK) {
         bool asked = tandem_query_status(t, on_answer, &told) == TANDEM_OK;
         if (!wait_for_the_end(t, &told, asked)) fail_msg("a request ended in silence");
         assert_int_equal(told.ended, 1);
         s = told.status;
-        if (s == TANDEM_OK) assert_int_equal(told.tokens, 12);
+        if (s == TANDEM_OK) assert_int_equal(told.tokens, kind == TANDEM_GENERATE ? 12 : 0);
+        if (s == TANDEM_OK) assert_int_equal(told.values_count, kind == TANDEM_GENERATE ? 0 : 3);
     }
     tandem_request_free(r);
     tandem_close(t);
@@ -113,18 +117,20 @@ static void every_failing_allocation_is_an_error_and_ends_no_request_in_silence(
     (void)state;
     char address[128];
     uint32_t errors = 0;
-    bool failed = true;
     log_setup(LOG_OFF, NULL);
     pid_t router = router_start(address, sizeof address);
-    for (uint64_t n = 1; failed; n++) {
-        uint64_t before = mem_count();
-        mem_fail_at(n);
-        errors += a_life(address) != TANDEM_OK;
-        failed = mem_count() - before >= n;
-        mem_fail_at(0);
-        assert_true(n < 500);
+    for (enum tandem_kind kind = TANDEM_GENERATE; kind <= TANDEM_SCORE; kind++) {
+        bool failed = true;
+        for (uint64_t n = 1; failed; n++) {
+            uint64_t before = mem_count();
+            mem_fail_at(n);
+            errors += a_life(address, kind) != TANDEM_OK;
+            failed = mem_count() - before >= n;
+            mem_fail_at(0);
+            assert_true(n < 500);
+        }
     }
-    assert_true(errors > 5);
+    assert_true(errors > 10);
     kill(router, SIGKILL);
     waitpid(router, NULL, 0);
 }

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "common/mem.h"
 #include "common/settings.h"
 #include "tests/unit/node_rig.h"
 
@@ -148,6 +149,30 @@ static void a_decode_node_does_it_too_and_nobody_reserves_for_it(void **state)
     rig_free(&p);
 }
 
+static void without_memory_for_the_result_the_attempt_fails(void **state)
+{
+    (void)state;
+    rig_open(&p, &(struct rig_options){.role = ROLE_PREFILL});
+    arena_take(&p.arena, 1 << 20);
+    arena_reset(&p.arena); /* room: what fails shall be the node's */
+    bool failed = true;
+    for (uint64_t n = 1; failed; n++) {
+        struct job job = encode_job((uint32_t)n, n % 2 ? JOB_EMBED_MEAN : JOB_SCORE,
+                                    &(struct rig_prompt){1, 0, 0, 300, 0});
+        rig_forget(&p);
+        mem_fail_at(n);
+        rig_prefill(&p, &job, ID128_NONE, 0);
+        mem_fail_at(0);
+        rig_run(&p);
+        failed = rig_said(&p, MSG_FAILED) != NULL;
+        if (failed) rig_assert_failed(&p, ERR_MEMORY, true);
+        if (!failed) expect_result(&job);
+        rig_acknowledge(&p, job.key);
+        assert_true(n < 20);
+    }
+    rig_free(&p);
+}
+
 static void what_cannot_be_is_refused(void **state)
 {
     (void)state;
@@ -175,6 +200,7 @@ int main(void)
         cmocka_unit_test(a_result_is_told_again_from_where_it_is_asked_for),
         cmocka_unit_test(a_cancelled_one_says_nothing_and_a_step_may_still_write),
         cmocka_unit_test(a_decode_node_does_it_too_and_nobody_reserves_for_it),
+        cmocka_unit_test(without_memory_for_the_result_the_attempt_fails),
         cmocka_unit_test(what_cannot_be_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

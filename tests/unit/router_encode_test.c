@@ -185,6 +185,20 @@ static void a_long_result_goes_in_pieces(void **state)
     world_close(&w);
 }
 
+static void without_memory_for_a_result_the_request_ends(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job_key key = begin(&w, JOB_SCORE);
+    mem_fail_at(1);
+    tell_values(&w, P0, key, 0, 19, 19);
+    mem_fail_at(0);
+    const struct msg_done *done = &expect(&w, CLIENT, MSG_DONE)->done;
+    assert_int_equal(done->finish, FINISH_ERROR);
+    assert_int_equal(done->error, ERR_MEMORY);
+    world_close(&w);
+}
+
 static void a_result_of_another_size_is_another_attempt(void **state)
 {
     static const struct {
@@ -256,6 +270,7 @@ int main(void)
         cmocka_unit_test(a_missing_part_is_asked_for_once),
         cmocka_unit_test(what_died_half_told_is_told_by_the_next_attempt_alone),
         cmocka_unit_test(a_long_result_goes_in_pieces),
+        cmocka_unit_test(without_memory_for_a_result_the_request_ends),
         cmocka_unit_test(a_result_of_another_size_is_another_attempt),
         cmocka_unit_test(without_prefill_nodes_a_decode_node_does_it),
         cmocka_unit_test(what_cannot_be_is_said_at_the_door),

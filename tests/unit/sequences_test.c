@@ -63,6 +63,36 @@ static void a_zero_byte_is_a_byte_of_its_line(void **state)
     close_and_remove(s);
 }
 
+static void a_line_that_is_not_whole_yet_is_waited_for(void **state)
+{
+    struct sequences *s;
+    struct sequence q;
+    int ends[2];
+    char name[64];
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", ends[0]);
+    assert_ok(sequences_open(&s, name, SEQUENCES_TEXT));
+    assert_int_equal(sequences_next(s, &q), ERR_AGAIN);
+    assert_int_equal(write(ends[1], "on", 2), 2);
+    assert_int_equal(sequences_next(s, &q), ERR_AGAIN);
+    assert_int_equal(write(ends[1], "e\n\ntw", 5), 5);
+    assert_ok(sequences_next(s, &q));
+    assert_string_equal(q.text, "one");
+    sequence_free(&q);
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, 0);
+    sequence_free(&q);
+    assert_int_equal(sequences_next(s, &q), ERR_AGAIN);
+    close(ends[1]);
+    assert_ok(sequences_next(s, &q));
+    assert_string_equal(q.text, "tw");
+    sequence_free(&q);
+    assert_int_equal(sequences_next(s, &q), ERR_NOT_FOUND);
+    sequences_close(s);
+    close(ends[0]);
+}
+
 static void lines_of_json_are_prompts_or_ids_and_bad_ones_are_named(void **state)
 {
     static const char text[] = "{\"prompt\": \"a\\nb\", \"other\": 1}\n"
@@ -156,6 +186,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_of_text_come_as_they_are),
         cmocka_unit_test(a_zero_byte_is_a_byte_of_its_line),
+        cmocka_unit_test(a_line_that_is_not_whole_yet_is_waited_for),
         cmocka_unit_test(lines_of_json_are_prompts_or_ids_and_bad_ones_are_named),
         cmocka_unit_test(a_line_at_the_limit_passes_and_a_longer_one_takes_no_more_memory),
         cmocka_unit_test(the_format_is_the_names_and_a_file_that_is_not_there_is_named),
