@@ -199,8 +199,8 @@ static void show_explain(const char *argument, json_t *answer)
     (void)argument;
     json_t *c;
     size_t i;
-    printf("request %s: %lld prompt tokens\n", show_text(answer, "id"),
-           show_count(answer, "prompt_tokens"));
+    printf("request %s: %s, %lld prompt tokens\n", show_text(answer, "id"),
+           show_text(answer, "kind"), show_count(answer, "prompt_tokens"));
     json_array_foreach(json_object_get(answer, "choices"), i, c)
     {
         timeline_print(stdout, c);

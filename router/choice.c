@@ -195,7 +195,7 @@ static void count_end(struct router_core *core, const struct choice *c)
     else if (c->finish == FINISH_ERROR)
         core->counts.failed++;
     else
-        core->counts.done++;
+        result_count(core, c);
 }
 
 /* All choices have ended: only what explain shows is kept. */

@@ -114,6 +114,7 @@ struct router_counts {
     uint32_t nodes, clients, requests_live, choices_live, queued;
     uint64_t accepted, rejected, done, failed, cancelled, retries, node_deaths;
     uint64_t prompt_tokens, generated_tokens, stale_messages, duplicate_tokens, gaps, diverged;
+    uint64_t scores, embeddings, prefill_only; /* of those done: that wanted such, or no token */
     /* Of choices that were sent to nodes: looked up in the index; nodes that had what it says, and so many
      * tokens; that had less; and news of nodes' blocks that did not come. */
     uint64_t prefix_lookups, prefix_hits, prefix_hit_tokens, prefix_false, prefix_gaps;

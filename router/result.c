@@ -55,3 +55,12 @@ void result_tell(struct router_core *core, uint64_t now_ns, const struct choice 
         registry_send(core, now_ns, r->client->peer, &m);
     }
 }
+
+void result_count(struct router_core *core, const struct choice *c)
+{
+    struct router_counts *n = &core->counts;
+    n->done++;
+    n->scores += c->request->kind == JOB_SCORE;
+    n->embeddings += c->request->kind == JOB_EMBED_LAST || c->request->kind == JOB_EMBED_MEAN;
+    n->prefill_only += c->request->kind == JOB_GENERATE && c->request->submit.tokens_max == 0;
+}

@@ -467,6 +467,7 @@ enum err result_add(struct choice *c, const struct msg_encoded *m); /* the next 
 /* Whether nothing of the result is missing; true of a stream. */
 bool result_is_whole(const struct choice *c);
 void result_tell(struct router_core *core, uint64_t now_ns, const struct choice *c);
+void result_count(struct router_core *core, const struct choice *c); /* it is done */
 void result_forget(struct choice *c); /* of an attempt that is over */
 
 /* waits.c: for which nodes the queue waited, and how long */

@@ -194,6 +194,9 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_object_set_new(router, "at_s", json_real((double)now_ns / (double)NS_PER_S));
     json_object_set_new(router, "queue", queue_json(core, now_ns));
     json_object_set_new(router, "kv", kv_json(&core->cluster));
+    json_object_set_new(router, "scores", json_integer((json_int_t)c.scores));
+    json_object_set_new(router, "embeddings", json_integer((json_int_t)c.embeddings));
+    json_object_set_new(router, "prefill_only", json_integer((json_int_t)c.prefill_only));
     json_object_set_new(router, "prefix_index", prefix_index_json(core, &c));
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)

@@ -100,6 +100,11 @@ static void prefill_only_returns_no_token(void **state)
     const struct msg_done *done = &expect(&w, CLIENT, MSG_DONE)->done;
     assert_int_equal(done->finish, FINISH_LENGTH);
     assert_int_equal(done->completion_tokens, 0);
+    struct router_counts counts;
+    router_core_counts(w.core, &counts);
+    assert_int_equal(counts.done, 1);
+    assert_int_equal(counts.prefill_only, 1);
+    assert_int_equal(counts.scores + counts.embeddings, 0);
     world_close(&w);
 }
 
