@@ -226,12 +226,20 @@ static bool store(struct node_core *c, const struct known *k, uint32_t first, ui
     return false;
 }
 
+/* Whether what is put off with this op is the beginning of `k`. */
+static bool begins(const struct tier_op *op, const struct known *k)
+{
+    size_t bytes = (size_t)op->rest_count * BLOCK_TOKENS * sizeof *k->tokens;
+    return op->salt == k->salt && op->rest_count <= k->count &&
+           memcmp(op->tokens, k->tokens, bytes) == 0;
+}
+
 /* Some STORE that ends later brings what did not fit: the prompt is remembered with it. */
 static void put_off(struct node_core *c, const struct known *k)
 {
     for (uint32_t i = NODE_LOADS_MAX; i < NODE_LOADS_MAX + NODE_STORES_MAX; i++) {
         struct tier_op *op = &c->tier_op[i];
-        if (op->id == 0 || op->rest_count > 0) continue;
+        if (op->id == 0 || (op->rest_count > 0 && !begins(op, k))) continue;
         op->tokens =
             arena_copy(&op->arena, k->tokens, (size_t)k->count * BLOCK_TOKENS * sizeof *k->tokens);
         if (op->tokens) op->rest_count = k->count;

@@ -249,6 +249,24 @@ static void stores_hold_an_eighth_of_the_pool_at_most(void **state)
     rig_free(&r);
 }
 
+static void no_chunk_of_a_prompt_is_left_out(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options o = {
+        .role = ROLE_PREFILL, .tiers = true, .blocks_count = 32, .chunk_tokens = 64};
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 1, .count = 330, .tokens_max = 1});
+    rig_open(&r, &o);
+    r.tier_refuses = true; /* the load */
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    r.tier_refuses = false;
+    while (rig_step(&r)) /* the tier takes its time */
+        ;
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 20);
+    rig_free(&r);
+}
+
 static void what_a_tier_did_not_keep_is_offered_again_later(void **state)
 {
     (void)state;
@@ -336,6 +354,7 @@ int main(void)
         cmocka_unit_test(tenants_do_not_share),
         cmocka_unit_test(a_load_takes_nothing_that_is_wanted_before_it),
         cmocka_unit_test(stores_hold_an_eighth_of_the_pool_at_most),
+        cmocka_unit_test(no_chunk_of_a_prompt_is_left_out),
         cmocka_unit_test(what_a_tier_did_not_keep_is_offered_again_later),
         cmocka_unit_test(a_tier_that_takes_nothing_changes_nothing),
         cmocka_unit_test(a_preempted_sequence_comes_back_from_the_tier),
