@@ -222,9 +222,14 @@ void fair_refund(struct fair *f, struct fair_tenant *t, uint64_t cost)
     set_time(f, t, t->virtual_time > back ? t->virtual_time - back : 0);
 }
 
+bool fair_alone(const struct fair *f)
+{
+    return f->tenants.count == 0 || (f->tenants.count == 1 && map_get(&f->tenants, map_key(0)));
+}
+
 bool fair_over(const struct fair *f, const struct fair_tenant *t)
 {
-    if (f->tenants.count < 2) return false;
+    if (fair_alone(f)) return false;
     uint64_t weights = f->weights_active + (is_active(t) ? 0 : t->weight) + 1;
     return t->running * weights > (uint64_t)t->weight * f->running;
 }

@@ -105,8 +105,10 @@ void fair_end(struct fair *f, struct fair_tenant *t);
 void fair_charge(struct fair *f, struct fair_tenant *t, uint64_t cost);
 void fair_refund(struct fair *f, struct fair_tenant *t, uint64_t cost);
 
+/* Nobody could be crowded out: there is only who names no tenant. With one name there may be more. */
+bool fair_alone(const struct fair *f);
 /* Whether it has more of the places than its weight's share, where one more tenant of weight 1 counts, as
- * it may come at any time. False as long as there is only one tenant: nobody could be crowded out. */
+ * it may come at any time. False while fair_alone. */
 bool fair_over(const struct fair *f, const struct fair_tenant *t);
 void fair_audit(const struct fair *f);
 

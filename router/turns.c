@@ -95,11 +95,6 @@ void turns_generated(struct router_core *core, struct choice *c, uint32_t tokens
     fair_charge(&core->fair, t, (uint64_t)tokens * FAIR_GENERATED);
 }
 
-static bool alone(const struct router_core *core)
-{
-    return core->fair.tenants.count < 2;
-}
-
 /* What its tenant has at this node already. The first prompt of a tenant below its share stands where the node
  * is now, others where they will end: so a tenant that asks for little goes before one that asks for much, and
  * before what is left of a long prompt of it. */
@@ -108,7 +103,7 @@ uint32_t turns_lead(const struct router_core *core, const struct choice *c, cons
 {
     const struct fair_tenant *t = c->request->tenant;
     uint64_t tokens = 0;
-    if (!n || !t || alone(core)) return 0;
+    if (!n || !t || fair_alone(&core->fair)) return 0;
     const struct list_link *head = decode ? &n->choices_decode : &n->choices_prefill;
     for (const struct list_link *l = head->next; l != head; l = l->next) {
         const struct choice *other = decode ? list_member(l, struct choice, at_decode)
@@ -125,14 +120,14 @@ uint32_t turns_lead(const struct router_core *core, const struct choice *c, cons
 int32_t turns_priority(const struct router_core *core, const struct choice *c)
 {
     int32_t priority = c->request->submit.priority;
-    return priority < 0 && !alone(core) ? 0 : priority;
+    return priority < 0 && !fair_alone(&core->fair) ? 0 : priority;
 }
 
 /* Room that is for tenants with less than their share. */
 void turns_room(const struct router_core *core, const struct choice *c, struct sched_job *job)
 {
     const struct fair_tenant *t = c->request->tenant;
-    if (!t || alone(core)) return;
+    if (!t || fair_alone(&core->fair)) return;
     job->over_share = fair_over(&core->fair, t);
     job->under_share = !job->over_share;
     job->keep_percent = job->over_share ? core->config.tenant_reserve_percent : 0;

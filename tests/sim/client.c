@@ -23,7 +23,7 @@ static uint32_t oracle_token(const struct sim_request *r, uint32_t choice)
     return device_token(r->seed, choice, c->want_count, sum);
 }
 
-static void make_oracle(struct sim_request *r, uint32_t choice)
+void client_make_oracle(struct sim_request *r, uint32_t choice)
 {
     static const uint32_t eos[1] = {SIM_EOS};
     struct sim_choice *c = &r->choice[choice];
@@ -91,8 +91,12 @@ static void make_window(const struct sim *s, struct sim_request *r)
 }
 
 /* Prompts begin with one of three texts, so that prefixes are shared. */
-static void make_request(struct sim *s, struct sim_request *r)
+static void make_request(struct sim *s, struct sim_proc *p, uint32_t index, struct sim_request *r)
 {
+    if (s->options.flood) {
+        flood_make(s, p, index, r);
+        return;
+    }
     uint32_t family = sim_draw(s, 3), own = sim_draw(s, 1000);
     uint32_t common = sim_draw(s, 80);
     r->prompt_count = 1 + sim_draw(s, SIM_PROMPT_MAX);
@@ -111,7 +115,7 @@ static void make_request(struct sim *s, struct sim_request *r)
     r->choices_count =
         r->kind != JOB_GENERATE || sim_draw(s, 3) ? 1 : 1 + sim_draw(s, SIM_CHOICES_MAX);
     for (uint32_t i = 0; i < r->choices_count; i++)
-        make_oracle(r, i);
+        client_make_oracle(r, i);
 }
 
 static void greet(struct sim *s, struct sim_proc *p);
@@ -124,8 +128,9 @@ void client_open(struct sim *s, struct sim_proc *p)
     limits.lifeline_ns = 0;
     if (c->requests_count == 0) {
         c->requests_count = 2 + sim_draw(s, sim_draw(s, 2) ? 8 : SIM_REQUESTS_MAX - 2);
+        if (s->options.flood) c->requests_count = SIM_REQUESTS_MAX;
         for (uint32_t i = 0; i < c->requests_count; i++)
-            make_request(s, &c->request[i]);
+            make_request(s, p, i, &c->request[i]);
     }
     c->router = sim_draw(s, s->routers_count);
     session_init(&c->session, SESSION_DIALER, ++s->incarnations * 1000, &limits);
@@ -151,6 +156,16 @@ static void send(struct sim *s, struct sim_proc *p, struct msg *m)
 {
     m->envelope = session_envelope(&p->client->session, s->now_ns);
     sim_send(s, p, sim_router(s, p->client->router), m);
+}
+
+/* Some seeds have tenants; not drawn, so that it shifts nothing. */
+static const char *tenant_of(const struct sim *s, const struct sim_proc *p,
+                             const struct sim_request *r)
+{
+    static const char *const names[] = {"", "a", "b", "c"};
+    const char *tenant = flood_tenant(s, p);
+    if (tenant) return tenant;
+    return s->options.seed % 8 == 5 ? names[r->seed % 4] : "";
 }
 
 static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
@@ -182,6 +197,8 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .received_counts = counts,
                                .received_counts_count = total ? r->choices_count : 0,
                                .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = r->seed}}};
+    m.submit.tenant = tenant_of(s, p, r);
+    r->sent_ns = r->heard_ns = s->now_ns;
     r->ref = m.submit.ref;
     r->state = REQ_SENT;
     r->values_count = 0;
@@ -236,6 +253,7 @@ static void on_output(struct sim *s, struct sim_proc *p, const struct msg_output
                      o->choice, r->prompt_count);
         c->got[c->got_count++] = o->tokens[i].token;
     }
+    if (s->options.flood) flood_heard(s, p, r, o->tokens_count);
 }
 
 static void on_encoded(struct sim *s, struct sim_proc *p, const struct msg_encoded *m)
@@ -274,6 +292,7 @@ static void on_done(struct sim *s, struct sim_proc *p, const struct msg_done *d)
     if (d->finish == FINISH_CANCELLED && !r->cancelled) sim_fail(s, "cancelled by nobody");
     if (d->finish == FINISH_NONE) sim_fail(s, "an end without a finish");
     end(s, r, c, d->finish, d->reason);
+    if (s->options.flood && r->state == REQ_ENDED && flood_again(s, p, r)) r->state = REQ_IDLE;
 }
 
 static void on_rejected(struct sim *s, struct sim_client *c, const struct msg_rejected *m)

@@ -172,7 +172,7 @@ static void begin_step(struct sim *s, struct sim_proc *p)
 {
     p->layer = 0;
     uint64_t rows = p->queue[0]->rows_count;
-    sim_at(s, s->now_ns + s->layer_ns * (4 + rows) / 4, p, run_layer, NULL);
+    sim_at(s, s->now_ns + s->layer_ns * (s->rows_free + rows) / s->rows_free, p, run_layer, NULL);
 }
 
 static void end_step(struct sim *s, struct sim_proc *p, enum err status)
@@ -206,7 +206,8 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data)
     uint32_t layer = p->layer++;
     uint64_t rows = step->rows_count;
     if (p->layer < SIM_LAYERS) {
-        sim_at(s, s->now_ns + s->layer_ns * (4 + rows) / 4, p, run_layer, NULL);
+        sim_at(s, s->now_ns + s->layer_ns * (s->rows_free + rows) / s->rows_free, p, run_layer,
+               NULL);
     } else {
         keep_rows(p, step);
         sample(p, step);

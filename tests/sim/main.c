@@ -11,10 +11,9 @@
 
 static int usage(void)
 {
-    fprintf(
-        stderr,
-        "usage: tandem-sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults] [--pressure]\n"
-        "       tandem-sim-planted --plant NAME [--seeds FIRST COUNT]\n");
+    fprintf(stderr, "usage: tandem-sim [--seeds FIRST COUNT] [--seed N] [--trace] [--no-faults] "
+                    "[--pressure] [--flood]\n"
+                    "       tandem-sim-planted --plant NAME [--seeds FIRST COUNT]\n");
     return 2;
 }
 
@@ -72,7 +71,7 @@ int main(int argc, char **argv)
     struct sim_options options = {.faults = true};
     struct sim_totals t = {0};
     uint64_t first = 1, count = 100;
-    bool no_faults = false;
+    bool no_faults = false, flood = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--seeds") == 0 && i + 2 < argc) {
             first = strtoull(argv[++i], NULL, 10);
@@ -86,6 +85,8 @@ int main(int argc, char **argv)
             no_faults = true;
         } else if (strcmp(argv[i], "--pressure") == 0) {
             options.pressure = true;
+        } else if (strcmp(argv[i], "--flood") == 0) {
+            flood = true;
         } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
             plant = argv[++i];
         } else {
@@ -97,6 +98,7 @@ int main(int argc, char **argv)
     if (plant) return run_planted(plant, &options, first, count, no_faults);
 #endif
     if (plant) return usage(); /* this build has no bugs to plant */
+    if (flood) return flood_compare(first, count) ? 0 : 1;
     run_seeds(&options, first, count, no_faults, &t);
     printf("%llu seeds: %llu requests, %llu tokens, %llu errors, %llu cancelled, %llu faults, "
            "%llu retries, %llu node deaths, %llu preemptions, %llu cached tokens, %llu gaps, "

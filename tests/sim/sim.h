@@ -4,6 +4,7 @@
  *
  *     build/tests/tandem-sim --seeds 1 10000        # each seed is one run; the first failing one is printed
  *     build/tests/tandem-sim --seed 4711 --trace    # the same run again, event by event
+ *     build/tests/tandem-sim --flood --seeds 1 50   # a tenant that asks for little, alone and beside a flood
  *     build/tests/tandem-sim --pressure --seeds 1 500     # long generations, pools of half of what they need
  *
  * What is checked, at every event or at the end of a run:
@@ -136,6 +137,8 @@ struct sim_request {
     uint32_t values_count, want_values_count;
     bool cancelled;
     char reason[128];
+    uint64_t sent_ns, heard_ns; /* of a flood */
+    uint32_t rounds;
 };
 
 struct sim_client {
@@ -146,9 +149,20 @@ struct sim_client {
     uint32_t requests_count;
 };
 
+/* flood.c: client 0 is a tenant that asks for little; the others are one that asks without end. */
+enum sim_flood { SIM_FLOOD_NONE, SIM_FLOOD_ALONE, SIM_FLOOD_BESIDE };
+enum { SIM_FLOOD_TIMES_MAX = 1 << 17 };
+struct sim_flood_times { /* of the tenant that asks for little */
+    uint64_t first_ns[SIM_FLOOD_TIMES_MAX], gap_ns[SIM_FLOOD_TIMES_MAX];
+    uint32_t firsts_count, gaps_count;
+    uint64_t others_tokens, light_tokens; /* that came */
+    uint32_t light_requests, others_requests;
+};
+
 struct sim_options {
     uint64_t seed;
     bool trace, faults, pressure;
+    enum sim_flood flood;
 };
 
 struct sim_reached {
@@ -163,6 +177,7 @@ struct sim_totals {
         handed_back;
     uint64_t tier_tokens, tier_stores, tier_late;
     uint32_t preemptions_most; /* of one sequence */
+    struct sim_flood_times *flood;
 };
 
 struct sim {
@@ -180,6 +195,7 @@ struct sim {
     uint32_t chunk, batch, blocks;
     uint32_t window; /* the model's; 0: all */
     uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
+    uint32_t rows_free; /* that a step's layer computes in twice the time of none */
     uint64_t queue_timeout_ns, reserve_timeout_ns, stall_timeout_ns; /* of routers; 0: the usual */
     uint32_t duplicate_percent, slow_percent; /* of the messages: come twice, come late */
     bool prefix_cache, forks;
@@ -235,7 +251,18 @@ void client_on_message(struct sim *s, struct sim_proc *p, uint32_t router, const
 void client_on_lost(struct sim *s, struct sim_proc *p, uint32_t router);
 void client_on_timer(struct sim *s, struct sim_proc *p);
 bool client_is_done(const struct sim_client *c);
+void client_make_oracle(struct sim_request *r, uint32_t choice);
 void client_check(struct sim *s, const struct sim_client *c);
+
+/* flood.c */
+void flood_build(struct sim *s, uint32_t *prefills, uint32_t *decodes);
+const char *flood_tenant(const struct sim *s, const struct sim_proc *p); /* NULL: no flood */
+void flood_make(struct sim *s, const struct sim_proc *p, uint32_t index, struct sim_request *r);
+void flood_heard(struct sim *s, const struct sim_proc *p, struct sim_request *r, uint32_t tokens);
+/* A request has ended; true: it begins anew. */
+bool flood_again(struct sim *s, const struct sim_proc *p, struct sim_request *r);
+/* Undisturbed and flooded runs of these seeds; false: the tenant that asks for little waited too long. */
+bool flood_compare(uint64_t first, uint64_t count);
 
 /* reached.c: which entries of the router's state machine were met */
 void reached_add(struct sim_reached *r, const struct router_core *core);

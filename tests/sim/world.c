@@ -602,6 +602,7 @@ static void add_proc(struct sim *s, enum proc_kind kind, enum role role, const c
 
 static void build(struct sim *s)
 {
+    s->rows_free = 4;
     s->routers_count = 1 + sim_draw(s, SIM_ROUTERS_MAX);
     uint32_t prefills = 1 + sim_draw(s, 3), decodes = 1 + sim_draw(s, 3);
     s->clients_count = 1 + sim_draw(s, SIM_CLIENTS_MAX);
@@ -636,6 +637,7 @@ static void build(struct sim *s)
         s->blocks = SIM_CONTEXT / BLOCK_TOKENS * (1 + sim_draw(s, 2)) + sim_draw(s, 12);
     }
     s->faults_end_ns = sim_draw_ns(s, 2 * NS_PER_S, 8 * NS_PER_S);
+    if (s->options.flood) flood_build(s, &prefills, &decodes);
     for (uint32_t i = 0; i < s->routers_count; i++)
         add_proc(s, PROC_ROUTER, ROLE_ROUTER, "r", i);
     for (uint32_t i = 0; i < prefills; i++)

@@ -160,9 +160,15 @@ static void over_its_share_is_who_has_more_places_than_weight(void **state)
     (void)state;
     struct world w = {0};
     fair_init(&w.fair);
+    struct fair_tenant *unnamed = fair_join(&w.fair, "", 0, 1);
+    fair_start(&w.fair, unnamed);
+    assert_true(fair_alone(&w.fair));
+    assert_false(fair_over(&w.fair, unnamed)); /* there are no others */
+    fair_end(&w.fair, unnamed);
+    fair_leave(&w.fair, unnamed);
     join(&w, 0, 1);
     fair_start(&w.fair, w.side[0].tenant);
-    assert_false(fair_over(&w.fair, w.side[0].tenant)); /* there is nobody else */
+    assert_true(fair_over(&w.fair, w.side[0].tenant)); /* where there are names there may be more */
     join(&w, 1, 3);
     assert_true(fair_over(&w.fair, w.side[0].tenant)); /* the other one may come */
     assert_false(fair_over(&w.fair, w.side[1].tenant));
