@@ -466,6 +466,11 @@ void request_on_done(struct tandem *t, const struct msg_done *m)
         end_all(r, TANDEM_FAILED, "the router left out numbers", 0);
         return;
     }
+    bool whole = m->finish == FINISH_STOP || m->finish == FINISH_LENGTH;
+    if (whole && m->completion_tokens > r->choice[m->choice].received_count) {
+        end_all(r, TANDEM_FAILED, "the router left out the last tokens", 0);
+        return;
+    }
     bool failed = m->finish == FINISH_ERROR;
     struct tandem_event e = event_of(r, failed ? TANDEM_EVENT_ERROR : TANDEM_EVENT_DONE, m->choice);
     e.finish = (enum tandem_finish)m->finish;

@@ -209,6 +209,22 @@ static void a_gap_ends_the_request_with_an_error(void **state)
     fake_router_free(r);
 }
 
+static void an_end_whose_last_tokens_are_missing_is_an_error(void **state)
+{
+    (void)state;
+    struct fake_router *r =
+        fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){.skip = true});
+    struct foreign f = foreign_open(fake_router_address(r));
+    struct heard h = {0};
+    submit(&f, &h, 1, 6); /* two OUTPUTs */
+    foreign_run_until(&f, &h.over);
+    assert_int_equal(h.status, TANDEM_FAILED);
+    assert_int_equal(h.tokens[0], 3);
+    tandem_request_free(h.request);
+    foreign_close(&f);
+    fake_router_free(r);
+}
+
 static void a_rejection_is_an_error_with_its_reason(void **state)
 {
     (void)state;
@@ -573,6 +589,7 @@ int main(void)
         cmocka_unit_test(a_stream_comes_whole_and_in_order),
         cmocka_unit_test(what_is_repeated_is_told_once),
         cmocka_unit_test(a_gap_ends_the_request_with_an_error),
+        cmocka_unit_test(an_end_whose_last_tokens_are_missing_is_an_error),
         cmocka_unit_test(a_rejection_is_an_error_with_its_reason),
         cmocka_unit_test(after_a_routers_death_another_goes_on_at_the_next_index),
         cmocka_unit_test(each_of_several_choices_goes_on_at_its_next_index),

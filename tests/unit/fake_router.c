@@ -102,10 +102,11 @@ static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns,
 }
 
 static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                     uint32_t choice, enum finish finish)
+                     uint32_t choice, enum finish finish, uint32_t tokens_count)
 {
     struct msg m = {.kind = MSG_DONE, .done = {.id = id, .choice = choice, .finish = finish}};
     m.done.prompt_tokens = 4;
+    m.done.completion_tokens = tokens_count;
     m.done.attempts = 1;
     m.done.timing.ttft = 1500;
     m.done.prefill_node = "p0";
@@ -206,7 +207,7 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
             (struct msg){.kind = MSG_OUTPUT,
                          .output = {id, choice, s->tokens_max, NULL, 0, "tail", 4}});
     for (uint32_t choice = 0; choice < s->choices && !r->script.withhold_done; choice++)
-        say_done(r, c, now_ns, id, choice, FINISH_LENGTH);
+        say_done(r, c, now_ns, id, choice, FINISH_LENGTH, s->tokens_max);
 }
 
 static void on_cancel(struct fake_router *r, struct client *c, uint64_t now_ns,
@@ -216,7 +217,7 @@ static void on_cancel(struct fake_router *r, struct client *c, uint64_t now_ns,
     for (uint32_t i = 0; i < r->held_count; i++) {
         if (!id128_equal(r->held[i].id, m->key.request)) continue;
         for (uint32_t choice = 0; choice < r->held[i].choices; choice++)
-            say_done(r, c, now_ns, m->key.request, choice, FINISH_CANCELLED);
+            say_done(r, c, now_ns, m->key.request, choice, FINISH_CANCELLED, 0);
     }
 }
 
