@@ -16,6 +16,7 @@ struct run {
 };
 
 struct kv_event_pack {
+    enum kv_event_form form;
     struct run run;
     struct buf events;
     uint32_t events_count;
@@ -27,11 +28,12 @@ static int write_buf(void *buf, const char *bytes, size_t size)
     return buf_add(buf, bytes, size) == OK ? 0 : -1;
 }
 
-enum err kv_event_pack_new(struct kv_event_pack **out)
+enum err kv_event_pack_new(struct kv_event_pack **out, enum kv_event_form form)
 {
     struct kv_event_pack *p = mem_new(sizeof *p);
     *out = p;
     if (!p) return ERR_MEMORY;
+    p->form = form;
     /* A run that was begun below the limit ends beyond it. */
     p->events.limit_bytes = KV_EVENT_BATCH_BYTES + sizeof p->run * 2;
     msgpack_packer_init(&p->packer, &p->events, write_buf);
@@ -57,46 +59,91 @@ static const char *medium_of(enum block_tier tier)
     return names[tier];
 }
 
-static void put_hashes(msgpack_packer *k, const struct run *r)
+/* A struct with its name, and then its fields in their order; `map_only` is not counted in arrays. */
+static void put_event(struct kv_event_pack *p, const char *name, uint32_t fields, uint32_t map_only)
 {
-    msgpack_pack_array(k, r->count);
-    for (uint32_t i = 0; i < r->count; i++)
-        msgpack_pack_uint64(k, r->hashes[i]);
+    msgpack_packer *k = &p->packer;
+    if (p->form == KV_EVENT_ARRAY) {
+        msgpack_pack_array(k, 1 + fields);
+    } else {
+        msgpack_pack_map(k, 1 + fields + map_only);
+        put_text(k, "type");
+    }
+    put_text(k, name);
+    p->events_count++;
 }
 
-static void put_stored(msgpack_packer *k, const struct run *r)
+/* What stands before a field's value. */
+static void put_field(struct kv_event_pack *p, const char *name)
 {
-    msgpack_pack_array(k, 7);
-    put_text(k, "BlockStored");
-    put_hashes(k, r);
+    if (p->form == KV_EVENT_MAP) put_text(&p->packer, name);
+}
+
+static void put_hashes(struct kv_event_pack *p)
+{
+    const struct run *r = &p->run;
+    put_field(p, "block_hashes");
+    msgpack_pack_array(&p->packer, r->count);
+    for (uint32_t i = 0; i < r->count; i++)
+        msgpack_pack_uint64(&p->packer, r->hashes[i]);
+}
+
+static bool is_storage(enum block_tier tier)
+{
+    return tier == TIER_DISK || tier == TIER_SHARED;
+}
+
+static void put_locality(struct kv_event_pack *p)
+{
+    if (p->form != KV_EVENT_MAP || !is_storage(p->run.tier)) return;
+    put_text(&p->packer, "locality");
+    put_text(&p->packer, p->run.tier == TIER_SHARED ? "REMOTE" : "LOCAL");
+}
+
+static void put_stored(struct kv_event_pack *p)
+{
+    const struct run *r = &p->run;
+    msgpack_packer *k = &p->packer;
+    put_event(p, "BlockStored", 6, 1 + is_storage(r->tier));
+    put_hashes(p);
+    put_field(p, "parent_block_hash");
     if (r->first || r->tier != TIER_POOL)
         msgpack_pack_nil(k);
     else
         msgpack_pack_uint64(k, r->parent);
+    put_field(p, "token_ids");
     msgpack_pack_array(k, r->tokens_count);
     for (uint32_t i = 0; i < r->tokens_count; i++)
         msgpack_pack_uint32(k, r->tokens[i]);
+    put_field(p, "block_size");
     msgpack_pack_uint32(k, BLOCK_TOKENS);
+    put_field(p, "lora_id");
     msgpack_pack_nil(k);
+    put_field(p, "medium");
     put_text(k, medium_of(r->tier));
+    if (p->form == KV_EVENT_MAP) {
+        put_text(k, "lora_name");
+        msgpack_pack_nil(k);
+    }
+    put_locality(p);
 }
 
-static void put_removed(msgpack_packer *k, const struct run *r)
+static void put_removed(struct kv_event_pack *p)
 {
-    msgpack_pack_array(k, 3);
-    put_text(k, "BlockRemoved");
-    put_hashes(k, r);
-    put_text(k, medium_of(r->tier));
+    put_event(p, "BlockRemoved", 2, is_storage(p->run.tier));
+    put_hashes(p);
+    put_field(p, "medium");
+    put_text(&p->packer, medium_of(p->run.tier));
+    put_locality(p);
 }
 
 static void end_run(struct kv_event_pack *p)
 {
     if (p->run.count == 0) return;
     if (p->run.stored)
-        put_stored(&p->packer, &p->run);
+        put_stored(p);
     else
-        put_removed(&p->packer, &p->run);
-    p->events_count++;
+        put_removed(p);
     p->run.count = p->run.tokens_count = 0;
 }
 
@@ -127,9 +174,7 @@ void kv_event_pack_add(struct kv_event_pack *p, const struct node_block *b)
 void kv_event_pack_clear_all(struct kv_event_pack *p)
 {
     end_run(p);
-    msgpack_pack_array(&p->packer, 1);
-    put_text(&p->packer, "AllBlocksCleared");
-    p->events_count++;
+    put_event(p, "AllBlocksCleared", 0, 0);
 }
 
 bool kv_event_pack_any(const struct kv_event_pack *p)

@@ -8,7 +8,6 @@
 
 #include "common/log.h"
 #include "common/mem.h"
-#include "node/kv_event_pack.h"
 #include "proto/wire.h"
 
 enum {
@@ -262,7 +261,7 @@ static enum err open_all(struct kv_events *k, const struct kv_events_options *o)
         return err_set(ERR_IO, "no ZeroMQ context: %s", zmq_strerror(errno));
     if ((e = open_socket(k, ZMQ_PUB, o->address, &k->pub, k->address)) != OK) return e;
     if (o->replay && (e = open_replay(k, o->replay)) != OK) return e;
-    if ((e = kv_event_pack_new(&k->pack)) != OK) return e;
+    if ((e = kv_event_pack_new(&k->pack, o->form)) != OK) return e;
     return loop_timer_new(k->loop, on_flush, k, &k->flush);
 }
 

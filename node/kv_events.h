@@ -1,7 +1,7 @@
 /* kv_events: what enters and leaves this node's cache, published for others than tandem's routers.
  *
  *     struct kv_events *k;
- *     struct kv_events_options o = {"tcp://127.0.0.1:5557", NULL, "p0", "llama"};
+ *     struct kv_events_options o = {"tcp://127.0.0.1:5557", NULL, "p0", "llama", KV_EVENT_ARRAY};
  *     if ((e = kv_events_open(&k, loop, &o)) != OK) return e;
  *     kv_events_add(k, &block);                     // node_out.block; sent with the loop's next turn
  *     kv_events_close(k);                           // before loop_free
@@ -20,6 +20,7 @@
 #define TANDEM_NODE_KV_EVENTS_H
 
 #include "node/core.h"
+#include "node/kv_event_pack.h"
 #include "proto/loop.h"
 
 enum { KV_EVENTS_KEPT = 10000, KV_EVENTS_KEPT_BYTES = 64 << 20 };
@@ -28,6 +29,7 @@ struct kv_events_options {
     const char *address; /* "tcp://HOST:PORT", port 0: any */
     const char *replay;  /* likewise; NULL: none */
     const char *name, *model;
+    enum kv_event_form form;
 };
 
 struct kv_events;

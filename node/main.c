@@ -14,7 +14,7 @@ struct options {
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
-    int dtype, link, evict, preempted, log_level;
+    int dtype, link, evict, preempted, kv_events_form, log_level;
     int64_t tenant_quota;
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
@@ -112,6 +112,9 @@ static const struct setting rows[] = {
                    "form, token ids included (docs/kv-memory.md); port 0: any; none: off"),
     SETTING_STRING(struct options, kv_events_replay, "kv-events-replay", NULL,
                    "tcp://HOST:PORT where those who missed some of it ask for them; none: off"),
+    SETTING_CHOICE(struct options, kv_events_form, "kv-events-form", "array|map", "array",
+                   "how events are written: array, as vLLM did up to 0.23, which all readers "
+                   "take; map, as it does since 0.24"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
@@ -145,6 +148,7 @@ static struct node_options shell_options(const struct options *o, const struct n
         .metrics = o->metrics,
         .kv_events = o->kv_events,
         .kv_events_replay = o->kv_events_replay,
+        .kv_events_form = o->kv_events_form,
         .link = (enum node_link)o->link,
         .cpus = o->cpus,
         .numa = o->numa,

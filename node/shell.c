@@ -657,7 +657,8 @@ static enum err open_events(struct node_shell *s)
 {
     const struct node_options *o = &s->options;
     const struct kv_events_options k = {o->kv_events, o->kv_events_replay, o->name,
-                                        engine_facts(s->engine)->model_name};
+                                        engine_facts(s->engine)->model_name,
+                                        (enum kv_event_form)o->kv_events_form};
     return o->kv_events ? kv_events_open(&s->events, s->loop, &k) : OK;
 }
 

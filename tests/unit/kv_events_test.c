@@ -46,11 +46,54 @@ static bool is_text(const msgpack_object *o, const char *text)
            memcmp(o->via.str.ptr, text, o->via.str.size) == 0;
 }
 
-static const msgpack_object_array *event_of(const struct reader *r, uint32_t i)
+static const msgpack_object *in_map(const msgpack_object_map *map, const char *name)
 {
+    for (uint32_t i = 0; i < map->size; i++)
+        if (is_text(&map->ptr[i].key, name)) return &map->ptr[i].val;
+    return NULL;
+}
+
+/* A field of event i, in either form; NULL: it is not there. */
+static const msgpack_object *get(const struct reader *r, uint32_t i, const char *name)
+{
+    static const char *const stored_names[] = {"type",      "block_hashes", "parent_block_hash",
+                                               "token_ids", "block_size",   "lora_id",
+                                               "medium"};
+    static const char *const removed_names[] = {"type", "block_hashes", "medium"};
     assert_true(i < r->events->size);
-    assert_int_equal(r->events->ptr[i].type, MSGPACK_OBJECT_ARRAY);
-    return &r->events->ptr[i].via.array;
+    const msgpack_object *e = &r->events->ptr[i];
+    if (e->type == MSGPACK_OBJECT_MAP) return in_map(&e->via.map, name);
+    assert_int_equal(e->type, MSGPACK_OBJECT_ARRAY);
+    bool stored = is_text(&e->via.array.ptr[0], "BlockStored");
+    const char *const *names = stored ? stored_names : removed_names;
+    for (uint32_t k = 0; k < e->via.array.size; k++)
+        if (strcmp(names[k], name) == 0) return &e->via.array.ptr[k];
+    return NULL;
+}
+
+static uint32_t fields_count(const struct reader *r, uint32_t i)
+{
+    const msgpack_object *e = &r->events->ptr[i];
+    return e->type == MSGPACK_OBJECT_MAP ? e->via.map.size : e->via.array.size;
+}
+
+static bool has_text(const struct reader *r, uint32_t i, const char *name, const char *text)
+{
+    const msgpack_object *o = get(r, i, name);
+    return o && is_text(o, text);
+}
+
+static const msgpack_object_array *list(const struct reader *r, uint32_t i, const char *name)
+{
+    const msgpack_object *o = get(r, i, name);
+    assert_true(o && o->type == MSGPACK_OBJECT_ARRAY);
+    return &o->via.array;
+}
+
+static bool is_nil(const struct reader *r, uint32_t i, const char *name)
+{
+    const msgpack_object *o = get(r, i, name);
+    return o && o->type == MSGPACK_OBJECT_NIL;
 }
 
 /* ---- packing ---- */
@@ -65,9 +108,44 @@ static struct node_block stored(uint64_t hash, uint64_t parent, const uint32_t *
                                .tokens = tokens};
 }
 
-static void events_have_vllms_fields_in_their_order(void **state)
+static void expect_events(const struct reader *r, enum kv_event_form form)
 {
-    (void)state;
+    bool map = form == KV_EVENT_MAP;
+    assert_true(r->batch->ptr[0].via.f64 == 12.5);
+    assert_int_equal(r->events->size, 7);
+    for (uint32_t i = 0; i < r->events->size; i++)
+        assert_int_equal(r->events->ptr[i].type, map ? MSGPACK_OBJECT_MAP : MSGPACK_OBJECT_ARRAY);
+    assert_int_equal(fields_count(r, 0), 1);
+    assert_true(has_text(r, 0, "type", "AllBlocksCleared"));
+
+    assert_int_equal(fields_count(r, 1), map ? 8 : 7);
+    assert_true(has_text(r, 1, "type", "BlockStored"));
+    assert_int_equal(list(r, 1, "block_hashes")->size, 2);
+    assert_true(list(r, 1, "block_hashes")->ptr[0].via.u64 == UINT64_MAX);
+    assert_int_equal(list(r, 1, "block_hashes")->ptr[1].via.u64, 11);
+    assert_true(is_nil(r, 1, "parent_block_hash") && is_nil(r, 1, "lora_id"));
+    assert_int_equal(list(r, 1, "token_ids")->size, 2 * BLOCK_TOKENS);
+    assert_int_equal(list(r, 1, "token_ids")->ptr[17].via.u64, 100017);
+    assert_int_equal(get(r, 1, "block_size")->via.u64, BLOCK_TOKENS);
+    assert_true(has_text(r, 1, "medium", "GPU"));
+    assert_int_equal(is_nil(r, 1, "lora_name"), map);
+    assert_null(get(r, 1, "locality"));
+
+    assert_int_equal(get(r, 2, "parent_block_hash")->via.u64, 77);
+    assert_int_equal(fields_count(r, 3), 3);
+    assert_true(has_text(r, 3, "type", "BlockRemoved") && has_text(r, 3, "medium", "GPU"));
+    assert_int_equal(list(r, 3, "block_hashes")->size, 2);
+    assert_true(has_text(r, 4, "type", "BlockStored") && has_text(r, 4, "medium", "CPU"));
+    assert_true(is_nil(r, 4, "parent_block_hash") && !get(r, 4, "locality"));
+    assert_int_equal(list(r, 4, "token_ids")->size, 0);
+    assert_true(has_text(r, 5, "medium", "STORAGE") && has_text(r, 6, "medium", "STORAGE"));
+    assert_int_equal(fields_count(r, 6), map ? 4 : 3);
+    assert_int_equal(has_text(r, 5, "locality", "LOCAL"), map);
+    assert_int_equal(has_text(r, 6, "locality", "REMOTE"), map);
+}
+
+static void events_have_vllms_fields(enum kv_event_form form)
+{
     struct kv_event_pack *p;
     struct buf payload = {0};
     struct reader r;
@@ -84,7 +162,7 @@ static void events_have_vllms_fields_in_their_order(void **state)
         {.stored = true, .tier = TIER_DISK, .hash = 12},
         {.stored = false, .tier = TIER_SHARED, .hash = 13},
     };
-    assert_ok(kv_event_pack_new(&p));
+    assert_ok(kv_event_pack_new(&p, form));
     assert_false(kv_event_pack_any(p));
     kv_event_pack_clear_all(p);
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
@@ -92,52 +170,33 @@ static void events_have_vllms_fields_in_their_order(void **state)
     assert_true(kv_event_pack_any(p));
     assert_ok(kv_event_pack_end(p, 12.5, &payload));
     assert_false(kv_event_pack_any(p));
-
     reader_open(&r, payload.data, payload.size);
-    assert_true(r.batch->ptr[0].via.f64 == 12.5);
-    assert_int_equal(r.events->size, 7);
-    assert_int_equal(event_of(&r, 0)->size, 1);
-    assert_true(is_text(&event_of(&r, 0)->ptr[0], "AllBlocksCleared"));
-
-    const msgpack_object *e = event_of(&r, 1)->ptr;
-    assert_int_equal(event_of(&r, 1)->size, 7);
-    assert_true(is_text(&e[0], "BlockStored"));
-    assert_int_equal(e[1].via.array.size, 2);
-    assert_true(e[1].via.array.ptr[0].via.u64 == UINT64_MAX);
-    assert_int_equal(e[1].via.array.ptr[1].via.u64, 11);
-    assert_int_equal(e[2].type, MSGPACK_OBJECT_NIL);
-    assert_int_equal(e[3].via.array.size, 2 * BLOCK_TOKENS);
-    assert_int_equal(e[3].via.array.ptr[17].via.u64, 100017);
-    assert_int_equal(e[4].via.u64, BLOCK_TOKENS);
-    assert_int_equal(e[5].type, MSGPACK_OBJECT_NIL);
-    assert_true(is_text(&e[6], "GPU"));
-
-    assert_int_equal(event_of(&r, 2)->ptr[2].via.u64, 77);
-    e = event_of(&r, 3)->ptr;
-    assert_int_equal(event_of(&r, 3)->size, 3);
-    assert_true(is_text(&e[0], "BlockRemoved"));
-    assert_int_equal(e[1].via.array.size, 2);
-    assert_true(is_text(&e[2], "GPU"));
-    e = event_of(&r, 4)->ptr;
-    assert_true(is_text(&e[0], "BlockStored") && is_text(&e[6], "CPU"));
-    assert_int_equal(e[2].type, MSGPACK_OBJECT_NIL);
-    assert_int_equal(e[3].via.array.size, 0);
-    assert_true(is_text(&event_of(&r, 5)->ptr[6], "STORAGE"));
-    assert_true(is_text(&event_of(&r, 6)->ptr[2], "STORAGE"));
+    expect_events(&r, form);
     reader_close(&r);
     buf_fini(&payload);
     kv_event_pack_free(p);
 }
 
-static void a_batch_is_bounded_and_costs_no_memory_once_warm(void **state)
+static void events_have_vllms_fields_in_their_order(void **state)
 {
     (void)state;
+    events_have_vllms_fields(KV_EVENT_ARRAY);
+}
+
+static void events_as_maps_have_vllms_names(void **state)
+{
+    (void)state;
+    events_have_vllms_fields(KV_EVENT_MAP);
+}
+
+static void a_batch_is_bounded(enum kv_event_form form)
+{
     struct kv_event_pack *p;
     struct buf payload = {0};
     uint32_t tokens[BLOCK_TOKENS] = {0};
     uint64_t hash = 1, allocations = 0;
     memset(tokens, 0xff, sizeof tokens); /* of the longest form */
-    assert_ok(kv_event_pack_new(&p));
+    assert_ok(kv_event_pack_new(&p, form));
     for (int round = 0; round < 3; round++) {
         if (round == 1) allocations = mem_count();
         buf_clear(&payload);
@@ -152,6 +211,13 @@ static void a_batch_is_bounded_and_costs_no_memory_once_warm(void **state)
     assert_int_equal(mem_count(), allocations);
     buf_fini(&payload);
     kv_event_pack_free(p);
+}
+
+static void a_batch_is_bounded_and_costs_no_memory_once_warm(void **state)
+{
+    (void)state;
+    a_batch_is_bounded(KV_EVENT_ARRAY);
+    a_batch_is_bounded(KV_EVENT_MAP);
 }
 
 /* ---- a node whose events somebody subscribes to ---- */
@@ -191,10 +257,12 @@ static void remove_hash(uint64_t hash)
     fail_msg("a block is removed that was never stored");
 }
 
-static void on_stored(const msgpack_object *e)
+static void on_stored(const struct reader *r, uint32_t at)
 {
-    const msgpack_object_array *hashes = &e[1].via.array, *tokens = &e[3].via.array;
-    uint64_t parent = e[2].type == MSGPACK_OBJECT_NIL ? 0 : e[2].via.u64;
+    const msgpack_object_array *hashes = list(r, at, "block_hashes");
+    const msgpack_object_array *tokens = list(r, at, "token_ids");
+    bool first = is_nil(r, at, "parent_block_hash");
+    uint64_t parent = first ? 0 : get(r, at, "parent_block_hash")->via.u64;
     assert_int_equal(tokens->size, hashes->size * BLOCK_TOKENS);
     for (uint32_t i = 0; i < hashes->size; i++) {
         assert_true(s.count < MIRROR_MAX);
@@ -213,15 +281,14 @@ static void on_payload(uint64_t number, const void *bytes, size_t size)
     assert_int_equal(number, s.next++);
     reader_open(&r, bytes, size);
     for (uint32_t i = 0; i < r.events->size; i++) {
-        const msgpack_object *e = event_of(&r, i)->ptr;
-        if (is_text(&e[0], "AllBlocksCleared")) {
+        if (has_text(&r, i, "type", "AllBlocksCleared")) {
             s.count = 0;
-        } else if (is_text(&e[0], "BlockStored")) {
-            on_stored(e);
+        } else if (has_text(&r, i, "type", "BlockStored")) {
+            on_stored(&r, i);
         } else {
-            assert_true(is_text(&e[0], "BlockRemoved"));
-            for (uint32_t k = 0; k < e[1].via.array.size; k++)
-                remove_hash(e[1].via.array.ptr[k].via.u64);
+            assert_true(has_text(&r, i, "type", "BlockRemoved"));
+            for (uint32_t k = 0; k < list(&r, i, "block_hashes")->size; k++)
+                remove_hash(list(&r, i, "block_hashes")->ptr[k].via.u64);
         }
     }
     reader_close(&r);
@@ -339,10 +406,10 @@ static void expect_mirror(void)
     assert_true(cached > 0 && kv_prefix_stats(d.core->cache).evicted_blocks > 0);
 }
 
-static void a_subscriber_rebuilds_the_cache_from_events_alone(void **state)
+static void rebuild(enum kv_event_form form)
 {
-    (void)state;
-    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "tiny"};
+    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "tiny",
+                                        form};
     memset(&s, 0, sizeof s);
     assert_ok(loop_new(&s.loop));
     assert_ok(loop_timer_new(s.loop, on_turn, NULL, &s.timer));
@@ -369,13 +436,25 @@ static void a_subscriber_rebuilds_the_cache_from_events_alone(void **state)
     loop_free(s.loop);
 }
 
+static void a_subscriber_rebuilds_the_cache_from_events_alone(void **state)
+{
+    (void)state;
+    rebuild(KV_EVENT_ARRAY);
+}
+
+static void a_subscriber_rebuilds_it_from_maps_too(void **state)
+{
+    (void)state;
+    rebuild(KV_EVENT_MAP);
+}
+
 static void addresses_that_cannot_be_are_errors(void **state)
 {
     (void)state;
     struct loop *loop;
     struct kv_events *k, *other;
     assert_ok(loop_new(&loop));
-    struct kv_events_options o = {"127.0.0.1:5557", NULL, "p0", "m"};
+    struct kv_events_options o = {"127.0.0.1:5557", NULL, "p0", "m", KV_EVENT_ARRAY};
     assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
     o.address = "tcp://127.0.0.1:0";
     o.replay = "nowhere";
@@ -393,8 +472,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(events_have_vllms_fields_in_their_order),
+        cmocka_unit_test(events_as_maps_have_vllms_names),
         cmocka_unit_test(a_batch_is_bounded_and_costs_no_memory_once_warm),
         cmocka_unit_test(a_subscriber_rebuilds_the_cache_from_events_alone),
+        cmocka_unit_test(a_subscriber_rebuilds_it_from_maps_too),
         cmocka_unit_test(addresses_that_cannot_be_are_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
