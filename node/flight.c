@@ -247,8 +247,9 @@ static void follow(struct node_core *c, uint64_t now_ns, struct flight_part *p)
         sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ENDED});
     }
     bool held = s->state == SEQ_PREFILL || s->state == SEQ_RUNNING;
-    if (held && s->preempt && s->in_flight == 0)
-        sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_PREEMPT});
+    if (!held || !s->preempt || s->in_flight > 0) return;
+    s->preempt = room_has_older(c, s); /* who wanted the room may have ended meanwhile */
+    if (s->preempt) sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_PREEMPT});
 }
 
 static void fail_part(struct node_core *c, uint64_t now_ns, struct flight_part *p, enum err e)

@@ -404,6 +404,38 @@ static void log_probabilities_are_kept_for_a_resend(void **state)
     rig_free(&d);
 }
 
+/* A step still names the one that is to make room; when it ends, nobody may be left to make room for. */
+static void those_before_it_may_end_before_a_sequence_has_made_room_for_them(void **state)
+{
+    (void)state;
+    uint64_t preemptions = 0;
+    for (uint32_t steps = 1; steps < 120; steps++) {
+        rig_open(&d, &(struct rig_options){.role = ROLE_DECODE,
+                                           .blocks_count = 16,
+                                           .steps_in_flight = 2,
+                                           .chunk_tokens = 40});
+        struct job job[4];
+        for (uint32_t i = 0; i < 4; i++) {
+            job[i] = rig_job(i, &(struct rig_prompt){i, 0, 0, 40, 120});
+            job[i].stop_ids_count = 0;
+            rig_reserve(&d, &job[i], true);
+        }
+        for (uint32_t i = 0; i < steps; i++)
+            rig_step(&d);
+        for (uint32_t i = 0; i < 3; i++)
+            rig_cancel(&d, job[i].key);
+        rig_run(&d);
+        uint32_t want[RIG_STREAM_MAX], got[RIG_STREAM_MAX];
+        enum finish finish;
+        uint32_t n = rig_expect(&job[3], 400, want, &finish);
+        assert_int_equal(rig_stream(&d, job[3].key, got), n);
+        assert_memory_equal(got, want, n * sizeof *got);
+        preemptions += rig_counts(&d).preemptions;
+        rig_free(&d);
+    }
+    assert_true(preemptions > 0);
+}
+
 int main(void)
 {
     log_setup(LOG_OFF, NULL);
@@ -423,6 +455,7 @@ int main(void)
         cmocka_unit_test(a_prefix_being_computed_is_waited_for),
         cmocka_unit_test(waiting_for_a_prefix_is_bounded),
         cmocka_unit_test(a_short_pool_preempts_who_stands_behind_and_no_stream_breaks),
+        cmocka_unit_test(those_before_it_may_end_before_a_sequence_has_made_room_for_them),
         cmocka_unit_test(log_probabilities_are_kept_for_a_resend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
