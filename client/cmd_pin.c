@@ -91,7 +91,8 @@ int cmd_pin(int argc, char **argv)
         if (status == CMD_DONE && (o.json || !json))
             printf("%s\n", answer.data);
         else if (status == CMD_DONE)
-            printf("%s: %lld tokens, %lld blocks, on each of %lld nodes: tandem pins tells when\n",
+            printf("%s: %lld tokens, %lld blocks; %lld nodes were asked, tandem pins tells what "
+                   "they hold\n",
                    s.args[0], show_count(json, "tokens"), show_count(json, "blocks"),
                    show_count(json, "nodes"));
         json_decref(json);

@@ -1,0 +1,161 @@
+/* Tenants over real processes: who comes next, what is nobody else's, and what stays. Counted, not timed. */
+#include "tests/e2e/rig.h"
+#include "tests/e2e/streams.h"
+
+#include <jansson.h>
+#include <string.h>
+
+enum { HEAVY = 40, LIGHT = 5, PROMPT = 96, TOKENS = 48 };
+
+static const uint32_t *prompt_of(uint32_t seed)
+{
+    static uint32_t tokens[HEAVY + LIGHT + 8][PROMPT];
+    uint32_t *t = tokens[seed];
+    for (uint32_t i = 0; i < PROMPT; i++)
+        t[i] = 100 + (seed * 97 + i * 31) % 800;
+    return t;
+}
+
+static struct ask ask_of(uint32_t seed, const char *tenant)
+{
+    return (struct ask){.tokens = prompt_of(seed),
+                        .tokens_count = PROMPT,
+                        .max_tokens = TOKENS,
+                        .ignore_eos = true,
+                        .no_text = true,
+                        .tenant = tenant};
+}
+
+static uint32_t ended_of(const struct streams *s, const char *tenant)
+{
+    uint32_t ended = 0;
+    for (uint32_t i = 0; i < s->count; i++)
+        ended += s->stream[i]->ended && strcmp(s->stream[i]->ask.tenant, tenant) == 0;
+    return ended;
+}
+
+static bool some_heavy_ended(void *ctx)
+{
+    return ended_of(ctx, "heavy") >= 4;
+}
+
+static bool all_light_ended(void *ctx)
+{
+    return ended_of(ctx, "light") == LIGHT;
+}
+
+static void a_light_tenant_passes_a_flood_that_came_before_it(void **state)
+{
+    struct rig *rig = *state;
+    struct stream *stream[HEAVY + LIGHT];
+    rig_start(rig, 1, 1, "--disaggregate always", "--batch 8");
+    struct streams *s = rig->streams;
+    for (uint32_t i = 0; i < HEAVY; i++) {
+        struct ask ask = ask_of(i, "heavy");
+        stream[i] = streams_start(s, i % 4, &ask);
+    }
+    streams_run_until(s, some_heavy_ended, s, "the flood is under way");
+    uint32_t before = ended_of(s, "heavy");
+    assert_true(before < HEAVY / 2);
+    for (uint32_t i = 0; i < LIGHT; i++) {
+        struct ask ask = ask_of(HEAVY + i, "light");
+        stream[HEAVY + i] = streams_start(s, 5, &ask);
+    }
+    streams_run_until(s, all_light_ended, s, "the light tenant's requests end");
+    /* Those that ran, and one for each of its own: not the other twenty that had come before. */
+    assert_true(ended_of(s, "heavy") - before <= 8 + LIGHT + 4);
+    streams_run(s);
+    for (uint32_t i = 0; i < HEAVY + LIGHT; i++) /* and each is what it is alone */
+        if (i % 9 == 0) {
+            struct ask ask = ask_of(i, i < HEAVY ? "heavy" : "light");
+            stream_expect_equal(stream[i], streams_ask(s, &ask));
+        }
+    rig_finish(rig);
+}
+
+static void what_a_tenant_has_cached_is_a_miss_for_another(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 1, "--disaggregate always", "");
+    const char *const tenants[] = {"a", "a", "b", ""};
+    struct stream *got[4];
+    for (int i = 0; i < 4; i++) {
+        struct ask ask = ask_of(0, tenants[i]);
+        got[i] = streams_ask(rig->streams, &ask);
+        stream_expect_equal(got[i], got[0]);
+    }
+    assert_int_equal(got[0]->cached_tokens, 0);
+    assert_true(got[1]->cached_tokens >= PROMPT - 2 * 16);
+    assert_int_equal(got[2]->cached_tokens, 0);
+    assert_int_equal(got[3]->cached_tokens, 0);
+    rig_finish(rig);
+}
+
+/* ---- pins ---- */
+
+struct answer {
+    bool here;
+    enum tandem_status status;
+};
+
+static void on_answer(void *ctx, enum tandem_status status, const char *text, size_t bytes)
+{
+    (void)text;
+    (void)bytes;
+    *(struct answer *)ctx = (struct answer){true, status};
+}
+
+static bool prefill_nodes_hold_it(struct cluster *c, json_t *status)
+{
+    size_t i;
+    json_t *node, *pin = json_array_get(json_object_get(status, "pins"), 0);
+    (void)c;
+    json_array_foreach(json_object_get(pin, "nodes"), i, node)
+    {
+        bool prefill = strcmp(json_string_value(json_object_get(node, "role")), "prefill") == 0;
+        if (prefill && json_integer_value(json_object_get(node, "blocks")) != PROMPT / 16)
+            return false;
+    }
+    return json_array_size(json_object_get(pin, "nodes")) == 2;
+}
+
+static void a_pinned_prompt_is_cached_where_nobody_asked_for_it(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 1, "--disaggregate always", "");
+    struct ask other = ask_of(1, "a");
+    stream_expect_done(streams_ask(rig->streams, &other)); /* client 0 is connected */
+    struct answer answer = {false, TANDEM_OK};
+    struct tandem_pin pin = {
+        .name = "sys", .tenant = "a", .tokens = prompt_of(0), .tokens_count = PROMPT};
+    struct tandem *client = NULL;
+    for (uint32_t i = 0; i < STREAMS_CLIENTS_MAX && !client; i++)
+        client = rig->streams->client[i];
+    assert_non_null(client);
+    assert_int_equal(tandem_pin(client, &pin, on_answer, &answer), TANDEM_OK);
+    while (!answer.here)
+        streams_turn(rig->streams, 100);
+    assert_int_equal(answer.status, TANDEM_OK);
+    cluster_await(rig->cluster, prefill_nodes_hold_it, "the prefill node holds the pinned prompt");
+    process_kill(cluster_process(rig->cluster, "p0"));
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1"); /* one that has never seen it */
+    cluster_await_nodes(rig->cluster);
+    cluster_await(rig->cluster, prefill_nodes_hold_it, "the new node holds it too");
+    struct ask ask = ask_of(0, "a"), of_another = ask_of(0, "b");
+    struct stream *cached = streams_ask(rig->streams, &ask);
+    assert_int_equal(cached->cached_tokens, PROMPT - 16); /* the last block's logits are wanted */
+    struct stream *computed = streams_ask(rig->streams, &of_another);
+    assert_int_equal(computed->cached_tokens, 0);
+    stream_expect_equal(cached, computed);
+    rig_finish(rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RIG_TEST(a_light_tenant_passes_a_flood_that_came_before_it),
+        RIG_TEST(what_a_tenant_has_cached_is_a_miss_for_another),
+        RIG_TEST(a_pinned_prompt_is_cached_where_nobody_asked_for_it),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
