@@ -447,6 +447,7 @@ void rig_new(struct rig *r, const struct rig_options *o)
         .reserve_timeout_ns = o->reserve_timeout_ns ? o->reserve_timeout_ns : 30 * NS_PER_S,
         .prefix_wait_ns = o->prefix_wait_ns ? o->prefix_wait_ns : 2 * NS_PER_S,
         .prefix_cache = !o->no_prefix_cache,
+        .evict = o->evict,
         .tiers = o->tiers,
         .tier_deadline_ns = o->tier_deadline_ns ? o->tier_deadline_ns : 20 * NS_PER_MS,
         .link = "",
@@ -522,6 +523,12 @@ void rig_tell(struct rig *r, uint32_t router, const struct msg *m)
 void rig_lose(struct rig *r, uint32_t router)
 {
     node_core_on_lifeline(r->core, r->now_ns, (struct peer){router + 1}, false);
+    node_core_audit(r->core);
+}
+
+void rig_reborn(struct rig *r)
+{
+    node_core_reborn(r->core, r->now_ns, ++r->life);
     node_core_audit(r->core);
 }
 
@@ -703,14 +710,16 @@ uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *token
 
 uint32_t rig_expect_values(const struct job *job, float *values)
 {
-    uint64_t cell = RIG_LAYERS - 1;
+    uint64_t cell[RIG_STREAM_MAX], layer = RIG_LAYERS - 1;
+    const struct kv_window window = window_of(job);
     double sum[RIG_HIDDEN] = {0}, squares = 0;
     for (uint32_t i = 0; i < job->prompt_count; i++) {
         bool last = i + 1 == job->prompt_count;
-        cell = cell_of(cell, job->prompt[i], RIG_LAYERS - 1);
-        if (job->kind == JOB_SCORE && !last) values[i] = score_of(cell, job->prompt[i + 1]);
+        uint64_t before = i ? seen_at(list_cell, cell, window, i) : layer;
+        cell[i] = cell_of(before, job->prompt[i], layer);
+        if (job->kind == JOB_SCORE && !last) values[i] = score_of(cell[i], job->prompt[i + 1]);
         for (uint32_t k = 0; k < RIG_HIDDEN && (last || job->kind == JOB_EMBED_MEAN); k++)
-            sum[k] += hidden_of(cell, k);
+            sum[k] += hidden_of(cell[i], k);
     }
     if (job->kind == JOB_SCORE) return job->prompt_count - 1;
     for (uint32_t k = 0; k < RIG_HIDDEN; k++)

@@ -42,6 +42,7 @@ struct rig_options {
     bool no_prefix_cache, tiers;
     void (*block)(void *rig, const struct node_block *block); /* NULL: not wanted */
     uint64_t tier_deadline_ns;
+    struct evict_config evict;
     uint32_t window; /* the model's */
 };
 
@@ -117,6 +118,7 @@ void rig_free_pair(struct rig *p, struct rig *d);
 /* A message of that router in its session. */
 void rig_tell(struct rig *r, uint32_t router, const struct msg *m);
 void rig_lose(struct rig *r, uint32_t router); /* its lifeline ends */
+void rig_reborn(struct rig *r);                /* a new life; routers have to join again */
 /* The last message of this kind since rig_forget, or NULL. */
 const struct msg *rig_said(const struct rig *r, enum msg_kind kind);
 uint32_t rig_said_count(const struct rig *r, enum msg_kind kind);
