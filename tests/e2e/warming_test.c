@@ -214,6 +214,48 @@ static void a_budget_ends_it_and_a_larger_one_goes_on(void **state)
     finish(rig);
 }
 
+/* With a disk tier: nodes that were replaced since, and a pool that held a part of it only. */
+static void what_was_warmed_yesterday_comes_from_the_disk(void **state)
+{
+    enum { COUNT = 30, BLOCKS = 200 };
+    struct rig *rig = *state;
+    char args[2 * PATH_MAX], path[PATH_MAX / 2];
+    make_lines(COUNT, TOKENS_MAX);
+    assert_true(distinct_tokens(COUNT) > BLOCKS * BLOCK_TOKENS);
+    uint32_t longest = 0;
+    for (uint32_t i = 1; i < COUNT; i++)
+        longest = lines[i].count > lines[longest].count ? i : longest;
+    struct ask ask = {
+        .tokens = lines[longest].tokens, .tokens_count = lines[longest].count, .max_tokens = 12};
+    struct cluster *c = start(rig, "--prefix-cache=false");
+    struct streams *without = streams_new(c->addresses);
+    struct stream *cold = streams_ask(without, &ask);
+    finish(rig);
+    c = rig->cluster = cluster_new(cluster_demo_model());
+    cluster_router(c, "--disaggregate always");
+    cluster_node(c, PROGRAM_DECODE, "");
+    snprintf(args, sizeof args, "--kv-disk %s/disk --kv-tier-deadline 20s --blocks %d", c->folder,
+             BLOCKS);
+    struct process *p = cluster_node(c, PROGRAM_PREFILL, args);
+    cluster_await_nodes(c);
+    snprintf(path, sizeof path, "%s/lines.jsonl", c->folder);
+    write_lines(path, COUNT);
+    command_run(&warm_run, "tandem", "warm --json --router %s %s", c->addresses, path);
+    assert_int_equal(warm_run.status, 0);
+    assert_int_equal(said("sequences", "done"), COUNT);
+    cluster_drain(c, p); /* it stores what it knows, and leaves */
+    assert_int_equal(process_await_exit(p), 0);
+    cluster_node(c, PROGRAM_PREFILL, args);
+    cluster_await_nodes(c);
+    struct streams *with = streams_new(c->addresses);
+    struct stream *hit = streams_ask(with, &ask);
+    stream_expect_equal(hit, cold);
+    assert_int_equal(hit->cached_tokens, ask.tokens_count / BLOCK_TOKENS * BLOCK_TOKENS);
+    streams_free(without);
+    streams_free(with);
+    finish(rig);
+}
+
 static void what_cannot_be_warmed_is_said_and_the_rest_is(void **state)
 {
     struct rig *rig = *state;
@@ -247,6 +289,7 @@ int main(void)
         RIG_TEST(what_was_warmed_is_found_whole_and_streams_as_cold),
         RIG_TEST(an_interrupted_run_goes_on_where_it_was),
         RIG_TEST(a_budget_ends_it_and_a_larger_one_goes_on),
+        RIG_TEST(what_was_warmed_yesterday_comes_from_the_disk),
         RIG_TEST(what_cannot_be_warmed_is_said_and_the_rest_is),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
