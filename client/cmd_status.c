@@ -166,6 +166,24 @@ static void show_memory(json_t *nodes)
     }
 }
 
+/* Nothing where nobody names one. */
+static void show_tenants(json_t *tenants)
+{
+    json_t *t, *only = json_array_get(tenants, 0);
+    size_t i, count = json_array_size(tenants);
+    if (count == 0 || (count == 1 && !show_text(only, "tenant")[0])) return;
+    printf("%-16s %8s %8s %8s %14s %14s %14s\n", "tenant", "weight", "queued", "running",
+           "prompt tokens", "generated", "virtual time");
+    json_array_foreach(tenants, i, t)
+    {
+        const char *name = show_text(t, "tenant");
+        printf("%-16s %8lld %8lld %8lld %14lld %14lld %14.0f\n", name[0] ? name : "(none)",
+               show_count(t, "weight"), show_count(t, "queued"), show_count(t, "running"),
+               show_count(t, "prompt_tokens"), show_count(t, "generated_tokens"),
+               json_number_value(json_object_get(t, "virtual_tokens")));
+    }
+}
+
 static void show_status(const char *argument, json_t *answer)
 {
     (void)argument;
@@ -190,6 +208,7 @@ static void show_status(const char *argument, json_t *answer)
         show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
+    show_tenants(json_object_get(answer, "tenants"));
     show_memory(json_object_get(answer, "nodes"));
     show_paths(json_object_get(answer, "paths"));
 }
