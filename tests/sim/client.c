@@ -90,6 +90,13 @@ static void make_window(const struct sim *s, struct sim_request *r)
     r->window = r->asked.tokens ? r->asked : (struct kv_window){s->window, 0};
 }
 
+/* Each client's requests are of all tenants, and of none; not drawn either. */
+static void make_tenant(const struct sim *s, struct sim_request *r)
+{
+    static const char *const names[] = {NULL, "t1", "t2", "t3"};
+    r->tenant = names[r->seed / 3 % (s->tenants + 1)];
+}
+
 /* Prompts begin with one of three texts, so that prefixes are shared. */
 static void make_request(struct sim *s, struct sim_proc *p, uint32_t index, struct sim_request *r)
 {
@@ -107,6 +114,7 @@ static void make_request(struct sim *s, struct sim_proc *p, uint32_t index, stru
     if (s->options.pressure) make_long(s, r);
     r->seed = s->options.seed * 7 + sim_draw(s, 1000);
     make_window(s, r);
+    make_tenant(s, r);
     r->priority = (int32_t)sim_draw(s, 3) - 1;
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
@@ -188,6 +196,7 @@ static void submit(struct sim *s, struct sim_proc *p, struct sim_request *r)
                                .tokens_max = r->tokens_max,
                                .tokens_min = r->tokens_min,
                                .priority = r->priority,
+                               .tenant = r->tenant,
                                .kind = r->kind,
                                .kv_window = r->asked.tokens,
                                .kv_sinks = r->asked.sinks,

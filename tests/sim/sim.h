@@ -127,6 +127,7 @@ struct sim_request {
     struct kv_window window, asked; /* what it sees; what it asks for */
     uint64_t seed, submit_ns, cancel_ns, deadline_ms;
     int32_t priority;
+    const char *tenant; /* NULL: nobody's */
     struct id128 id;
     uint32_t attempt;
     uint64_t ref;
@@ -193,6 +194,8 @@ struct sim {
     struct arena arena; /* of the message being delivered */
     struct buf wire;
     uint32_t chunk, batch, blocks;
+    uint32_t steps; /* of a node, submitted at once */
+    uint32_t tenants, tenant_percent_max;
     uint32_t window; /* the model's; 0: all */
     uint64_t net_ns, jitter_ns, layer_ns, op_ns, faults_end_ns;
     uint32_t rows_free; /* that a step's layer computes in twice the time of none */

@@ -299,6 +299,9 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.disaggregate = s->disaggregate;
     g.forks = s->forks;
     g.prefix_index = s->prefix_index;
+    if (s->tenants > 1) {
+        CHECK(fair_weights_parse("t1=4", g.weights, &g.weights_count) == OK);
+    }
     if (s->queue_timeout_ns) g.queue_timeout_ns = s->queue_timeout_ns;
     if (s->reserve_timeout_ns) g.reserve_timeout_ns = s->reserve_timeout_ns;
     if (s->stall_timeout_ns) g.stall_timeout_ns = s->stall_timeout_ns;
@@ -386,7 +389,7 @@ static void open_node(struct sim *s, struct sim_proc *p)
                   .addresses = p->addresses,
                   .addresses_count = 1,
                   .kv_window = s->window,
-                  .kv_ahead = s->chunk},
+                  .kv_ahead = s->steps * s->chunk},
         .kv_windows = true,
         .incarnation = ++s->incarnations * 1000,
         .ticket_seed = s->options.seed * 17 + s->incarnations,
@@ -398,14 +401,16 @@ static void open_node(struct sim *s, struct sim_proc *p)
         .vocab_count = SIM_VOCAB,
         .hidden_count = SIM_HIDDEN,
         .limits = {s->batch + 8, s->batch + s->chunk, 64 * 16},
-        .steps_in_flight = 1,
+        .steps_in_flight = s->steps,
         .chunk_tokens = s->chunk,
         .sequences_max = s->batch,
         .reserve_timeout_ns = 5 * NS_PER_S,
         .prefix_wait_ns = NS_PER_S,
         .prefix_cache = s->prefix_cache,
         .preempted = s->preempted,
-        .evict = {.policy = s->options.seed % EVICT_POLICIES_COUNT, .ttl_ns = 50 * NS_PER_MS},
+        .evict = {.policy = s->options.seed % EVICT_POLICIES_COUNT,
+                  .ttl_ns = 50 * NS_PER_MS,
+                  .tenant_percent_max = s->tenant_percent_max},
         .link = "",
         .tombstones_max = 256,
         .tiers = s->prefix_cache && s->tiers != SIM_TIERS_NONE,
@@ -630,6 +635,9 @@ static void build(struct sim *s)
     s->tiers = (enum sim_tiers)(s->options.seed / EVICT_POLICIES_COUNT % 3);
     s->disaggregate = sim_draw(s, 3) ? DISAGGREGATE_ALWAYS : DISAGGREGATE_AUTO;
     s->preempted = sim_draw(s, 3);
+    s->steps = 1 + (uint32_t)(s->options.seed / 7 % 3);
+    s->tenants = (uint32_t)(s->options.seed / 2 % 4);
+    s->tenant_percent_max = s->options.seed / 8 % 3 ? 0 : 20;
     if (s->options.pressure) { /* one or two contexts for what several clients want at once */
         decodes = 1 + sim_draw(s, 2);
         s->clients_count = SIM_CLIENTS_MAX;
