@@ -138,9 +138,9 @@ static void show_histogram(FILE *out, const json_t *list, const char *title, con
     double most = largest(list, name);
     char a[SHOW_TEXT], b[SHOW_TEXT], text[SHOW_TEXT + 16];
     if (most <= 0) return;
-    while (show_count(json_array_get(list, first), name) == 0)
+    while (show_real(json_array_get(list, first), name) <= 0)
         first++;
-    while (show_count(json_array_get(list, count - 1), name) == 0)
+    while (show_real(json_array_get(list, count - 1), name) <= 0)
         count--;
     fprintf(out, "\n  %-30s %12s\n", title, name);
     for (size_t i = first; i < count; i++) {
@@ -330,15 +330,16 @@ static void plot_panel(FILE *out, const json_t *list, const char *title, const c
     char a[SHOW_TEXT], text[SHOW_TEXT + 16];
     fprintf(out, "<text x=\"%d\" y=\"%d\" class=\"t\">%s</text>\n", x, y, title);
     for (size_t i = 0; i < json_array_size(list); i++) {
-        double v = show_real(json_array_get(list, i), name);
+        long long count = show_count(json_array_get(list, i), name);
+        double width = most > 0 ? (double)count / most * 200 : 0;
         int top = y + 8 + (int)i * ROW_HEIGHT;
         label(list, i, text);
         fprintf(out,
                 "<text x=\"%d\" y=\"%d\" class=\"l\">%s</text>"
                 "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"11\"/>"
                 "<text x=\"%.1f\" y=\"%d\">%s</text>\n",
-                x + 110, top + 10, text, x + 116, top, most > 0 ? v / most * 200 : 0,
-                x + 121 + (most > 0 ? v / most * 200 : 0), top + 10, show_number((long long)v, a));
+                x + 110, top + 10, text, x + 116, top, width, x + 121 + width, top + 10,
+                show_number(count, a));
     }
 }
 

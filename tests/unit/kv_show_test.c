@@ -91,8 +91,11 @@ static void figures_tenants_and_words_are_there(void **state)
 static void an_answer_without_anything_is_shown(void **state)
 {
     (void)state;
-    static const char *const answers[] = {"{}", "{\"nodes\":[{}]}", "{\"nodes\":[7,\"x\",[]]}",
-                                          "{\"nodes\":[{\"ages\":{},\"prefixes\":[1,{}]}]}"};
+    static const char *const answers[] = {
+        "{}", "{\"nodes\":[{}]}", "{\"nodes\":[7,\"x\",[]]}",
+        "{\"nodes\":[{\"ages\":{},\"prefixes\":[1,{}]}]}",
+        "{\"nodes\":[{\"ages\":[{\"blocks\":0.5},{\"blocks\":1e300}]"
+        ",\"sizes\":[{\"prefixes\":-1},{\"prefixes\":0.1}]}]}"};
     for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
         free(shown(answers[i], kv_show));
         free(shown(answers[i], kv_plot));
