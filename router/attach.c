@@ -45,6 +45,7 @@ void node_detach_prefill(struct router_core *core, struct choice *c)
     if (!c->prefill) return;
     node_release_window(core, c);
     if (c->prefill_told) node_live_remove(c->prefill, c);
+    if (c->backfill) backfill_leave(c);
     list_remove(&c->at_prefill);
     c->prefill = NULL;
 }

@@ -9,7 +9,7 @@
  *        `-- attempt + 1 --'------------------'----------------'------------------> ENDED
  *
  * | event          | RESERVING       | PREFILLING           | DECODING           | ENDED      |
- * | RESERVED       | PREFILL to P    | late: dropped        | late: dropped      |            |
+ * | RESERVED       | FILLING or PREFILL to P | late: dropped | late: dropped     |            |
  * | FIRST from P   |                 | forward              | forward or known   | dropped    |
  * | TOKENS from D  | dropped         | forward, DECODING    | forward            |            |
  * | ENCODED from P |                 | keep                 |                    |            |
@@ -301,6 +301,25 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
     enter(core, now_ns, c, CHOICE_RESERVING);
 }
 
+/* Once what P is to get of the prompt is there. */
+static void prefill_when_filled(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    if (!c->backfill) {
+        send_prefill(core, now_ns, c, c->held_tokens);
+        return;
+    }
+    trail_add(c, now_ns, TRAIL_BACKFILL, backfill_source(c));
+    enter(core, now_ns, c, CHOICE_FILLING);
+}
+
+void choice_on_backfilled(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    meet(core, c, CHOICE_EV_BACKFILLED);
+    if (c->state != CHOICE_FILLING) return; /* D did not answer yet */
+    trail_add(c, now_ns, TRAIL_BACKFILLED, c->prefill_name);
+    send_prefill(core, now_ns, c, c->held_tokens);
+}
+
 static struct sched_job sched_job_of(const struct router_core *core, const struct choice *c)
 {
     uint32_t tokens = choice_tokens(c);
@@ -357,12 +376,18 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     turns_started(core, c);
     c->ticket = ID128_NONE;
     c->local = pair->local;
-    if (pair->prefill != SCHED_NODE_NONE)
-        node_attach_prefill(c, core->nodes[pair->prefill], sched_left(job, pair->prefill));
+    c->held_tokens = 0;
+    if (pair->prefill != SCHED_NODE_NONE) {
+        struct node *p = core->nodes[pair->prefill];
+        uint32_t filled = backfill_begin(core, now_ns, c, &pair->fill, p);
+        uint32_t left = sched_left(job, p->index);
+        if (job->tokens - filled < left) left = job->tokens - filled;
+        node_attach_prefill(c, p, left);
+    }
     if (pair->decode != SCHED_NODE_NONE) node_attach_decode(c, core->nodes[pair->decode]);
     prefixes_expect(core, c);
     if (!c->decode) {
-        send_prefill(core, now_ns, c, 0);
+        prefill_when_filled(core, now_ns, c);
         return;
     }
     if (c->prefill) registry_note_try(core, c->prefill, c->decode);
@@ -402,7 +427,8 @@ static uint64_t next_full_ns(const struct router_core *core, uint64_t now_ns)
 enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
                                    const struct choice *c)
 {
-    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
+                                core->config.backfill};
     struct sched_job job = sched_job_of(core, c);
     struct sched_pair pair;
     return sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
@@ -420,11 +446,19 @@ static enum sched_answer pick_only(const struct node *n, const struct sched_job 
     return a;
 }
 
+/* Whether its P computes no row that is cached, and keeps all of them. */
+static bool may_be_filled(const struct choice *c)
+{
+    enum job_kind kind = c->request->kind;
+    return kind == JOB_GENERATE || kind == JOB_EMBED_LAST;
+}
+
 /* Tries the first choice of the tenant whose turn it is. */
 static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns, struct choice *c,
                                       struct sched_job *job)
 {
-    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
+                                core->config.backfill};
     struct sched_pair pair;
     *job = sched_job_of(core, c);
     enum sched_answer a = SCHED_PICKED;
@@ -437,6 +471,7 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
         a = pick_only(entry->node, job, &rules, now_ns, &pair);
     } else if (!fork_pick(core, now_ns, c, *job, &pair)) {
         job->cached = prefixes_look(core, c);
+        job->pooled = job->cached && may_be_filled(c) ? core->pooled : NULL;
         job->usual_bytes_per_s = core->rate.bytes_per_s;
         a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);
     }
@@ -509,7 +544,8 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
         again(core, now_ns, c, "a reservation that makes no sense");
         return;
     }
-    send_prefill(core, now_ns, c, m->held_tokens);
+    c->held_tokens = m->held_tokens;
+    prefill_when_filled(core, now_ns, c);
 }
 
 /* Most streams get all their room with their first token. */

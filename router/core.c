@@ -28,6 +28,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     list_init(&core->self.requests);
     list_init(&core->history);
     list_init(&core->queries);
+    list_init(&core->backfills);
     list_init(&core->kv_queries);
     enum err e = router_meters_new(core);
     if (e == OK && config->prefix_index > 0) e = index_new(&core->index, config->prefix_index);
@@ -58,6 +59,7 @@ void router_core_free(struct router_core *core)
     for (struct list_link *l; (l = list_pop_front(&core->queries)) != NULL;)
         mem_free(list_member(l, struct waiting_query, link));
     kv_queries_free(core);
+    backfills_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
     pins_fini(core);
@@ -216,6 +218,7 @@ static void on_client_cancel(struct router_core *core, uint64_t now_ns, struct c
 static void on_node_message(struct router_core *core, uint64_t now_ns, struct node *n,
                             const struct msg *m)
 {
+    if (backfill_on_message(core, now_ns, n, m)) return;
     switch (m->kind) {
     case MSG_HEARTBEAT: registry_on_heartbeat(core, now_ns, n, &m->heartbeat); break;
     case MSG_LIVE: registry_on_live(core, now_ns, n, &m->live); break;
@@ -274,6 +277,7 @@ static void settle(struct router_core *core, uint64_t now_ns, uint64_t sessions_
     if (timer && timer->key < wake_ns) wake_ns = timer->key;
     if (core->retry_ns < wake_ns) wake_ns = core->retry_ns;
     if (kv_query_wake_ns(core) < wake_ns) wake_ns = kv_query_wake_ns(core);
+    if (backfills_wake_ns(core) < wake_ns) wake_ns = backfills_wake_ns(core);
     if (core->goodbye_ns && core->goodbye_ns + GOODBYE_NS < wake_ns)
         wake_ns = core->goodbye_ns + GOODBYE_NS;
     if (wake_ns >= core->woken_ns) return; /* it wakes early enough */
@@ -357,6 +361,7 @@ void router_core_on_timer(struct router_core *core, uint64_t now_ns)
         choice_on_timer(core, now_ns, list_member(first, struct choice, timer));
     if (core->retry_ns <= now_ns) core->dispatch_wanted = true;
     kv_query_on_timer(core, now_ns);
+    backfills_on_timer(core, now_ns);
     settle(core, now_ns, sessions_ns);
 }
 
@@ -383,12 +388,18 @@ static void audit_choice(const struct choice *c)
     if (c->state == CHOICE_RESERVING || c->state == CHOICE_DECODING) CHECK(c->decode);
     if (c->state == CHOICE_PREFILLING) CHECK(c->prefill || c->decode);
     if (c->state == CHOICE_ENDED) CHECK(!c->decode);
+    if (c->backfill) CHECK(c->state == CHOICE_RESERVING || c->state == CHOICE_FILLING);
+    if (c->state == CHOICE_FILLING) CHECK(c->backfill && c->prefill);
 }
 
-static void audit_node(const struct node *n)
+static void audit_node(const struct router_core *core, const struct node *n)
 {
-    uint32_t live = 0, running = 0, blocks = 0, window = 0, under = 0;
+    struct job_key backfill[BACKFILLS_MAX];
+    uint32_t live = backfills_live(core, n, backfill);
+    uint32_t running = 0, blocks = 0, window = 0, under = 0;
     uint64_t hash = 0;
+    for (uint32_t i = 0; i < live; i++)
+        hash += job_key_hash(backfill[i]);
     for (struct list_link *l = n->choices_prefill.next; l != &n->choices_prefill; l = l->next) {
         struct choice *c = list_member(l, struct choice, at_prefill);
         CHECK(c->prefill == n);
@@ -430,6 +441,6 @@ void router_core_audit(const struct router_core *core)
     fair_audit(&core->fair);
     for (uint32_t i = 0; i < core->nodes_count; i++) {
         CHECK(core->nodes[i]->index == i && core->sched[i] == &core->nodes[i]->sched);
-        audit_node(core->nodes[i]);
+        audit_node(core, core->nodes[i]);
     }
 }

@@ -46,6 +46,7 @@ struct router_out {
 };
 
 enum disaggregate { DISAGGREGATE_AUTO, DISAGGREGATE_ALWAYS, DISAGGREGATE_NEVER };
+enum backfill_mode { BACKFILL_AUTO, BACKFILL_ALWAYS, BACKFILL_NEVER };
 
 struct router_config {
     const char *name;
@@ -55,6 +56,7 @@ struct router_config {
     const struct tokenizer *tokenizer; /* NULL: token ids only */
     enum disaggregate disaggregate;
     bool exact;                  /* only nodes of one numerics id */
+    enum backfill_mode backfill; /* cached KV goes to a P before it computes what follows */
     bool forks;                  /* samples of a request share their prompt's KV on D */
     uint32_t requests_max;       /* accepted and not ended, at once: beyond it 429; 4096 */
     uint64_t queued_tokens_max;  /* prompt tokens waiting: beyond it 429; 4M */
@@ -115,6 +117,8 @@ struct router_counts {
     uint64_t accepted, rejected, done, failed, cancelled, retries, node_deaths;
     uint64_t prompt_tokens, generated_tokens, stale_messages, duplicate_tokens, gaps, diverged;
     uint64_t scores, embeddings, prefill_only; /* of those done: that wanted such, or no token */
+    /* Backfills that brought something, tokens that they brought; that ended otherwise. */
+    uint64_t backfills, backfilled_tokens, backfills_failed;
     /* Of choices that were sent to nodes: looked up in the index; nodes that had what it says, and so many
      * tokens; that had less; and news of nodes' blocks that did not come. */
     uint64_t prefix_lookups, prefix_hits, prefix_hit_tokens, prefix_false, prefix_gaps;

@@ -11,7 +11,8 @@ uint32_t fork_shared_blocks(uint32_t prompt_count, struct kv_window window)
 /* One whose KV is on a D, or certain to be asked for there. */
 static bool has_kv(const struct choice *c)
 {
-    bool reserved = c->state == CHOICE_RESERVING || c->state == CHOICE_PREFILLING;
+    bool reserved =
+        c->state == CHOICE_RESERVING || c->state == CHOICE_FILLING || c->state == CHOICE_PREFILLING;
     return c->decode && (c->state == CHOICE_DECODING || (reserved && !c->fork));
 }
 
@@ -28,7 +29,8 @@ bool fork_pick(const struct router_core *core, uint64_t now_ns, struct choice *c
         const struct choice *other = &r->choice[i];
         if (other == c || !has_kv(other) || !other->decode->sched.open) continue;
         if (!sched_has_room(&other->decode->sched, &job, now_ns)) continue;
-        *pair = (struct sched_pair){SCHED_NODE_NONE, other->decode->index, true};
+        *pair = (struct sched_pair){
+            .prefill = SCHED_NODE_NONE, .decode = other->decode->index, .local = true};
         c->fork = true;
         c->sibling = i;
         return true;

@@ -12,7 +12,7 @@ struct options {
     const char *name, *model, *listen_clients, *listen_nodes, *listen_lifeline, *metrics;
     const char *tenant_weights, *salt_key;
     bool trusted_network, exact, kv_words, forks;
-    int disaggregate, log_level;
+    int disaggregate, backfill, log_level;
     int64_t tenant_reserve;
     int64_t requests_max, history_max, deaths_max, lone_deaths_max;
     uint64_t prefix_index;
@@ -40,6 +40,9 @@ static const struct setting rows[] = {
                  "take only nodes whose results have the same bits (docs/numerics.md, G6)"),
     SETTING_BOOL(struct options, kv_words, "kv-words", "true",
                  "show clients the first words of cached prompts, whosever they are (tandem kv)"),
+    SETTING_CHOICE(struct options, backfill, "backfill", "auto|always|never", "auto",
+                   "bring what a decode node has of a prompt to the prefill node that computes "
+                   "the rest: when it pays, always, or never"),
     SETTING_BOOL(struct options, forks, "forks", "true",
                  "the samples of a request share their prompt's KV on a decode node"),
     SETTING_INT(struct options, requests_max, "requests-max", "4096", 1, 1000000,
@@ -117,6 +120,7 @@ static struct router_options shell_options(const struct options *o)
     s.config.disaggregate = (enum disaggregate)o->disaggregate;
     s.config.exact = o->exact;
     s.config.kv_words = o->kv_words;
+    s.config.backfill = (enum backfill_mode)o->backfill;
     s.config.forks = o->forks;
     s.config.prefix_index = o->prefix_index;
     s.config.requests_max = (uint32_t)o->requests_max;

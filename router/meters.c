@@ -9,6 +9,7 @@
 #define DECODE "role=\"decode\""
 #define NODES_HELP "Nodes that have joined"
 #define ENDED_HELP "Samples that have ended: a request has n of them"
+#define BACKFILLS_HELP "Prefixes brought from a node's cache to the prefill node that needs them"
 #define KV_USE_HELP "Share of the pool's KV blocks that are neither free nor only cached"
 
 static const struct metric_spec specs[METERS] = {
@@ -44,6 +45,12 @@ static const struct metric_spec specs[METERS] = {
                        "Attempts after a sample's first one"},
     [METER_DEATHS] = {METRIC_COUNTER, "tandem_router_node_deaths_total", NULL,
                       "Nodes that went without having been drained"},
+    [METER_BACKFILLS] = {METRIC_COUNTER, "tandem_router_backfills_total", "outcome=\"done\"",
+                         BACKFILLS_HELP},
+    [METER_BACKFILLS_FAILED] = {METRIC_COUNTER, "tandem_router_backfills_total",
+                                "outcome=\"failed\"", BACKFILLS_HELP},
+    [METER_BACKFILLED] = {METRIC_COUNTER, "tandem_router_backfilled_tokens_total", NULL,
+                          "Tokens whose KV they brought"},
     [METER_CLIENTS] = {METRIC_GAUGE, "tandem_router_clients", NULL, "Clients that are connected"},
     [METER_DRAINING] = {METRIC_GAUGE, "tandem_router_draining", NULL,
                         "1: it takes no new requests"},
@@ -165,6 +172,9 @@ static void show_counts(struct router_core *core, const struct router_counts *c)
         {METER_GENERATED_TOKENS, c->generated_tokens},
         {METER_RETRIES, c->retries},
         {METER_DEATHS, c->node_deaths},
+        {METER_BACKFILLS, c->backfills},
+        {METER_BACKFILLS_FAILED, c->backfills_failed},
+        {METER_BACKFILLED, c->backfilled_tokens},
         {METER_DIVERGED, c->diverged},
         {METER_DUPLICATES, c->duplicate_tokens},
         {METER_GAPS, c->gaps},
@@ -201,7 +211,8 @@ enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct b
 const char *router_core_missing(const struct router_core *core, uint64_t now_ns)
 {
     const struct sched_job job = {.tokens = 1, .blocks = 1, .blocks_full = 1};
-    const struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns};
+    const struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
+                                      BACKFILL_NEVER};
     struct sched_pair pair;
     if (core->draining) return "draining";
     enum sched_answer a =

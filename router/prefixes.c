@@ -85,6 +85,7 @@ const uint32_t *prefixes_look(struct router_core *core, const struct choice *c)
         /* What has to come from a tier is taken to cost half of computing it: more, and it is not read. */
         uint32_t blocks = held.pool + (held.any - held.pool) / 2;
         core->cached[i] = blocks * BLOCK_TOKENS;
+        core->pooled[i] = held.pool * BLOCK_TOKENS;
         any = any || blocks > 0;
     }
     return any ? core->cached : NULL;

@@ -82,9 +82,7 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     struct node *n = mem_new(sizeof *n);
     if (!n) return ERR_MEMORY;
     e = msg_copy(&from, &n->arena, &copy);
-    bool pushes = h->role == ROLE_PREFILL;
-    if (e == OK && pushes && !(n->rates = mem_array(ROUTER_NODES_MAX, sizeof *n->rates)))
-        e = ERR_MEMORY;
+    if (e == OK && !(n->rates = mem_array(ROUTER_NODES_MAX, sizeof *n->rates))) e = ERR_MEMORY;
     if (e != OK) {
         arena_fini(&n->arena);
         mem_free(n);
@@ -201,6 +199,7 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     if (death) core->counts.node_deaths++;
     n->sched.open = false;
     lose_choices(core, now_ns, n, death, reason);
+    backfills_lost(core, now_ns, n);
     kv_query_node_lost(core, now_ns, n);
     node_leaves(core, n);
     registry_answer_drained(core, now_ns, name);
@@ -417,6 +416,7 @@ static void send_live(struct router_core *core, uint64_t now_ns, struct node *n,
     }
     for (struct list_link *l = n->choices_decode.next; l != &n->choices_decode; l = l->next)
         keys[count++] = choice_key(list_member(l, struct choice, at_decode));
+    count += backfills_live(core, n, keys + count);
     CHECK(count == n->live_count);
     struct msg m = {.kind = MSG_LIVE,
                     .live = {.answer = answer, .keys = keys, .keys_count = count}};
@@ -477,6 +477,7 @@ void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *n,
     for (uint32_t i = 0; i < live->keys_count; i++) {
         struct choice *c = choice_find(core, live->keys[i]);
         if (c && ((c->prefill == n && c->prefill_told) || c->decode == n)) continue;
+        if (backfill_is_at(core, n, live->keys[i])) continue;
         struct msg m = {.kind = MSG_CANCEL,
                         .cancel = {live->keys[i], "the router has no such job"}};
         registry_send(core, now_ns, n->peer, &m);

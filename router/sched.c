@@ -128,17 +128,56 @@ uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct s
     return 2 + (ns < 1e15 ? (uint64_t)ns : (uint64_t)1e15);
 }
 
+/* Bytes of so many of its tokens. */
+static uint64_t bytes_of(const struct sched_job *job, uint32_t tokens)
+{
+    return (uint64_t)((double)job->kv_bytes * (double)tokens / (double)job->tokens);
+}
+
+static uint64_t fill_ns(const struct sched_node *from, uint32_t to, uint64_t bytes,
+                        const struct sched_rules *rules)
+{
+    uint64_t per_s = from->rates ? from->rates[to].bytes_per_s : 0;
+    double ns = per_s ? (double)bytes * 1e9 / (double)per_s : 0; /* never tried: it is to be */
+    return rules->hand_over_ns + (ns < 1e15 ? (uint64_t)ns : (uint64_t)1e15);
+}
+
+struct sched_fill sched_fill(const struct sched_node *const *nodes, uint32_t nodes_count,
+                             const struct sched_job *job, const struct sched_rules *rules,
+                             uint32_t to)
+{
+    struct sched_fill best = {0};
+    const struct sched_node *p = nodes[to];
+    bool always = rules->backfill == BACKFILL_ALWAYS;
+    if (!job->pooled || rules->backfill == BACKFILL_NEVER || job->window.tokens) return best;
+    uint64_t token_ns = p->token_ns ? p->token_ns : usual_token_ns(nodes, nodes_count);
+    for (uint32_t i = 0; i < nodes_count; i++) {
+        uint32_t there = job->cached[to], has = job->pooled[i];
+        if (i == to || has <= there || !nodes[i]->open || !sched_share_link(nodes[i], p)) continue;
+        struct sched_fill fill = {has, i};
+        fill.fill_ns = fill_ns(nodes[i], to, bytes_of(job, has - there), rules);
+        fill.compute_ns = token_ns * (has - there);
+        if (!always && fill.fill_ns >= fill.compute_ns) continue;
+        /* What is left to compute counts, too. */
+        uint64_t cost_ns = fill.fill_ns + token_ns * (job->tokens - has);
+        uint64_t best_ns = best.fill_ns + token_ns * (job->tokens - best.tokens);
+        if (best.tokens == 0 || cost_ns < best_ns) best = fill;
+    }
+    return best;
+}
+
 struct prefill_pick {
     uint32_t index;   /* SCHED_NODE_NONE: none has an open window */
     uint64_t cost_ns; /* until the prompt would be computed, and be on D */
     bool any;         /* one could do it, though its window may be closed */
+    struct sched_fill fill;
 };
 
 /* For the D of index `to`, with a link to it; SCHED_NODE_NONE: for none. */
 static struct prefill_pick pick_among(const struct sched_node *const *nodes, uint32_t count,
                                       const struct sched_job *job, enum role role, uint32_t to)
 {
-    struct prefill_pick best = {SCHED_NODE_NONE, UINT64_MAX, false};
+    struct prefill_pick best = {.index = SCHED_NODE_NONE, .cost_ns = UINT64_MAX};
     /* One whose speed is not known yet is the first choice, unless there is something to lose. */
     uint32_t usual_ns = job->cached ? usual_token_ns(nodes, count) : 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -157,9 +196,15 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
 }
 
 static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, uint32_t count,
-                                        const struct sched_job *job, uint32_t to)
+                                        const struct sched_job *job,
+                                        const struct sched_rules *rules, uint32_t to)
 {
-    return pick_among(nodes, count, job, ROLE_PREFILL, to);
+    struct prefill_pick p = pick_among(nodes, count, job, ROLE_PREFILL, to);
+    if (p.index == SCHED_NODE_NONE) return p;
+    p.fill = sched_fill(nodes, count, job, rules, p.index);
+    uint64_t saved_ns = p.fill.compute_ns > p.fill.fill_ns ? p.fill.compute_ns - p.fill.fill_ns : 0;
+    p.cost_ns -= saved_ns < p.cost_ns ? saved_ns : p.cost_ns;
+    return p;
 }
 
 /* Negative: a has the emptier batch. */
@@ -236,7 +281,8 @@ static uint64_t batch_ns(const struct view *v, uint32_t d)
 
 static struct offer offer_of(const struct view *v, uint32_t d)
 {
-    struct offer o = {.decode = d, .prefill = pick_prefill(v->nodes, v->count, v->job, d)};
+    struct offer o = {.decode = d,
+                      .prefill = pick_prefill(v->nodes, v->count, v->job, v->rules, d)};
     bool is_free = o.prefill.index != SCHED_NODE_NONE;
     o.local = !o.prefill.any || cheaper_local(v, d, &o.prefill);
     o.ready = is_free || (v->by_cost && o.local);
@@ -297,11 +343,12 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                                   uint64_t now_ns, struct sched_pair *pair)
 {
     struct offer o;
-    *pair = (struct sched_pair){SCHED_NODE_NONE, SCHED_NODE_NONE, false};
+    *pair = (struct sched_pair){.prefill = SCHED_NODE_NONE, .decode = SCHED_NODE_NONE};
     if (job->prefill_only) {
-        struct prefill_pick alone = pick_prefill(nodes, nodes_count, job, SCHED_NODE_NONE);
+        struct prefill_pick alone = pick_prefill(nodes, nodes_count, job, rules, SCHED_NODE_NONE);
         if (alone.any && alone.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
         pair->prefill = alone.index;
+        pair->fill = alone.fill;
         if (alone.any) return SCHED_PICKED;
     }
     if (job->no_token) {
@@ -324,5 +371,6 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
     if (pair->local) return SCHED_PICKED;
     if (o.prefill.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
     pair->prefill = o.prefill.index;
+    pair->fill = o.prefill.fill;
     return SCHED_PICKED;
 }

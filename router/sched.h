@@ -38,7 +38,7 @@ struct sched_node {
     uint64_t full_until_ns;            /* D refused a reservation: not asked again before */
     uint64_t links[MSG_ADDRESSES_MAX]; /* that it has, by sched_link; 0 behind the last */
     uint64_t host;                     /* a hash of its name; 0: not told */
-    const struct sched_rate *rates;    /* P: to each of the nodes, by index; NULL: all unknown */
+    const struct sched_rate *rates;    /* to each of the nodes, by index; NULL: all unknown */
 };
 
 struct sched_job {
@@ -51,6 +51,7 @@ struct sched_job {
     const uint32_t
         *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
                              * holds any */
+    const uint32_t *pooled; /* the same, in their pools: what could go to a P; NULL: nothing may */
     uint64_t usual_bytes_per_s; /* with cached: of a pair that was never tried; 0: not known */
     struct kv_window window;    /* `blocks` are with it, blocks_full without */
     /* Of its tenant, if there are others: more than its share of the places is in use by it, or less. */
@@ -61,15 +62,24 @@ struct sched_job {
 struct sched_rules {
     enum disaggregate disaggregate;
     uint64_t hand_over_ns; /* what a transfer adds to the first decoded token, smoothed */
+    enum backfill_mode backfill;
 };
 
 /* So many tokens of its stream are reckoned with when a fuller batch is weighed against a prefix that is
  * there: each costs the time of one more row for each sequence of the batch. */
 enum { SCHED_STREAM_TOKENS = 64 };
 enum { SCHED_NODE_NONE = UINT32_MAX };
+/* Leading tokens that go from a node which has them cached to a P, before that computes the rest. */
+struct sched_fill {
+    uint32_t tokens; /* 0: none do */
+    uint32_t from;   /* index */
+    uint64_t fill_ns,
+        compute_ns; /* what P lacks of them: expected of bringing and of computing it */
+};
 struct sched_pair {
     uint32_t prefill, decode; /* indices, SCHED_NODE_NONE: not needed */
     bool local;               /* the decode node prefills it itself */
+    struct sched_fill fill;   /* of `prefill` */
 };
 
 enum sched_answer {
@@ -101,6 +111,13 @@ uint32_t sched_left(const struct sched_job *job, uint32_t node);
  * never tried is expected to be the best there is, on one host a little better still, so that it is tried. */
 uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
                            uint32_t to, const struct sched_job *job);
+
+/* From where P, an index, should get what it lacks of the prompt: bytes at the pair's rate and a hand-over against
+ * the tokens at P's speed. Unless told otherwise nothing goes that would not be sooner there, nor where the speed
+ * is not known; a job with a window has what it needs of its prompt nowhere in whole. */
+struct sched_fill sched_fill(const struct sched_node *const *nodes, uint32_t nodes_count,
+                             const struct sched_job *job, const struct sched_rules *rules,
+                             uint32_t to);
 
 /* Whether this D takes so many blocks and one more sequence now. */
 /* How many a job of so many blocks takes of this node's at a time: fewer with a window. */

@@ -29,7 +29,9 @@ enum {
     ROUTER_BYPASS_MAX = 32,       /* how many that do not fit are passed over in one go */
     ROUTER_HUNG_STEPS = 20,       /* a node hangs that made no progress for so many usual steps */
     ROUTER_RETRIES_PART = 4,      /* of requests-max may wait to be tried again; beyond it 429 */
-    ROUTER_QUERIES_MAX = 64       /* drains that wait for their end */
+    ROUTER_QUERIES_MAX = 64,      /* drains that wait for their end */
+    BACKFILLS_MAX = 32,           /* at once, */
+    BACKFILLS_PAIR_MAX = 2        /* and from one node to one other */
 };
 #define ROUTER_FULL_NS 20000000ull /* a node that refused is left alone so long */
 
@@ -79,7 +81,7 @@ struct node {
     uint64_t progress, progress_ns;
     uint64_t prompt_tokens, generated_tokens, transfer_bytes;
     char link[16];            /* last seen on a transfer from here */
-    struct sched_rate *rates; /* P: sched.rates, ROUTER_NODES_MAX of them */
+    struct sched_rate *rates; /* sched.rates, ROUTER_NODES_MAX of them: to P those of backfills */
     struct pin_at pin[ROUTER_PINS_MAX];
     struct list_link paths; /* struct path: as it told of them, the latest last */
     uint32_t paths_count;
@@ -107,6 +109,7 @@ enum choice_state {
     CHOICE_TOKENIZING, /* the prompt's ids are being made */
     CHOICE_QUEUED,     /* waits for a pair; nobody else knows of it */
     CHOICE_RESERVING,  /* D was asked for blocks */
+    CHOICE_FILLING, /* D has its blocks, or none is needed; P waits for KV that another node has */
     CHOICE_PREFILLING, /* P computes, D waits for KV */
     CHOICE_DECODING,   /* D's stream comes */
     CHOICE_ENDED,      /* DONE was sent; P may still have to say PREFILLED */
@@ -118,6 +121,7 @@ enum choice_event {
     CHOICE_EV_PICKED,         /* a pair of nodes was found */
     CHOICE_EV_TOO_LARGE,      /* no decode node has the memory, nor ever */
     CHOICE_EV_RESERVED,       /* D has blocks for it */
+    CHOICE_EV_BACKFILLED,     /* what P was to get is there, or will not come */
     CHOICE_EV_FIRST,          /* P's early copy of a token */
     CHOICE_EV_TOKENS,         /* of D's stream */
     CHOICE_EV_ENCODED,        /* of a result that is no stream */
@@ -144,7 +148,9 @@ enum trail_what {
     TRAIL_STREAM,
     TRAIL_LOST,
     TRAIL_FAILED,
-    TRAIL_ENDED
+    TRAIL_ENDED,
+    TRAIL_BACKFILL,
+    TRAIL_BACKFILLED
 };
 struct trail {
     uint64_t at_ns;
@@ -177,7 +183,10 @@ struct choice {
     bool over_share, under_share;      /* its tenant, when it was picked */
     uint32_t window_held, blocks_held; /* what it adds to its nodes' sched sums */
     struct index_held held_prefill,
-        held_decode; /* what its nodes are taken to have of the prompt */
+        held_decode;           /* what its nodes are taken to have of the prompt */
+    struct backfill *backfill; /* NULL: it waits for none */
+    struct list_link at_backfill;
+    uint32_t held_tokens; /* that D has */
     struct id128 ticket;
     bool local, gap_asked;
     bool fork; /* begins with the KV of choice `sibling`, at the same D */
@@ -266,6 +275,9 @@ enum meter {
     METER_GENERATED_TOKENS,
     METER_RETRIES,
     METER_DEATHS,
+    METER_BACKFILLS,
+    METER_BACKFILLS_FAILED,
+    METER_BACKFILLED,
     METER_CLIENTS,
     METER_DRAINING,
     METER_UP, /* of a pool, from here on */
@@ -308,8 +320,8 @@ struct router_core {
     struct map requests; /* by id: live and remembered ones */
     struct node *nodes[ROUTER_NODES_MAX];
     const struct sched_node *sched[ROUTER_NODES_MAX];
-    struct index *index;               /* NULL: off */
-    uint32_t cached[ROUTER_NODES_MAX]; /* of prefixes_look */
+    struct index *index;                                         /* NULL: off */
+    uint32_t cached[ROUTER_NODES_MAX], pooled[ROUTER_NODES_MAX]; /* of prefixes_look */
     uint32_t nodes_count;
     struct cluster cluster;
     struct heap queue, timers;
@@ -330,10 +342,13 @@ struct router_core {
     } tenant_name[KV_QUERY_TENANTS]; /* the last one with the salt's remainder */
     uint64_t ids_minted, epochs;
     uint64_t hand_over_ns;
-    struct sched_rate rate; /* of all pairs */
-    uint64_t retry_ns;      /* when a full node may be asked again */
-    uint64_t woken_ns;      /* what out.wake_at was told */
-    uint64_t goodbye_ns;    /* when the clients were told that it leaves; 0: not yet */
+    struct sched_rate rate;     /* of all pairs */
+    struct list_link backfills; /* struct backfill */
+    uint32_t backfills_count;
+    struct sched_rate backfill_rate; /* of all of them */
+    uint64_t retry_ns;               /* when a full node may be asked again */
+    uint64_t woken_ns;               /* what out.wake_at was told */
+    uint64_t goodbye_ns;             /* when the clients were told that it leaves; 0: not yet */
     bool dispatch_wanted, draining, left;
     struct buf text; /* of the OUTPUT that is being made */
     struct router_counts counts;
@@ -382,6 +397,26 @@ void prefixes_expect(struct router_core *core, struct choice *c); /* its nodes a
 /* What this node had of the prompt, whereas so much had been expected. */
 void prefixes_found(struct router_core *core, const struct choice *c, const struct node *n,
                     struct index_held *expected, uint32_t tokens);
+
+/* backfill.c: cached KV that goes to a P before it computes what follows */
+/* The choice waits for one to `to`, its P, until choice_on_backfilled. Returns the tokens that are to be there
+ * then; 0: it waits for none. */
+uint32_t backfill_begin(struct router_core *core, uint64_t now_ns, struct choice *c,
+                        const struct sched_fill *fill, struct node *to);
+void backfill_leave(struct choice *c); /* it waits no longer */
+const char *backfill_source(const struct choice *c);
+/* Whether the message was about one. */
+bool backfill_on_message(struct router_core *core, uint64_t now_ns, struct node *n,
+                         const struct msg *m);
+void backfills_lost(struct router_core *core, uint64_t now_ns, const struct node *n);
+uint64_t backfills_wake_ns(const struct router_core *core);
+void backfills_on_timer(struct router_core *core, uint64_t now_ns);
+/* Of the node's live set: whether this is one, and all of them. */
+bool backfill_is_at(const struct router_core *core, const struct node *n, struct job_key key);
+uint32_t backfills_live(const struct router_core *core, const struct node *n, struct job_key *keys);
+void backfills_free(struct router_core *core);
+struct json_t;
+struct json_t *backfills_json(const struct router_core *core);
 
 /* submit.c: requests come in */
 void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
@@ -487,6 +522,7 @@ void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
 void choice_dispatch(struct router_core *core, uint64_t now_ns); /* as many as find a pair */
 void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *from,
                         const struct msg_reserved *m);
+void choice_on_backfilled(struct router_core *core, uint64_t now_ns, struct choice *c);
 void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
                      const struct msg_first *m);
 void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node *from,

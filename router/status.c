@@ -193,6 +193,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
         "slow_callbacks", (json_int_t)core->facts.slow_callbacks);
     json_object_set_new(router, "at_s", json_real((double)now_ns / (double)NS_PER_S));
     json_object_set_new(router, "queue", queue_json(core, now_ns));
+    json_object_set_new(router, "backfills", backfills_json(core));
     json_object_set_new(router, "kv", kv_json(&core->cluster));
     json_object_set_new(router, "scores", json_integer((json_int_t)c.scores));
     json_object_set_new(router, "embeddings", json_integer((json_int_t)c.embeddings));

@@ -168,6 +168,7 @@ static enum err make_choice(const struct router_core *core, struct request *r, u
     c->state = CHOICE_TOKENIZING;
     list_init(&c->at_prefill);
     list_init(&c->at_decode);
+    list_init(&c->at_backfill);
     if (received.count > 0) {
         c->generated = mem_array(received.count, sizeof *c->generated);
         if (!c->generated) return ERR_MEMORY;

@@ -97,6 +97,22 @@ static void make_tenant(const struct sim *s, struct sim_request *r)
     r->tenant = names[r->seed / 3 % (s->tenants + 1)];
 }
 
+/* Some are a later turn: a request of before with its answer, and something new; not drawn either. */
+static void make_turn(const struct sim *s, struct sim_request *r, const struct sim_request *before)
+{
+    const struct sim_choice *answer = before ? &before->choice[0] : NULL;
+    if (!before || before->kind != JOB_GENERATE || s->options.pressure || r->seed % 3) return;
+    uint32_t known = before->prompt_count + answer->want_count, end = known + 1 + r->seed % 17;
+    if (end > SIM_PROMPT_MAX) return;
+    memcpy(r->prompt, before->prompt, before->prompt_count * sizeof *r->prompt);
+    memcpy(r->prompt + before->prompt_count, answer->want, answer->want_count * sizeof *r->prompt);
+    for (uint32_t i = known; i < end; i++)
+        r->prompt[i] = 1 + (uint32_t)(r->seed * 3 + i * 5) % (SIM_VOCAB - 1);
+    r->prompt_count = end;
+    r->tenant = before->tenant;
+    r->submit_ns = before->submit_ns + (r->seed % 5 + 1) * 200 * NS_PER_MS;
+}
+
 /* Prompts begin with one of three texts, so that prefixes are shared. */
 static void make_request(struct sim *s, struct sim_proc *p, uint32_t index, struct sim_request *r)
 {
@@ -119,6 +135,7 @@ static void make_request(struct sim *s, struct sim_proc *p, uint32_t index, stru
     r->submit_ns = s->now_ns + sim_draw_ns(s, 0, sim_draw(s, 2) ? 3 * NS_PER_S : NS_PER_S / 20);
     r->cancel_ns = sim_draw(s, 10) ? TIME_NEVER : r->submit_ns + sim_draw_ns(s, 0, NS_PER_S);
     if (s->options.faults && sim_draw(s, 12) == 0) r->deadline_ms = 1 + sim_draw(s, 400);
+    make_turn(s, r, index > 0 ? r - 1 : NULL);
     make_kind(s, r);
     r->choices_count =
         r->kind != JOB_GENERATE || sim_draw(s, 3) ? 1 : 1 + sim_draw(s, SIM_CHOICES_MAX);

@@ -27,7 +27,8 @@ static bool all_met(const struct sim_totals *t)
 {
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
-           t->prefix_gaps && t->tier_tokens && t->tier_stores && t->tier_late && all_ways_met(t);
+           t->prefix_gaps && t->backfills && t->backfills_failed && t->tier_tokens &&
+           t->tier_stores && t->tier_late && all_ways_met(t);
 }
 
 static void run_seeds(struct sim_options *options, uint64_t first, uint64_t count, bool no_faults,
@@ -117,6 +118,9 @@ int main(int argc, char **argv)
     printf("tiers: %llu tokens loaded, %llu loads late, %llu runs stored\n",
            (unsigned long long)t.tier_tokens, (unsigned long long)t.tier_late,
            (unsigned long long)t.tier_stores);
+    printf("backfills: %llu that brought %llu tokens, %llu that ended otherwise\n",
+           (unsigned long long)t.backfills, (unsigned long long)t.backfilled_tokens,
+           (unsigned long long)t.backfills_failed);
     printf("preempted: at most %u times each; %llu tokens came back cached, %llu computed, %llu "
            "sequences handed back\n",
            t.preemptions_most, (unsigned long long)t.returned_cached,

@@ -4,7 +4,8 @@
 
 #include "tests/sim/sim.h"
 
-/* Per event, one letter a state, in their order: tokenizing, queued, reserving, prefilling, decoding, ended.
+/* Per event, one letter a state, in their order: tokenizing, queued, reserving, filling, prefilling, decoding,
+ * ended.
  *     x   every long run must meet it
  *     u   left to unit tests, for the reason below; a seed may meet it
  *     -   never: no node that keeps to the protocol says it then, and an audit holds that no choice is
@@ -19,21 +20,22 @@
  *     cancelled, ended    its requests have one choice: a_cancel_spares_the_choice_that_has_ended */
 /* clang-format off */
 static const char *const table[CHOICE_EVENTS] = {
-    [CHOICE_EV_PICKED]         = "-x----",
-    [CHOICE_EV_TOO_LARGE]      = "-u----",
-    [CHOICE_EV_RESERVED]       = "--xxx-",
-    [CHOICE_EV_FIRST]          = "---xxx",
-    [CHOICE_EV_TOKENS]         = "--uxx-",
-    [CHOICE_EV_ENCODED]        = "---x--",
-    [CHOICE_EV_PREFILLED]      = "---xxx",
-    [CHOICE_EV_FINISHED]       = "--uxx-",
-    [CHOICE_EV_PREFILL_FAILED] = "---xxx",
-    [CHOICE_EV_DECODE_FAILED]  = "--xxx-",
-    [CHOICE_EV_PREFILL_LOST]   = "--xxxx",
-    [CHOICE_EV_DECODE_LOST]    = "--xxx-",
-    [CHOICE_EV_CANCELLED]      = "uxxxxu",
-    [CHOICE_EV_DEADLINE]       = "uxxxx-",
-    [CHOICE_EV_SILENCE]        = "uxxxx-",
+    [CHOICE_EV_PICKED]         = "-x-----",
+    [CHOICE_EV_TOO_LARGE]      = "-u-----",
+    [CHOICE_EV_RESERVED]       = "--xuxx-",
+    [CHOICE_EV_BACKFILLED]     = "--xx---",
+    [CHOICE_EV_FIRST]          = "----xxx",
+    [CHOICE_EV_TOKENS]         = "--u-xx-",
+    [CHOICE_EV_ENCODED]        = "----x--",
+    [CHOICE_EV_PREFILLED]      = "----xxx",
+    [CHOICE_EV_FINISHED]       = "--u-xx-",
+    [CHOICE_EV_PREFILL_FAILED] = "----xxx",
+    [CHOICE_EV_DECODE_FAILED]  = "--xxxx-",
+    [CHOICE_EV_PREFILL_LOST]   = "--xxxxx",
+    [CHOICE_EV_DECODE_LOST]    = "--xxxx-",
+    [CHOICE_EV_CANCELLED]      = "uxxxxxu",
+    [CHOICE_EV_DEADLINE]       = "uxxxxx-",
+    [CHOICE_EV_SILENCE]        = "uxxuxx-",
 };
 /* clang-format on */
 

@@ -175,7 +175,7 @@ struct sim_totals {
     uint64_t events, requests, tokens, errors, cancelled, retries, deaths, preemptions,
         cached_tokens, gaps, duplicates, faults, forks, copied_blocks, prefix_hits,
         prefix_hit_tokens, prefix_false, prefix_gaps, returned_cached, returned_computed,
-        handed_back;
+        handed_back, backfills, backfilled_tokens, backfills_failed;
     uint64_t tier_tokens, tier_stores, tier_late;
     uint32_t preemptions_most; /* of one sequence */
     struct sim_flood_times *flood;

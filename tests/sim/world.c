@@ -298,6 +298,7 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.session.lifeline_ns = 0;
     g.disaggregate = s->disaggregate;
     g.forks = s->forks;
+    g.backfill = (enum backfill_mode)(s->options.seed % 3);
     g.prefix_index = s->prefix_index;
     if (s->tenants > 1) {
         CHECK(fair_weights_parse("t1=4", g.weights, &g.weights_count) == OK);
@@ -451,6 +452,9 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         struct router_counts c;
         router_core_counts(p->router, &c);
         s->totals->retries += c.retries;
+        s->totals->backfills += c.backfills;
+        s->totals->backfilled_tokens += c.backfilled_tokens;
+        s->totals->backfills_failed += c.backfills_failed;
         s->totals->prefix_hits += c.prefix_hits;
         s->totals->prefix_hit_tokens += c.prefix_hit_tokens;
         s->totals->prefix_false += c.prefix_false;
