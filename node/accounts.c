@@ -143,7 +143,9 @@ static void match(struct node_core *c, struct sequence *s, enum hold kind)
 
 static bool fits(struct node_core *c, const struct sequence *s)
 {
-    return accounts_need(s) <= accounts_available(c) && room_for(c, s);
+    while (accounts_need(s) > accounts_available(c))
+        if (!pins_give_way(c, s)) return false;
+    return room_for(c, s);
 }
 
 bool accounts_would_open(struct node_core *c, struct sequence *s)
@@ -214,6 +216,8 @@ void accounts_close(struct node_core *c, struct sequence *s)
 bool accounts_fill(struct node_core *c, struct sequence *s)
 {
     uint32_t end = reach_of(s), left = accounts_available(c);
+    while (wanted_to(s, end) > left && pins_give_way(c, s))
+        left = accounts_available(c);
     while (end > s->table_count && wanted_to(s, end) > left)
         end--;
     if (end > s->table_count) take_to(c, s, end);
@@ -246,7 +250,8 @@ void accounts_insert(struct node_core *c, struct sequence *s)
 
 enum err accounts_grow(struct node_core *c, struct sequence *s)
 {
-    if (accounts_available(c) == 0) return ERR_FULL;
+    while (accounts_available(c) == 0)
+        if (!pins_give_way(c, s)) return ERR_FULL;
     take_to(c, s, s->table_count + 1);
     return OK;
 }

@@ -204,6 +204,7 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     flights_submit(c, now_ns);
     if (c->flights_busy == 0) tell_dirty(c, now_ns); /* else with the step's own tokens */
     sessions_on_timer(c, now_ns);
+    pins_tell(c, now_ns);
     note_usage(c, now_ns);
     kv_report_turn(c, now_ns);
     tier_on_timer(c, now_ns);

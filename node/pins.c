@@ -1,9 +1,14 @@
 /* pins: prompts that routers want to stay in the prefix cache, by name. What of one is cached is pinned; the
- * router sees to it that more is, and asks again. A router that is gone has no pins here. */
+ * router sees to it that more is, and asks again. A router that is gone has no pins here.
+ *
+ * Pins are wishes: what could be computed without them is computed. When a sequence finds no room although it
+ * is the only one that holds any, pins end, one after the other, and their routers hear of it. */
 #include "node/state.h"
 
 #include <stdio.h>
 #include <string.h>
+
+#include "common/log.h"
 
 static struct pin *find(struct node_core *c, uint32_t router, const struct msg_pin *m)
 {
@@ -16,9 +21,15 @@ static struct pin *find(struct node_core *c, uint32_t router, const struct msg_p
     return NULL;
 }
 
-static void release(struct node_core *c, struct pin *p)
+static void unpin(struct node_core *c, struct pin *p)
 {
     if (c->cache) kv_prefix_unpin(c->cache, p->salt, p->tokens, p->blocks);
+    p->blocks = 0;
+}
+
+static void release(struct node_core *c, struct pin *p)
+{
+    unpin(c, p);
     mem_free(p->tokens);
     *p = (struct pin){0};
 }
@@ -58,4 +69,42 @@ void pins_lost(struct node_core *c, uint32_t router)
     for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
         if (c->pin[i].used && (router == UINT32_MAX || c->pin[i].router == router))
             release(c, &c->pin[i]);
+}
+
+static bool is_alone(const struct node_core *c, const struct sequence *s)
+{
+    for (uint32_t i = 0; i < c->config.slots_count; i++) {
+        const struct sequence *t = &c->sequence[i];
+        if (t != s && (t->table_count > 0 || t->ticket_live || t->in_flight > 0)) return false;
+    }
+    return true;
+}
+
+bool pins_give_way(struct node_core *c, const struct sequence *s)
+{
+    if (!c->cache || kv_prefix_stats(c->cache).pinned_blocks == 0 || !is_alone(c, s)) return false;
+    for (uint32_t i = NODE_PINS_MAX; i-- > 0;) {
+        struct pin *p = &c->pin[i];
+        if (!p->used || p->blocks == 0) continue;
+        log_warn("pin_gave_way",
+                 "name=%s tenant=\"%s\" blocks=%u reason=\"a request of %u blocks has no room "
+                 "beside it\"",
+                 p->name, p->tenant, p->blocks, accounts_need_all(s));
+        unpin(c, p);
+        p->gave_way = c->pins_gave_way = true;
+        return true;
+    }
+    return false;
+}
+
+void pins_tell(struct node_core *c, uint64_t now_ns)
+{
+    for (uint32_t i = 0; c->pins_gave_way && i < NODE_PINS_MAX; i++) {
+        struct pin *p = &c->pin[i];
+        if (!p->used || !p->gave_way) continue;
+        struct msg m = {.kind = MSG_PINNED, .pinned = {.name = p->name, .tenant = p->tenant}};
+        p->gave_way = false;
+        say(c, now_ns, p->router, &m);
+    }
+    c->pins_gave_way = false;
 }

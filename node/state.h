@@ -217,6 +217,7 @@ struct pin {
     uint64_t salt;
     uint32_t *tokens;
     uint32_t blocks; /* the first ones of it, pinned */
+    bool gave_way;   /* which its router has not heard yet */
 };
 
 struct tombstone {
@@ -297,6 +298,7 @@ struct node_core {
     struct kv_pool *pool;
     struct kv_prefix *cache; /* NULL: no prefix cache */
     struct pin pin[NODE_PINS_MAX];
+    bool pins_gave_way;
     struct block_events *events;
 
     struct router_link *router;
@@ -483,6 +485,9 @@ uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
 void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router,
                      const struct msg_pin *m);
 void pins_lost(struct node_core *c, uint32_t router); /* UINT32_MAX: of all */
+/* Unpins something for `s`, which finds no room though nobody else holds any; false: that is not so. */
+bool pins_give_way(struct node_core *c, const struct sequence *s);
+void pins_tell(struct node_core *c, uint64_t now_ns); /* at the end of a turn */
 
 /* fair.c */
 uint64_t fair_order(struct node_core *c, const struct job *job);

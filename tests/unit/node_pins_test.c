@@ -111,6 +111,33 @@ static void more_pins_than_there_is_place_for_hold_nothing(void **state)
     rig_free(&d);
 }
 
+/* A request may want all of the pool: pins are a wish, and an answer is worth more. */
+static void pins_keep_no_request_out_of_a_pool_that_could_hold_it(void **state)
+{
+    (void)state;
+    for (enum role role = ROLE_PREFILL; role <= ROLE_DECODE; role++) {
+        rig_open(&d, &(struct rig_options){.role = role, .blocks_count = 16});
+        struct job pinned = cache_prompt(1, 1, 0);
+        assert_int_equal(pin("sys", &pinned, false), WHOLE);
+        struct job job = rig_job(2, &(struct rig_prompt){2, 0, 0, 60, 150});
+        job.stop_ids_count = 0;
+        rig_forget(&d);
+        if (role == ROLE_PREFILL) job = rig_job(2, &(struct rig_prompt){2, 0, 0, 200, 1});
+        if (role == ROLE_PREFILL)
+            rig_prefill(&d, &job, ID128_NONE, 0);
+        else
+            rig_reserve(&d, &job, true);
+        rig_run(&d);
+        const struct msg *m = rig_said(&d, MSG_FINISHED);
+        assert_non_null(m);
+        assert_int_equal(m->finished.tokens_count, job.tokens_max);
+        m = rig_said(&d, MSG_PINNED); /* its router may ask again */
+        assert_non_null(m);
+        assert_int_equal(m->pinned.blocks, 0);
+        rig_free(&d);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -118,6 +145,7 @@ int main(void)
         cmocka_unit_test(what_is_not_cached_is_not_pinned_and_half_of_the_pool_at_most),
         cmocka_unit_test(a_routers_pins_go_with_it),
         cmocka_unit_test(more_pins_than_there_is_place_for_hold_nothing),
+        cmocka_unit_test(pins_keep_no_request_out_of_a_pool_that_could_hold_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

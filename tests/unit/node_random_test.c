@@ -225,6 +225,20 @@ static void bear_again(struct rig *r)
     lives++;
 }
 
+static void pin_some(struct rig *r)
+{
+    static const char *const names[] = {"a", "b", "c"};
+    const struct job *job = &client[below(JOBS)].job;
+    bool remove = one_in(3);
+    rig_say(r, (struct msg){.kind = MSG_PIN,
+                            .pin = {.name = names[below(3)],
+                                    .tenant = "",
+                                    .remove = remove,
+                                    .tokens = remove ? NULL : job->prompt,
+                                    .tokens_count = remove ? 0 : job->prompt_count,
+                                    .salt = job->tenant_salt}});
+}
+
 static void compare_live(struct rig *r)
 {
     rig_tell(r, 0, &(struct msg){.kind = MSG_LIVE, .live = {true, NULL, 0}});
@@ -309,6 +323,8 @@ static void move(void)
         p.tier_refuses = !p.tier_refuses;
     else if (roll == 96)
         d.tier_refuses = !d.tier_refuses;
+    else if (roll == 97)
+        pin_some(any_node());
     else if (roll == 92 && c->stage < ACKED && c->stage != TO_DO)
         again(c, true);
     else if (roll == 93 && c->stage < ACKED) {
