@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
+enum { OVERHEAD_BYTES = 64 << 20 }; /* of any process, beside weights and pool */
 enum { ARGS_MAX = 64, ARGS_BYTES_MAX = 4096, LOG_TAIL_BYTES = 6000 };
 
 /* ---- where things are ---- */
@@ -561,6 +562,23 @@ size_t cluster_weights_bytes(const struct cluster *c)
     }
     closedir(d);
     return largest;
+}
+
+void cluster_expect_memory(const struct cluster *c, size_t pool_bytes)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)c, (void)pool_bytes; /* their shadows are larger than the programs */
+#else
+    size_t weights = cluster_weights_bytes(c);
+    for (uint32_t i = 0; i < c->count; i++) {
+        const struct process *p = c->process[i];
+        if (p->pid == 0) continue;
+        size_t limit = OVERHEAD_BYTES;
+        if (p->program != PROGRAM_ROUTER) limit += weights + pool_bytes;
+        size_t peak = process_peak_bytes(p);
+        if (peak > limit) fail_msg("%s: %zu bytes resident, of at most %zu", p->name, peak, limit);
+    }
+#endif
 }
 
 static void remove_folder(const char *folder)

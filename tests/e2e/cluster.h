@@ -88,6 +88,8 @@ size_t process_peak_bytes(const struct process *p); /* resident, at most until h
 bool process_logged(const struct process *p, const char *text);
 
 size_t cluster_weights_bytes(const struct cluster *c); /* of the packed weights' file */
+/* No process has ever had more than its weights, its pool and what all of them may have beside. */
+void cluster_expect_memory(const struct cluster *c, size_t pool_bytes);
 
 /* What the first router that answers says of itself; the caller's to json_decref. */
 json_t *cluster_status(struct cluster *c);

@@ -9,7 +9,6 @@ enum {
     CLIENTS = 64,
     SEED = 20,
     POOL_BYTES = 16 << 20,
-    OVERHEAD_BYTES = 64 << 20,
 };
 #define NODE_ARGS "--kv-bytes 16M"
 
@@ -54,28 +53,11 @@ static void start(struct load *load, uint32_t prefills, uint32_t decodes, const 
     asks_start(asks, load->streams);
 }
 
-static void expect_memory_is_bounded(const struct cluster *c)
-{
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    (void)c; /* their shadows are larger than the programs */
-#else
-    size_t weights = cluster_weights_bytes(c);
-    for (uint32_t i = 0; i < c->count; i++) {
-        const struct process *p = c->process[i];
-        if (p->pid == 0) continue;
-        size_t limit = OVERHEAD_BYTES;
-        if (p->program != PROGRAM_ROUTER) limit += weights + POOL_BYTES;
-        size_t peak = process_peak_bytes(p);
-        if (peak > limit) fail_msg("%s: %zu bytes resident, of at most %zu", p->name, peak, limit);
-    }
-#endif
-}
-
 static void finish(struct load *load)
 {
     asks_expect(asks, load->streams, 0, wanted);
     cluster_await_idle(load->cluster);
-    expect_memory_is_bounded(load->cluster);
+    cluster_expect_memory(load->cluster, POOL_BYTES);
     cluster_stop(load->cluster);
 }
 

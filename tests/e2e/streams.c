@@ -34,6 +34,7 @@ void streams_free(struct streams *s)
     if (!s) return;
     for (uint32_t i = 0; i < s->count; i++) {
         tandem_request_free(s->stream[i]->request);
+        mem_free(s->stream[i]->values);
         for (uint32_t c = 0; c < CHOICES_MAX; c++)
             outcome_fini(&s->stream[i]->choice[c]);
         mem_free(s->stream[i]);
@@ -75,6 +76,14 @@ static void on_tokens(struct stream *stream, struct outcome *o, const struct tan
         tandem_cancel(stream->request);
 }
 
+static void keep_values(struct stream *stream, const struct tandem_event *event)
+{
+    stream->values = mem_array(event->values_count, sizeof *stream->values);
+    assert_non_null(stream->values);
+    stream->values_count = event->values_count;
+    memcpy(stream->values, event->values, event->values_count * sizeof *stream->values);
+}
+
 static void on_end(struct stream *stream, struct outcome *o, const struct tandem_event *event)
 {
     o->ended = true;
@@ -86,6 +95,7 @@ static void on_end(struct stream *stream, struct outcome *o, const struct tandem
     stream->kv_window = event->kv_window;
     stream->kv_sinks = event->kv_sinks;
     stream->timing = event->timing;
+    if (event->values_count > 0) keep_values(stream, event);
     if (event->choice == 0) { /* others may be forks of it, which no P computed */
         snprintf(stream->prefill_node, sizeof stream->prefill_node, "%s",
                  event->prefill_node ? event->prefill_node : "");
@@ -157,6 +167,8 @@ static void fill_request(struct tandem_request *r, const struct ask *ask)
     tandem_set_seed(r, ask->seed);
     tandem_set_kv_window(r, ask->kv_window, ask->kv_sinks);
     tandem_set_ignore_eos(r, ask->ignore_eos);
+    tandem_set_priority(r, ask->priority);
+    tandem_set_kind(r, ask->kind);
     if (ask->tenant) tandem_set_tenant(r, ask->tenant);
     tandem_set_want_text(r, !ask->no_text);
 }
@@ -291,6 +303,13 @@ bool stream_differs(const struct stream *stream, const struct stream *wanted, ch
                     size_t why_bytes)
 {
     assert_int_equal(stream->choices_count, wanted->choices_count);
+    size_t bytes = wanted->values_count * sizeof *wanted->values;
+    if (stream->values_count != wanted->values_count ||
+        (bytes && memcmp(stream->values, wanted->values, bytes) != 0)) {
+        snprintf(why, why_bytes, "%zu values that are not the %zu wanted", stream->values_count,
+                 wanted->values_count);
+        return true;
+    }
     for (uint32_t i = 0; i < stream->choices_count; i++)
         if (outcome_differs(&stream->choice[i], &wanted->choice[i], why, why_bytes)) return true;
     return false;

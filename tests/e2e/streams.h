@@ -37,7 +37,9 @@ struct ask {
     const char *stop;
     uint32_t kv_window, kv_sinks;
     const char *tenant; /* NULL: none */
-    uint32_t cancel_at; /* cancel when so many tokens are here; 0: never */
+    int32_t priority;
+    enum tandem_kind kind; /* 0: it generates */
+    uint32_t cancel_at;    /* cancel when so many tokens are here; 0: never */
 };
 
 struct outcome {
@@ -62,6 +64,8 @@ struct stream {
     char id[40];
     uint32_t prompt_tokens, cached_tokens, attempts;
     uint32_t kv_window, kv_sinks; /* as the end told them */
+    float *values;                /* of one that scores or embeds */
+    size_t values_count;
     uint64_t submitted_ns;
     char prefill_node[32], decode_node[32]; /* of the choice that ended last */
     struct tandem_timing timing;            /* so is this */
@@ -90,7 +94,7 @@ bool streams_turn(struct streams *s, int wait_ms);
 struct stream *streams_ask(struct streams *s, const struct ask *ask);
 
 void stream_expect_done(const struct stream *stream); /* every choice ended by stop or length */
-/* The same tokens, log-probabilities (bits), text and finish reason. */
+/* The same tokens, log-probabilities and values (bits), text and finish reason. */
 void stream_expect_equal(const struct stream *stream, const struct stream *wanted);
 bool stream_differs(const struct stream *stream, const struct stream *wanted, char *why,
                     size_t why_bytes);
