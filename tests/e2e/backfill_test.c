@@ -1,0 +1,241 @@
+/* Later turns whose prefill node gets what was generated elsewhere, instead of computing it: the counters say that
+ * it came, and no stream shows it. */
+#include "tests/e2e/page.h"
+#include "tests/e2e/rig.h"
+#include "tests/unit/exposition.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/geometry.h"
+
+#define PAGES "--metrics 127.0.0.1:0 "
+enum { ANSWER = 120, TALK_MAX = 4000 };
+
+/* What is asked in a turn begins with all that was said before. */
+struct talk {
+    uint32_t tokens[TALK_MAX], count;
+};
+
+static void say(struct talk *t, uint32_t seed, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        t->tokens[t->count++] = 3 + (seed * 7919 + i * 104729) % 500;
+}
+
+static struct ask ask_of(const struct talk *t)
+{
+    return (struct ask){.tokens = t->tokens,
+                        .tokens_count = t->count,
+                        .max_tokens = ANSWER,
+                        .temperature = 0.8f,
+                        .seed = 5,
+                        .ignore_eos = true,
+                        .want_logprobs = true};
+}
+
+static int64_t counted_in(json_t *status, const char *group, const char *name)
+{
+    const json_t *of = json_object_get(json_object_get(status, "router"), group);
+    assert_non_null(json_object_get(of, name));
+    return json_integer_value(json_object_get(of, name));
+}
+
+static int64_t counted(struct rig *rig, const char *name)
+{
+    json_t *status = cluster_status(rig->cluster);
+    int64_t n = counted_in(status, "backfills", name);
+    json_decref(status);
+    return n;
+}
+
+/* Of a node's page. */
+static uint32_t counted_by(struct rig *rig, const char *node, const char *series)
+{
+    static char text[PAGE_MAX];
+    const struct process *p = cluster_process(rig->cluster, node);
+    assert_int_equal(page_get(p->metrics, "/metrics", text), 200);
+    struct exposition *x = exposition_read(text);
+    double value = exposition_value(x, series);
+    exposition_free(x);
+    return (uint32_t)value;
+}
+
+/* Rows of prompts that it has computed. */
+static uint32_t computed_by(struct rig *rig, const char *node)
+{
+    return counted_by(rig, node, "tandem_node_prompt_tokens_total");
+}
+
+/* ---- what is waited for ---- */
+
+static int64_t entries_awaited;
+
+static bool has_entries(struct cluster *c, json_t *status)
+{
+    (void)c;
+    return counted_in(status, "prefix_index", "entries") >= entries_awaited;
+}
+
+static bool has_begun(struct cluster *c, json_t *status)
+{
+    (void)c;
+    return counted_in(status, "backfills", "running") + counted_in(status, "backfills", "failed");
+}
+
+/* The first turn: what P computed and D generated is known to the router in the end. */
+static const struct stream *first_turn(struct rig *rig, struct talk *t, uint32_t prompt_count)
+{
+    t->count = 0;
+    say(t, 1, prompt_count);
+    struct ask ask = ask_of(t);
+    json_t *status = cluster_status(rig->cluster);
+    entries_awaited = counted_in(status, "prefix_index", "entries");
+    json_decref(status);
+    const struct stream *s = streams_ask(rig->streams, &ask);
+    stream_expect_done(s);
+    memcpy(t->tokens + t->count, s->choice[0].tokens, ANSWER * sizeof *t->tokens);
+    t->count += ANSWER;
+    entries_awaited += prompt_count / BLOCK_TOKENS + (t->count - 1) / BLOCK_TOKENS;
+    cluster_await(rig->cluster, has_entries, "the router to hear of cached blocks");
+    return s;
+}
+
+/* The next turn over a cluster of its own that brings nothing: what its stream must be. */
+static struct streams *wanted(struct rig *rig, struct talk *t, uint32_t prompt_count)
+{
+    rig_start(rig, 1, 1, "--disaggregate always --backfill never", PAGES);
+    first_turn(rig, t, prompt_count);
+    say(t, 2, 60);
+    struct ask ask = ask_of(t);
+    struct stream *s = streams_ask(rig->streams, &ask);
+    stream_expect_done(s);
+    assert_int_equal(computed_by(rig, "p0"), t->count + prompt_count % BLOCK_TOKENS);
+    assert_int_equal(counted(rig, "done") + counted(rig, "failed"), 0);
+    struct streams *streams = rig->streams;
+    cluster_await_idle(rig->cluster);
+    cluster_stop(rig->cluster);
+    cluster_free(rig->cluster);
+    rig->streams = NULL;
+    return streams;
+}
+
+static const struct stream *last_of(const struct streams *s)
+{
+    return s->stream[s->count - 1];
+}
+
+/* ---- the promises ---- */
+
+static void an_answer_comes_back(struct rig *rig, const char *node_args)
+{
+    static struct talk t, again;
+    struct streams *want = wanted(rig, &t, 100);
+    rig_start(rig, 1, 1, "--disaggregate always --backfill always", node_args);
+    first_turn(rig, &again, 100);
+    uint32_t said = again.count;
+    say(&again, 2, 60);
+    assert_memory_equal(again.tokens, t.tokens, t.count * sizeof *t.tokens);
+    struct ask ask = ask_of(&again);
+    const struct stream *s = streams_ask(rig->streams, &ask);
+    stream_expect_equal(s, last_of(want));
+    uint32_t known = (said - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+    uint32_t brought = known - 100 / BLOCK_TOKENS * BLOCK_TOKENS;
+    assert_int_equal(s->cached_tokens, known);
+    assert_int_equal(computed_by(rig, "p0"), 100 + again.count - known);
+    assert_int_equal(counted(rig, "done"), 1);
+    assert_int_equal(counted(rig, "failed"), 0);
+    assert_int_equal(counted(rig, "tokens"), brought);
+    assert_int_equal(counted_by(rig, "p0", "tandem_node_backfills_total"), 1);
+    assert_int_equal(counted_by(rig, "p0", "tandem_node_backfilled_tokens_total"), brought);
+    rig_finish(rig);
+    streams_free(want);
+}
+
+static void what_was_generated_is_not_computed_again_over_shm(void **state)
+{
+    an_answer_comes_back(*state, PAGES "--link shm");
+}
+
+static void what_was_generated_is_not_computed_again_over_tcp(void **state)
+{
+    an_answer_comes_back(*state, PAGES "--link tcp");
+}
+
+/* Another P than the one of the first turn, which takes longer to compute 3,000 tokens than to be sent them. */
+static void it_is_done_where_it_pays(void **state)
+{
+    struct rig *rig = *state;
+    static struct talk t, other;
+    rig_start(rig, 2, 1, "--disaggregate always", PAGES);
+    const char *first = first_turn(rig, &t, 3000)->prefill_node;
+    const char *second = strcmp(first, "p0") == 0 ? "p1" : "p0";
+    cluster_drain(rig->cluster, cluster_process(rig->cluster, first));
+    say(&other, 77, 400); /* by which it learns how fast it is */
+    struct ask ask = ask_of(&other);
+    for (uint32_t i = 0; i < 2; i++)
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    uint32_t said = t.count;
+    say(&t, 2, 60);
+    ask = ask_of(&t);
+    const struct stream *s = streams_ask(rig->streams, &ask);
+    stream_expect_done(s);
+    assert_string_equal(s->prefill_node, second);
+    assert_int_equal(counted(rig, "done"), 1);
+    uint32_t known = (said - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+    assert_int_equal(counted(rig, "tokens"), known);
+    assert_true(computed_by(rig, second) <= t.count - known + 2 * other.count);
+    rig_finish(rig);
+}
+
+/* The node is stopped, so that it is in the middle of it, and then killed. */
+static void who_dies_meanwhile_changes_no_stream(struct rig *rig, bool giver, const char *node_args)
+{
+    static struct talk t, again;
+    struct streams *want = wanted(rig, &t, 100);
+    rig_start(rig, 2, 2, "--disaggregate always --backfill always", node_args);
+    const struct stream *first = first_turn(rig, &again, 100);
+    struct process *doomed =
+        cluster_process(rig->cluster, giver ? first->decode_node : first->prefill_node);
+    process_signal(doomed, SIGSTOP);
+    struct ask ask = ask_of(&t);
+    const struct stream *s = streams_start(rig->streams, 0, &ask);
+    while (!s->accepted)
+        streams_turn(rig->streams, 100);
+    cluster_await(rig->cluster, has_begun, "a backfill");
+    process_kill(doomed);
+    streams_run(rig->streams);
+    stream_expect_equal(s, last_of(want));
+    assert_true(counted(rig, "failed") > 0);
+    rig_finish(rig);
+    streams_free(want);
+}
+
+static void a_giver_that_dies_changes_no_stream_over_shm(void **state)
+{
+    who_dies_meanwhile_changes_no_stream(*state, true, "--link shm");
+}
+
+static void a_giver_that_dies_changes_no_stream_over_tcp(void **state)
+{
+    who_dies_meanwhile_changes_no_stream(*state, true, "--link tcp");
+}
+
+static void a_taker_that_dies_changes_no_stream(void **state)
+{
+    who_dies_meanwhile_changes_no_stream(*state, false, "");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RIG_TEST(what_was_generated_is_not_computed_again_over_shm),
+        RIG_TEST(what_was_generated_is_not_computed_again_over_tcp),
+        RIG_TEST(it_is_done_where_it_pays),
+        RIG_TEST(a_giver_that_dies_changes_no_stream_over_shm),
+        RIG_TEST(a_giver_that_dies_changes_no_stream_over_tcp),
+        RIG_TEST(a_taker_that_dies_changes_no_stream),
+    };
+    return cmocka_run_group_tests_name("e2e/backfill", tests, NULL, NULL);
+}
