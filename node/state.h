@@ -181,6 +181,7 @@ struct tier_op {
     uint64_t id; /* 0: unused */
     enum kv_tier_op_kind kind;
     uint64_t salt, deadline_ns;
+    struct kv_owner owner; /* LOAD: whose blocks they will be: the prompt's that asked first */
     struct arena arena;
     uint32_t *tokens; /* LOAD: of all blocks[]; STORE: of rest_count blocks of a prompt */
     struct block_id *blocks;

@@ -208,6 +208,32 @@ static void tenants_do_not_share(void **state)
     rig_free(&r);
 }
 
+/* A prompt with a window of its own has another salt; what it caches is its tenant's all the same. */
+static void what_is_loaded_counts_as_the_tenants_whatever_its_salt(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct rig_options quota = with_tier;
+    struct job job[2] = {long_job(1), long_job(2)};
+    quota.blocks_count = 32;
+    quota.evict.tenant_percent_max = 25;
+    for (uint32_t i = 0; i < 2; i++) {
+        job[i].tenant = 5;
+        job[i].tenant_weight = 1;
+        job[i].tenant_salt = 91 + i;
+        job[i].tokens_max = 1;
+    }
+    rig_open(&r, &with_tier);
+    run_job(&r, &job[0]);
+    run_job(&r, &job[1]);
+    restart(&r, &quota);
+    run_job(&r, &job[0]);
+    run_job(&r, &job[1]);
+    assert_int_equal(rig_counts(&r).tier_loaded_tokens, 2 * 80);
+    assert_int_equal(rig_counts(&r).blocks.cached, 8);
+    rig_free(&r);
+}
+
 static void a_load_takes_nothing_that_is_wanted_before_it(void **state)
 {
     (void)state;
@@ -352,6 +378,7 @@ int main(void)
         cmocka_unit_test(only_the_leading_blocks_that_came_are_used),
         cmocka_unit_test(who_begins_alike_waits_for_the_same_load),
         cmocka_unit_test(tenants_do_not_share),
+        cmocka_unit_test(what_is_loaded_counts_as_the_tenants_whatever_its_salt),
         cmocka_unit_test(a_load_takes_nothing_that_is_wanted_before_it),
         cmocka_unit_test(stores_hold_an_eighth_of_the_pool_at_most),
         cmocka_unit_test(no_chunk_of_a_prompt_is_left_out),
