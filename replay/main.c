@@ -14,16 +14,17 @@
 #include "common/file.h"
 #include "common/geometry.h"
 #include "common/log.h"
+#include "common/mem.h"
 #include "common/settings.h"
 #include "replay/plot.h"
 #include "replay/replay.h"
 
-enum { POOLS_MAX = 32, THREADS_MAX = 16, BLOCKS_MAX = 1 << 28 };
+enum { POOLS_MAX = 32, THREADS_MAX = 16, BLOCKS_MAX = 1 << 28, TENANTS_SHOWN = 16 };
 
 struct options {
-    const char *trace, *policies, *blocks, *plot;
+    const char *trace, *policies, *blocks, *plot, *tenant_weights;
     uint64_t block_bytes, ttl_ns;
-    int64_t threads;
+    int64_t threads, tenant_quota;
     bool json;
 };
 
@@ -38,6 +39,10 @@ static const struct setting rows[] = {
                  "KV of a block; 2M: 32 layers with 8 kv heads of 128 in two bytes each"),
     SETTING_DURATION(struct options, ttl_ns, "evict-ttl", "5m", NS_PER_MS, 24 * 3600 * NS_PER_S,
                      "of the policy ttl: blocks go when nobody used them for so long"),
+    SETTING_STRING(struct options, tenant_weights, "tenant-weights", NULL,
+                   "NAME=WEIGHT,…: shares of cached blocks of the trace's tenants; others have 1"),
+    SETTING_INT(struct options, tenant_quota, "tenant-quota", "100", 1, 100,
+                "percent of the pool that one tenant may have cached (docs/kv-memory.md)"),
     SETTING_INT(struct options, threads, "threads", "0", 0, THREADS_MAX,
                 "runs at once, each with a pool of its own; 0: one for each CPU, at most 4"),
     SETTING_BOOL(struct options, json, "json", "false", "print one JSON object"),
@@ -49,6 +54,7 @@ static const char *const policy_names[] = {"lru", "lfu", "s3fifo", "cost", "ttl"
 
 struct cell {
     struct replay_result result;
+    struct replay_tenant *tenants; /* of the trace's */
     enum err error;
     char why[256];
 };
@@ -60,8 +66,9 @@ struct sim {
     enum evict_policy policy[EVICT_POLICIES_COUNT];
     uint32_t policies_count;
     struct cell cell[POOLS_MAX][EVICT_POLICIES_COUNT];
-    uint64_t limit[POOLS_MAX], endless; /* blocks found */
-    atomic_uint next;                   /* cell */
+    uint32_t shown[TENANTS_SHOWN], shown_count; /* of tenants, those with most tokens first */
+    uint64_t limit[POOLS_MAX], endless;         /* blocks found */
+    atomic_uint next;                           /* cell */
 };
 
 /* ---- what to run ---- */
@@ -111,6 +118,68 @@ static enum err parse_pools(struct sim *s, const char *text)
     return s->pools_count ? OK : err_set(ERR_INVALID, "--blocks names no size");
 }
 
+/* ---- tenants ---- */
+
+static bool names_tenants(const struct sim *s)
+{
+    return s->trace.tenants_count > 1;
+}
+
+static void choose_shown(struct sim *s)
+{
+    const struct trace_tenant *t = s->trace.tenant;
+    for (uint32_t i = 0; i < s->trace.tenants_count; i++) {
+        if (t[i].requests_count == 0) continue;
+        uint32_t at = s->shown_count < TENANTS_SHOWN ? s->shown_count++ : TENANTS_SHOWN;
+        for (; at > 0 && t[s->shown[at - 1]].tokens_count < t[i].tokens_count; at--)
+            if (at < TENANTS_SHOWN) s->shown[at] = s->shown[at - 1];
+        if (at < TENANTS_SHOWN) s->shown[at] = i;
+    }
+}
+
+static enum err prepare_tenants(struct sim *s)
+{
+    enum err e;
+    struct tenant_weight weights[TENANT_WEIGHTS_MAX];
+    uint32_t weights_count;
+    e = tenant_weights_parse(s->options->tenant_weights, weights, &weights_count);
+    if (e != OK) return err_prefix(e, "--tenant-weights");
+    for (uint32_t i = 0; i < s->pools_count; i++)
+        for (uint32_t p = 0; p < s->policies_count; p++) {
+            struct cell *c = &s->cell[i][p];
+            c->tenants = mem_array(s->trace.tenants_count, sizeof *c->tenants);
+            if (!c->tenants) return ERR_MEMORY;
+            for (uint32_t t = 0; t < s->trace.tenants_count; t++)
+                c->tenants[t].weight =
+                    tenant_weight_of(weights, weights_count, s->trace.tenant[t].name);
+        }
+    choose_shown(s);
+    return OK;
+}
+
+/* Of a tenant's tokens. */
+static double tenant_rate(uint64_t hit_blocks, uint64_t tokens_count)
+{
+    return tokens_count ? (double)hit_blocks * BLOCK_TOKENS / (double)tokens_count : 0;
+}
+
+/* What is left when those that are shown are taken away. */
+struct others {
+    uint64_t hit_blocks, tokens_count;
+    uint32_t requests_count;
+};
+
+static struct others others_of(const struct sim *s, const struct cell *c)
+{
+    struct others o = {c->result.hit_blocks, s->trace.tokens_count, s->trace.requests_count};
+    for (uint32_t k = 0; k < s->shown_count; k++) {
+        o.hit_blocks -= c->tenants[s->shown[k]].hit_blocks;
+        o.tokens_count -= s->trace.tenant[s->shown[k]].tokens_count;
+        o.requests_count -= s->trace.tenant[s->shown[k]].requests_count;
+    }
+    return o;
+}
+
 /* ---- the runs ---- */
 
 static void *work(void *arg)
@@ -120,8 +189,12 @@ static void *work(void *arg)
     while ((i = atomic_fetch_add(&s->next, 1)) < cells_count) {
         uint32_t pool = i / s->policies_count, p = i % s->policies_count;
         struct cell *c = &s->cell[pool][p];
-        struct evict_config config = {s->policy[p], s->options->ttl_ns};
-        c->error = replay_run(&s->trace, &config, s->pool[pool], &c->result);
+        struct evict_config config = {.policy = s->policy[p],
+                                      .ttl_ns = s->options->ttl_ns,
+                                      .tenant_percent_max = s->options->tenant_quota < 100
+                                                                ? (uint32_t)s->options->tenant_quota
+                                                                : 0};
+        c->error = replay_run(&s->trace, &config, s->pool[pool], c->tenants, &c->result);
         if (c->error != OK) snprintf(c->why, sizeof c->why, "%s", err_text());
     }
     return NULL;
@@ -168,6 +241,24 @@ static double gib(const struct sim *s, uint64_t blocks)
     return (double)blocks * (double)s->options->block_bytes / (double)(1 << 30);
 }
 
+static void print_tenant(const char *name, double hits, uint64_t tokens_count)
+{
+    printf("%10s %10s  %-8s %8.2f %10s of %llu tokens of %s\n", "", "", "", 100 * hits, "",
+           (unsigned long long)tokens_count, name);
+}
+
+static void print_tenants(const struct sim *s, const struct cell *c)
+{
+    struct others o = others_of(s, c);
+    for (uint32_t k = 0; k < s->shown_count; k++) {
+        const struct trace_tenant *t = &s->trace.tenant[s->shown[k]];
+        double hits = tenant_rate(c->tenants[s->shown[k]].hit_blocks, t->tokens_count);
+        print_tenant(t->name[0] ? t->name : "those without a name", hits, t->tokens_count);
+    }
+    if (o.requests_count > 0)
+        print_tenant("all others", tenant_rate(o.hit_blocks, o.tokens_count), o.tokens_count);
+}
+
 static void print_table(const struct sim *s)
 {
     const struct trace *t = &s->trace;
@@ -185,8 +276,28 @@ static void print_table(const struct sim *s)
                    policy_names[s->policy[p]], 100 * rate(s, r->hit_blocks), share,
                    gib(s, r->new_blocks),
                    (unsigned long long)(r->evicted_blocks + r->expired_blocks), r->refused_count);
+            if (names_tenants(s)) print_tenants(s, &s->cell[i][p]);
         }
     }
+}
+
+static json_t *tenant_json(const char *name, uint32_t requests_count, uint64_t tokens_count,
+                           uint64_t hit_blocks)
+{
+    return json_pack("{s:s, s:I, s:I, s:I, s:f}", "tenant", name, "requests",
+                     (json_int_t)requests_count, "tokens", (json_int_t)tokens_count, "hit_blocks",
+                     (json_int_t)hit_blocks, "hit_rate", tenant_rate(hit_blocks, tokens_count));
+}
+
+static json_t *tenants_json(const struct sim *s, const struct cell *c)
+{
+    json_t *list = json_array();
+    for (uint32_t k = 0; k < s->shown_count; k++) {
+        const struct trace_tenant *t = &s->trace.tenant[s->shown[k]];
+        json_array_append_new(list, tenant_json(t->name, t->requests_count, t->tokens_count,
+                                                c->tenants[s->shown[k]].hit_blocks));
+    }
+    return list;
 }
 
 static json_t *json_of(const struct sim *s)
@@ -202,6 +313,13 @@ static json_t *json_of(const struct sim *s)
                 (json_int_t)r->hit_blocks, "moved_blocks", (json_int_t)r->new_blocks,
                 "evicted_blocks", (json_int_t)r->evicted_blocks, "expired_blocks",
                 (json_int_t)r->expired_blocks, "refused_requests", (json_int_t)r->refused_count);
+            if (names_tenants(s)) {
+                struct others o = others_of(s, &s->cell[i][p]);
+                json_object_set_new(row, "tenants", tenants_json(s, &s->cell[i][p]));
+                json_object_set_new(
+                    row, "other_tenants",
+                    tenant_json("", o.requests_count, o.tokens_count, o.hit_blocks));
+            }
             json_object_set_new(policies, policy_names[s->policy[p]], row);
         }
         json_array_append_new(pools, json_pack("{s:I, s:f, s:o}", "blocks", (json_int_t)s->pool[i],
@@ -269,6 +387,7 @@ static enum err simulate(struct sim *s, const struct options *o)
     if ((e = parse_policies(s, o->policies)) != OK) return e;
     if ((e = parse_pools(s, o->blocks)) != OK) return e;
     if ((e = trace_read(&s->trace, o->trace)) != OK) return e;
+    if ((e = prepare_tenants(s)) != OK) return e;
     if ((e = find_limits(s)) != OK) return e;
     if ((e = run_all(s)) != OK) return e;
     if (o->plot && (e = write_plot(s)) != OK) return e;
@@ -297,6 +416,8 @@ int main(int argc, char **argv)
     s.options = &o;
     enum err e = simulate(&s, &o);
     if (e != OK) fprintf(stderr, "tandem sim: %s\n", err_text());
+    for (uint32_t i = 0; i < POOLS_MAX * EVICT_POLICIES_COUNT; i++)
+        mem_free(s.cell[i / EVICT_POLICIES_COUNT][i % EVICT_POLICIES_COUNT].tenants);
     trace_free(&s.trace);
     settings_fini(&settings);
     return e == OK ? 0 : e == ERR_INVALID ? 2 : 1;

@@ -11,7 +11,8 @@ struct run {
     struct kv_pool *pool;
     struct kv_prefix *cache;
     struct block_id *table;
-    uint32_t *tokens; /* stand for those of the trace: equal where their units are */
+    uint32_t *tokens;              /* stand for those of the trace: equal where their units are */
+    struct replay_tenant *tenants; /* or NULL */
     struct replay_result *result;
 };
 
@@ -30,8 +31,9 @@ static void one_request(struct run *r, const struct trace_request *q)
     while (kv_prefix_tick(r->cache, q->at_ns, EXPIRED_MAX) == EXPIRED_MAX)
         ;
     spell(r, q);
-    uint32_t held =
-        kv_prefix_match(r->cache, 0, r->tokens, q->tokens_count, HOLD_SEQUENCE, r->table, need);
+    struct kv_owner owner = {q->tenant, r->tenants ? r->tenants[q->tenant].weight : 0};
+    uint32_t held = kv_prefix_match(r->cache, owner.tenant, r->tokens, q->tokens_count,
+                                    HOLD_SEQUENCE, r->table, need);
     uint32_t free = kv_pool_counts(r->pool).free, lack = need - held;
     if (lack > free + kv_prefix_evictable(r->cache)) {
         r->result->refused_count++;
@@ -40,6 +42,7 @@ static void one_request(struct run *r, const struct trace_request *q)
     } else {
         kv_prefix_used(r->cache, r->table, held);
         r->result->hit_blocks += held;
+        if (r->tenants) r->tenants[q->tenant].hit_blocks += held;
         r->result->new_blocks += lack;
     }
     if (lack > free) {
@@ -52,16 +55,17 @@ static void one_request(struct run *r, const struct trace_request *q)
     }
     uint32_t whole = q->tokens_count / BLOCK_TOKENS;
     if (lack > 0)
-        kv_prefix_insert(r->cache, 0, r->tokens, whole * BLOCK_TOKENS, HOLD_SEQUENCE, r->table);
+        kv_prefix_insert_for(r->cache, owner, owner.tenant, r->tokens, whole * BLOCK_TOKENS,
+                             HOLD_SEQUENCE, r->table);
     for (uint32_t i = 0; i < need; i++)
         kv_pool_drop(r->pool, r->table[i], HOLD_SEQUENCE);
 }
 
 enum err replay_run(const struct trace *t, const struct evict_config *config, uint32_t blocks_count,
-                    struct replay_result *result)
+                    struct replay_tenant *tenants, struct replay_result *result)
 {
     enum err e;
-    struct run r = {.trace = t, .result = result};
+    struct run r = {.trace = t, .tenants = tenants, .result = result};
     size_t blocks_max = t->tokens_max / BLOCK_TOKENS + 1;
     *result = (struct replay_result){0};
     r.table = mem_array(blocks_max, sizeof *r.table);
@@ -69,6 +73,8 @@ enum err replay_run(const struct trace *t, const struct evict_config *config, ui
     e = r.table && r.tokens ? OK : ERR_MEMORY;
     if (e == OK) e = kv_pool_new(&r.pool, blocks_count);
     if (e == OK) e = kv_prefix_new(&r.cache, r.pool, blocks_count, config);
+    for (uint32_t i = 0; tenants && i < t->tenants_count; i++)
+        tenants[i].hit_blocks = 0;
     for (uint32_t i = 0; e == OK && i < t->requests_count; i++)
         one_request(&r, &t->request[i]);
     if (e == OK) {

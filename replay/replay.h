@@ -3,7 +3,7 @@
  *
  *     struct replay_result got;
  *     struct evict_config config = {.policy = EVICT_LRU};
- *     if ((e = replay_run(&trace, &config, blocks_count, &got)) != OK) return e;
+ *     if ((e = replay_run(&trace, &config, blocks_count, NULL, &got)) != OK) return e;
  *     struct limit *limit;
  *     if ((e = limit_new(&limit, &trace)) != OK) return e;
  *     uint64_t most = limit_hits(limit, blocks_count);      // blocks; LIMIT_INFINITE: all that fit
@@ -31,8 +31,15 @@ struct replay_result {
     uint32_t refused_count; /* requests */
 };
 
+/* One for each tenant of the trace, the caller's. */
+struct replay_tenant {
+    uint32_t weight;     /* against others', of cached blocks; 0: 1 */
+    uint64_t hit_blocks; /* found: set by the run */
+};
+
+/* `tenants` may be NULL: nobody has a weight, and they are not told apart in the result. */
 enum err replay_run(const struct trace *t, const struct evict_config *config, uint32_t blocks_count,
-                    struct replay_result *result);
+                    struct replay_tenant *tenants, struct replay_result *result);
 
 #define LIMIT_INFINITE UINT64_MAX
 struct limit;

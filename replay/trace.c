@@ -15,8 +15,9 @@
 
 struct reader {
     struct trace *t;
-    struct map known; /* (unit before + 1, what follows it) to 1 + unit */
-    uint64_t requests_capacity, units_capacity;
+    struct map known;   /* (unit before + 1, or tenant if none is; what follows it) to 1 + unit */
+    struct map tenants; /* hash of a name to 1 + index */
+    uint64_t requests_capacity, units_capacity, tenants_capacity;
     uint32_t tokens[BLOCK_TOKENS];
 };
 
@@ -35,7 +36,8 @@ static enum err add_unit(struct reader *r, struct trace_request *q, uint64_t con
 {
     enum err e;
     struct trace *t = r->t;
-    uint64_t before = q->units_count ? t->unit[t->units_count - 1] + UINT64_C(1) : 0;
+    uint64_t before =
+        q->units_count ? t->unit[t->units_count - 1] + UINT64_C(1) : (uint64_t)q->tenant << 32;
     struct id128 key = {before, content};
     uintptr_t unit = (uintptr_t)map_get(&r->known, key);
     if (t->units_count == TRACE_UNITS_MAX)
@@ -95,6 +97,35 @@ static enum err add_tokens(struct reader *r, struct trace_request *q, const json
     return OK;
 }
 
+static enum err add_tenant(struct reader *r, const char *name)
+{
+    enum err e;
+    struct trace *t = r->t;
+    if (t->tenants_count == TRACE_TENANTS_MAX)
+        return err_set(ERR_INVALID, "more than %d tenants", TRACE_TENANTS_MAX);
+    e = grow((void **)&t->tenant, &r->tenants_capacity, t->tenants_count, sizeof *t->tenant);
+    if (e != OK) return e;
+    struct trace_tenant *tenant = &t->tenant[t->tenants_count];
+    *tenant = (struct trace_tenant){0};
+    snprintf(tenant->name, sizeof tenant->name, "%s", name);
+    struct id128 key = map_key(hash64(name, strlen(name)));
+    if ((e = map_put(&r->tenants, key, (void *)(uintptr_t)(t->tenants_count + 1))) != OK) return e;
+    t->tenants_count++;
+    return OK;
+}
+
+static enum err find_tenant(struct reader *r, const json_t *value, uint32_t *index)
+{
+    enum err e;
+    const char *name = value ? json_string_value(value) : "";
+    if (!name || strlen(name) > TENANT_NAME_MAX)
+        return err_set(ERR_FORMAT, "tenant is no name of at most %d bytes", TENANT_NAME_MAX);
+    struct id128 key = map_key(hash64(name, strlen(name)));
+    if (!map_get(&r->tenants, key) && (e = add_tenant(r, name)) != OK) return e;
+    *index = (uint32_t)((uintptr_t)map_get(&r->tenants, key) - 1);
+    return OK;
+}
+
 static enum err add_request(struct reader *r, const json_t *line)
 {
     enum err e;
@@ -115,11 +146,14 @@ static enum err add_request(struct reader *r, const json_t *line)
     if (at) q.at_ns = (uint64_t)(json_number_value(at) * (double)NS_PER_MS);
     if (t->requests_count > 0 && q.at_ns < t->request[t->requests_count - 1].at_ns)
         q.at_ns = t->request[t->requests_count - 1].at_ns; /* time does not go back */
+    if ((e = find_tenant(r, json_object_get(line, "tenant"), &q.tenant)) != OK) return e;
     if ((e = ids ? add_hashes(r, &q, line, ids) : add_tokens(r, &q, tokens)) != OK) return e;
     e = grow((void **)&t->request, &r->requests_capacity, t->requests_count, sizeof q);
     if (e != OK) return e;
     t->request[t->requests_count++] = q;
     t->tokens_count += q.tokens_count;
+    t->tenant[q.tenant].requests_count++;
+    t->tenant[q.tenant].tokens_count += q.tokens_count;
     if (q.tokens_count > t->tokens_max) t->tokens_max = q.tokens_count;
     return OK;
 }
@@ -143,12 +177,12 @@ enum err trace_read(struct trace *t, const char *path)
 {
     *t = (struct trace){0};
     struct reader r = {.t = t};
-    enum err e = OK;
+    enum err e = add_tenant(&r, "");
     char *text = NULL;
     size_t capacity = 0;
     ssize_t bytes;
     FILE *file = fopen(path, "r");
-    if (!file) return err_set(ERR_NOT_FOUND, "%s: %s", path, strerror(errno));
+    if (!file && e == OK) e = err_set(ERR_NOT_FOUND, "%s: %s", path, strerror(errno));
     for (uint64_t line = 1; e == OK && (bytes = getline(&text, &capacity, file)) >= 0; line++) {
         if ((e = add_line(&r, text, (size_t)bytes)) == OK) continue;
         char why[256];
@@ -157,9 +191,10 @@ enum err trace_read(struct trace *t, const char *path)
     }
     if (e == OK && ferror(file)) e = err_set(ERR_IO, "%s: %s", path, strerror(errno));
     if (e == OK && t->tokens_count == 0) e = err_set(ERR_FORMAT, "%s: no prompts", path);
-    fclose(file);
+    if (file) fclose(file);
     free(text);
     map_fini(&r.known);
+    map_fini(&r.tenants);
     if (e != OK) trace_free(t);
     return e;
 }
@@ -168,5 +203,6 @@ void trace_free(struct trace *t)
 {
     mem_free(t->request);
     mem_free(t->unit);
+    mem_free(t->tenant);
     *t = (struct trace){0};
 }

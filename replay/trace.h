@@ -12,7 +12,10 @@
  *     {"timestamp": 0, "input_length": 6758, "hash_ids": [0, 1, …]}      Mooncake: a unit is 512 tokens
  *     {"timestamp": 0, "tokens": [5, 17, …]}                             a unit is a block of 16
  *
- * Rules: units of token ids are told apart by a 64-bit hash of the 16 tokens behind the same unit. What
+ * A line may name its "tenant". Tenants have no units in common, as they find no blocks of each other's.
+ *
+ * Rules: units of token ids are told apart by a 64-bit hash of the 16 tokens behind the same unit,
+ * tenants by one of their names. What
  * is malformed is an error, nothing is skipped. Owner: one thread until it is read, then read-only. */
 #ifndef TANDEM_REPLAY_TRACE_H
 #define TANDEM_REPLAY_TRACE_H
@@ -20,17 +23,26 @@
 #include <stdint.h>
 
 #include "common/err.h"
+#include "common/tenant_weights.h"
 
 enum {
     TRACE_REQUESTS_MAX = 1 << 24,
     TRACE_TOKENS_MAX = 1 << 24, /* of one prompt */
     TRACE_UNITS_MAX = 1 << 28,  /* of all prompts */
+    TRACE_TENANTS_MAX = 1 << 16,
     TRACE_HASH_TOKENS = 512
+};
+
+struct trace_tenant {
+    char name[TENANT_NAME_MAX + 1]; /* "": requests that name none */
+    uint32_t requests_count;
+    uint64_t tokens_count;
 };
 
 struct trace_request {
     uint64_t at_ns, unit_first;
     uint32_t tokens_count, units_count;
+    uint32_t tenant; /* index */
 };
 
 struct trace {
@@ -39,7 +51,9 @@ struct trace {
     uint32_t requests_count, unit_blocks;
     uint32_t units_known; /* units are 0 … units_known - 1 */
     uint64_t units_count, tokens_count;
-    uint32_t tokens_max; /* of one prompt */
+    uint32_t tokens_max;         /* of one prompt */
+    struct trace_tenant *tenant; /* the first: who names none, with or without requests */
+    uint32_t tenants_count;
 };
 
 enum err trace_read(struct trace *t, const char *path);

@@ -72,7 +72,7 @@ struct router_config {
     bool kv_words;            /* prompts' first words in what `tandem kv` shows */
     uint64_t prefix_index;    /* cached blocks of all nodes that are known of: 1M; 0: no index */
     /* Tenants: weights that are not 1, and how much of a decode node is for those below their share. */
-    struct fair_weight weights[FAIR_WEIGHTS_MAX];
+    struct tenant_weight weights[TENANT_WEIGHTS_MAX];
     uint32_t weights_count, tenant_reserve_percent; /* 12 */
     uint64_t salt_key[2]; /* by which tenants' names become salts; of all routers the same */
 };

@@ -1,51 +1,9 @@
 #include "router/fair.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/mem.h"
-
-/* One "NAME=WEIGHT" of so many bytes. */
-static enum err parse_weight(const char *part, int bytes, struct fair_weight *out)
-{
-    const char *equals = memchr(part, '=', (size_t)bytes);
-    char number[8] = "", *end = number;
-    long weight = 0;
-    int name_bytes = equals ? (int)(equals - part) : 0, digits = bytes - name_bytes - 1;
-    if (equals && digits > 0 && digits < (int)sizeof number) {
-        memcpy(number, equals + 1, (size_t)digits);
-        weight = strtol(number, &end, 10);
-    }
-    if (name_bytes < 1 || name_bytes > FAIR_NAME_MAX || *end || weight < 1 ||
-        weight > FAIR_WEIGHT_MAX)
-        return err_set(
-            ERR_INVALID,
-            "\"%.*s\" is not NAME=WEIGHT: a tenant's name of 1 to %d bytes and a number of "
-            "1 to %d",
-            bytes, part, FAIR_NAME_MAX, FAIR_WEIGHT_MAX);
-    memcpy(out->tenant, part, (size_t)name_bytes);
-    out->tenant[name_bytes] = '\0';
-    out->weight = (uint32_t)weight;
-    return OK;
-}
-
-enum err fair_weights_parse(const char *text, struct fair_weight weights[FAIR_WEIGHTS_MAX],
-                            uint32_t *count)
-{
-    enum err e;
-    *count = 0;
-    for (const char *at = text; at && *at;) {
-        int bytes = (int)strcspn(at, ",");
-        if (*count == FAIR_WEIGHTS_MAX)
-            return err_set(ERR_INVALID, "more than %d tenants have a weight", FAIR_WEIGHTS_MAX);
-        if ((e = parse_weight(at, bytes, &weights[*count])) != OK) return e;
-        ++*count;
-        at += bytes;
-        at += *at == ',';
-    }
-    return OK;
-}
 
 void fair_init(struct fair *f)
 {

@@ -34,15 +34,14 @@
 #include "common/heap.h"
 #include "common/list.h"
 #include "common/map.h"
+#include "common/tenant_weights.h"
 
 enum {
     FAIR_IDLE_MAX = 256,
-    FAIR_WEIGHT_MAX = 1000,
-    FAIR_NAME_MAX = 64,
+    FAIR_NAME_MAX = TENANT_NAME_MAX,
     FAIR_PROMPT = 1, /* what a token costs */
     FAIR_GENERATED = 2,
-    FAIR_SHOWN_MAX = 32, /* in status */
-    FAIR_WEIGHTS_MAX = 64
+    FAIR_SHOWN_MAX = 32 /* in status */
 };
 /* Virtual time is in these parts of a token of weight 1: divisible by many weights. */
 #define FAIR_UNIT 5040ull
@@ -72,14 +71,6 @@ struct fair {
     uint64_t weights_active;
     uint32_t running;
 };
-
-/* A setting's "NAME=WEIGHT,…". ERR_INVALID names the part that is wrong. */
-struct fair_weight {
-    char tenant[FAIR_NAME_MAX + 1];
-    uint32_t weight; /* 1 … FAIR_WEIGHT_MAX */
-};
-enum err fair_weights_parse(const char *text, struct fair_weight weights[FAIR_WEIGHTS_MAX],
-                            uint32_t *count);
 
 void fair_init(struct fair *f);
 void fair_fini(struct fair *f);

@@ -101,7 +101,7 @@ static enum err read_salt_key(const char *path, uint64_t key[2])
 
 static enum err tenant_options(const struct options *o, struct router_config *config)
 {
-    enum err e = fair_weights_parse(o->tenant_weights, config->weights, &config->weights_count);
+    enum err e = tenant_weights_parse(o->tenant_weights, config->weights, &config->weights_count);
     if (e != OK) return err_prefix(e, "tenant-weights");
     config->tenant_reserve_percent = (uint32_t)o->tenant_reserve;
     return o->salt_key ? read_salt_key(o->salt_key, config->salt_key) : OK;

@@ -14,10 +14,7 @@ uint64_t turns_salt(const struct router_core *core, const char *tenant)
 
 uint32_t turns_weight(const struct router_core *core, const char *tenant)
 {
-    for (uint32_t i = 0; i < core->config.weights_count; i++)
-        if (strcmp(core->config.weights[i].tenant, tenant) == 0)
-            return core->config.weights[i].weight;
-    return 1;
+    return tenant_weight_of(core->config.weights, core->config.weights_count, tenant);
 }
 
 enum err turns_join(struct router_core *core, struct request *r)

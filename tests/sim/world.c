@@ -301,7 +301,7 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.backfill = (enum backfill_mode)(s->options.seed % 3);
     g.prefix_index = s->prefix_index;
     if (s->tenants > 1) {
-        CHECK(fair_weights_parse("t1=4", g.weights, &g.weights_count) == OK);
+        CHECK(tenant_weights_parse("t1=4", g.weights, &g.weights_count) == OK);
     }
     if (s->queue_timeout_ns) g.queue_timeout_ns = s->queue_timeout_ns;
     if (s->reserve_timeout_ns) g.reserve_timeout_ns = s->reserve_timeout_ns;

@@ -96,6 +96,7 @@ static void what_is_malformed_is_an_error_with_its_line(void **state)
         {"{\"tokens\": [1]}\n{\"input_length\": 1, \"hash_ids\": [1]}\n",
          ":2: hash_ids and tokens"},
         {"{\"tokens\": [1], \"timestamp\": \"now\"}\n", "timestamp"},
+        {"{\"tokens\": [1], \"tenant\": 5}\n", "tenant"},
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
         struct trace t;
@@ -114,15 +115,15 @@ static void a_run_counts_what_it_finds(void **state)
     struct trace t = trace_of(prompt, 4);
     struct replay_result r;
     struct evict_config config = {EVICT_LRU, 0};
-    assert_ok(replay_run(&t, &config, 32, &r));
+    assert_ok(replay_run(&t, &config, 32, NULL, &r));
     assert_int_equal(r.hit_blocks, 2 + 3);
     assert_int_equal(r.new_blocks, 4 + 2 + 7 + 1);
     assert_int_equal(r.evicted_blocks, 0);
     assert_int_equal(r.refused_count, 0);
-    assert_ok(replay_run(&t, &config, 6, &r)); /* the third needs seven */
+    assert_ok(replay_run(&t, &config, 6, NULL, &r)); /* the third needs seven */
     assert_int_equal(r.refused_count, 1);
     assert_int_equal(r.hit_blocks, 2 + 3);
-    assert_ok(replay_run(&t, &config, 7, &r));
+    assert_ok(replay_run(&t, &config, 7, NULL, &r));
     assert_int_equal(r.hit_blocks, 2);
     trace_free(&t);
 }
@@ -135,9 +136,81 @@ static void time_is_that_of_the_trace(void **state)
     assert_ok(read_text(&t, "{\"timestamp\": 0, \"input_length\": 513, \"hash_ids\": [1, 2]}\n"
                             "{\"timestamp\": 10, \"input_length\": 513, \"hash_ids\": [1, 2]}\n"
                             "{\"timestamp\": 31, \"input_length\": 513, \"hash_ids\": [1, 2]}\n"));
-    assert_ok(replay_run(&t, &(struct evict_config){EVICT_TTL, 20000000}, 100, &r));
+    assert_ok(replay_run(&t, &(struct evict_config){EVICT_TTL, 20000000}, 100, NULL, &r));
     assert_int_equal(r.hit_blocks, 32);
     assert_int_equal(r.expired_blocks, 32);
+    trace_free(&t);
+}
+
+/* Of tenant "small" one prompt again and again, of "big" another one each time, seven for each of those. */
+static struct trace two_tenants(bool named)
+{
+    struct trace t;
+    struct buf text = {0};
+    for (uint32_t i = 0; i < 80; i++) {
+        bool small = i % 8 == 0;
+        const char *tenant = !named  ? ""
+                             : small ? ", \"tenant\": \"small\""
+                                     : ", \"tenant\": \"big\"";
+        buf_printf(&text, "{\"input_length\": 513, \"hash_ids\": [%u, 1]%s}\n", small ? 0 : i,
+                   tenant);
+    }
+    assert_ok(read_text(&t, text.data));
+    buf_fini(&text);
+    return t;
+}
+
+static void tenants_have_no_units_in_common(void **state)
+{
+    (void)state;
+    struct trace t;
+    assert_ok(read_text(
+        &t, "{\"tokens\": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}\n"
+            "{\"tokens\": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16], \"tenant\": \"a\"}\n"
+            "{\"tokens\": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16], \"tenant\": \"b\"}\n"
+            "{\"tokens\": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16], \"tenant\": \"a\"}\n"));
+    uint32_t units[] = {0, 1, 2, 1};
+    assert_memory_equal(t.unit, units, sizeof units);
+    assert_int_equal(t.tenants_count, 3);
+    assert_string_equal(t.tenant[0].name, "");
+    assert_string_equal(t.tenant[1].name, "a");
+    assert_int_equal(t.tenant[1].requests_count, 2);
+    assert_int_equal(t.tenant[1].tokens_count, 32);
+    trace_free(&t);
+}
+
+static void a_tenant_with_a_share_keeps_what_it_uses(void **state)
+{
+    (void)state;
+    const struct evict_config lru = {.policy = EVICT_LRU};
+    struct replay_result r;
+    struct replay_tenant tenants[3] = {0};
+    struct trace t = two_tenants(false);
+    assert_ok(replay_run(&t, &lru, 128, NULL, &r));
+    assert_int_equal(r.hit_blocks,
+                     0); /* seven prompts of others in between */
+    trace_free(&t);
+    t = two_tenants(true);
+    assert_int_equal(t.tenants_count, 3);
+    assert_ok(replay_run(&t, &lru, 128, tenants, &r));
+    assert_int_equal(tenants[1].hit_blocks, 9 * 32);
+    assert_int_equal(tenants[2].hit_blocks, 0);
+    assert_int_equal(r.hit_blocks, 9 * 32);
+    trace_free(&t);
+}
+
+static void weights_and_quotas_are_those_of_nodes(void **state)
+{
+    (void)state;
+    struct replay_result r;
+    struct replay_tenant tenants[3] = {0};
+    struct trace t = two_tenants(true);
+    tenants[2].weight = 1000;
+    assert_ok(replay_run(&t, &(struct evict_config){.policy = EVICT_LRU}, 128, tenants, &r));
+    assert_int_equal(tenants[1].hit_blocks, 0); /* it has most for its weight, always */
+    struct evict_config quota = {.policy = EVICT_LRU, .tenant_percent_max = 40};
+    assert_ok(replay_run(&t, &quota, 128, tenants, &r));
+    assert_int_equal(tenants[1].hit_blocks, 9 * 32); /* the other one cannot take it all */
     trace_free(&t);
 }
 
@@ -222,7 +295,7 @@ static void no_policy_exceeds_min_and_min_no_endless_cache(void **state)
             for (enum evict_policy p = 0; p < EVICT_POLICIES_COUNT; p++) {
                 struct replay_result r;
                 struct evict_config config = {p, 10000000};
-                assert_ok(replay_run(&t, &config, blocks, &r));
+                assert_ok(replay_run(&t, &config, blocks, NULL, &r));
                 assert_true(r.hit_blocks <= most && r.refused_count == 0);
                 bool all_fits = blocks > t.units_known && p != EVICT_TTL;
                 if (all_fits) assert_int_equal(r.hit_blocks, endless);
@@ -241,11 +314,11 @@ static void failed_allocations_are_errors(void **state)
     struct replay_result r;
     struct limit *limit;
     uint64_t before = mem_count();
-    assert_ok(replay_run(&t, &config, 64, &r));
+    assert_ok(replay_run(&t, &config, 64, NULL, &r));
     uint64_t run_count = mem_count() - before;
     for (uint64_t n = 1; n <= run_count; n++) {
         mem_fail_at(n);
-        assert_int_equal(replay_run(&t, &config, 64, &r), ERR_MEMORY);
+        assert_int_equal(replay_run(&t, &config, 64, NULL, &r), ERR_MEMORY);
     }
     mem_fail_at(0);
     before = mem_count();
@@ -285,6 +358,9 @@ int main(void)
         cmocka_unit_test(what_is_malformed_is_an_error_with_its_line),
         cmocka_unit_test(a_run_counts_what_it_finds),
         cmocka_unit_test(time_is_that_of_the_trace),
+        cmocka_unit_test(tenants_have_no_units_in_common),
+        cmocka_unit_test(a_tenant_with_a_share_keeps_what_it_uses),
+        cmocka_unit_test(weights_and_quotas_are_those_of_nodes),
         cmocka_unit_test(min_is_that_of_one_block_at_a_time),
         cmocka_unit_test(no_policy_exceeds_min_and_min_no_endless_cache),
         cmocka_unit_test(failed_allocations_are_errors),

@@ -238,31 +238,6 @@ static void random_turns_are_those_of_a_naive_search(void **state)
     leave_all(&w);
 }
 
-static void weights_are_read_or_what_is_wrong_is_named(void **state)
-{
-    (void)state;
-    struct fair_weight w[FAIR_WEIGHTS_MAX];
-    uint32_t count;
-    assert_ok(fair_weights_parse(NULL, w, &count));
-    assert_int_equal(count, 0);
-    assert_ok(fair_weights_parse("search=3,a b=1000", w, &count));
-    assert_int_equal(count, 2);
-    assert_string_equal(w[0].tenant, "search");
-    assert_int_equal(w[0].weight, 3);
-    assert_string_equal(w[1].tenant, "a b");
-    assert_int_equal(w[1].weight, 1000);
-    const char *const wrong[] = {"a",    "a=",   "=1",      "a=0", "a=1001",
-                                 "a=2x", "a=-1", "x=1,b=q", ",",   "a=99999999999"};
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        assert_int_equal(fair_weights_parse(wrong[i], w, &count), ERR_INVALID);
-        assert_non_null(strstr(err_text(), "is not NAME=WEIGHT"));
-    }
-    char many[FAIR_WEIGHTS_MAX * 4 + 8] = "", *at = many;
-    for (int i = 0; i <= FAIR_WEIGHTS_MAX; i++)
-        at += sprintf(at, "a=1,");
-    assert_int_equal(fair_weights_parse(many, w, &count), ERR_INVALID);
-}
-
 static void without_memory_a_tenant_is_refused(void **state)
 {
     (void)state;
@@ -294,7 +269,6 @@ int main(void)
         cmocka_unit_test(over_its_share_is_who_has_more_places_than_weight),
         cmocka_unit_test(a_million_names_cost_no_more_than_those_that_ask),
         cmocka_unit_test(random_turns_are_those_of_a_naive_search),
-        cmocka_unit_test(weights_are_read_or_what_is_wrong_is_named),
         cmocka_unit_test(without_memory_a_tenant_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
