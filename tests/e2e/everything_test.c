@@ -121,39 +121,48 @@ static uint32_t attempts_of(const struct streams *s)
     return attempts;
 }
 
-#define ROUTER "--tenant-weights " MIX_WEIGHTS
+#define ROUTER "--tenant-weights " MIX_WEIGHTS " --disaggregate "
+/* Wherever prompts are computed. */
+#define ALWAYS_USED                                                                                \
+    COUNT_POOL_TOKENS, COUNT_DISK_BLOCKS, COUNT_TIER_TOKENS, COUNT_STORES, COUNT_FORKS,            \
+        COUNT_PREEMPTIONS, COUNT_RETURNED, COUNT_WINDOW_BLOCKS, COUNT_SCORES, COUNT_EMBEDDINGS,    \
+        COUNT_INDEX_HITS
+#define EXPECT_COUNTED(run, ...)                                                                   \
+    expect_counted(run, (enum counted[]){__VA_ARGS__},                                             \
+                   sizeof(enum counted[]){__VA_ARGS__} / sizeof(enum counted))
 
 /* P computes every prompt, so that whatever D found it had of other requests. */
 static void with_everything_on_no_bit_changes(void **state)
 {
-    static const enum counted used[] = {
-        COUNT_POOL_TOKENS, COUNT_DELTA_TOKENS, COUNT_DISK_BLOCKS,   COUNT_REDIS_BLOCKS,
-        COUNT_TIER_TOKENS, COUNT_STORES,       COUNT_FORKS,         COUNT_PREEMPTIONS,
-        COUNT_RETURNED,    COUNT_HANDED_BACK,  COUNT_WINDOW_BLOCKS, COUNT_SENT_BYTES,
-        COUNT_SCORES,      COUNT_EMBEDDINGS,   COUNT_INDEX_HITS,
-    };
     struct run *run = *state;
-    serve(run, ROUTER " --disaggregate always", "--link tcp");
-    expect_counted(run, used, sizeof used / sizeof *used);
+    serve(run, ROUTER "always --backfill always", "--link tcp");
+    EXPECT_COUNTED(run, ALWAYS_USED, COUNT_REDIS_BLOCKS, COUNT_DELTA_TOKENS, COUNT_HANDED_BACK,
+                   COUNT_SENT_BYTES, COUNT_BACKFILLED);
     assert_true(attempts_of(run->streams) > run->streams->count); /* the kills did hit */
     finish(run);
 }
 
-static void nor_where_it_pays_to_compute_turns_where_their_kv_is(void **state)
+static void nor_where_routers_choose_who_computes_a_prompt(void **state)
 {
-    static const enum counted used[] = {COUNT_POOL_TOKENS,   COUNT_DISK_BLOCKS, COUNT_TIER_TOKENS,
-                                        COUNT_FORKS,         COUNT_PREEMPTIONS, COUNT_RETURNED,
-                                        COUNT_WINDOW_BLOCKS, COUNT_INDEX_HITS};
     struct run *run = *state;
-    uint32_t computed_there = 0;
-    serve(run, ROUTER " --disaggregate auto", "--link shm");
-    expect_counted(run, used, sizeof used / sizeof *used);
-    for (uint32_t i = MIX_ASKS; i < run->streams->count; i++) {
+    serve(run, ROUTER "auto", "--link shm");
+    EXPECT_COUNTED(run, ALWAYS_USED, COUNT_REDIS_BLOCKS);
+    finish(run);
+}
+
+static void nor_where_decode_nodes_compute_prompts_beside_their_kv(void **state)
+{
+    struct run *run = *state;
+    uint32_t found = 0;
+    serve(run, ROUTER "never", "--link shm");
+    EXPECT_COUNTED(run, ALWAYS_USED);
+    for (uint32_t i = 0; i < run->streams->count; i++) {
         const struct stream *s = run->streams->stream[i];
-        computed_there += s->prefill_node[0] == '\0' && s->cached_tokens > 0;
+        if (s->ask.kind == TANDEM_GENERATE && s->prefill_node[0])
+            fail_msg("stream %u was prefilled by %s", i, s->prefill_node);
+        found += s->cached_tokens > 0;
     }
-    print_message("%12u prompts computed where their KV was\n", computed_there);
-    assert_true(computed_there > 0);
+    assert_true(found > 0);
     finish(run);
 }
 
@@ -163,7 +172,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(with_everything_on_no_bit_changes),
-        TEST(nor_where_it_pays_to_compute_turns_where_their_kv_is),
+        TEST(nor_where_routers_choose_who_computes_a_prompt),
+        TEST(nor_where_decode_nodes_compute_prompts_beside_their_kv),
     };
     return cmocka_run_group_tests_name("e2e/everything", tests, learn, forget);
 }

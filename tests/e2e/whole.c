@@ -27,6 +27,7 @@ static const struct {
     [COUNT_HANDED_BACK] = {"handed back", OF_NODES "handed_back_total"},
     [COUNT_WINDOW_BLOCKS] = {"blocks that left a window", OF_NODES "window_blocks_total"},
     [COUNT_SENT_BYTES] = {"bytes over links", OF_NODES "kv_sent_bytes_total"},
+    [COUNT_BACKFILLED] = {"tokens from D to P", OF_NODES "backfilled_tokens_total"},
     [COUNT_SCORES] = {"scores", OF_NODES "scores_total"},
     [COUNT_EMBEDDINGS] = {"embeddings", OF_NODES "embeddings_total"},
     [COUNT_INDEX_HITS] = {"index hits", OF_ROUTER "prefix_hits_total"},
@@ -72,7 +73,7 @@ static struct process *start_node(struct whole *w, uint32_t node)
 {
     static const char *const own[WHOLE_NODES] = {
         "--blocks 90 --chunk 48", "--blocks 90 --chunk 200 --evict s3fifo",
-        "--blocks 44 --preempted recompute", "--blocks 44 --preempted hand-back"};
+        "--blocks 38 --preempted recompute", "--blocks 44 --preempted hand-back"};
     char args[3 * PATH_MAX];
     snprintf(
         args, sizeof args,

@@ -35,6 +35,7 @@ enum counted {
     COUNT_HANDED_BACK,
     COUNT_WINDOW_BLOCKS,
     COUNT_SENT_BYTES,
+    COUNT_BACKFILLED, /* tokens that D had for P */
     COUNT_SCORES,
     COUNT_EMBEDDINGS,
     COUNT_INDEX_HITS,
