@@ -186,6 +186,11 @@ static inline uint32_t kv_window_gone(struct kv_window w, uint32_t position)
     uint32_t gone = kv_window_first(w, position) / BLOCK_TOKENS * BLOCK_TOKENS;
     return gone > w.sinks ? gone : w.sinks;
 }
+/* How many of the last blocks behind the sinks the first row of a new block sees; 0: all of them. */
+static inline uint32_t kv_window_reach(struct kv_window w)
+{
+    return w.tokens == 0 ? 0 : w.tokens == 1 ? 1 : (w.tokens - 2) / BLOCK_TOKENS + 1;
+}
 /* What a sequence that begins to generate behind so many tokens holds: of those that its last one sees, and
  * room for one more. */
 static inline uint32_t kv_window_blocks_kept(struct kv_window w, uint32_t tokens)

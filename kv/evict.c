@@ -11,8 +11,8 @@
 
 #define NONE EVICT_NONE
 
-enum { CHILDREN = 4 };                    /* of a place in a heap */
-enum queue { SMALL, MAIN, QUEUES_COUNT }; /* all policies but s3fifo: SMALL only */
+enum { CHILDREN = 4 };                           /* of a place in a heap */
+enum queue { SMALL, SPARE, MAIN, QUEUES_COUNT }; /* MAIN: s3fifo only */
 
 struct known {
     struct evict_view view;
@@ -20,6 +20,7 @@ struct known {
     uint32_t place; /* 1 + index in its queue's heap, 0: no candidate */
     uint8_t slot;   /* its tenant's */
     uint8_t queue, frequency;
+    bool spare; /* whatever its queue, it waits in SPARE */
 };
 
 /* A place in a heap, with what is compared, so that only the blocks that move are touched. */
@@ -82,7 +83,8 @@ static bool before(const struct cell *a, const struct cell *b)
 
 static struct heap *heap_of(struct evict *x, uint32_t block)
 {
-    return &x->tenant[x->known[block].slot].queue[x->known[block].queue];
+    const struct known *k = &x->known[block];
+    return &x->tenant[k->slot].queue[k->spare ? SPARE : k->queue];
 }
 
 static struct cell *cell_at(const struct evict *x, const struct heap *h, uint64_t at)
@@ -147,7 +149,7 @@ void evict_add(struct evict *x, uint32_t block)
         CHECK(x->free_chunks_count > 0);
         h->chunk[h->count >> x->chunk_shift] = x->free_chunk[--x->free_chunks_count];
     }
-    rise(x, h, h->count++, (struct cell){k->rank, k->view.turn, block});
+    rise(x, h, h->count++, (struct cell){k->spare ? k->view.turn : k->rank, k->view.turn, block});
     x->shares.share[k->slot].candidates++;
     x->candidates_count++;
 }
@@ -187,7 +189,7 @@ static bool new_ghosts(struct evict *x, uint32_t blocks_count)
 /* Chunks of about the square root of all blocks, so that neither they nor their directories are many. */
 static bool new_heaps(struct evict *x, uint32_t blocks_count)
 {
-    uint32_t queues = x->config.policy == EVICT_S3FIFO ? QUEUES_COUNT : 1;
+    uint32_t queues = x->config.policy == EVICT_S3FIFO ? QUEUES_COUNT : MAIN;
     x->chunk_shift = 4;
     while (x->chunk_shift < 16 && 1ull << (2 * x->chunk_shift) < blocks_count)
         x->chunk_shift++;
@@ -283,6 +285,12 @@ void evict_known(struct evict *x, uint32_t block, uint64_t hash, uint32_t depth,
     enter(x, k, back ? MAIN : SMALL);
 }
 
+void evict_spare(struct evict *x, uint32_t block, bool spare)
+{
+    CHECK(x->known[block].place == 0);
+    x->known[block].spare = spare;
+}
+
 void evict_used(struct evict *x, uint32_t block)
 {
     struct known *k = &x->known[block];
@@ -310,6 +318,7 @@ void evict_gone(struct evict *x, uint32_t block)
     t->queue[k->queue].all--;
     kv_shares_drop(&x->shares, k->slot);
     x->known_count--;
+    if (k->spare) return; /* its place was worth nothing */
     if (x->config.policy != EVICT_S3FIFO) {
         if (k->rank > t->level) t->level = k->rank;
     } else if (k->queue == SMALL) {
@@ -345,10 +354,16 @@ static uint32_t pick_s3fifo(struct evict *x, struct tenant *t)
     return NONE;
 }
 
-uint32_t evict_pick_of(struct evict *x, uint32_t slot)
+static uint32_t pick_wanted(struct evict *x, uint32_t slot)
 {
     struct tenant *t = &x->tenant[slot];
     return x->config.policy == EVICT_S3FIFO ? pick_s3fifo(x, t) : first_of(x, &t->queue[SMALL]);
+}
+
+uint32_t evict_pick_of(struct evict *x, uint32_t slot)
+{
+    uint32_t spare = first_of(x, &x->tenant[slot].queue[SPARE]);
+    return spare == NONE ? pick_wanted(x, slot) : spare;
 }
 
 uint32_t evict_pick(struct evict *x)
@@ -357,11 +372,18 @@ uint32_t evict_pick(struct evict *x)
     return most == KV_SHARES_MAX ? NONE : evict_pick_of(x, most);
 }
 
+uint32_t evict_pick_wanted(struct evict *x)
+{
+    uint32_t most = kv_shares_most(&x->shares);
+    return most == KV_SHARES_MAX ? NONE : pick_wanted(x, most);
+}
+
 uint32_t evict_expired(const struct evict *x)
 {
     if (x->config.policy != EVICT_TTL) return NONE;
-    for (uint32_t i = 0; i < x->shares.used_count; i++) {
-        uint32_t first = first_of(x, &x->tenant[x->shares.used[i]].queue[SMALL]);
+    for (uint32_t i = 0; i < 2 * x->shares.used_count; i++) {
+        const struct tenant *t = &x->tenant[x->shares.used[i / 2]];
+        uint32_t first = first_of(x, &t->queue[i % 2 == 0 ? SMALL : SPARE]);
         if (first == NONE || x->now_ns < x->known[first].used_ns) continue;
         if (x->now_ns - x->known[first].used_ns >= x->config.ttl_ns) return first;
     }

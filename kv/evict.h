@@ -12,6 +12,7 @@
  *     evict_add(order, block);                 // it is a candidate; evict_remove: no more
  *     uint32_t victim = evict_pick(order);     // EVICT_NONE: there is no candidate
  *     evict_gone(order, victim);               // the cache has let it go
+ *     evict_spare(order, block, true);         // windows: nobody would miss it, it goes first
  *
  *     lru     unused for longest
  *     lfu     fewest uses, aged: LFU with dynamic aging (Arlitt and others, 2000)
@@ -95,7 +96,12 @@ void evict_released(struct evict *order, uint32_t block);
 void evict_gone(struct evict *order, uint32_t block); /* no candidate any more */
 void evict_add(struct evict *order, uint32_t block);
 void evict_remove(struct evict *order, uint32_t block);
+/* Whether nobody would miss it: such go before all others of their tenant, whatever the policy. It is no
+ * candidate when this is said. */
+void evict_spare(struct evict *order, uint32_t block, bool spare);
 uint32_t evict_pick(struct evict *order);
+uint32_t
+evict_pick_wanted(struct evict *order); /* spare ones aside; of the tenant whose turn it is */
 uint32_t evict_pick_of(struct evict *order, uint32_t slot); /* of this tenant's */
 uint32_t evict_held(const struct evict *order,
                     uint32_t slot); /* blocks that are known, of this tenant */

@@ -9,14 +9,18 @@
  *
  * A block's key is the chain hash XXH3(parent's hash, its 16 tokens), the first parent being the
  * salt; its tokens and its parent are kept beside it and compared on a hit, so a collision of
- * hashes can never serve another prompt's KV. Entries form a tree, and a block leaves it only as a
- * leaf, so a cached prefix never has a hole.
+ * hashes can never serve another prompt's KV. Entries form a tree, and leave it only as leaves, so a
+ * cached prefix never has a hole.
+ *
+ * With a window (struct kv_prompt) a match needs only the blocks that the window before its end, and the
+ * sinks, lie in. An entry may be hollow then: its tokens are known and compared, its block was let go of, or
+ * never was here. A hollow entry always has one with a block behind it.
  *
  * Who makes many blocks of one hash, by chance or by intent, gets KV_PREFIX_CHAIN_MAX of them cached, so a
  * search looks at no more.
  *
  * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but
- * always behind their children. If all that is left are such blocks with children that somebody
+ * always behind their children; with a window those go first which no leaf's window reaches back to. If all that is left are such blocks with children that somebody
  * holds (a transfer of the tail of a sequence, say), those children are first forgotten: their holder
  * keeps them, nobody finds them any more. So every block in state cached can be had, but for the
  * pinned ones: a prefix that is pinned stays, and all of them together are at most half of the pool.
@@ -41,10 +45,13 @@ struct kv_prefix_stats {
         expired_blocks;
     uint64_t crowded_blocks; /* left uncached: too many in one place of the table */
     uint64_t unused_blocks;  /* of the evicted ones: never found again */
+    uint64_t spare_blocks;   /* of the evicted ones: beyond every window */
     uint64_t regret_tokens;  /* looked for in vain, and evicted lately (kv_prefix_regret) */
-    uint32_t entries_count, pinned_blocks;
+    uint32_t entries_count, pinned_blocks; /* that have a block */
+    uint32_t hollow_count;
 };
 
+/* entries_max: hollow ones too. */
 enum err kv_prefix_new(struct kv_prefix **cache, struct kv_pool *pool, uint32_t entries_max,
                        const struct evict_config *config);
 /* Drops all its holds. */
@@ -71,23 +78,39 @@ uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_
 /* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                         uint32_t tokens_count);
+/* The same three for a prompt with a window: what the match does not need of the n blocks is BLOCK_NONE.
+ * All prompts of one salt have the same window. */
+struct kv_prompt {
+    uint64_t salt;
+    const uint32_t *tokens;
+    uint32_t tokens_count;
+    struct kv_window window;
+    uint32_t
+        rows_from; /* nothing before this token will be computed: what only such rows see is not
+                         * needed, whatever the match */
+};
+uint32_t kv_prefix_match_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
+                            struct block_id *blocks, uint32_t blocks_max);
+uint32_t kv_prefix_hold_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
+                           struct block_id *blocks, uint32_t blocks_max);
+uint32_t kv_prefix_peek_of(const struct kv_prefix *cache, const struct kv_prompt *prompt);
 /* Makes the full blocks of tokens[0 … tokens_count) known. A block whose twin (same tokens, same
  * parents) is cached already is swapped: blocks[i] becomes the twin, with the caller's `kind` hold
  * moved over to it, and the newer one is dropped by the caller's hold. A step in flight that names
  * the old block keeps it by its own hold. The caller has one hold of `kind` on each block. Blocks
- * beyond entries_max are left uncached, and so are those behind a BLOCK_NONE that is not known: one that the
- * caller let go of. */
+ * beyond entries_max are left uncached. */
 void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
                       uint32_t tokens_count, enum hold kind, struct block_id *blocks);
 /* The same, where the new blocks count as this tenant's (else, as the tenant's whose salt this is). One that
- * has its quota gives up one of its own for each, or leaves it uncached. */
+ * has its quota gives up one of its own for each, or leaves it uncached. With a window a block that the caller
+ * let go of is BLOCK_NONE: those behind it become known all the same. If there are no more entries, the leaf
+ * that goes first by the policy makes room with all that is hollow before it. */
 struct kv_owner {
     uint64_t tenant;
     uint32_t weight; /* its share against others'; 0: as it was, or 1 */
 };
-void kv_prefix_insert_for(struct kv_prefix *cache, struct kv_owner owner, uint64_t salt,
-                          const uint32_t *tokens, uint32_t tokens_count, enum hold kind,
-                          struct block_id *blocks);
+void kv_prefix_insert_of(struct kv_prefix *cache, struct kv_owner owner,
+                         const struct kv_prompt *prompt, enum hold kind, struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */
 uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
 /* Says the time. Frees up to `expired_max` blocks that the policy lets live no longer; returns how many:
@@ -102,21 +125,25 @@ void kv_prefix_unpin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tok
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);
-/* What is known of a block, for reports. Pointers live until the cache changes. */
+/* What is known of an entry, for reports. Pointers live until the cache changes. */
 struct kv_prefix_entry {
     uint64_t hash, salt;
     const uint32_t *tokens; /* 16 */
-    struct block_id parent; /* BLOCK_NONE: it begins a prompt */
-    uint32_t depth;         /* blocks before it */
-    uint32_t uses;          /* 1: computed and never found */
-    uint32_t next_uses;     /* the most uses of a block behind it; 0: it is a leaf */
-    uint64_t used_ns;       /* when it was let go of last */
+    uint32_t at, parent;    /* numbers of entries; parent KV_PREFIX_NONE: it begins a prompt */
+    uint64_t parent_hash;
+    uint32_t depth;     /* blocks before it */
+    uint32_t uses;      /* 1: computed and never found */
+    uint32_t next_uses; /* the most uses of a block behind it; 0: it is a leaf */
+    uint64_t used_ns;   /* when it was let go of last; of a hollow one: 0 */
 };
+#define KV_PREFIX_NONE UINT32_MAX
 /* False: the cache does not know the block. O(1): of a block with more than KV_PREFIX_CHILDREN_LOOKED
  * children only as many are looked at. */
 enum { KV_PREFIX_CHILDREN_LOOKED = 16 };
 bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
                     struct kv_prefix_entry *entry);
+/* The same by an entry's number, a parent's say, hollow or not. */
+bool kv_prefix_look_at(const struct kv_prefix *cache, uint32_t at, struct kv_prefix_entry *entry);
 /* Called whenever a block has become known, and when it is no longer, in order. They are called from within:
  * they may look, no more. kv_prefix_free says nothing. NULL: not wanted. */
 struct kv_prefix_watch {
@@ -128,7 +155,7 @@ void kv_prefix_watch(struct kv_prefix *cache, const struct kv_prefix_watch *watc
 /* Tests: of each hash only the bits of `mask` are used, so that collisions come at once. Empty
  * cache only. */
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask);
-/* O(entries): CHECKs tree, table, holds and counts. Tests, simulator. */
+/* O(entries + blocks): CHECKs tree, table, holds and counts. Tests, simulator. */
 void kv_prefix_audit(const struct kv_prefix *cache);
 
 #endif

@@ -67,10 +67,15 @@ uint32_t accounts_available(const struct node_core *c)
     return kv_pool_counts(c->pool).free + (c->cache ? kv_prefix_evictable(c->cache) : 0);
 }
 
+struct kv_prompt accounts_prompt(const struct sequence *s, uint32_t tokens_count)
+{
+    return (struct kv_prompt){s->job.tenant_salt, s->tokens, tokens_count, s->window, 0};
+}
+
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s)
 {
-    return c->cache ? kv_prefix_peek(c->cache, s->job.tenant_salt, s->tokens, tokens_matched(s))
-                    : 0;
+    struct kv_prompt p = accounts_prompt(s, tokens_matched(s));
+    return c->cache ? kv_prefix_peek_of(c->cache, &p) : 0;
 }
 
 void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks, uint32_t count)
@@ -106,6 +111,8 @@ static uint32_t trim(struct node_core *c, struct sequence *s, uint32_t position)
     uint32_t gone = kv_window_gone(s->window, position), n = 0;
     if (PLANTED("window_early") && gone > s->window.sinks) gone += BLOCK_TOKENS;
     for (uint32_t i = s->gone / BLOCK_TOKENS; i < gone / BLOCK_TOKENS && i < s->table_count; i++) {
+        if (s->table[i].v == BLOCK_NONE.v) continue; /* a match went without it */
+        if (s->shared_count > 0 && room_is_shared(c, s->table[i])) s->shared_count--;
         kv_pool_drop(c->pool, s->table[i], s->hold);
         s->table[i] = BLOCK_NONE;
         n++;
@@ -131,11 +138,12 @@ static void match(struct node_core *c, struct sequence *s, enum hold kind)
     CHECK(s->table_count == 0);
     s->hold = kind;
     s->gone = s->window.sinks;
+    struct kv_prompt prompt = accounts_prompt(s, tokens_matched(s));
+    if (kind == HOLD_RESERVE) prompt.rows_from = seq_total(s) - 1;
     if (c->cache && encode_may_skip(s))
-        s->table_count = kv_prefix_match(c->cache, s->job.tenant_salt, s->tokens, tokens_matched(s),
-                                         kind, s->table, s->table_capacity);
+        s->table_count = kv_prefix_match_of(c->cache, &prompt, kind, s->table, s->table_capacity);
     for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
-        kv_pool_drop(c->pool, s->table[i], kind);
+        if (s->table[i].v != BLOCK_NONE.v) kv_pool_drop(c->pool, s->table[i], kind);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
     trim(c, s, kind == HOLD_RESERVE ? seq_total(s) - 1 : s->kv_count);
     room_note_shared(c, s);
@@ -178,7 +186,8 @@ enum err accounts_fork(struct node_core *c, struct sequence *s, const struct seq
     s->gone = kv_window_gone(s->window, last);
     CHECK(of->gone <= s->gone);
     s->kv_count = s->planned = last; /* that token is computed again: its logits are wanted */
-    s->table_count = s->shared_count = shared;
+    s->table_count = shared;
+    s->shared_count = shared - (s->gone - s->window.sinks) / BLOCK_TOKENS;
     if (accounts_need(s) > accounts_available(c) || !room_for(c, s)) {
         s->table_count = s->kv_count = s->planned = 0;
         return ERR_FULL;
@@ -244,7 +253,8 @@ void accounts_insert(struct node_core *c, struct sequence *s)
     if (!c->cache) return;
     uint32_t whole = s->kv_count / BLOCK_TOKENS * BLOCK_TOKENS;
     struct kv_owner owner = {s->job.tenant, s->job.tenant_weight};
-    kv_prefix_insert_for(c->cache, owner, s->job.tenant_salt, s->tokens, whole, s->hold, s->table);
+    struct kv_prompt prompt = accounts_prompt(s, whole);
+    kv_prefix_insert_of(c->cache, owner, &prompt, s->hold, s->table);
     tier_keep(c, s);
 }
 

@@ -11,7 +11,7 @@ enum err backfill_check(const struct node_core *c, const struct job *job, enum s
     if (!job->cached_only) return OK;
     if (kind != SEQ_REMOTE && kind != SEQ_PUSH)
         return err_set(ERR_INVALID, "a job of cached blocks alone goes from node to node");
-    if (!c->cache || c->config.hello.kv_window)
+    if (!c->cache || c->config.hello.kv_window || job->kv_window)
         return err_set(ERR_UNSUPPORTED, "this node keeps no whole prefixes");
     return OK;
 }

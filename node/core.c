@@ -58,6 +58,15 @@ static enum err new_arrays(struct node_core *c)
     return all ? OK : ERR_MEMORY;
 }
 
+/* Of the prefix cache: one for each block, and hollow ones where there are windows. */
+static uint32_t entries_max(const struct node_config *g)
+{
+    uint32_t times = g->hello.kv_window ? NODE_HOLLOW_TIMES : g->kv_windows ? 1 : 0;
+    uint64_t most = (1ull + times) * g->blocks_count;
+    if (times > 0) most += blocks_for_tokens(g->context_max);
+    return most < UINT32_MAX / 4 ? (uint32_t)most : UINT32_MAX / 4;
+}
+
 static enum err new_parts(struct node_core *c)
 {
     enum err e;
@@ -69,8 +78,7 @@ static enum err new_parts(struct node_core *c)
     if ((e = map_reserve(&c->tombs, g->tombstones_max)) != OK) return e;
     if ((e = heap_reserve(&c->timers, g->slots_count)) != OK) return e;
     if ((e = kv_pool_new(&c->pool, g->blocks_count)) != OK) return e;
-    if (g->prefix_cache &&
-        (e = kv_prefix_new(&c->cache, c->pool, g->blocks_count, &g->evict)) != OK)
+    if (g->prefix_cache && (e = kv_prefix_new(&c->cache, c->pool, entries_max(g), &g->evict)) != OK)
         return e;
     if ((e = tiers_new(c)) != OK) return e;
     if ((e = events_new(c)) != OK) return e;

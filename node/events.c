@@ -59,18 +59,16 @@ void events_kept(struct node_core *c, const struct block_id *blocks, uint32_t co
 static void on_stored(void *ctx, struct block_id block)
 {
     struct node_core *c = ctx;
-    struct kv_prefix_entry e, parent = {0};
+    struct kv_prefix_entry e;
     bool known = kv_prefix_look(c->cache, block, &e);
     CHECK(known);
     events_stored(c, e.hash, TIER_POOL);
     if (!c->out.block) return;
-    bool first = e.parent.v == BLOCK_NONE.v;
-    if (!first) kv_prefix_look(c->cache, e.parent, &parent);
     c->out.block(c->out.ctx, &(struct node_block){.stored = true,
                                                   .tier = TIER_POOL,
                                                   .hash = e.hash,
-                                                  .first = first,
-                                                  .parent = parent.hash,
+                                                  .first = e.parent == KV_PREFIX_NONE,
+                                                  .parent = e.parent_hash,
                                                   .tokens = e.tokens});
 }
 

@@ -11,7 +11,7 @@
 struct prefix {
     uint64_t score; /* tokens x uses */
     uint64_t salt, used_ns;
-    uint32_t at;      /* block: on the way from its last to its first … */
+    uint32_t at;      /* entry: on the way from its last to its first … */
     uint64_t at_hash; /* … which is another one's by now if this is not its hash */
     uint32_t tokens_count, uses;
     uint32_t first[BLOCK_TOKENS], last[BLOCK_TOKENS];
@@ -85,7 +85,7 @@ static bool is_shared_end(const struct kv_prefix_entry *e)
     return e->uses >= 2 && (uint64_t)e->next_uses * 4 <= (uint64_t)e->uses * 3;
 }
 
-static void rank_prefix(struct kv_report *r, uint32_t block, const struct kv_prefix_entry *e)
+static void rank_prefix(struct kv_report *r, const struct kv_prefix_entry *e)
 {
     uint32_t tokens = (e->depth + 1) * BLOCK_TOKENS, i = r->prefixes_count;
     uint64_t score = (uint64_t)tokens * e->uses;
@@ -99,7 +99,7 @@ static void rank_prefix(struct kv_report *r, uint32_t block, const struct kv_pre
                          .at_hash = e->hash,
                          .salt = e->salt,
                          .used_ns = e->used_ns,
-                         .at = block,
+                         .at = e->at,
                          .tokens_count = tokens,
                          .uses = e->uses};
     memcpy(p->last, e->tokens, sizeof p->last);
@@ -116,7 +116,7 @@ static void look(struct node_core *c, uint64_t now_ns, uint32_t block)
     count_age(r, now_ns, &e);
     if (e.next_uses == 0) count_size(r, &e);
     count_tenant(c, e.salt);
-    if (is_shared_end(&e)) rank_prefix(r, block, &e);
+    if (is_shared_end(&e)) rank_prefix(r, &e);
 }
 
 /* Its first tokens are its first block's, which is as many steps up as it is long: KV_REPORT_SLICE of them in
@@ -124,14 +124,14 @@ static void look(struct node_core *c, uint64_t now_ns, uint32_t block)
 static void go_to_root(const struct node_core *c, struct prefix *p)
 {
     struct kv_prefix_entry e;
-    bool known = kv_prefix_look(c->cache, (struct block_id){p->at}, &e) && e.hash == p->at_hash;
-    for (uint32_t steps = 0; known && e.parent.v != BLOCK_NONE.v; steps++) {
+    bool known = kv_prefix_look_at(c->cache, p->at, &e) && e.hash == p->at_hash;
+    for (uint32_t steps = 0; known && e.parent != KV_PREFIX_NONE; steps++) {
         if (steps == KV_REPORT_SLICE) {
             p->at_hash = e.hash;
             return; /* goes on from there, if it is still there */
         }
-        p->at = e.parent.v;
-        known = kv_prefix_look(c->cache, e.parent, &e); /* a child keeps its parents cached */
+        p->at = e.parent;
+        known = kv_prefix_look_at(c->cache, e.parent, &e); /* a child keeps its parents known */
     }
     p->rooted = true;
     if (known)

@@ -15,14 +15,18 @@ uint32_t room_private_blocks(const struct sequence *s)
     return s->table_count > others ? s->table_count - others : 0;
 }
 
+bool room_is_shared(const struct node_core *c, struct block_id block)
+{
+    return kv_pool_holds(c->pool, block, HOLD_SEQUENCE) +
+               kv_pool_holds(c->pool, block, HOLD_RESERVE) >
+           1;
+}
+
 void room_note_shared(struct node_core *c, struct sequence *s)
 {
     s->shared_count = 0;
     for (uint32_t i = 0; i < s->table_count; i++)
-        if (s->table[i].v != BLOCK_NONE.v)
-            s->shared_count += kv_pool_holds(c->pool, s->table[i], HOLD_SEQUENCE) +
-                                   kv_pool_holds(c->pool, s->table[i], HOLD_RESERVE) >
-                               1;
+        s->shared_count += s->table[i].v != BLOCK_NONE.v && room_is_shared(c, s->table[i]);
 }
 
 /* Blocks that it may take yet: of the tokens that it is expected to have in the end, at least of `horizon` more

@@ -43,6 +43,7 @@ enum {
     NODE_MISMATCHES_MAX = 2,    /* heartbeats whose live set differs before lists are compared */
     NODE_RESEND_TOKENS = 512,   /* tokens in one message */
     NODE_WASTE_STEPS = 16,      /* from one look at what memory is wasted to the next */
+    NODE_HOLLOW_TIMES = 8,      /* with a window: prompts are known of so many times the pool */
     NODE_EXPIRED_MAX = 64,      /* blocks let go of in one turn because their time is over */
     NODE_PINS_MAX = 256,        /* of all routers */
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
@@ -134,7 +135,7 @@ struct sequence {
     bool preempt;                          /* as soon as no step names it */
     bool preempted;                        /* was, at least once */
     uint32_t preemptions;                  /* on all nodes */
-    uint32_t shared_count; /* blocks of table[] that others held, too, when it was opened */
+    uint32_t shared_count; /* blocks still in table[] that others held, too, when it was opened */
     bool fork;             /* waits for the KV of choice `sibling` */
     uint32_t sibling;
 
@@ -481,6 +482,8 @@ bool accounts_fill(struct node_core *c, struct sequence *s);
 enum err accounts_grow(struct node_core *c, struct sequence *s);
 uint32_t accounts_available(const struct node_core *c);
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s);
+/* As the prefix cache wants it said: so many of its tokens. */
+struct kv_prompt accounts_prompt(const struct sequence *s, uint32_t tokens_count);
 
 /* pins.c */
 void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router,
@@ -516,6 +519,7 @@ enum err fork_gone(void); /* ERR_AGAIN, said */
 
 /* room.c */
 uint32_t room_private_blocks(const struct sequence *s);
+bool room_is_shared(const struct node_core *c, struct block_id block);
 void room_note_shared(struct node_core *c, struct sequence *s); /* of table[], as it is now */
 /* Whether `s`, whose table has what it found, should get the rest of what it needs. */
 bool room_for(struct node_core *c, const struct sequence *s);

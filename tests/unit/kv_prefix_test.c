@@ -364,7 +364,7 @@ static void a_look_tells_what_is_known_of_a_block(void **state)
     assert_int_equal(ab.next_uses, 1);
     assert_int_equal(ab.used_ns, 700);
     assert_int_equal(ab.tokens[1], 'b' * 100 + 1);
-    assert_int_equal(abc.parent.v, last_of(&f, "ab").v);
+    assert_int_equal(abc.parent, ab.at);
     assert_int_equal(abc.uses, 1);
     assert_int_equal(abc.next_uses, 0);
     kv_prefix_evict(f.cache, 8);
@@ -619,14 +619,14 @@ static void who_listens_knows_what_is_cached(void **state)
     assert_int_equal(spell("q", tokens) / T, 1);
     prefix_hash_chain(9, tokens, 1, hashes);
     assert_int_equal(l.last.hash, hashes[0]);
-    assert_int_equal(l.last.parent.v, BLOCK_NONE.v);
+    assert_int_equal(l.last.parent, KV_PREFIX_NONE);
     kv_prefix_evict(f.cache, 3);
     cache_prompt(&f, 9, "qr");
     spell("qr", tokens);
     prefix_hash_chain(9, tokens, 2, hashes);
     assert_int_equal(l.last.hash, hashes[1]);
     assert_memory_equal(l.last.tokens, tokens + T, sizeof l.last.tokens[0] * T);
-    assert_true(kv_prefix_look(f.cache, l.last.parent, &l.last));
+    assert_true(kv_prefix_look_at(f.cache, l.last.parent, &l.last));
     assert_int_equal(l.last.hash, hashes[0]);
     tear_down(&f);
 }

@@ -49,8 +49,8 @@ static uint32_t ask(struct cache *c, uint64_t tenant, uint32_t weight, uint64_t 
     if (n == 0) {
         if (kv_pool_counts(c->pool).free == 0) assert_int_equal(kv_prefix_evict(c->prefix, 1), 1);
         assert_ok(kv_pool_take(c->pool, HOLD_SEQUENCE, &block));
-        kv_prefix_insert_for(c->prefix, (struct kv_owner){tenant, weight}, tenant, tokens, T,
-                             HOLD_SEQUENCE, &block);
+        kv_prefix_insert_of(c->prefix, (struct kv_owner){tenant, weight},
+                            &(struct kv_prompt){tenant, tokens, T}, HOLD_SEQUENCE, &block);
     }
     kv_pool_drop(c->pool, block, HOLD_SEQUENCE);
     return n;
@@ -120,8 +120,8 @@ static void a_quota_is_never_exceeded_and_its_tenant_evicts_its_own(void **state
         tokens[i] = 77000 + i;
     for (uint32_t i = 0; i < 12; i++)
         assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[i]));
-    kv_prefix_insert_for(c.prefix, (struct kv_owner){1, 1}, 1, tokens, 12 * T, HOLD_SEQUENCE,
-                         blocks);
+    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 12 * T},
+                        HOLD_SEQUENCE, blocks);
     assert_int_equal(kv_prefix_peek(c.prefix, 1, tokens, 12 * T), 10);
     kv_pool_drop_all(c.pool, blocks, 12, HOLD_SEQUENCE);
     cache_end(&c);
@@ -135,12 +135,13 @@ static void room_is_never_made_by_what_the_new_block_follows(void **state)
     uint32_t tokens[2 * T] = {5};
     struct block_id blocks[2];
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[0]));
-    kv_prefix_insert_for(c.prefix, (struct kv_owner){1, 1}, 1, tokens, T, HOLD_SEQUENCE, blocks);
+    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, T},
+                        HOLD_SEQUENCE, blocks);
     kv_pool_drop(c.pool, blocks[0], HOLD_SEQUENCE);
     blocks[0] = BLOCK_NONE; /* the caller has let go of it */
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[1]));
-    kv_prefix_insert_for(c.prefix, (struct kv_owner){1, 1}, 1, tokens, 2 * T, HOLD_SEQUENCE,
-                         blocks);
+    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 2 * T},
+                        HOLD_SEQUENCE, blocks);
     assert_int_equal(kv_prefix_peek(c.prefix, 1, tokens, 2 * T), 1);
     kv_pool_drop(c.pool, blocks[1], HOLD_SEQUENCE);
     cache_end(&c);
