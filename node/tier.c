@@ -136,8 +136,9 @@ static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
         return false;
     }
     if (PLANTED("tier_early"))
-        kv_prefix_insert_for(c->cache, op->owner, op->salt, op->tokens, whole * BLOCK_TOKENS,
-                             HOLD_TRANSFER, op->blocks);
+        kv_prefix_insert_of(c->cache, op->owner,
+                            &(struct kv_prompt){op->salt, op->tokens, whole * BLOCK_TOKENS},
+                            HOLD_TRANSFER, op->blocks);
     s->tier_asked = true;
     if (!op_post(c, now_ns, op, op->tokens, whole - op->count)) return false;
     c->counts.tier_loads++;
@@ -179,8 +180,9 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
         op_end(c, op);
         return;
     }
-    kv_prefix_insert_for(c->cache, op->owner, op->salt, op->tokens, (first + n) * BLOCK_TOKENS,
-                         HOLD_TRANSFER, op->blocks);
+    kv_prefix_insert_of(c->cache, op->owner,
+                        &(struct kv_prompt){op->salt, op->tokens, (first + n) * BLOCK_TOKENS},
+                        HOLD_TRANSFER, op->blocks);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
         c->kept[op->blocks[i].v] = kv_pool_generation(c->pool, op->blocks[i]) + 1;
