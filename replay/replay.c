@@ -55,8 +55,9 @@ static void one_request(struct run *r, const struct trace_request *q)
     }
     uint32_t whole = q->tokens_count / BLOCK_TOKENS;
     if (lack > 0)
-        kv_prefix_insert_for(r->cache, owner, owner.tenant, r->tokens, whole * BLOCK_TOKENS,
-                             HOLD_SEQUENCE, r->table);
+        kv_prefix_insert_of(r->cache, owner,
+                            &(struct kv_prompt){owner.tenant, r->tokens, whole * BLOCK_TOKENS},
+                            HOLD_SEQUENCE, r->table);
     for (uint32_t i = 0; i < need; i++)
         kv_pool_drop(r->pool, r->table[i], HOLD_SEQUENCE);
 }
