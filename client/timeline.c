@@ -93,7 +93,7 @@ static void on_event(struct timeline *t, const json_t *event, const json_t *timi
     } else if (strcmp(what, "reserve") == 0) {
         snprintf(t->decode, sizeof t->decode, "%.36s", node);
         open_span(t, at_ms, what, node);
-    } else if (strcmp(what, "prefill") == 0) {
+    } else if (strcmp(what, "prefill") == 0 || strcmp(what, "backfill") == 0) {
         open_span(t, at_ms, what, node);
     } else if (strcmp(what, "first") == 0 || strcmp(what, "stream") == 0) {
         begin_decode(t, at_ms);

@@ -1,5 +1,6 @@
 /* Later turns whose prefill node gets what was generated elsewhere, instead of computing it: the counters say that
  * it came, and no stream shows it. */
+#include "tests/e2e/links.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
@@ -11,7 +12,15 @@
 #include "common/geometry.h"
 
 #define PAGES "--metrics 127.0.0.1:0 "
-enum { ANSWER = 120, TALK_MAX = 4000 };
+enum { TALK_MAX = 4000 };
+
+/* Tokens of a first prompt, of each answer, of what is new in the next turn. */
+struct lengths {
+    uint32_t prompt, answer, more;
+};
+static const struct lengths usual = {100, 120, 60};
+
+static const char *model;
 
 /* What is asked in a turn begins with all that was said before. */
 struct talk {
@@ -24,11 +33,11 @@ static void say(struct talk *t, uint32_t seed, uint32_t count)
         t->tokens[t->count++] = 3 + (seed * 7919 + i * 104729) % 500;
 }
 
-static struct ask ask_of(const struct talk *t)
+static struct ask ask_of(const struct talk *t, uint32_t answer)
 {
     return (struct ask){.tokens = t->tokens,
                         .tokens_count = t->count,
-                        .max_tokens = ANSWER,
+                        .max_tokens = answer,
                         .temperature = 0.8f,
                         .seed = 5,
                         .ignore_eos = true,
@@ -85,39 +94,41 @@ static bool has_begun(struct cluster *c, json_t *status)
 }
 
 /* The first turn: what P computed and D generated is known to the router in the end. */
-static const struct stream *first_turn(struct rig *rig, struct talk *t, uint32_t prompt_count)
+static const struct stream *first_turn(struct rig *rig, struct talk *t, struct lengths n)
 {
     t->count = 0;
-    say(t, 1, prompt_count);
-    struct ask ask = ask_of(t);
+    say(t, 1, n.prompt);
+    struct ask ask = ask_of(t, n.answer);
     json_t *status = cluster_status(rig->cluster);
     entries_awaited = counted_in(status, "prefix_index", "entries");
     json_decref(status);
     const struct stream *s = streams_ask(rig->streams, &ask);
     stream_expect_done(s);
-    memcpy(t->tokens + t->count, s->choice[0].tokens, ANSWER * sizeof *t->tokens);
-    t->count += ANSWER;
-    entries_awaited += prompt_count / BLOCK_TOKENS + (t->count - 1) / BLOCK_TOKENS;
+    memcpy(t->tokens + t->count, s->choice[0].tokens, n.answer * sizeof *t->tokens);
+    t->count += n.answer;
+    entries_awaited += n.prompt / BLOCK_TOKENS + (t->count - 1) / BLOCK_TOKENS;
     cluster_await(rig->cluster, has_entries, "the router to hear of cached blocks");
     return s;
 }
 
 /* The next turn over a cluster of its own that brings nothing: what its stream must be. */
-static struct streams *wanted(struct rig *rig, struct talk *t, uint32_t prompt_count)
+static struct streams *wanted(struct rig *rig, struct talk *t, struct lengths n, const char *args)
 {
-    rig_start(rig, 1, 1, "--disaggregate always --backfill never", PAGES);
-    first_turn(rig, t, prompt_count);
-    say(t, 2, 60);
-    struct ask ask = ask_of(t);
-    struct stream *s = streams_ask(rig->streams, &ask);
-    stream_expect_done(s);
-    assert_int_equal(computed_by(rig, "p0"), t->count + prompt_count % BLOCK_TOKENS);
+    struct cluster *c = rig->cluster = cluster_new(model);
+    cluster_start(c, 1, 1, "--disaggregate always --backfill never", args);
+    rig_connect(rig);
+    first_turn(rig, t, n);
+    say(t, 2, n.more);
+    struct ask ask = ask_of(t, n.answer);
+    stream_expect_done(streams_ask(rig->streams, &ask));
+    assert_int_equal(computed_by(rig, "p0"), t->count + n.prompt % BLOCK_TOKENS);
     assert_int_equal(counted(rig, "done") + counted(rig, "failed"), 0);
     struct streams *streams = rig->streams;
-    cluster_await_idle(rig->cluster);
-    cluster_stop(rig->cluster);
-    cluster_free(rig->cluster);
     rig->streams = NULL;
+    cluster_await_idle(c);
+    cluster_stop(c);
+    cluster_free(c);
+    rig->cluster = NULL;
     return streams;
 }
 
@@ -128,39 +139,66 @@ static const struct stream *last_of(const struct streams *s)
 
 /* ---- the promises ---- */
 
-static void an_answer_comes_back(struct rig *rig, const char *node_args)
+static void an_answer_comes_back(struct rig *rig, struct lengths n, const char *nodes,
+                                 const char *link)
 {
+    char args[256];
+    snprintf(args, sizeof args, PAGES "%s--link %s", nodes, link);
     static struct talk t, again;
-    struct streams *want = wanted(rig, &t, 100);
-    rig_start(rig, 1, 1, "--disaggregate always --backfill always", node_args);
-    first_turn(rig, &again, 100);
-    uint32_t said = again.count;
-    say(&again, 2, 60);
+    struct streams *want = wanted(rig, &t, n, args);
+    rig->cluster = cluster_new(model);
+    cluster_start(rig->cluster, 1, 1, "--disaggregate always --backfill always", args);
+    rig_connect(rig);
+    first_turn(rig, &again, n);
+    uint32_t known = (again.count - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+    uint32_t brought = known - n.prompt / BLOCK_TOKENS * BLOCK_TOKENS;
+    say(&again, 2, n.more);
     assert_memory_equal(again.tokens, t.tokens, t.count * sizeof *t.tokens);
-    struct ask ask = ask_of(&again);
+    struct ask ask = ask_of(&again, n.answer);
     const struct stream *s = streams_ask(rig->streams, &ask);
     stream_expect_equal(s, last_of(want));
-    uint32_t known = (said - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
-    uint32_t brought = known - 100 / BLOCK_TOKENS * BLOCK_TOKENS;
     assert_int_equal(s->cached_tokens, known);
-    assert_int_equal(computed_by(rig, "p0"), 100 + again.count - known);
-    assert_int_equal(counted(rig, "done"), 1);
     assert_int_equal(counted(rig, "failed"), 0);
+    assert_int_equal(counted(rig, "done"), 1);
     assert_int_equal(counted(rig, "tokens"), brought);
+    assert_int_equal(computed_by(rig, "p0"), n.prompt + again.count - known);
     assert_int_equal(counted_by(rig, "p0", "tandem_node_backfills_total"), 1);
     assert_int_equal(counted_by(rig, "p0", "tandem_node_backfilled_tokens_total"), brought);
+    struct link_row row;
+    links_await(
+        rig->cluster,
+        &(struct link_wish){.kind = link, .from = "d0", .to = "p0", .ready = true, .bytes = 1},
+        &row);
     rig_finish(rig);
     streams_free(want);
 }
 
 static void what_was_generated_is_not_computed_again_over_shm(void **state)
 {
-    an_answer_comes_back(*state, PAGES "--link shm");
+    an_answer_comes_back(*state, usual, "", "shm");
 }
 
 static void what_was_generated_is_not_computed_again_over_tcp(void **state)
 {
-    an_answer_comes_back(*state, PAGES "--link tcp");
+    an_answer_comes_back(*state, usual, "", "tcp");
+}
+
+static void between_gpus(struct rig *rig, const char *link)
+{
+    model = links_model();
+    links_use_plugins(NULL, "");
+    an_answer_comes_back(rig, (struct lengths){40, 24, 20}, LINKS_CUDA, link);
+    model = cluster_demo_model();
+}
+
+static void what_was_generated_is_not_computed_again_over_nccl(void **state)
+{
+    between_gpus(*state, "nccl");
+}
+
+static void what_was_generated_is_not_computed_again_over_ipc(void **state)
+{
+    between_gpus(*state, "ipc");
 }
 
 /* Another P than the one of the first turn, which takes longer to compute 3,000 tokens than to be sent them. */
@@ -169,16 +207,17 @@ static void it_is_done_where_it_pays(void **state)
     struct rig *rig = *state;
     static struct talk t, other;
     rig_start(rig, 2, 1, "--disaggregate always", PAGES);
-    const char *first = first_turn(rig, &t, 3000)->prefill_node;
+    const struct lengths n = {3000, 120, 60};
+    const char *first = first_turn(rig, &t, n)->prefill_node;
     const char *second = strcmp(first, "p0") == 0 ? "p1" : "p0";
     cluster_drain(rig->cluster, cluster_process(rig->cluster, first));
     say(&other, 77, 400); /* by which it learns how fast it is */
-    struct ask ask = ask_of(&other);
+    struct ask ask = ask_of(&other, n.answer);
     for (uint32_t i = 0; i < 2; i++)
         stream_expect_done(streams_ask(rig->streams, &ask));
     uint32_t said = t.count;
-    say(&t, 2, 60);
-    ask = ask_of(&t);
+    say(&t, 2, n.more);
+    ask = ask_of(&t, n.answer);
     const struct stream *s = streams_ask(rig->streams, &ask);
     stream_expect_done(s);
     assert_string_equal(s->prefill_node, second);
@@ -193,13 +232,13 @@ static void it_is_done_where_it_pays(void **state)
 static void who_dies_meanwhile_changes_no_stream(struct rig *rig, bool giver, const char *node_args)
 {
     static struct talk t, again;
-    struct streams *want = wanted(rig, &t, 100);
+    struct streams *want = wanted(rig, &t, usual, PAGES);
     rig_start(rig, 2, 2, "--disaggregate always --backfill always", node_args);
-    const struct stream *first = first_turn(rig, &again, 100);
+    const struct stream *first = first_turn(rig, &again, usual);
     struct process *doomed =
         cluster_process(rig->cluster, giver ? first->decode_node : first->prefill_node);
     process_signal(doomed, SIGSTOP);
-    struct ask ask = ask_of(&t);
+    struct ask ask = ask_of(&t, usual.answer);
     const struct stream *s = streams_start(rig->streams, 0, &ask);
     while (!s->accepted)
         streams_turn(rig->streams, 100);
@@ -227,15 +266,31 @@ static void a_taker_that_dies_changes_no_stream(void **state)
     who_dies_meanwhile_changes_no_stream(*state, false, "");
 }
 
+static int setup(void **state)
+{
+    (void)state;
+    model = cluster_demo_model();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    links_model_remove();
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         RIG_TEST(what_was_generated_is_not_computed_again_over_shm),
         RIG_TEST(what_was_generated_is_not_computed_again_over_tcp),
+        RIG_TEST(what_was_generated_is_not_computed_again_over_nccl),
+        RIG_TEST(what_was_generated_is_not_computed_again_over_ipc),
         RIG_TEST(it_is_done_where_it_pays),
         RIG_TEST(a_giver_that_dies_changes_no_stream_over_shm),
         RIG_TEST(a_giver_that_dies_changes_no_stream_over_tcp),
         RIG_TEST(a_taker_that_dies_changes_no_stream),
     };
-    return cmocka_run_group_tests_name("e2e/backfill", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("e2e/backfill", tests, setup, teardown);
 }

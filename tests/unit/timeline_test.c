@@ -111,9 +111,9 @@ static void events_become_phases_with_bars(void **state)
 static void any_number_and_order_of_events_is_shown(void **state)
 {
     (void)state;
-    static const char *const names[] = {"queued", "reserve",   "reserved", "prefill",
-                                        "first",  "prefilled", "stream",   "lost",
-                                        "failed", "ended",     "new"};
+    static const char *const names[] = {"queued",  "reserve", "reserved",  "backfill",
+                                        "prefill", "first",   "prefilled", "stream",
+                                        "lost",    "failed",  "ended",     "new"};
     uint32_t random = 1;
     for (int round = 0; round < 200; round++) {
         json_t *events = json_array();
@@ -121,7 +121,7 @@ static void any_number_and_order_of_events_is_shown(void **state)
             random = random * 1664525 + 1013904223;
             json_array_append_new(
                 events, json_pack("{s:f,s:s,s:s}", "at_ms", (double)(random >> 16) - 1000, "event",
-                                  names[(random >> 8) % 11], "node",
+                                  names[(random >> 8) % 12], "node",
                                   "a-name-that-is-longer-than-any-name-may-be-in-this-cluster"));
         }
         json_t *choice = json_pack("{s:o,s:{s:f,s:f}}", "events", events, "timing_ms", "prefill",
