@@ -25,11 +25,12 @@ enum err backfill_give(struct node_core *c, uint64_t now_ns, struct sequence *s,
                        const struct msg_prefill *p)
 {
     enum err e;
-    bool all = backfill_is_here(c, s) || PLANTED("backfill_uncached");
-    if (!all || accounts_open(c, s, HOLD_SEQUENCE) != OK)
+    bool planted = PLANTED("backfill_uncached"); /* it sends blocks that nobody computed */
+    if ((!backfill_is_here(c, s) && !planted) || accounts_open(c, s, HOLD_SEQUENCE) != OK)
         return err_set(ERR_NOT_FOUND, "%u of %u tokens are cached here",
                        accounts_peek(c, s) * BLOCK_TOKENS, s->goal);
-    s->kv_count = s->planned = s->goal;
+    if (planted) s->kv_count = s->planned = s->goal;
+    CHECK(s->kv_count == s->goal);
     if ((e = handover_open(c, now_ns, s, p)) != OK) {
         accounts_close(c, s);
         return e;

@@ -9,7 +9,7 @@
  *        `-- attempt + 1 --'------------------'----------------'------------------> ENDED
  *
  * | event          | RESERVING       | PREFILLING           | DECODING           | ENDED      |
- * | RESERVED       | FILLING or PREFILL to P | late: dropped | late: dropped     |            |
+ * | RESERVED       | PREFILL to P    | late: dropped        | late: dropped      |            |
  * | FIRST from P   |                 | forward              | forward or known   | dropped    |
  * | TOKENS from D  | dropped         | forward, DECODING    | forward            |            |
  * | ENCODED from P |                 | keep                 |                    |            |
@@ -22,6 +22,9 @@
  * | cancelled      | ENDED in every state, QUEUED and TOKENIZING too                              |
  * | deadline       | ENDED in every state                                                         |
  * | silence        | QUEUED, TOKENIZING: ENDED; else again                                        |
+ *
+ * If P is to get KV from another node first (backfill.c), FILLING is between RESERVING and PREFILLING: what comes
+ * there is as in PREFILLING, but P knows nothing of it yet. However that ends, BACKFILLED sends PREFILL to P.
  *
  * A choice whose last forwarded token was its last one (the node died before it said so) ends instead.
  * "Again" freezes what was forwarded, cancels the old attempt at both nodes and queues attempt + 1 under

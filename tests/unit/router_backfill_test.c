@@ -298,6 +298,32 @@ static void answers_that_make_no_sense_end_it(void **state)
     }
 }
 
+/* The n-th allocation of a submission fails: it is refused, or goes on without a backfill, or with one. */
+static void without_memory_it_is_computed(void **state)
+{
+    (void)state;
+    uint32_t without = 0;
+    bool all = false;
+    for (uint64_t n = 1; !all; n++) {
+        struct world w;
+        opened(&w, BACKFILL_ALWAYS);
+        uint64_t before = mem_count();
+        struct msg m = submit_of(4);
+        m.envelope = w.envelope[CLIENT];
+        mem_fail_at(n);
+        router_core_on_message(w.core, w.now, (struct peer){CLIENT}, &m);
+        all = mem_count() - before < n;
+        mem_fail_at(0);
+        router_core_audit(w.core);
+        bool asked = was_sent(&w, P0, MSG_RESERVE);
+        without += was_sent(&w, D1, MSG_RESERVE) && !asked;
+        if (all) assert_true(asked);
+        if (was_sent(&w, D1, MSG_RESERVE) && !asked) ends_well(&w, reserved(&w));
+        world_close(&w);
+    }
+    assert_true(without > 0);
+}
+
 /* ---- whether it pays ---- */
 
 /* P's of 100 us a token, one D; what is left to compute and to bring, and the rate at which D gives. */
@@ -412,6 +438,7 @@ int main(void)
         cmocka_unit_test(what_two_want_is_brought_once),
         cmocka_unit_test(a_node_that_lists_it_is_not_told_to_forget_it),
         cmocka_unit_test(answers_that_make_no_sense_end_it),
+        cmocka_unit_test(without_memory_it_is_computed),
         cmocka_unit_test(it_is_done_when_it_is_sooner_than_computing),
         cmocka_unit_test(a_prompt_is_not_decoded_where_it_would_be_computed_for_want_of_kv),
     };
