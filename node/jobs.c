@@ -94,7 +94,7 @@ static enum err admit_job(const struct node_core *c, const struct offer *o)
 
 static enum err full(const struct node_core *c, const struct sequence *s)
 {
-    if (queue_preempted(c)) return err_set(ERR_FULL, "preempted sequences wait for blocks");
+    if (queue_promised(c, s)) return err_set(ERR_FULL, "others wait for blocks already");
     uint32_t need = accounts_need(s), available = accounts_available(c);
     if (need <= available)
         return err_set(ERR_FULL,
@@ -111,7 +111,7 @@ static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequen
         sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ENDED});
         return OK;
     }
-    if (queue_preempted(c) || accounts_open(c, s, HOLD_RESERVE) != OK) return full(c, s);
+    if (queue_promised(c, s) || accounts_open(c, s, HOLD_RESERVE) != OK) return full(c, s);
     if (PLANTED("uncommitted_match")) {
         uint32_t held = s->kv_count;
         s->kv_count = seq_total(s);
@@ -130,7 +130,7 @@ static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequen
 /* Blocks are taken or refused now, except while a prefix that it shares is being computed. */
 static enum err begin_local(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    enum err e = queue_preempted(c) ? ERR_FULL : queue_open(c, now_ns, s);
+    enum err e = queue_promised(c, s) ? ERR_FULL : queue_open(c, now_ns, s);
     if (e == ERR_FULL) return full(c, s);
     if (e == ERR_NOT_FOUND) return fork_gone();
     sequence_enter(c, now_ns, s, SEQ_WAITING);

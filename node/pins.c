@@ -82,7 +82,8 @@ static bool is_alone(const struct node_core *c, const struct sequence *s)
 
 bool pins_give_way(struct node_core *c, const struct sequence *s)
 {
-    if (!c->cache || kv_prefix_stats(c->cache).pinned_blocks == 0 || !is_alone(c, s)) return false;
+    if (!c->cache || kv_prefix_stats(c->cache).pinned_blocks == 0) return false;
+    if (s->job.cached_only || !is_alone(c, s)) return false; /* only what is computed is worth it */
     for (uint32_t i = NODE_PINS_MAX; i-- > 0;) {
         struct pin *p = &c->pin[i];
         if (!p->used || p->blocks == 0) continue;

@@ -56,6 +56,7 @@ void queue_start(struct node_core *c, uint64_t now_ns)
         if (tokens >= c->config.chunk_tokens) return;
         if (s->state == SEQ_WAITING) {
             enum err e = queue_open(c, now_ns, s);
+            s->lacks_room = e == ERR_FULL;
             if (e == ERR_FULL) return;
             if (e == ERR_NOT_FOUND) sequence_fail(c, now_ns, s, fork_gone(), true, err_text());
             if (e != OK) continue;
@@ -89,11 +90,13 @@ bool queue_unstick(struct node_core *c, uint64_t now_ns)
     return true;
 }
 
-bool queue_preempted(const struct node_core *c)
+bool queue_promised(const struct node_core *c, const struct sequence *to)
 {
     for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
         const struct sequence *s = list_member(l, struct sequence, place);
-        if (s->state == SEQ_WAITING && s->preempted) return true;
+        if (s->state != SEQ_WAITING) continue;
+        bool urgent = to->job.priority < s->job.priority;
+        if (s->preempted || (s->lacks_room && !urgent)) return true;
     }
     return false;
 }

@@ -134,6 +134,7 @@ struct sequence {
     bool slot_made;                        /* the engine knows this life of the slot */
     bool preempt;                          /* as soon as no step names it */
     bool preempted;                        /* was, at least once */
+    bool lacks_room;                       /* WAITING: its turn came, and there was none */
     uint32_t preemptions;                  /* on all nodes */
     uint32_t shared_count; /* blocks still in table[] that others held, too, when it was opened */
     bool fork;             /* waits for the KV of choice `sibling` */
@@ -502,8 +503,9 @@ uint64_t fair_order(struct node_core *c, const struct job *job);
 enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s);
 /* Starts waiting prompts until the next step's chunk is full. */
 void queue_start(struct node_core *c, uint64_t now_ns);
-/* Whether a preempted sequence waits: what is free is promised to it. */
-bool queue_preempted(const struct node_core *c);
+/* Whether one waits to whom what is free is promised, before `to`: a preempted one, or a prompt that found no
+ * room when its turn came. */
+bool queue_promised(const struct node_core *c, const struct sequence *to);
 /* Nothing can be computed: if several prompts with windows lack blocks, the last served one gives way.
  * True: it did. */
 bool queue_unstick(struct node_core *c, uint64_t now_ns);

@@ -192,6 +192,27 @@ static void what_cannot_be_is_refused(void **state)
     rig_free(&p);
 }
 
+/* What is reserved on a decode node passes by those that wait for blocks: it must not do so for ever. */
+static void a_prompt_alone_gets_its_room_on_a_busy_decode_node(void **state)
+{
+    (void)state;
+    rig_open(&p, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 16});
+    struct job score = encode_job(1, JOB_SCORE, &(struct rig_prompt){1, 0, 0, 200, 0});
+    for (uint32_t i = 0; i < 40; i++) {
+        struct job job = rig_job(2 + i % 8, &(struct rig_prompt){100 + i, 0, 0, 30, 40});
+        job.stop_ids_count = 0;
+        job.key.request.hi = 100 + i;
+        rig_reserve(&p, &job, true);
+        if (i == 2) rig_prefill(&p, &score, ID128_NONE, 0);
+        for (uint32_t k = 0; k < 15; k++)
+            rig_step(&p);
+        for (uint32_t k = 0; k <= i; k++) /* of those that have ended */
+            rig_acknowledge(&p, (struct job_key){{100 + k, 2 + k % 8}, 0, 0});
+    }
+    expect_result(&score);
+    rig_free(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -200,6 +221,7 @@ int main(void)
         cmocka_unit_test(a_result_is_told_again_from_where_it_is_asked_for),
         cmocka_unit_test(a_cancelled_one_says_nothing_and_a_step_may_still_write),
         cmocka_unit_test(a_decode_node_does_it_too_and_nobody_reserves_for_it),
+        cmocka_unit_test(a_prompt_alone_gets_its_room_on_a_busy_decode_node),
         cmocka_unit_test(without_memory_for_the_result_the_attempt_fails),
         cmocka_unit_test(what_cannot_be_is_refused),
     };
