@@ -32,6 +32,8 @@ struct client {
 
 static struct rig p, d;
 static struct client client[JOBS];
+static struct job fill[16]; /* the last ones, of cached blocks of p for d */
+static uint64_t fills_count, backfills;
 static uint64_t seed, draws, forks, tier_tokens, results, lives;
 static uint32_t reached[CANCELLED + 1];
 static uint32_t met[SEQ_STATES][SEQ_EVENTS];
@@ -121,9 +123,42 @@ static void on_encoded(const struct msg_encoded *m)
     results++;
 }
 
+/* Whole blocks of a prompt go from p's cache into d's: mostly such as it has. */
+static void begin_fill(const struct client *c)
+{
+    uint32_t blocks = c->job.prompt_count / BLOCK_TOKENS;
+    if (blocks == 0 || c->job.kv_window) return;
+    uint32_t wanted = 1 + below(blocks);
+    if (p.core->cache && !one_in(4))
+        wanted = kv_prefix_peek(p.core->cache, c->job.tenant_salt, c->job.prompt,
+                                blocks * BLOCK_TOKENS + 1);
+    if (wanted == 0) return;
+    struct job *f = &fill[fills_count % 16];
+    *f = (struct job){.key = {{77, fills_count++}, 0, 0},
+                      .prompt = c->job.prompt,
+                      .prompt_count = wanted * BLOCK_TOKENS,
+                      .cached_only = true,
+                      .tenant_salt = c->job.tenant_salt,
+                      .sampling = {.top_p = 1, .repetition_penalty = 1}};
+    rig_reserve(&d, f, false);
+}
+
+static struct job *fill_of(struct job_key key)
+{
+    struct job *f = &fill[key.request.lo % 16];
+    return key.request.hi == 77 && job_key_equal(f->key, key) ? f : NULL;
+}
+
+static void end_some_fill(void)
+{
+    struct job_key key = fill[below(16)].key;
+    if (!id128_is_none(key.request)) rig_cancel(any_node(), key);
+}
+
 static void on_finished(struct rig *r, const struct msg_finished *m)
 {
     struct client *c = client_of(m->key);
+    if (fill_of(m->key)) rig_acknowledge(r, m->key);
     if (!c || c->stage == CANCELLED) return;
     assert_int_equal(m->tokens_count, c->expect_count);
     assert_int_equal(m->finish, c->finish);
@@ -136,6 +171,8 @@ static void on_finished(struct rig *r, const struct msg_finished *m)
 
 static void on_reserved(const struct msg_reserved *m)
 {
+    const struct job *f = fill_of(m->key);
+    if (f && !one_in(8)) rig_prefill(&p, f, m->ticket, m->held_tokens);
     struct client *c = client_of(m->key);
     if (!c || c->local || c->stage != ASKED) return;
     assert_true(m->held_tokens % BLOCK_TOKENS == 0);
@@ -325,6 +362,10 @@ static void move(void)
         d.tier_refuses = !d.tier_refuses;
     else if (roll == 97)
         pin_some(any_node());
+    else if (roll == 98)
+        begin_fill(c);
+    else if (roll == 99)
+        one_in(3) ? end_some_fill() : begin_fill(c);
     else if (roll == 92 && c->stage < ACKED && c->stage != TO_DO)
         again(c, true);
     else if (roll == 93 && c->stage < ACKED) {
@@ -441,7 +482,8 @@ static void settle(void)
 static void run_seed(uint64_t n)
 {
     seed = n;
-    draws = 0;
+    draws = fills_count = 0;
+    memset(fill, 0, sizeof fill);
     begin();
     for (uint32_t i = 0; i < MOVES; i++) {
         move();
@@ -453,6 +495,7 @@ static void run_seed(uint64_t n)
         for (uint32_t event = 0; event < SEQ_EVENTS; event++)
             met[state][event] += p.core->met[state][event] + d.core->met[state][event];
     forks += rig_counts(&d).forks;
+    backfills += rig_counts(&d).backfills;
     tier_tokens += rig_counts(&p).tier_loaded_tokens + rig_counts(&d).tier_loaded_tokens;
     rig_free(&p);
     rig_free(&d);
@@ -500,6 +543,7 @@ static void any_order_of_events_keeps_streams_exact_and_blocks_accounted(void **
     for (uint32_t i = 0; i <= CANCELLED && !one; i++)
         assert_true(reached[i] > 0);
     assert_true(one || forks > 100);
+    assert_true(one || backfills > 20);
     assert_true(one || (tier_tokens > 0 && results > 100 && lives > 100));
     finished = true;
 }
