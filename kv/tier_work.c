@@ -54,18 +54,23 @@ struct kv_tier_work {
 
 struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op)
 {
-    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
-    size_t keys_bytes = (op->count + 1) * sizeof(struct id128);
+    uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
+    uint32_t tokens_count = end * BLOCK_TOKENS;
+    uint32_t keys_count = op->window.tokens > 0 ? end : op->count;
+    size_t keys_bytes = (keys_count + 1) * sizeof(struct id128);
     struct kv_tier_job *job =
         mem_new(sizeof *job + keys_bytes + (tokens_count + op->count) * sizeof(uint32_t));
     if (!job) return NULL;
     job->op = *op;
     job->key = (struct id128 *)(job + 1);
-    uint32_t *ids = (uint32_t *)(job->key + op->count + 1);
+    uint32_t *ids = (uint32_t *)(job->key + keys_count + 1);
     memcpy(ids, op->tokens, tokens_count * sizeof *ids);
     memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
     job->op.tokens = ids;
     job->op.blocks = ids + tokens_count;
+    job->keys_count = keys_count;
+    job->known = op->first_block;
+    if (op->window.tokens > 0) job->op.first_block = 0; /* of all there is a key */
     return job;
 }
 
@@ -80,7 +85,8 @@ void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv
                                     .kind = job->op.kind,
                                     .count = job->done,
                                     .bytes = job->bytes,
-                                    .ended_ns = now_ns};
+                                    .ended_ns = now_ns,
+                                    .end_block = job->end_block};
 }
 
 static const uint32_t *tokens_of(const struct kv_tier_job *job, uint32_t i)
@@ -94,11 +100,11 @@ static void make_keys(const struct kv_tier_work *w, struct kv_tier_job *job)
     struct id128 key = kv_tier_key(w->options.space, job->op.salt);
     for (uint32_t i = 0; i < job->op.first_block; i++)
         key = kv_tier_key_next(key, job->op.tokens + (size_t)i * BLOCK_TOKENS);
-    for (uint32_t i = 0; i < job->op.count; i++) {
+    for (uint32_t i = 0; i < job->keys_count; i++) {
         job->key[i] = key;
         key = kv_tier_key_next(key, tokens_of(job, i));
     }
-    job->key[job->op.count] = key;
+    job->key[job->keys_count] = key;
     job->keyed = true;
 }
 
@@ -270,6 +276,7 @@ struct load {
     struct kv_tier_job *job;
     uint64_t deadline_ns;
     uint32_t lacks[KV_TIERS_MAX]; /* this tier has not this block; UINT32_MAX: not asked */
+    uint32_t from[KV_TIERS_MAX];  /* blocks that it gave */
     bool broken;                  /* the pool cannot be written */
 };
 
@@ -366,28 +373,113 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     return done;
 }
 
-void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct kv_tier_event *event)
+/* The op's blocks, up to one that no tier gives; returns whether all are there. */
+static bool load_run(struct kv_tier_work *w, struct load *l)
 {
-    uint32_t from[KV_TIERS_MAX] = {0}, count = job->op.count;
-    uint64_t deadline_ns = w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
-    struct load l = {.job = job, .deadline_ns = job->op.posted_ns + deadline_ns};
-    memset(l.lacks, 0xff, sizeof l.lacks);
-    bool more = kv_tier_work_now(w) < l.deadline_ns;
-    if (!more) atomic_fetch_add(&w->loads_late, 1);
-    if (more) make_keys(w, job);
-    while (more && job->done < count) {
+    struct kv_tier_job *job = l->job;
+    bool more = kv_tier_work_now(w) < l->deadline_ns;
+    job->done = 0;
+    memset(l->lacks, 0xff, sizeof l->lacks);
+    while (more && job->done < job->op.count) {
         uint32_t before = job->done;
         for (uint32_t i = 0; i < w->options.tiers_count && job->done == before; i++) {
-            uint32_t n = load_from(w, i, &l, before);
-            from[i] += n;
+            uint32_t n = load_from(w, i, l, before);
+            l->from[i] += n;
             job->done += n;
         }
-        more = job->done > before && !l.broken && kv_tier_work_now(w) < l.deadline_ns;
+        more = job->done > before && !l->broken && kv_tier_work_now(w) < l->deadline_ns;
+    }
+    return job->done == job->op.count;
+}
+
+/* How many of the blocks from `first` on the tiers hold together, up to `count`. */
+static uint32_t held_run(struct kv_tier_work *w, const struct load *l, uint32_t first,
+                         uint32_t count)
+{
+    uint32_t done = 0, before;
+    do {
+        before = done;
+        for (uint32_t i = 0; i < w->options.tiers_count && done < count; i++) {
+            struct row *r = &w->row[i];
+            uint32_t found = 0;
+            if (!r->tier || !kv_breaker_lets(&r->read, kv_tier_work_now(w))) continue;
+            enum err e = r->ops->has(r->tier, keys_at(l->job, first + done), count - done,
+                                     l->deadline_ns, &found);
+            if (e != OK) note(w, r, &r->read, e);
+            done += found;
+        }
+    } while (done > before && done < count && kv_tier_work_now(w) < l->deadline_ns);
+    return done;
+}
+
+/* The longest start of the prompt whose window they hold; 0: none. A window's blocks are a run, of which one is
+ * found at each window's length from the end. */
+static uint32_t find_window(struct kv_tier_work *w, const struct load *l)
+{
+    const struct kv_tier_op *op = &l->job->op;
+    uint32_t end = op->end_block, reach = kv_window_reach(op->window);
+    uint32_t sinks = op->window.sinks / BLOCK_TOKENS;
+    if (sinks > end) sinks = end;
+    if (held_run(w, l, 0, sinks) < sinks) return 0;
+    for (uint32_t at = end; at > 0 && kv_tier_work_now(w) < l->deadline_ns;) {
+        uint32_t above = at;
+        at = at > reach ? at - reach : 0;
+        uint32_t n = at + held_run(w, l, at, above - at), gone = kv_tier_op_gone(op->window, n);
+        if (n > at && (gone >= at || held_run(w, l, gone, at - gone) == at - gone)) return n;
+    }
+    return 0;
+}
+
+/* Blocks [first, end) of the prompt into the places from `place` on. */
+static bool load_range(struct kv_tier_work *w, struct load *l, uint32_t first, uint32_t end,
+                       uint32_t place)
+{
+    struct kv_tier_job *job = l->job;
+    const struct kv_tier_op op = job->op;
+    struct id128 *key = job->key;
+    job->op.first_block = first;
+    job->op.count = end - first;
+    job->op.blocks = op.blocks + place;
+    job->key = key + first;
+    bool all = load_run(w, l);
+    job->op = op;
+    job->key = key;
+    return all;
+}
+
+static void load_window(struct kv_tier_work *w, struct load *l)
+{
+    struct kv_tier_job *job = l->job;
+    uint32_t n = find_window(w, l), sinks = job->op.window.sinks / BLOCK_TOKENS;
+    uint32_t gone = kv_tier_op_gone(job->op.window, n);
+    job->done = 0;
+    if (n <= job->known) return; /* the node has as much */
+    if (sinks > n) sinks = n;
+    /* Few blocks save computing all of the tokens before them. */
+    uint64_t token_ns = (uint64_t)job->op.token_ns * (n - job->known) / (sinks + n - gone);
+    job->op.token_ns = token_ns < UINT32_MAX ? (uint32_t)token_ns : UINT32_MAX;
+    bool all = load_range(w, l, 0, sinks, 0) && load_range(w, l, gone, n, sinks);
+    job->done = all ? sinks + n - gone : 0;
+    job->end_block = all ? n : 0;
+}
+
+void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct kv_tier_event *event)
+{
+    uint64_t deadline_ns = w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
+    struct load l = {.job = job, .deadline_ns = job->op.posted_ns + deadline_ns};
+    if (kv_tier_work_now(w) < l.deadline_ns) {
+        make_keys(w, job);
+        if (job->op.window.tokens > 0)
+            load_window(w, &l);
+        else
+            load_run(w, &l);
+    } else {
+        atomic_fetch_add(&w->loads_late, 1);
     }
     for (uint32_t i = 0; i < w->options.tiers_count; i++)
         publish(&w->row[i]);
     kv_tier_job_event(job, kv_tier_work_now(w), event);
-    memcpy(event->from, from, sizeof from);
+    if (job->done > 0) memcpy(event->from, l.from, sizeof l.from);
 }
 
 /* ---- STORE ---- */

@@ -21,9 +21,12 @@ struct kv_tier_work;
 struct kv_tier_job {
     struct kv_tier_job *next; /* the thread's */
     struct kv_tier_op op;     /* its pointers point behind this struct */
-    struct id128 *key; /* [count + 1] from the parent of the first block on; made at first use */
+    struct id128
+        *key; /* [keys_count + 1] from the parent of the first block on; made at first use */
+    uint32_t keys_count; /* count, or with a window all blocks */
     bool keyed;
-    uint32_t done; /* STORE: blocks that some tier holds */
+    uint32_t known, end_block; /* LOAD with a window: blocks that the node has; the result */
+    uint32_t done;             /* STORE: blocks that some tier holds */
     uint64_t bytes;
 };
 

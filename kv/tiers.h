@@ -12,6 +12,8 @@
  *             blocks; the first tier that has a block gives it. The loop thread holds each block with
  *             HOLD_TRANSFER from post to event and then makes the `count` first ones known to the prefix
  *             cache.
+ *             With a window: the longest start of the prompt for which they hold all that its window and
+ *             sinks lie in. Those blocks are filled, or none counts.
  *     STORE   keeps complete blocks of the pool in every tier that has them not; the blocks are held
  *             likewise.
  *
@@ -76,7 +78,26 @@ struct kv_tier_op {
     uint32_t count;
     uint32_t token_ns;  /* LOAD: what computing one of these tokens takes here; 0: not known */
     uint64_t posted_ns; /* LOAD: its deadline counts from here */
+    /* LOAD with a window: of the first n blocks, first_block < n <= end_block, the sinks and [gone(n), n); the
+     * first of `blocks` are for those, in order, and as many as they are at most (kv_tier_op_places). tokens:
+     * end_block x 16. */
+    struct kv_window window;
+    uint32_t end_block;
 };
+
+/* The places that a LOAD with this window wants for a prompt of so many blocks. */
+static inline uint32_t kv_tier_op_places(struct kv_window window, uint32_t end_block)
+{
+    uint32_t most = window.sinks / BLOCK_TOKENS + kv_window_reach(window);
+    return most < end_block ? most : end_block;
+}
+/* From which block on it needs those behind the sinks: the last one at least. */
+static inline uint32_t kv_tier_op_gone(struct kv_window window, uint32_t end_block)
+{
+    uint32_t gone = kv_window_gone(window, end_block * BLOCK_TOKENS) / BLOCK_TOKENS;
+    if (end_block <= window.sinks / BLOCK_TOKENS) return end_block;
+    return gone < end_block ? gone : end_block - 1;
+}
 
 struct kv_tier_event {
     uint64_t id;
@@ -86,6 +107,7 @@ struct kv_tier_event {
     uint32_t from[KV_TIERS_MAX]; /* LOAD: of those, by tier */
     uint64_t bytes;              /* read or written */
     uint64_t ended_ns;
+    uint32_t end_block; /* LOAD with a window: n, or 0: none */
 };
 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);

@@ -189,6 +189,8 @@ struct tier_op {
     struct block_id *blocks;
     uint32_t rest_count;        /* STORE: of which some are to be stored when this one ends */
     uint32_t held_count, count; /* of blocks[]; the op is about the last ones of them */
+    struct kv_window window;    /* of the prompt */
+    uint32_t end;               /* LOAD with a window: blocks that the prompt has */
 };
 
 struct router_link {

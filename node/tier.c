@@ -4,6 +4,8 @@
  *     a prompt is to be opened            LOAD: into new blocks, as many as its whole blocks want, held with
  *                                         HOLD_TRANSFER like the cached ones before them. The prompt waits
  *                                         until the event or its deadline; others may start.
+ *                                         With a window: as many as that and the sinks want, beside those
+ *                                         that the cache has.
  *     the event                           the leading blocks that were loaded become known to the cache, the
  *                                         rest is free again. Too late is fine: it is for the next one.
  *     blocks became known to the cache    STORE: those that the tiers were not given yet, in the prompt's
@@ -58,6 +60,7 @@ static void op_end(struct node_core *c, struct tier_op *op)
         kv_pool_drop(c->pool, op->blocks[i], HOLD_TRANSFER);
     if (op->kind == KV_TIER_STORE) c->storing_blocks -= op->count;
     op->id = op->held_count = op->count = op->rest_count = 0;
+    op->window = (struct kv_window){0};
     if (op->arena.held_bytes > NODE_ARENA_KEPT)
         arena_fini(&op->arena);
     else
@@ -78,6 +81,10 @@ static bool op_post(struct node_core *c, uint64_t now_ns, struct tier_op *op,
                            .count = op->count,
                            .token_ns = (uint32_t)token_ns,
                            .posted_ns = now_ns};
+    if (op->kind == KV_TIER_LOAD && op->window.tokens > 0) {
+        o.window = op->window;
+        o.end_block = op->end;
+    }
     for (uint32_t i = 0; i < op->count; i++)
         c->op_blocks[i] = op->blocks[op->held_count - op->count + i].v;
     op->id = o.id;
@@ -96,21 +103,38 @@ static uint32_t promised(const struct node_core *c, const struct sequence *s)
         const struct sequence *t = list_member(l, const struct sequence, place);
         struct plan_claim mine = seq_claim(s), theirs = seq_claim(t);
         if (t == s || !plan_before(&theirs, &mine)) break;
-        uint32_t need = accounts_need(t), cached = accounts_peek(c, t);
-        if (t->state == SEQ_WAITING && need > cached) n += need - cached; /* a window: less */
+        uint32_t need = accounts_need(t), cached = t->window.tokens ? 0 : accounts_peek(c, t);
+        if (t->state == SEQ_WAITING && need > cached) n += need - cached;
     }
     return n;
 }
 
-/* What the cache has of it is held, and as many blocks for the rest; false: there is no room. */
-static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *op, uint32_t whole)
+/* The same with a window, which is loaded whole: `cached`: blocks of the prompt that the cache has. */
+static bool load_take_window(struct node_core *c, struct sequence *s, struct tier_op *op,
+                             uint32_t *cached)
 {
+    struct kv_prompt prompt = accounts_prompt(s, seq_total(s));
+    *cached = kv_prefix_hold_of(c->cache, &prompt, HOLD_TRANSFER, op->blocks, op->end);
+    for (uint32_t i = 0; i < *cached; i++)
+        if (op->blocks[i].v != BLOCK_NONE.v) op->blocks[op->held_count++] = op->blocks[i];
+    uint32_t places = kv_tier_op_places(op->window, op->end), need = accounts_need(s);
+    uint32_t wanted = need > places + op->held_count ? need - op->held_count : places;
+    if (*cached == op->end || wanted + promised(c, s) > accounts_available(c)) return false;
+    op->count = places;
+    accounts_take(c, HOLD_TRANSFER, op->blocks + op->held_count, places);
+    op->held_count += places;
+    return true;
+}
+
+/* What the cache has of it is held, and as many blocks for the rest; false: there is no room. */
+static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *op, uint32_t *cached)
+{
+    uint32_t whole = op->end;
+    if (op->window.tokens > 0) return load_take_window(c, s, op, cached);
     op->held_count = kv_prefix_hold(c->cache, op->salt, s->tokens, seq_total(s), HOLD_TRANSFER,
                                     op->blocks, whole);
-    uint32_t need = accounts_need(s);
-    if (need < whole)
-        need = whole; /* it keeps no more than a window: is loaded if all of it fits */
-    uint32_t wanted = need - op->held_count + promised(c, s);
+    uint32_t wanted = accounts_need(s) - op->held_count + promised(c, s);
+    *cached = op->held_count;
     if (op->held_count == whole || wanted > accounts_available(c)) return false;
     op->count = whole - op->held_count;
     accounts_take(c, HOLD_TRANSFER, op->blocks + op->held_count, op->count);
@@ -122,25 +146,28 @@ static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *o
 static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
     uint32_t whole = (seq_total(s) - 1) / BLOCK_TOKENS; /* the last token is computed */
+    uint32_t cached, places = kv_tier_op_places(s->window, whole);
     struct tier_op *op = find_unused(c, KV_TIER_LOAD);
     if (!op || accounts_peek(c, s) == whole) return false;
     op->kind = KV_TIER_LOAD;
     op->salt = s->job.tenant_salt;
+    op->window = s->window;
+    op->end = whole;
     op->owner = (struct kv_owner){s->job.tenant, s->job.tenant_weight};
     op->tokens =
         arena_copy(&op->arena, s->tokens, (size_t)whole * BLOCK_TOKENS * sizeof *s->tokens);
-    op->blocks = arena_take(&op->arena, whole * sizeof *op->blocks);
+    op->blocks = arena_take(&op->arena, (whole + places) * sizeof *op->blocks);
     op->deadline_ns = now_ns + c->config.tier_deadline_ns;
-    if (!op->tokens || !op->blocks || !load_take(c, s, op, whole)) {
+    if (!op->tokens || !op->blocks || !load_take(c, s, op, &cached)) {
         op_end(c, op);
         return false;
     }
-    if (PLANTED("tier_early"))
+    if (PLANTED("tier_early") && op->window.tokens == 0)
         kv_prefix_insert_of(c->cache, op->owner,
                             &(struct kv_prompt){op->salt, op->tokens, whole * BLOCK_TOKENS},
                             HOLD_TRANSFER, op->blocks);
     s->tier_asked = true;
-    if (!op_post(c, now_ns, op, op->tokens, whole - op->count)) return false;
+    if (!op_post(c, now_ns, op, op->tokens, cached)) return false;
     c->counts.tier_loads++;
     if (PLANTED("tier_unheld"))
         while (op->held_count > 0)
@@ -155,9 +182,12 @@ static bool load_runs(const struct node_core *c, const struct sequence *s)
     for (uint32_t i = 0; i < NODE_LOADS_MAX; i++) {
         const struct tier_op *op = &c->tier_op[i];
         if (op->id == 0 || op->salt != s->job.tenant_salt) continue;
-        uint32_t n = 0, end = op->held_count < whole ? op->held_count : whole;
+        uint32_t all = op->window.tokens > 0 ? op->end : op->held_count;
+        uint32_t n = 0, end = all < whole ? all : whole;
         while (n < end * BLOCK_TOKENS && op->tokens[n] == s->tokens[n])
             n++;
+        if (op->window.tokens > 0 && n < all * BLOCK_TOKENS)
+            continue; /* the end is what it brings */
         if (cached == UINT32_MAX) cached = accounts_peek(c, s);
         if (n / BLOCK_TOKENS > cached) return true;
     }
@@ -172,6 +202,19 @@ bool tier_is_loading(struct node_core *c, uint64_t now_ns, struct sequence *s)
     return true;
 }
 
+/* The first `n` blocks of the prompt are known: of those that were filled, the sinks and a window. */
+static void know_window(struct node_core *c, struct tier_op *op, struct block_id *filled,
+                        uint32_t n)
+{
+    uint32_t sinks = op->window.sinks / BLOCK_TOKENS, gone = kv_tier_op_gone(op->window, n), k = 0;
+    for (uint32_t i = 0; i < n; i++)
+        c->rest_blocks[i] = i < sinks || i >= gone ? filled[k++] : BLOCK_NONE;
+    struct kv_prompt prompt = {op->salt, op->tokens, n * BLOCK_TOKENS, op->window};
+    kv_prefix_insert_of(c->cache, op->owner, &prompt, HOLD_TRANSFER, c->rest_blocks);
+    for (uint32_t i = n; i-- > 0;)
+        if (c->rest_blocks[i].v != BLOCK_NONE.v) filled[--k] = c->rest_blocks[i]; /* or its twin */
+}
+
 static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
                    const struct kv_tier_event *e)
 {
@@ -180,9 +223,11 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
         op_end(c, op);
         return;
     }
-    kv_prefix_insert_of(c->cache, op->owner,
-                        &(struct kv_prompt){op->salt, op->tokens, (first + n) * BLOCK_TOKENS},
-                        HOLD_TRANSFER, op->blocks);
+    struct kv_prompt prompt = {op->salt, op->tokens, (first + n) * BLOCK_TOKENS};
+    if (op->window.tokens > 0)
+        know_window(c, op, op->blocks + first, e->end_block);
+    else
+        kv_prefix_insert_of(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
         c->kept[op->blocks[i].v] = kv_pool_generation(c->pool, op->blocks[i]) + 1;
@@ -202,6 +247,7 @@ static bool is_kept(const struct node_core *c, struct block_id b)
 /* A run of blocks that the cache knows: `blocks` of a prompt's tokens from its start. */
 struct known {
     uint64_t salt;
+    struct kv_window window;
     const uint32_t *tokens;
     const struct block_id *blocks;
     uint32_t count;
@@ -246,6 +292,7 @@ static void put_off(struct node_core *c, const struct known *k)
         op->tokens =
             arena_copy(&op->arena, k->tokens, (size_t)k->count * BLOCK_TOKENS * sizeof *k->tokens);
         if (op->tokens) op->rest_count = k->count;
+        op->window = k->window;
         return;
     }
 }
@@ -266,17 +313,21 @@ static void keep(struct node_core *c, const struct known *k)
 
 void tier_keep(struct node_core *c, const struct sequence *s)
 {
-    struct known k = {s->job.tenant_salt, s->tokens, s->table, s->kv_count / BLOCK_TOKENS};
+    struct known k = {s->job.tenant_salt, s->window, s->tokens, s->table,
+                      s->kv_count / BLOCK_TOKENS};
     if (c->tier_op && c->stores_from_ns == 0) keep(c, &k);
 }
 
 /* What was put off, as far as the cache still has it. */
-static void keep_rest(struct node_core *c, uint64_t salt, uint32_t rest_count)
+static void keep_rest(struct node_core *c, uint64_t salt, struct kv_window window,
+                      uint32_t rest_count)
 {
-    uint32_t n = kv_prefix_hold(c->cache, salt, c->rest_tokens, rest_count * BLOCK_TOKENS + 1,
-                                HOLD_TRANSFER, c->rest_blocks, rest_count);
-    keep(c, &(struct known){salt, c->rest_tokens, c->rest_blocks, n});
-    kv_pool_drop_all(c->pool, c->rest_blocks, n, HOLD_TRANSFER);
+    struct kv_prompt prompt = {salt, c->rest_tokens, rest_count * BLOCK_TOKENS + 1, window};
+    uint32_t n = kv_prefix_hold_of(c->cache, &prompt, HOLD_TRANSFER, c->rest_blocks, rest_count);
+    keep(c, &(struct known){salt, window, c->rest_tokens, c->rest_blocks, n});
+    for (uint32_t i = 0; i < n; i++)
+        if (c->rest_blocks[i].v != BLOCK_NONE.v)
+            kv_pool_drop(c->pool, c->rest_blocks[i], HOLD_TRANSFER);
 }
 
 static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
@@ -284,6 +335,7 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
 {
     uint32_t rest_count = op->rest_count;
     uint64_t salt = op->salt;
+    struct kv_window window = op->window;
     bool all = e->count >= op->count;
     for (uint32_t i = e->count; i < op->count; i++)
         c->kept[op->blocks[i].v] = 0;
@@ -295,7 +347,7 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     if (!all)
         c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;
     else if (rest_count > 0 && c->stores_from_ns == 0)
-        keep_rest(c, salt, rest_count);
+        keep_rest(c, salt, window, rest_count);
 }
 
 /* ---- events, time ---- */

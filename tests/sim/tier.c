@@ -14,7 +14,7 @@
 struct tier_op {
     struct kv_tier_op op;
     uint32_t blocks[SIM_CONTEXT / BLOCK_TOKENS + 1], tokens[SIM_CONTEXT];
-    uint32_t done; /* blocks */
+    uint32_t done, end_block; /* blocks */
 };
 
 static struct sim_kept *store_of(struct sim *s, struct sim_proc *p)
@@ -42,6 +42,37 @@ static void must_be_held(struct sim *s, struct sim_proc *p, const struct tier_op
             sim_fail(s, "%s: a tier touches block %u, which is not held", p->name, o->blocks[i]);
 }
 
+/* The longest start whose window is kept here, of which the op's places are for the sinks and the last
+ * blocks; 0: none that is longer than what the node has. */
+static uint32_t window_end(struct sim *s, struct sim_proc *p, const struct tier_op *o,
+                           uint32_t known)
+{
+    uint32_t sinks = o->op.window.sinks / BLOCK_TOKENS;
+    for (uint32_t n = o->op.end_block; n > known; n--) {
+        uint32_t gone = kv_tier_op_gone(o->op.window, n), i = 0;
+        for (uint64_t key; i < n; i++)
+            if ((i < sinks || i >= gone) && place_of(s, p, o, i, &key)->key != key) break;
+        if (i == n) return n;
+    }
+    return 0;
+}
+
+static void load_window(struct sim *s, struct sim_proc *p, struct tier_op *o)
+{
+    uint32_t known = o->op.first_block, sinks = o->op.window.sinks / BLOCK_TOKENS;
+    o->op.first_block = 0;
+    uint32_t n = window_end(s, p, o, known), gone = kv_tier_op_gone(o->op.window, n);
+    if (n == 0 || sim_draw(s, 8) == 0) return;
+    o->end_block = n;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t key;
+        if (i >= sinks && i < gone) continue;
+        CHECK(o->done < o->op.count);
+        struct sim_kept *kept = place_of(s, p, o, i, &key);
+        memcpy(device_block(p, o->blocks[o->done++]), &kept->cell[0][0], sizeof kept->cell);
+    }
+}
+
 static void on_end(struct sim *s, struct sim_proc *p, void *data)
 {
     const struct tier_op *o = data;
@@ -49,7 +80,8 @@ static void on_end(struct sim *s, struct sim_proc *p, void *data)
                               .kind = o->op.kind,
                               .count = o->done,
                               .from = {o->done},
-                              .ended_ns = s->now_ns};
+                              .ended_ns = s->now_ns,
+                              .end_block = o->end_block};
     must_be_held(s, p, o);
     node_core_on_tier(p->node, s->now_ns, &e);
 }
@@ -61,6 +93,10 @@ static void on_begin(struct sim *s, struct sim_proc *p, void *data)
     must_be_held(s, p, o);
     bool load = o->op.kind == KV_TIER_LOAD;
     uint32_t fails_at = sim_draw(s, 8) == 0 ? sim_draw(s, o->op.count + 1) : o->op.count;
+    if (o->op.window.tokens > 0) {
+        load_window(s, p, o);
+        fails_at = 0;
+    }
     for (; o->done < fails_at; o->done++) {
         uint64_t key, *cells = device_block(p, o->blocks[o->done]);
         struct sim_kept *kept = place_of(s, p, o, o->done, &key);
@@ -79,7 +115,8 @@ enum err device_tier(void *ctx, const struct kv_tier_op *op)
     struct sim *s = sim_of(ctx, &p);
     if (sim_draw(s, 50) == 0) return ERR_FULL;
     struct tier_op *o = mem_new(sizeof *o);
-    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
+    uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
+    uint32_t tokens_count = end * BLOCK_TOKENS;
     CHECK(o && op->count > 0 && tokens_count <= SIM_CONTEXT);
     o->op = *op;
     memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);

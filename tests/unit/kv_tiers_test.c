@@ -318,6 +318,54 @@ static void a_run_ends_where_no_tier_goes_on(void **state)
     assert_loaded(0, 9);
 }
 
+/* Of the first `end` blocks what a window of 40 tokens wants: the last three, and the sinks. */
+static struct kv_tier_event load_window(uint32_t known, uint32_t end, uint32_t sinks)
+{
+    struct kv_tier_op op = op_of(KV_TIER_LOAD, known, 0, numbers + 32);
+    op.window = (struct kv_window){40, sinks * BLOCK_TOKENS};
+    op.end_block = end;
+    op.count = kv_tier_op_places(op.window, end);
+    struct kv_tier_event e = do_op(&op);
+    assert_int_equal(e.count > 0, e.end_block > 0);
+    return e;
+}
+
+static void a_window_is_loaded_where_it_is_whole(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t end, known, sinks, want, filled;
+    } row[] = {
+        {20, 0, 0, 12, 3}, {12, 0, 0, 12, 3},  {11, 0, 0, 11, 3}, {28, 0, 0, 25, 3},
+        {20, 12, 0, 0, 0}, {20, 11, 0, 12, 3}, {28, 0, 2, 25, 5}, {4, 0, 2, 4, 4},
+        {2, 0, 2, 2, 2},   {1, 0, 0, 1, 1},    {24, 0, 0, 12, 3},
+    };
+    open_tiers(2);
+    fake[1].broken = ERR_PEER;
+    store(0, 11);
+    store(14, 2); /* too short for a window */
+    store(22, 1);
+    fake[0].broken = ERR_PEER, fake[1].broken = OK;
+    clock_ns += 100 * NS_PER_S;
+    store(11, 1);
+    store(23, 2);
+    fake[0].broken = OK;
+    clock_ns += 100 * NS_PER_S;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        struct kv_tier_event e = load_window(row[i].known, row[i].end, row[i].sinks);
+        assert_int_equal(e.end_block, row[i].want);
+        assert_int_equal(e.count, row[i].filled);
+        uint32_t sinks = row[i].sinks < e.count ? row[i].sinks : e.count;
+        size_t bytes = kv_block_bytes(&geometry);
+        assert_memory_equal(pool + 32 * bytes, pool, sinks * bytes);
+        assert_memory_equal(pool + (32 + sinks) * bytes,
+                            pool + (e.end_block - (e.count - sinks)) * bytes,
+                            (e.count - sinks) * bytes);
+    }
+    fake[0].loses = true; /* half a window is none */
+    assert_int_equal(load_window(0, 28, 0).end_block, 0);
+}
+
 static void each_tier_gets_what_it_lacks(void **state)
 {
     (void)state;
@@ -653,6 +701,7 @@ int main(void)
         ROW(what_was_stored_is_loaded_bit_by_bit),
         ROW(another_tenant_finds_nothing),
         ROW(a_run_ends_where_no_tier_goes_on),
+        ROW(a_window_is_loaded_where_it_is_whole),
         ROW(each_tier_gets_what_it_lacks),
         ROW(a_wrong_entry_is_a_miss_and_removed),
         ROW(behind_a_wrong_entry_the_next_tier_is_asked),

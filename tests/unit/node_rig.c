@@ -313,6 +313,28 @@ static struct rig_kept *find_kept(struct rig *r, const struct rig_tier_op *o, ui
     return &r->kept[r->kept_count++];
 }
 
+static void copy_kept(struct rig *r, const struct rig_tier_op *o, uint32_t place,
+                      struct rig_kept *kept)
+{
+    for (uint32_t layer = 0; layer < RIG_LAYERS; layer++) {
+        uint64_t *cells = cell_at(r, layer, o->blocks[place], 0);
+        bool load = o->op.kind == KV_TIER_LOAD;
+        memcpy(load ? cells : kept->cell[layer], load ? kept->cell[layer] : cells,
+               sizeof kept->cell[layer]);
+    }
+}
+
+/* Whether the tier has what the first n blocks' window wants; then that is copied. */
+static bool load_window(struct rig *r, struct rig_tier_op *o, uint32_t n, uint32_t *count)
+{
+    uint32_t sinks = o->op.window.sinks / BLOCK_TOKENS, gone = kv_tier_op_gone(o->op.window, n);
+    for (uint32_t i = 0; i < n; i++)
+        if ((i < sinks || i >= gone) && !find_kept(r, o, i)) return false;
+    for (uint32_t i = 0; i < n; i++)
+        if (i < sinks || i >= gone) copy_kept(r, o, (*count)++, find_kept(r, o, i));
+    return true;
+}
+
 bool rig_tier_some(struct rig *r, uint32_t count)
 {
     if (r->tier_ops_count == 0) return false;
@@ -322,15 +344,18 @@ bool rig_tier_some(struct rig *r, uint32_t count)
     memmove(&r->tier_op[0], &r->tier_op[1], --r->tier_ops_count * sizeof r->tier_op[0]);
     for (uint32_t i = 0; i < o.op.count; i++)
         assert_true(node_core_holds(r->core, o.blocks[i], HOLD_TRANSFER) > 0);
+    if (o.op.window.tokens > 0) {
+        uint32_t known = o.op.first_block, n = count > 0 ? o.op.end_block : 0;
+        o.op.first_block = 0; /* what find_kept counts from */
+        while (n > known && !load_window(r, &o, n, &e.count))
+            n--;
+        e.end_block = n > known ? n : 0;
+        count = 0;
+    }
     for (uint32_t n = o.op.count < count ? o.op.count : count; e.count < n; e.count++) {
         struct rig_kept *kept = find_kept(r, &o, e.count);
         if (!kept) break;
-        for (uint32_t layer = 0; layer < RIG_LAYERS; layer++) {
-            uint64_t *cells = cell_at(r, layer, o.blocks[e.count], 0);
-            bool load = o.op.kind == KV_TIER_LOAD;
-            memcpy(load ? cells : kept->cell[layer], load ? kept->cell[layer] : cells,
-                   sizeof kept->cell[layer]);
-        }
+        copy_kept(r, &o, e.count, kept);
     }
     e.from[0] = e.count;
     node_core_on_tier(r->core, r->now_ns, &e);
@@ -347,7 +372,8 @@ static enum err on_tier(void *ctx, const struct kv_tier_op *op)
     struct rig *r = ctx;
     if (r->tier_refuses || r->tier_ops_count == RIG_TIER_OPS_MAX) return ERR_FULL;
     struct rig_tier_op *o = &r->tier_op[r->tier_ops_count++];
-    uint32_t tokens_count = (op->first_block + op->count) * BLOCK_TOKENS;
+    uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
+    uint32_t tokens_count = end * BLOCK_TOKENS;
     assert_true(op->count > 0 && op->count <= 64 && tokens_count <= RIG_STREAM_MAX);
     o->op = *op;
     memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);

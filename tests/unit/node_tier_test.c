@@ -73,6 +73,36 @@ static void what_was_computed_is_loaded_after_a_restart(void **state)
     rig_free(&r);
 }
 
+/* In a pool of less than the prompt; of 40 tokens of window are three blocks, and of a request's own the sinks
+ * come with them. */
+static void a_window_is_loaded_after_a_restart(void **state)
+{
+    (void)state;
+    static struct rig r;
+    for (uint32_t own = 0; own < 2; own++) {
+        const struct rig_options o = {.role = ROLE_DECODE,
+                                      .tiers = true,
+                                      .window = own ? 0 : 40,
+                                      .chunk_tokens = 16,
+                                      .blocks_count = 16};
+        struct job job =
+            rig_job(1, &(struct rig_prompt){.seed = 7, .count = 333, .tokens_max = own ? 20 : 21});
+        if (own) job.kv_window = 40, job.kv_sinks = 16, job.tenant_salt = 5;
+        struct job again = job;
+        again.key.request.lo = 2;
+        rig_open(&r, &o);
+        run_job(&r, &job);
+        restart(&r, &o);
+        run_job(&r, &again);
+        assert_int_equal(cached_of(&r), 320);
+        struct node_counts n = rig_counts(&r);
+        assert_int_equal(n.tier_loads, 1);
+        assert_int_equal(n.tier_loaded_tokens, own ? 64 : 48);
+        assert_int_equal(n.prompt_tokens, 13);
+        rig_free(&r);
+    }
+}
+
 static void routers_are_told_of_what_a_tier_took(void **state)
 {
     (void)state;
@@ -371,6 +401,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_computed_is_loaded_after_a_restart),
+        cmocka_unit_test(a_window_is_loaded_after_a_restart),
         cmocka_unit_test(routers_are_told_of_what_a_tier_took),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),

@@ -141,6 +141,39 @@ static void what_is_cached_of_a_window_need_not_travel_again(void **state)
     rig_free_pair(&p, &d);
 }
 
+static void a_later_turn_finds_all_of_the_one_before(void **state)
+{
+    (void)state;
+    static uint32_t tokens[RIG_STREAM_MAX];
+    uint32_t answer[RIG_STREAM_MAX], said = 30;
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE,
+                                       .window = WINDOW,
+                                       .chunk_tokens = CHUNK,
+                                       .blocks_count = POOL});
+    struct job job = long_job(1, 40), turn = long_job(2, 20);
+    for (uint32_t i = 0; i < 2; i++) {
+        rig_forget(&d);
+        rig_reserve(&d, i == 0 ? &job : &turn, true);
+        rig_run(&d);
+        assert_stream(i == 0 ? &job : &turn);
+        if (i == 0) {
+            uint32_t n = rig_stream(&d, job.key, answer);
+            memcpy(tokens, job.prompt, PROMPT * sizeof *tokens);
+            memcpy(tokens + PROMPT, answer, n * sizeof *tokens);
+            for (uint32_t k = 0; k < said; k++)
+                tokens[PROMPT + n + k] = 1 + k % 7;
+            turn.prompt = tokens;
+            turn.prompt_count = PROMPT + n + said;
+        }
+        rig_acknowledge(&d, i == 0 ? job.key : turn.key);
+    }
+    /* The last token that was generated has no KV. */
+    assert_int_equal(rig_said(&d, MSG_FINISHED)->finished.cached_tokens,
+                     (PROMPT + 40 - 1) / BLOCK_TOKENS * BLOCK_TOKENS);
+    assert_true(kv_prefix_stats(d.core->cache).hollow_count > POOL);
+    rig_free(&d);
+}
+
 /* Two prompts share what is in their window, so neither gets back a block for each that it lets go of. */
 static void prompts_that_share_a_window_in_a_full_pool_both_end(void **state)
 {
@@ -185,6 +218,7 @@ int main(void)
         cmocka_unit_test(a_request_keeps_its_first_tokens_and_its_last_ones),
         cmocka_unit_test(a_request_may_not_narrow_a_models_own_window),
         cmocka_unit_test(what_is_cached_of_a_window_need_not_travel_again),
+        cmocka_unit_test(a_later_turn_finds_all_of_the_one_before),
         cmocka_unit_test(prompts_that_share_a_window_in_a_full_pool_both_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
