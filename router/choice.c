@@ -65,7 +65,8 @@ static struct choice *choice_at(struct router_core *core, struct job_key key,
                                 const struct node *from)
 {
     struct choice *c = choice_find(core, key);
-    if (c && (c->prefill == from || c->decode == from)) return c;
+    bool by_prefill = c && c->prefill == from && c->prefill_told;
+    if (by_prefill || (c && c->decode == from)) return c;
     core->counts.stale_messages++;
     return NULL;
 }
@@ -806,7 +807,7 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
                          const struct msg_prefilled *m)
 {
     struct choice *c = choice_at(core, m->key, from);
-    if (!c || c->prefill != from || !c->prefill_told) return;
+    if (!c || c->prefill != from || !c->decode) return; /* without a D it says FINISHED */
     meet(core, c, CHOICE_EV_PREFILLED);
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;

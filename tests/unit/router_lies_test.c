@@ -1,0 +1,259 @@
+/* Nodes that say anything about anything: of jobs that they have, had, or never were given, in any state. The
+ * router may fail requests for it; it stays whole, and what honest nodes do afterwards ends well. A failing seed
+ * is named and runs alone with TANDEM_SEED=N. */
+#include "tests/unit/router_rig.h"
+
+#include "common/log.h"
+#include "common/prefix_hash.h"
+#include "common/rng.h"
+#include "common/settings.h"
+
+enum { SEEDS = 400, MOVES = 150, KEYS = 32, VALUES = 20 };
+
+static struct world w;
+static uint64_t seed, draws;
+static struct job_key known[KEYS]; /* that nodes were told of lately */
+static uint32_t known_count, said;
+static bool done;
+
+static uint32_t below(uint32_t bound)
+{
+    return rng_below(rng_draw(seed, 3, draws++).word[0], bound);
+}
+static bool one_in(uint32_t n)
+{
+    return below(n) == 0;
+}
+static uint32_t any_number(void)
+{
+    static const uint32_t edges[] = {0, 1, 15, 16, 17, 20, 32, 1u << 20, UINT32_MAX};
+    return one_in(3) ? edges[below(COUNT_OF(edges))] : below(24);
+}
+static uint32_t any_node(void)
+{
+    return P0 + below(3);
+}
+
+/* Of a job that was sent to some node; now and then of the attempt beside it. */
+static struct job_key any_key(void)
+{
+    struct job_key key = {{below(3), 1 + below(3)}, 0, 0};
+    if (known_count > 0) key = known[below(known_count < KEYS ? known_count : KEYS)];
+    if (one_in(10)) key.attempt += below(3) - 1;
+    if (one_in(10)) key.choice = below(3);
+    return key;
+}
+
+static void look(void)
+{
+    for (size_t i = 0; i < w.sent_count; i++) {
+        const struct msg *m = &w.sent[i].m;
+        if (m->kind == MSG_RESERVE) known[known_count++ % KEYS] = m->reserve.job.key;
+        if (m->kind == MSG_PREFILL) known[known_count++ % KEYS] = m->prefill.job.key;
+    }
+    w.sent_count = w.read = 0;
+    arena_reset(&w.arena);
+}
+
+static struct token_info any_token(void)
+{
+    return (struct token_info){.token = below(1024), .logprob = NAN};
+}
+
+static void say_blocks(uint32_t node)
+{
+    uint64_t hashes[4];
+    uint32_t what[4], count = below(5);
+    for (uint32_t i = 0; i < count; i++) {
+        hashes[i] = one_in(2) ? prefix_hash_block(0, prompt) : below(1000);
+        what[i] = below(BLOCK_GONE + TIERS);
+    }
+    static uint64_t number;
+    number = one_in(8) ? any_number() : number + 1;
+    say(&w, node,
+        (struct msg){.kind = MSG_BLOCKS,
+                     .blocks = {number, one_in(6), hashes, what, count, count}});
+}
+
+static void say_heartbeat(uint32_t node)
+{
+    say(&w, node,
+        (struct msg){.kind = MSG_HEARTBEAT,
+                     .heartbeat = {.busy = one_in(2),
+                                   .progress = any_number(),
+                                   .live_count = below(4),
+                                   .live_hash = any_number(),
+                                   .load = {.blocks_total = any_number(),
+                                            .blocks_free = any_number(),
+                                            .running = any_number(),
+                                            .waiting_tokens = any_number(),
+                                            .step_us = any_number(),
+                                            .token_ns = any_number(),
+                                            .held_tokens = any_number()}}});
+}
+
+static void say_encoded(uint32_t node)
+{
+    float values[VALUES] = {-1, -2, 0.5f};
+    uint32_t index = below(VALUES), count = below(VALUES - index + 1);
+    say(&w, node,
+        (struct msg){.kind = MSG_ENCODED,
+                     .encoded = {.key = any_key(),
+                                 .index = index,
+                                 .total = one_in(4) ? VALUES + below(9) : index + count,
+                                 .values = values,
+                                 .values_count = count}});
+}
+
+static void lie(uint32_t node)
+{
+    static const enum err errors[] = {ERR_FULL,  ERR_AGAIN,   ERR_PEER,  ERR_NOT_FOUND,
+                                      ERR_STALE, ERR_INVALID, ERR_DEVICE};
+    struct token_info tokens[3] = {any_token(), any_token(), any_token()};
+    struct job_key key = any_key();
+    struct token_run run = {key, any_number() % 64, tokens, below(4)};
+    switch (below(11)) {
+    case 0:
+        say(&w, node,
+            (struct msg){.kind = MSG_RESERVED,
+                         .reserved = {key, one_in(3) ? ID128_NONE : (struct id128){1, below(9)},
+                                      any_number() / 16 * 16}});
+        break;
+    case 1:
+        say(&w, node,
+            (struct msg){.kind = MSG_FIRST,
+                         .first = {key, below(3), any_token(), any_number(), 1, 1}});
+        break;
+    case 2: say(&w, node, (struct msg){.kind = MSG_TOKENS, .tokens = {&run, 1}}); break;
+    case 3:
+        say(&w, node,
+            (struct msg){.kind = MSG_FINISHED,
+                         .finished = {.key = key,
+                                      .finish = FINISH_STOP + below(3),
+                                      .tokens_count = below(6),
+                                      .cached_tokens = any_number()}});
+        break;
+    case 4:
+    case 5:
+        say(&w, node,
+            (struct msg){.kind = MSG_FAILED,
+                         .failed = {key, errors[below(COUNT_OF(errors))], one_in(2), "so it is"}});
+        break;
+    case 6:
+        say(&w, node,
+            (struct msg){.kind = MSG_PREFILLED,
+                         .prefilled = {.key = key,
+                                       .cached_tokens = any_number(),
+                                       .transfer_tail_us = any_number(),
+                                       .transfer_bytes = any_number(),
+                                       .link = "tcp"}});
+        break;
+    case 7: say_blocks(node); break;
+    case 8: say_heartbeat(node); break;
+    case 9: say_encoded(node); break;
+    case 10:
+        say(&w, node,
+            (struct msg){.kind = MSG_PINNED,
+                         .pinned = {one_in(4) ? "other" : "sys", "", any_number()}});
+        break;
+    }
+    said++;
+}
+
+static void ask(void)
+{
+    struct msg m = submit_of(1 + below(5));
+    static uint64_t ref = 1000;
+    m.submit.ref = ++ref;
+    m.submit.id = ID128_NONE;
+    m.submit.tenant = one_in(3) ? "t" : NULL;
+    if (one_in(4)) m.submit.choices = 1 + below(3);
+    if (one_in(4)) {
+        m.submit.kind = below(JOB_KINDS);
+        m.submit.tokens_max = 0;
+        m.submit.choices = 1;
+    }
+    if (m.submit.kind == JOB_GENERATE && one_in(4)) m.submit.kv_window = 1 + below(20);
+    say(&w, CLIENT, m);
+}
+
+static void pin(void)
+{
+    say(&w, CLIENT,
+        (struct msg){.kind = MSG_PIN,
+                     .pin = {.ref = 1,
+                             .name = "sys",
+                             .tenant = "",
+                             .remove = one_in(3),
+                             .tokens = prompt,
+                             .tokens_count = 20}});
+}
+
+static void rejoin(uint32_t node)
+{
+    static const char *const names[] = {[P0] = "p0", [D0] = "d0", [D1] = "d1"};
+    router_core_on_lifeline(w.core, w.now, (struct peer){node}, true);
+    router_core_on_lifeline(w.core, w.now, (struct peer){node}, false);
+    hello(&w, node, node == P0 ? ROLE_PREFILL : ROLE_DECODE, names[node]);
+}
+
+static void move(void)
+{
+    uint32_t roll = below(100);
+    if (roll < 70)
+        lie(any_node());
+    else if (roll < 85)
+        ask();
+    else if (roll < 87)
+        pin();
+    else if (roll < 89)
+        rejoin(any_node());
+    else {
+        w.now += below(700) * NS_PER_MS;
+        router_core_on_timer(w.core, w.now);
+        router_core_audit(w.core);
+    }
+    look();
+}
+
+static void run_seed(uint64_t n)
+{
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    seed = n;
+    draws = known_count = 0;
+    config.prefix_index = one_in(2) ? 4096 : 0;
+    config.backfill = below(3);
+    config.session.dead_ns = 1000 * NS_PER_S;
+    world_open_joined(&w, &config);
+    look();
+    for (uint32_t i = 0; i < MOVES; i++)
+        move();
+    world_close(&w);
+}
+
+static int name_seed(void **state)
+{
+    (void)state;
+    if (!done) print_error("failed with TANDEM_SEED=%llu\n", (unsigned long long)seed);
+    return 0;
+}
+
+static void whatever_nodes_say_the_router_stays_whole(void **state)
+{
+    (void)state;
+    const char *one = getenv("TANDEM_SEED");
+    uint64_t first = one ? strtoull(one, NULL, 10) : 1;
+    for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
+        run_seed(n);
+    assert_true(said > MOVES / 2);
+    done = true;
+}
+
+int main(void)
+{
+    log_setup(LOG_OFF, NULL);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(whatever_nodes_say_the_router_stays_whole, name_seed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
