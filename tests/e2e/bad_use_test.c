@@ -45,7 +45,7 @@ static void wrong_settings_are_named_and_end_with_2(void **state)
         {"tandem-decode", "--model x --metrics 0.0.0.0:0", "--trusted-network"},
         {"tandem", "up --device cuda --prefill-gpus x", "--prefill-gpus \"x\": GPUs are given"},
         {"tandem", "frobnicate", "\"frobnicate\" is no verb"},
-        {"tandem", "generate --max-tokens 0 x", "--max-tokens: \"0\" is out of range"},
+        {"tandem", "generate --max-tokens -1 x", "--max-tokens: \"-1\" is out of range"},
         {"tandem", "status --router", "--router: its value is missing"},
     };
     (void)state;

@@ -258,6 +258,14 @@ void process_signal(struct process *p, int number)
     assert_int_equal(kill(p->pid, number), 0);
 }
 
+bool process_is_stopped(const struct process *p)
+{
+    siginfo_t about = {.si_pid = 0};
+    assert_int_equal(waitid(P_PID, (id_t)p->pid, &about, WSTOPPED | WEXITED | WNOWAIT | WNOHANG),
+                     0);
+    return about.si_pid == p->pid && about.si_code == CLD_STOPPED;
+}
+
 void process_kill(struct process *p)
 {
     p->expendable = true;

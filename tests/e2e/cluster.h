@@ -83,6 +83,7 @@ bool process_look(struct process *p);        /* reads what it said: is it ready?
 void process_await_ready(struct process *p); /* fails at once if it ends instead */
 int process_await_exit(struct process *p);   /* its status */
 void process_signal(struct process *p, int number);
+bool process_is_stopped(const struct process *p);   /* by SIGSTOP, and not continued */
 void process_kill(struct process *p);               /* -9, reaped */
 size_t process_peak_bytes(const struct process *p); /* resident, at most until here */
 bool process_logged(const struct process *p, const char *text);
