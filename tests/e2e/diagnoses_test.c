@@ -238,7 +238,7 @@ static void a_cache_that_forgets_too_early_is_named(void **state)
 {
     struct rig *rig = *state;
     rig->cluster = cluster_new(cluster_demo_model());
-    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_router(rig->cluster, "--disaggregate always --backfill never");
     cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1 --context 512 --blocks 34");
     cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1");
     cluster_await_nodes(rig->cluster);
@@ -331,7 +331,7 @@ static void start_tiered(struct rig *rig, const char *tiers)
     char args[2 * PATH_MAX];
     snprintf(args, sizeof args, "--threads 1 --context 512 --blocks 34 %s", tiers);
     rig->cluster = cluster_new(cluster_demo_model());
-    cluster_router(rig->cluster, "--disaggregate always");
+    cluster_router(rig->cluster, "--disaggregate always --backfill never");
     cluster_node(rig->cluster, PROGRAM_PREFILL, args);
     cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --context 512 --blocks 34");
     cluster_await_nodes(rig->cluster);

@@ -21,7 +21,8 @@
 
 enum { PROMPTS = 10, PROMPT_MAX = 2048 };
 
-#define ALWAYS "--disaggregate always"
+/* What a tier is to bring must not come from the decode node. */
+#define ALWAYS "--disaggregate always --backfill never"
 #define PAGES "--metrics 127.0.0.1:0 "
 #define PATIENT "--kv-tier-deadline 20s " /* what is there is used, however busy the machine is */
 
