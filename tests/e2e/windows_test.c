@@ -11,9 +11,12 @@
 #include "tests/unit/tiny_model.h"
 
 enum { WINDOW = 48, SINKS = 32, CONTEXT = 1024, ASKS = 6, PROMPT_MAX = 900, TOKENS = 60 };
+enum { FIRST = 1, NEXT = ASKS, SAID = 40 }; /* a conversation: its first turn, and the next one */
 
 /* Both pools hold a window and a chunk or two, an eighth of the longest prompt. */
 #define NODES "--threads 1 --chunk 32 --prefix-cache=false --metrics 127.0.0.1:0 --blocks "
+
+#define CACHING "--threads 1 --chunk 32 --metrics 127.0.0.1:0 --blocks 14 "
 
 static const struct tiny_shape shape = {.hidden = 64,
                                         .layers = 2,
@@ -28,8 +31,9 @@ static const struct tiny_shape shape = {.hidden = 64,
 
 struct world {
     char model[TINY_DIR_BYTES];
-    uint32_t prompt[ASKS][PROMPT_MAX], prompt_count[ASKS];
-    uint32_t want[ASKS][TOKENS];
+    uint32_t prompt[ASKS + 1][PROMPT_MAX], prompt_count[ASKS + 1];
+    uint32_t want[ASKS + 1][TOKENS];
+    char disk[TINY_DIR_BYTES];
     struct cluster *cluster;
     struct streams *streams;
 };
@@ -91,6 +95,12 @@ static void learn(struct world *w, bool of_model)
             w->prompt[i][t] = rng_below(rng_draw(9, i, t).word[0], own.vocab);
         run_alone(engine, step, w, i, window_of(of_model));
     }
+    w->prompt_count[NEXT] = w->prompt_count[FIRST] + TOKENS + SAID;
+    memcpy(w->prompt[NEXT], w->prompt[FIRST], w->prompt_count[FIRST] * sizeof(uint32_t));
+    memcpy(w->prompt[NEXT] + w->prompt_count[FIRST], w->want[FIRST], sizeof w->want[FIRST]);
+    for (uint32_t t = w->prompt_count[NEXT] - SAID; t < w->prompt_count[NEXT]; t++)
+        w->prompt[NEXT][t] = t % own.vocab;
+    run_alone(engine, step, w, NEXT, window_of(of_model));
     step_free(step);
     engine_close(engine);
 }
@@ -109,6 +119,7 @@ static int teardown(void **state)
     streams_free(w->streams);
     cluster_free(w->cluster);
     if (w->model[0]) tiny_dir_remove(w->model);
+    if (w->disk[0]) tiny_dir_remove(w->disk);
     return 0;
 }
 
@@ -236,6 +247,104 @@ static void streams_with_a_window_of_their_own_survive_a_node(void **state)
     streams_survive_a_node(*state, false);
 }
 
+/* ---- turns ---- */
+
+#define PROMPT_TOKENS "tandem_node_prompt_tokens_total"
+
+/* A later turn of the conversation; its stream is that of the engine alone. */
+static const struct stream *ask_turn(struct world *w, bool of_model, uint32_t i)
+{
+    struct ask ask = {.tokens = w->prompt[i],
+                      .tokens_count = w->prompt_count[i],
+                      .max_tokens = TOKENS,
+                      .ignore_eos = true,
+                      .no_text = true,
+                      .kv_window = window_of(of_model).tokens,
+                      .kv_sinks = window_of(of_model).sinks};
+    const struct stream *s = streams_start(w->streams, 0, &ask);
+    streams_run(w->streams);
+    stream_expect_done(s);
+    assert_int_equal(s->choice[0].tokens_count, TOKENS);
+    assert_memory_equal(s->choice[0].tokens, w->want[i], sizeof w->want[0]);
+    return s;
+}
+
+static uint32_t whole(uint32_t tokens)
+{
+    return tokens / BLOCK_TOKENS * BLOCK_TOKENS;
+}
+
+/* In pools of a quarter of the prompt. D has the answer too, P the prompt. */
+static void turns(struct world *w, bool of_model)
+{
+    learn(w, of_model);
+    for (uint32_t alone = 0; alone < 2; alone++) {
+        char args[TINY_DIR_BYTES + 128];
+        snprintf(args, sizeof args, CACHING "--model %s", w->model);
+        w->cluster = cluster_new(NULL);
+        cluster_router(w->cluster, alone ? "--disaggregate never" : "--disaggregate always");
+        if (!alone) cluster_node(w->cluster, PROGRAM_PREFILL, args);
+        cluster_node(w->cluster, PROGRAM_DECODE, args);
+        cluster_await_nodes(w->cluster);
+        w->streams = streams_new(w->cluster->addresses);
+        assert_int_equal(ask_turn(w, of_model, FIRST)->cached_tokens, 0);
+        uint64_t freed = metric(w, alone ? "d0" : "p0", "tandem_node_window_blocks_total");
+        assert_true(freed > w->prompt_count[FIRST] / BLOCK_TOKENS / 2);
+        uint64_t computed = alone ? 0 : metric(w, "p0", PROMPT_TOKENS);
+        uint32_t known = w->prompt_count[FIRST] + TOKENS - 1;
+        assert_int_equal(ask_turn(w, of_model, NEXT)->cached_tokens, whole(known));
+        if (!alone)
+            assert_int_equal(metric(w, "p0", PROMPT_TOKENS) - computed,
+                             w->prompt_count[NEXT] - whole(w->prompt_count[FIRST]));
+        finish(w);
+        cluster_free(w->cluster);
+        w->cluster = NULL;
+    }
+}
+
+static void a_later_turn_finds_all_of_the_one_before(void **state)
+{
+    turns(*state, true);
+}
+
+static void so_it_does_with_a_window_of_its_own(void **state)
+{
+    turns(*state, false);
+}
+
+static struct world *watched;
+static bool nothing_is_stored(struct cluster *c, json_t *status)
+{
+    (void)c, (void)status;
+    return metric(watched, "d0", "tandem_node_kv_blocks{state=\"transfer\"}") == 0;
+}
+
+static void a_killed_node_serves_the_window_that_it_knew(void **state)
+{
+    struct world *w = *state;
+    char args[2 * TINY_DIR_BYTES + 128];
+    learn(w, true);
+    tiny_dir_make(w->disk);
+    snprintf(args, sizeof args, CACHING "--kv-tier-deadline 20s --kv-disk %s/d --model %s", w->disk,
+             w->model);
+    w->cluster = cluster_new(NULL);
+    cluster_router(w->cluster, "--disaggregate never");
+    cluster_node(w->cluster, PROGRAM_DECODE, args);
+    cluster_await_nodes(w->cluster);
+    w->streams = streams_new(w->cluster->addresses);
+    ask_turn(w, true, FIRST);
+    cluster_await_idle(w->cluster);
+    watched = w;
+    cluster_await(w->cluster, nothing_is_stored, "what was computed is stored");
+    process_kill(cluster_process(w->cluster, "d0"));
+    const char *again = cluster_node(w->cluster, PROGRAM_DECODE, args)->name;
+    cluster_await_nodes(w->cluster);
+    uint32_t known = whole(w->prompt_count[FIRST] + TOKENS - 1);
+    assert_int_equal(ask_turn(w, true, NEXT)->cached_tokens, known);
+    assert_int_equal(metric(w, again, "tandem_node_tier_loaded_tokens_total"), WINDOW);
+    finish(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -243,6 +352,10 @@ int main(void)
             a_models_window_goes_through_pools_far_smaller_than_the_prompt, setup, teardown),
         cmocka_unit_test_setup_teardown(
             so_does_a_window_that_a_request_asks_for_and_its_reply_says_so, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_later_turn_finds_all_of_the_one_before, setup, teardown),
+        cmocka_unit_test_setup_teardown(so_it_does_with_a_window_of_its_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_killed_node_serves_the_window_that_it_knew, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(streams_with_a_window_survive_a_node, setup, teardown),
         cmocka_unit_test_setup_teardown(streams_with_a_window_of_their_own_survive_a_node, setup,
                                         teardown),
