@@ -246,6 +246,13 @@ static void show_prefixes(FILE *out, const json_t *n)
     }
 }
 
+/* A server has entries of others, too, and does not say how many are ours. */
+static const char *tier_keeps(const json_t *t, char text[SHOW_TEXT])
+{
+    if (strcmp(show_text(t, "name"), "redis") == 0) return "-";
+    return show_number(show_count(t, "entries"), text);
+}
+
 static void show_tiers(FILE *out, const json_t *n)
 {
     const json_t *tiers = json_object_get(n, "tiers"), *rows = json_object_get(tiers, "rows"), *t;
@@ -256,15 +263,15 @@ static void show_tiers(FILE *out, const json_t *n)
             "found", "not found", "not worth", "failures", "read");
     json_array_foreach(rows, i, t)
         fprintf(out, "  %-10.10s %-7s %11s %11s %11s %11s %11s %10.1f/s\n", show_text(t, "name"),
-                json_is_true(json_object_get(t, "broken")) ? "broken" : "ready",
-                show_number(show_count(t, "entries"), a), show_number(show_count(t, "hits"), b),
-                show_number(show_count(t, "misses"), c), show_number(show_count(t, "not_worth"), d),
+                json_is_true(json_object_get(t, "broken")) ? "broken" : "ready", tier_keeps(t, a),
+                show_number(show_count(t, "hits"), b), show_number(show_count(t, "misses"), c),
+                show_number(show_count(t, "not_worth"), d),
                 show_number(show_count(t, "failures"), e), show_real(t, "read_rate") / 1e6);
     fprintf(out,
-            "  blocks; MB read in a second. %s tokens came from tiers; of %s prompts that asked",
+            "  in blocks; MB read in a second. %s tokens came from tiers; %s prompts asked them,",
             show_number(show_count(tiers, "loaded_tokens"), a),
             show_number(show_count(tiers, "loads"), b));
-    fprintf(out, "\n  %s were answered too late, after %.1f ms\n",
+    fprintf(out, "\n  %s of which went on without an answer after %.1f ms\n",
             show_number(show_count(tiers, "loads_late"), a), show_real(tiers, "deadline_us") / 1e3);
 }
 
