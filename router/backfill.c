@@ -20,6 +20,8 @@
 /* How long choices wait: for as long as computing it would take, and within this. */
 #define WAIT_MIN_NS (100 * NS_PER_MS)
 #define WAIT_MAX_NS (2 * NS_PER_S)
+/* A pair over which one did not come is left alone so long: its link may be no link. */
+#define PAUSE_NS (10 * NS_PER_S)
 
 struct backfill {
     struct list_link place;   /* core->backfills */
@@ -28,6 +30,7 @@ struct backfill {
     struct node *from, *to;
     bool from_told, to_told; /* it is in the node's live set */
     bool sent, arrived;      /* PREFILL; KV */
+    bool missing;            /* `from` has it no more */
     uint64_t deadline_ns;
     uint64_t hash;  /* of its last block */
     struct job job; /* prompt: tokens[] */
@@ -81,6 +84,8 @@ static void let_go(struct router_core *core, uint64_t now_ns, struct backfill *b
 
 static void end(struct router_core *core, uint64_t now_ns, struct backfill *b)
 {
+    if (b->sent && !b->arrived && !b->missing)
+        b->from->rates[b->to->index].paused_until_ns = now_ns + PAUSE_NS;
     let_go(core, now_ns, b, b->from, &b->from_told);
     let_go(core, now_ns, b, b->to, &b->to_told);
     list_remove(&b->place);
@@ -98,9 +103,11 @@ void backfills_free(struct router_core *core)
 
 /* ---- the beginning ---- */
 
-static bool is_free(const struct router_core *core, const struct node *from, const struct node *to)
+static bool is_free(const struct router_core *core, uint64_t now_ns, const struct node *from,
+                    const struct node *to)
 {
     uint32_t of_pair = 0;
+    if (now_ns < from->rates[to->index].paused_until_ns) return false;
     for (const struct list_link *l = core->backfills.next; l != &core->backfills; l = l->next)
         of_pair += backfill_at(l)->from == from && backfill_at(l)->to == to;
     return core->backfills_count < BACKFILLS_MAX && of_pair < BACKFILLS_PAIR_MAX;
@@ -160,7 +167,7 @@ static struct backfill *begin(struct router_core *core, uint64_t now_ns, const s
                               const struct sched_fill *fill, struct node *to)
 {
     struct node *from = core->nodes[fill->from];
-    if (!is_free(core, from, to)) return NULL;
+    if (!is_free(core, now_ns, from, to)) return NULL;
     struct backfill *b = backfill_new(core, now_ns, c, fill);
     if (!b) return NULL; /* then it is computed */
     b->from = from;
@@ -265,7 +272,8 @@ static void on_failed(struct router_core *core, uint64_t now_ns, struct backfill
 {
     bool told =
         live_remove(b->from == n ? b->from : b->to, b, b->from == n ? &b->from_told : &b->to_told);
-    if (told && b->from == n && m->error == ERR_NOT_FOUND && n->holder != INDEX_NONE)
+    b->missing = b->from == n && m->error == ERR_NOT_FOUND;
+    if (told && b->missing && n->holder != INDEX_NONE)
         index_remove(core->index, n->holder, b->hash, TIER_POOL);
     if (told) end(core, now_ns, b);
 }

@@ -17,8 +17,9 @@
 
 /* What a request waits for KV from P to one D: measured, or taken for it until it is. */
 struct sched_rate {
-    uint64_t bytes_per_s; /* 0: never tried */
-    uint64_t bytes, ns;   /* what was measured, older transfers counting less; 0: nothing was */
+    uint64_t bytes_per_s;     /* 0: never tried */
+    uint64_t bytes, ns;       /* what was measured, older transfers counting less; 0: nothing was */
+    uint64_t paused_until_ns; /* no backfill before: the last one did not come */
 };
 
 /* One node as the scheduler sees it. Sums are the router's own of what it sent there; what other
