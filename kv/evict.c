@@ -269,6 +269,16 @@ uint32_t evict_held(const struct evict *x, uint32_t slot)
     return x->shares.share[slot].held;
 }
 
+uint32_t evict_tenants(const struct evict *x, uint32_t *most)
+{
+    *most = 0;
+    for (uint32_t i = 0; i < x->shares.used_count; i++) {
+        uint32_t held = evict_held(x, x->shares.used[i]);
+        if (held > *most) *most = held;
+    }
+    return x->shares.used_count;
+}
+
 void evict_known(struct evict *x, uint32_t block, uint64_t hash, uint32_t depth, uint32_t slot)
 {
     struct known *k = &x->known[block];

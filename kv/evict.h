@@ -105,6 +105,8 @@ evict_pick_wanted(struct evict *order); /* spare ones aside; of the tenant whose
 uint32_t evict_pick_of(struct evict *order, uint32_t slot); /* of this tenant's */
 uint32_t evict_held(const struct evict *order,
                     uint32_t slot); /* blocks that are known, of this tenant */
+/* Tenants with known blocks, and the most that one has. */
+uint32_t evict_tenants(const struct evict *order, uint32_t *most);
 /* The candidate whose time is over, EVICT_NONE: there is none, or the policy knows no time. */
 uint32_t evict_expired(const struct evict *order);
 /* When it was let go of last, or became known. */

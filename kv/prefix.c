@@ -634,6 +634,11 @@ struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache)
     return cache->stats;
 }
 
+uint32_t kv_prefix_tenants(const struct kv_prefix *cache, uint32_t *blocks_most)
+{
+    return evict_tenants(cache->order, blocks_most);
+}
+
 bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
                     struct kv_prefix_entry *entry)
 {

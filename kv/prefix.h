@@ -125,6 +125,8 @@ void kv_prefix_unpin(struct kv_prefix *cache, uint64_t salt, const uint32_t *tok
 /* How many blocks kv_prefix_evict could free if asked for all. O(1). */
 uint32_t kv_prefix_evictable(const struct kv_prefix *cache);
 struct kv_prefix_stats kv_prefix_stats(const struct kv_prefix *cache);
+/* Tenants with cached blocks, those without a name as one, and the most that one has. */
+uint32_t kv_prefix_tenants(const struct kv_prefix *cache, uint32_t *blocks_most);
 /* What is known of an entry, for reports. Pointers live until the cache changes. */
 struct kv_prefix_entry {
     uint64_t hash, salt;

@@ -75,6 +75,14 @@ static const struct metric_spec specs[METERS] = {
                             "Places for tokens that are empty in blocks of sequences"},
     [METER_CONTIGUOUS_SLOTS] = {METRIC_GAUGE, "tandem_node_contiguous_slots", NULL,
                                 "Places that contiguous memory for the longest would take"},
+    [METER_PINS] = {METRIC_GAUGE, "tandem_node_pins", NULL,
+                    "Prompts that routers want pinned here"},
+    [METER_PINNED_BLOCKS] = {METRIC_GAUGE, "tandem_node_pinned_blocks", NULL,
+                             "Cached KV blocks that stay for these"},
+    [METER_TENANTS] = {METRIC_GAUGE, "tandem_node_cache_tenants", NULL,
+                       "Tenants with cached KV blocks; those without a name are one"},
+    [METER_TENANT_BLOCKS] = {METRIC_GAUGE, "tandem_node_cache_tenant_most_blocks", NULL,
+                             "Cached KV blocks of the tenant that has most"},
     [METER_ROUTERS] = {METRIC_GAUGE, "tandem_node_routers", NULL,
                        "Routers with which a session stands"},
     [METER_DRAINING] = {METRIC_GAUGE, "tandem_node_draining", NULL, "1: it takes no new jobs"},
@@ -138,6 +146,18 @@ enum err node_meters_new(struct node_core *c)
         e = metrics_add(c->metrics, &spec, &c->meter[i]);
     }
     return e;
+}
+
+static void show_tenants(struct node_core *c)
+{
+    uint32_t pins = 0, most = 0, tenants = c->cache ? kv_prefix_tenants(c->cache, &most) : 0;
+    for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
+        pins += c->pin[i].used;
+    metric_set(c->meter[METER_PINS], pins);
+    metric_set(c->meter[METER_PINNED_BLOCKS],
+               c->cache ? kv_prefix_stats(c->cache).pinned_blocks : 0);
+    metric_set(c->meter[METER_TENANTS], tenants);
+    metric_set(c->meter[METER_TENANT_BLOCKS], most);
 }
 
 static uint32_t routers_up(const struct node_core *c)
@@ -225,6 +245,7 @@ enum err node_core_metrics(struct node_core *c, const struct xfer_stats *links, 
         metric_show_count(c->meter[METER_LINK_FAILURES + i], c->link_counts[i].failures);
         metric_set(c->meter[METER_LINKS_READY + i], links_ready(c, i));
     }
+    show_tenants(c);
     tier_meters_show(c);
     return metrics_prometheus(c->metrics, page);
 }

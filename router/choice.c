@@ -573,6 +573,8 @@ static void note_first(struct router_core *core, struct choice *c, uint64_t now_
     if (c->first_ns) return;
     c->first_ns = now_ns;
     router_meter_time(core, METER_FIRST_TOKEN, c->request->arrived_ns, now_ns);
+    tenant_meters_first_token(core, c->request->tenant,
+                              (double)(now_ns - c->request->arrived_ns) / (double)NS_PER_S);
     c->timing.ttft = us_between(c->request->arrived_ns, now_ns);
 }
 

@@ -60,6 +60,7 @@ struct fair_tenant {
     uint32_t waiting;                         /* queued */
     uint32_t running;                         /* started and not ended */
     uint64_t prompt_tokens, generated_tokens; /* served */
+    uint32_t meters;                          /* the caller's: which series count it */
 };
 
 struct fair {

@@ -10,6 +10,7 @@
 #define NODES_HELP "Nodes that have joined"
 #define ENDED_HELP "Samples that have ended: a request has n of them"
 #define BACKFILLS_HELP "Prefixes brought from a node's cache to the prefill node that needs them"
+#define LACKING_HELP "How often a node does not hold all of one of them"
 #define KV_USE_HELP "Share of the pool's KV blocks that are neither free nor only cached"
 
 static const struct metric_spec specs[METERS] = {
@@ -91,6 +92,11 @@ static const struct metric_spec specs[METERS] = {
                             "Nodes that had less of a prompt than the index said"},
     [METER_PREFIX_GAPS] = {METRIC_COUNTER, "tandem_router_prefix_gaps_total", NULL,
                            "Times that news of nodes' blocks were lost, and asked for again"},
+    [METER_PINS] = {METRIC_GAUGE, "tandem_router_pins", NULL,
+                    "Prompts that stay cached under a name"},
+    [METER_PINS_LACKING] = {METRIC_GAUGE, "tandem_router_pins_lacking", PREFILL, LACKING_HELP},
+    [METER_PINS_LACKING_DECODE] = {METRIC_GAUGE, "tandem_router_pins_lacking", DECODE,
+                                   LACKING_HELP},
     [METER_STALE] = {METRIC_COUNTER, "tandem_router_stale_messages_total", NULL,
                      "Messages of earlier sessions or attempts, dropped"},
     [METER_MALFORMED] = {METRIC_COUNTER, "tandem_router_malformed_messages_total", NULL,
@@ -101,10 +107,10 @@ static const struct metric_spec specs[METERS] = {
 
 enum err router_meters_new(struct router_core *core)
 {
-    enum err e = metrics_new(&core->metrics, METERS);
+    enum err e = metrics_new(&core->metrics, METERS + tenant_meters_series(core));
     for (size_t i = 0; e == OK && i < METERS; i++)
         e = metrics_add(core->metrics, &specs[i], &core->meter[i]);
-    return e;
+    return e == OK ? tenant_meters_new(core) : e;
 }
 
 void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns, uint64_t to_ns)
@@ -190,6 +196,15 @@ static void show_counts(struct router_core *core, const struct router_counts *c)
         metric_show_count(core->meter[rows[i].meter], rows[i].count);
 }
 
+static void show_pins(struct router_core *core)
+{
+    uint32_t pins, lacking[2];
+    pins_count(core, &pins, lacking);
+    metric_set(core->meter[METER_PINS], pins);
+    metric_set(core->meter[METER_PINS_LACKING], lacking[0]);
+    metric_set(core->meter[METER_PINS_LACKING_DECODE], lacking[1]);
+}
+
 enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct buf *page)
 {
     struct router_counts c;
@@ -204,6 +219,8 @@ enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct b
                core->index ? (double)index_stats(core->index).entries : 0);
     metric_set(core->meter[METER_CLIENTS], c.clients);
     metric_set(core->meter[METER_DRAINING], core->draining);
+    show_pins(core);
+    tenant_meters_show(core);
     return metrics_prometheus(core->metrics, page);
 }
 

@@ -284,3 +284,16 @@ struct json_t *pins_json(const struct router_core *core)
     }
     return list;
 }
+
+void pins_count(const struct router_core *core, uint32_t *pins, uint32_t lacking[2])
+{
+    *pins = lacking[0] = lacking[1] = 0;
+    for (uint32_t k = 0; k < ROUTER_PINS_MAX; k++) {
+        const struct pin *p = &core->pin[k];
+        *pins += p->used;
+        for (uint32_t i = 0; p->used && i < core->nodes_count; i++) {
+            const struct node *n = core->nodes[i];
+            lacking[n->hello.role == ROLE_DECODE] += n->pin[k].blocks < whole_blocks(p);
+        }
+    }
+}

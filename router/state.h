@@ -300,10 +300,28 @@ enum meter {
     METER_PREFIX_HIT_TOKENS,
     METER_PREFIX_FALSE,
     METER_PREFIX_GAPS,
+    METER_PINS,
+    METER_PINS_LACKING, /* of P, of D */
+    METER_PINS_LACKING_DECODE,
     METER_STALE,
     METER_MALFORMED,
     METER_SLOW,
     METERS
+};
+
+/* Series of a tenant, in the order of tenant_meters.c. */
+enum tenant_meter {
+    TENANT_PROMPT_TOKENS,
+    TENANT_CACHED_TOKENS,
+    TENANT_GENERATED_TOKENS,
+    TENANT_WAITING,
+    TENANT_RUNNING,
+    TENANT_FIRST_TOKEN,
+    TENANT_METERS
+};
+struct tenant_meters {
+    char labels[2 * TENANT_NAME_MAX + 32]; /* "": unused */
+    struct metric *meter[TENANT_METERS];
 };
 
 struct queue_waits {
@@ -355,6 +373,7 @@ struct router_core {
     struct router_facts facts;
     struct metrics *metrics;
     struct metric *meter[METERS];
+    struct tenant_meters tenant_meters[TENANT_WEIGHTS_MAX + 2];
     uint32_t met[CHOICE_STATES][CHOICE_EVENTS]; /* how often a choice met what; for tests */
 };
 
@@ -509,6 +528,19 @@ void result_forget(struct choice *c); /* of an attempt that is over */
 void waits_note_blocked(struct router_core *core, uint64_t now_ns, enum sched_answer by);
 void waits_note_picked(struct router_core *core, uint64_t since_ns, uint64_t now_ns);
 void waits_now(const struct router_core *core, uint64_t now_ns, struct queue_waits *waits);
+
+/* tenant_meters.c: what it shows of tenants */
+size_t tenant_meters_series(const struct router_core *core);
+enum err tenant_meters_new(struct router_core *core);
+void tenant_meters_join(const struct router_core *core, struct fair_tenant *t);
+void tenant_meters_count(struct router_core *core, const struct fair_tenant *t,
+                         enum tenant_meter meter, uint64_t n);
+void tenant_meters_first_token(struct router_core *core, const struct fair_tenant *t,
+                               double seconds);
+void tenant_meters_show(struct router_core *core);
+
+/* pins.c: pins there are, and of those how often a node of this role has not all of one */
+void pins_count(const struct router_core *core, uint32_t *pins, uint32_t lacking[2]);
 
 /* meters.c: what the page of metrics shows */
 /* How long the one has waited that entered the queue first. */

@@ -29,6 +29,7 @@ enum err turns_join(struct router_core *core, struct request *r)
         return e;
     }
     r->tenant = t;
+    tenant_meters_join(core, t);
     return OK;
 }
 
@@ -66,6 +67,7 @@ void turns_started(struct router_core *core, struct choice *c)
     if (c->charged_tokens || c->fork) return; /* a fork computes no prompt */
     c->charged_tokens = choice_tokens(c);
     t->prompt_tokens += c->charged_tokens;
+    tenant_meters_count(core, t, TENANT_PROMPT_TOKENS, c->charged_tokens);
     fair_charge(&core->fair, t, (uint64_t)c->charged_tokens * FAIR_PROMPT);
 }
 
@@ -82,6 +84,7 @@ void turns_cached(struct router_core *core, struct choice *c, uint32_t cached_to
     uint32_t more = cached_tokens - c->refunded_tokens;
     c->refunded_tokens = cached_tokens;
     t->prompt_tokens -= more;
+    tenant_meters_count(core, t, TENANT_CACHED_TOKENS, more);
     fair_refund(&core->fair, t, (uint64_t)more * FAIR_PROMPT);
 }
 
@@ -89,6 +92,7 @@ void turns_generated(struct router_core *core, struct choice *c, uint32_t tokens
 {
     struct fair_tenant *t = c->request->tenant;
     t->generated_tokens += tokens;
+    tenant_meters_count(core, t, TENANT_GENERATED_TOKENS, tokens);
     fair_charge(&core->fair, t, (uint64_t)tokens * FAIR_GENERATED);
 }
 

@@ -29,7 +29,6 @@
 #include "tests/unit/testing.h"
 
 #include <dirent.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +36,7 @@
 
 #include "common/clock.h"
 #include "common/rng.h"
+#include "tests/bench/cores.h"
 #include "tests/bench/figures.h"
 #include "tests/bench/shape_s.h"
 #include "tests/e2e/cluster.h"
@@ -108,34 +108,6 @@ static void tell_all(const char *name, struct samples *ms)
 
 /* ---- the cluster ---- */
 
-/* Of this process and of all that it starts from now on. */
-static void use_core(unsigned core)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    if (sched_setaffinity(0, sizeof set, &set) != 0)
-        fprintf(stderr, "cluster_bench: no core %u to be pinned to\n", core);
-}
-
-/* Of a session against others. */
-static void raise_weight(pid_t session)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/autogroup", (int)session);
-    FILE *f = fopen(path, "we");
-    if (f) fputs("-19", f);
-    if (f) fclose(f);
-}
-
-static void put_first(pid_t child)
-{
-    if (!bench.first_in_line) return;
-    while (getsid(child) != child && getsid(child) > 0) /* it makes its session in a moment */
-        sched_yield();
-    raise_weight(child);
-}
-
 static struct process *start_node(enum program program, const char *args)
 {
     char all[1024];
@@ -143,10 +115,10 @@ static struct process *start_node(enum program program, const char *args)
     if (bench.amounts->large)
         snprintf(all + size, sizeof all - (size_t)size, " --kv-bytes 1G --cache-dir %s",
                  shape_s_cache());
-    use_core(program == PROGRAM_DECODE);
+    cores_use(program == PROGRAM_DECODE);
     struct process *p = cluster_spawn(bench.cluster, program, all);
-    put_first(p->pid);
-    use_core(0);
+    cores_put_first(p->pid);
+    cores_use(0);
     process_await_ready(p);
     return p;
 }
@@ -163,7 +135,7 @@ static void new_cluster(void)
 static struct process *start_router(const char *args)
 {
     struct process *p = cluster_router(bench.cluster, args);
-    put_first(p->pid);
+    cores_put_first(p->pid);
     return p;
 }
 
@@ -749,8 +721,8 @@ int main(int argc, char **argv)
             if (strcmp(argv[i], sections[n].name) == 0) chosen[n] = true, all = false;
     }
     atexit(show_logs);
-    use_core(0);
-    if (bench.first_in_line && setsid() > 0) raise_weight(getpid());
+    cores_use(0);
+    if (bench.first_in_line) cores_first_in_line();
     for (size_t n = 0; n < SECTIONS; n++) {
         if (!all && !chosen[n]) continue;
         bench.amounts = sections[n].amounts;

@@ -75,6 +75,32 @@ static void steps_and_tokens_are_counted(void **state)
     rig_free(&d);
 }
 
+static void pins_and_tenants_are_counted(void **state)
+{
+    (void)state;
+    static uint32_t ids[40];
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 32});
+    expect_shown("tandem_node_cache_tenants", 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct job job = rig_job(5 + i, &(struct rig_prompt){5, 0, 0, 40 - 20 * i, 1});
+        job.tenant = job.tenant_salt = 7 + i;
+        memcpy(ids, job.prompt, job.prompt_count * sizeof *ids);
+        rig_reserve(&d, &job, true);
+        rig_run(&d);
+        rig_acknowledge(&d, job.key);
+    }
+    expect_shown("tandem_node_cache_tenants", 2);
+    expect_shown("tandem_node_cache_tenant_most_blocks", 2);
+    rig_say(
+        &d,
+        (struct msg){
+            .kind = MSG_PIN,
+            .pin = {.name = "sys", .tenant = "x", .salt = 8, .tokens = ids, .tokens_count = 20}});
+    expect_shown("tandem_node_pins", 1);
+    expect_shown("tandem_node_pinned_blocks", 1);
+    rig_free(&d);
+}
+
 static void the_link_s_figures_are_shown(void **state)
 {
     (void)state;
@@ -148,6 +174,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_of_all_states_are_the_pool),
         cmocka_unit_test(steps_and_tokens_are_counted),
+        cmocka_unit_test(pins_and_tenants_are_counted),
         cmocka_unit_test(the_link_s_figures_are_shown),
         cmocka_unit_test(links_are_counted_by_kind),
         cmocka_unit_test(it_is_ready_while_a_router_knows_it_and_it_does_not_drain),

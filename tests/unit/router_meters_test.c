@@ -2,6 +2,8 @@
 #include "tests/unit/exposition.h"
 #include "tests/unit/router_rig.h"
 
+#include <string.h>
+
 static void expect_shown(struct world *w, const char *series, double wanted)
 {
     struct buf page = {0};
@@ -77,6 +79,73 @@ static void counts_and_times_follow_a_request(void **state)
     world_close(&w);
 }
 
+/* A stream of four tokens of this tenant from its beginning to its end. */
+static void stream_of(struct world *w, const char *tenant)
+{
+    struct msg m = submit_of(4);
+    m.submit.tenant = tenant;
+    say(w, CLIENT, m);
+    struct job_key key = reserve(w, D0);
+    w->now += 5 * NS_PER_MS;
+    tell_first(w, P0, key, 0);
+    tell_tokens(w, D0, key, 0, 4);
+    tell_prefilled(w, P0, key);
+    tell_finished(w, D0, key, 4);
+}
+
+static void tenants_with_a_weight_have_series_of_their_own(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config changes = ROUTER_CONFIG_DEFAULT;
+    const struct tenant_weight weights[] = {{"a\"b", 2}, {"others", 1}, {"a\"b", 3}};
+    changes.weights_count = 3;
+    memcpy(changes.weights, weights, sizeof weights);
+    world_open_joined(&w, &changes);
+    stream_of(&w, "a\"b");
+    stream_of(&w, "a\"b");
+    stream_of(&w, "x");
+    stream_of(&w, "y");
+    stream_of(&w, "z");
+    stream_of(&w, NULL);
+#define GENERATED "tandem_router_tenant_generated_tokens_total"
+    expect_shown(&w, GENERATED "{who=\"named\",tenant=\"a\\\"b\"}", 8);
+    expect_shown(&w, GENERATED "{who=\"named\",tenant=\"others\"}", 0);
+    expect_shown(&w, GENERATED "{who=\"others\",tenant=\"\"}", 12);
+    expect_shown(&w, GENERATED "{who=\"unnamed\",tenant=\"\"}", 4);
+    expect_shown(&w, "tandem_router_tenant_prompt_tokens_total{who=\"others\",tenant=\"\"}", 60);
+    expect_shown(&w,
+                 "tandem_router_tenant_time_to_first_token_seconds_count"
+                 "{who=\"unnamed\",tenant=\"\"}",
+                 1);
+    struct msg m = submit_of(4);
+    m.submit.tenant = "new";
+    say(&w, CLIENT, m);
+    expect_shown(&w, "tandem_router_tenant_running_samples{who=\"others\",tenant=\"\"}", 1);
+    expect_shown(&w, "tandem_router_tenant_waiting_samples{who=\"others\",tenant=\"\"}", 0);
+    world_close(&w);
+}
+
+static void pins_that_nodes_lack_are_counted(void **state)
+{
+    (void)state;
+    struct world w;
+    static uint32_t ids[40];
+    world_open_joined(&w, NULL);
+    expect_shown(&w, "tandem_router_pins", 0);
+    say(&w, CLIENT,
+        (struct msg){
+            .kind = MSG_PIN,
+            .pin = {.ref = 1, .name = "sys", .tenant = "", .tokens = ids, .tokens_count = 40}});
+    expect_shown(&w, "tandem_router_pins", 1);
+    expect_shown(&w, "tandem_router_pins_lacking{role=\"decode\"}", 2);
+    say(&w, D0,
+        (struct msg){.kind = MSG_PINNED, .pinned = {.name = "sys", .tenant = "", .blocks = 2}});
+    expect_shown(&w, "tandem_router_pins_lacking{role=\"prefill\"}", 1);
+    expect_shown(&w, "tandem_router_pins_lacking{role=\"decode\"}", 1);
+    world_close(&w);
+}
+
 static void pools_are_summed_from_heartbeats(void **state)
 {
     (void)state;
@@ -147,6 +216,8 @@ int main(void)
         cmocka_unit_test(the_oldest_waiting_request_gives_the_queue_its_age),
         cmocka_unit_test(a_retry_waits_from_when_it_is_queued_again),
         cmocka_unit_test(counts_and_times_follow_a_request),
+        cmocka_unit_test(tenants_with_a_weight_have_series_of_their_own),
+        cmocka_unit_test(pins_that_nodes_lack_are_counted),
         cmocka_unit_test(pools_are_summed_from_heartbeats),
         cmocka_unit_test(it_is_ready_while_a_request_would_find_its_nodes),
         cmocka_unit_test(busy_nodes_are_no_reason_not_to_be_ready),
