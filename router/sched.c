@@ -81,10 +81,10 @@ static bool prompt_fits(const struct sched_node *n, const struct sched_job *job)
     return n->blocks_total >= sched_blocks_at_once(n, job, blocks);
 }
 
-/* Of `all`, what is not for this job; a node that nobody uses keeps nothing. */
+/* Of `all`, what is not for this job, at least one; a node that nobody uses keeps nothing. */
 static uint32_t kept(const struct sched_node *n, const struct sched_job *job, uint32_t all)
 {
-    return n->running > 0 ? (uint32_t)((uint64_t)all * job->keep_percent / 100) : 0;
+    return n->running > 0 ? (uint32_t)(((uint64_t)all * job->keep_percent + 99) / 100) : 0;
 }
 
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)

@@ -707,9 +707,33 @@ static void waiting_outweighs_any_priority(void **state)
                 sched_queue_key(SCHED_LEVEL_NS * 2 * SCHED_PRIORITY_MAX + 1, INT32_MIN));
 }
 
+/* A percentage of few places is less than one. */
+static void some_place_is_kept_however_few_there_are(void **state)
+{
+    (void)state;
+    const struct {
+        struct sched_node node;
+        uint32_t keep_percent;
+        bool room;
+    } row[] = {
+        {D(7, 0, 100), 0, true},   {D(7, 0, 100), 1, false}, {D(6, 0, 100), 12, true},
+        {D(7, 0, 100), 12, false}, {D(0, 0, 100), 90, true}, {D(4, 0, 10), 9, true},
+        {D(4, 0, 9), 9, false},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
+        struct sched_job job = {.tokens = 16,
+                                .blocks = 1,
+                                .blocks_full = 1,
+                                .over_share = true,
+                                .keep_percent = row[i].keep_percent};
+        if (sched_has_room(&row[i].node, &job, 1) != row[i].room) fail_msg("row %zu", i);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(some_place_is_kept_however_few_there_are),
         cmocka_unit_test(picks_as_the_table_says),
         cmocka_unit_test(closed_nodes_are_never_picked),
         cmocka_unit_test(a_node_that_refused_is_asked_again_later),
