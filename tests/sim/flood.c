@@ -22,6 +22,8 @@ void flood_build(struct sim *s, uint32_t *prefills, uint32_t *decodes)
     s->clients_count = s->options.flood == SIM_FLOOD_BESIDE ? SIM_CLIENTS_MAX : 1;
     s->chunk = 16;
     s->batch = BATCH;
+    s->steps = 1; /* with more submitted at once, a prompt waits for as many */
+    s->tenants = s->tenant_percent_max = 0;
     s->rows_free = 64;
     s->window = 0;
     s->blocks = 2 * BATCH * SIM_CONTEXT / BLOCK_TOKENS;
