@@ -6,15 +6,19 @@
  *
  * --first as in cluster_bench.c. --quick: few of everything, to see that it runs. The light tenant asks for one
  * answer after the other, with a short pause; the flood keeps FLOOD requests in the system, each with a prompt
- * that nobody had before, long prompts for P and long answers for D by turns. By turns, so that whatever else the machine does meets all three alike:
+ * that nobody had before, long prompts for P and long answers for D. In turn, so that whatever else the machine does
+ * meets all three alike:
  * - alone: the light tenant's requests.
  * - named: beside the flood, where both say who they are.
  * - unnamed: the same requests where nobody does, for contrast.
  *
  * "ttft" is from a request to its first token, "itl" between two tokens, the first gap of a stream included, which
  * waits for D's running step. "of_alone" is the share of the same percentile alone: the aim is 1.5 of the named ones.
- * "flood_tokens_s" is what the flood generated. Sections: demo, on the demo model, where a step of
- * more rows takes longer in proportion, and s, on the model of shape S, where steps mostly read weights. */
+ * "flood_tokens_s" is what the flood generated. Sections:
+ * - demo: the demo model, where each row makes a step longer by about as much as the first one, so D has a batch
+ *   of 2: what a step is, no order of requests can make shorter.
+ * - wide: the same with a batch of 8, to show what that costs.
+ * - s: the model of shape S, where steps mostly read weights, with a batch of 4. Not part of --quick. */
 #include "tests/unit/testing.h"
 
 #include <stdio.h>
@@ -34,9 +38,9 @@ enum way { ALONE, NAMED, UNNAMED, WAYS };
 static const char *const way_names[WAYS] = {"alone", "named", "unnamed"};
 
 struct amounts {
-    const char *name, *nodes; /* settings of both nodes */
+    const char *name, *nodes, *decode; /* settings of both nodes, of D */
     const char *(*model)(void);
-    bool large; /* random weights: no tokenizer */
+    bool large, quick; /* random weights, no tokenizer; part of --quick too */
     uint32_t light_prompt, light_tokens;
     uint32_t flood_prompt, flood_tokens; /* one of the two is short, by turns */
     uint32_t rounds, requests;           /* of each way; light ones in a round */
@@ -44,8 +48,12 @@ struct amounts {
 
 /* A prompt is some chunks long, so that the wait for the step that runs is a part of it. */
 static const struct amounts sections[] = {
-    {"demo", "--chunk 64", cluster_demo_model, false, 512, 120, 768, 1000, 8, 20},
-    {"s", "--chunk 64 --kv-bytes 1G", shape_s_model, true, 256, 40, 384, 200, 3, 5},
+    {"demo", "--chunk 64", "--batch 2", cluster_demo_model, false, true, 512, 120, 768, 1000, 8,
+     20},
+    {"wide", "--chunk 64", "--batch 8", cluster_demo_model, false, true, 512, 120, 768, 1000, 4,
+     20},
+    {"s", "--chunk 64 --kv-bytes 1G", "--batch 4", shape_s_model, true, false, 256, 40, 384, 100, 3,
+     5},
 };
 enum { SECTIONS = sizeof sections / sizeof sections[0] };
 
@@ -81,7 +89,7 @@ static void start_cluster(void)
     bench.cluster->apart = bench.first_in_line;
     cores_put_first(cluster_router(bench.cluster, "--disaggregate always")->pid);
     start_node(PROGRAM_PREFILL, "");
-    start_node(PROGRAM_DECODE, "--batch 8");
+    start_node(PROGRAM_DECODE, bench.amounts.decode);
     cluster_await_nodes(bench.cluster);
 }
 
@@ -235,7 +243,7 @@ int main(int argc, char **argv)
     cores_use(0);
     if (bench.first_in_line) cores_first_in_line();
     for (size_t n = 0; n < SECTIONS; n++)
-        if (all || chosen[n]) run_section(&sections[n], quick);
+        if (chosen[n] || (all && (!quick || sections[n].quick))) run_section(&sections[n], quick);
     figures_end();
     return 0;
 }
