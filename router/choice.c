@@ -809,7 +809,8 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
                          const struct msg_prefilled *m)
 {
     struct choice *c = choice_at(core, m->key, from);
-    if (!c || c->prefill != from || !c->decode) return; /* without a D it says FINISHED */
+    if (!c || c->prefill != from) return;
+    if (c->state == CHOICE_PREFILLING && !c->decode) return; /* it is to say FINISHED */
     meet(core, c, CHOICE_EV_PREFILLED);
     trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
