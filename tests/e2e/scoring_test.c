@@ -72,7 +72,7 @@ static void on_event(void *ctx, const struct tandem_event *e)
 static struct answer *ask_all(const struct cluster *c, struct process *victim)
 {
     uint32_t left = ASKS;
-    uint64_t end_ns = clock_now_ns() + CLUSTER_WAIT_MS * NS_PER_MS;
+    uint64_t end_ns = clock_now_ns() + STREAMS_WAIT_MS * NS_PER_MS;
     struct answer *answers = mem_array(ASKS, sizeof *answers);
     struct tandem *t;
     assert_int_equal(tandem_open(&t, c->addresses), TANDEM_OK);
