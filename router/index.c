@@ -284,6 +284,41 @@ struct index_held index_match(const struct index *x, uint16_t node, const uint64
     return (struct index_held){pool, boundary(x, node, hashes, pool, count, WHERE)};
 }
 
+/* Whether blocks [first, end) are likely to be there. */
+static bool holds_run(const struct index *x, uint16_t node, const uint64_t *hashes, uint32_t first,
+                      uint32_t end, uint16_t wanted)
+{
+    uint32_t step = end > first ? (end - first) / INDEX_SAMPLES + 1 : 1;
+    for (uint32_t i = first; i < end; i += step)
+        if ((look(x, node, hashes[i]) & wanted) == 0) return false;
+    return true;
+}
+
+static uint32_t window_end(const struct index *x, uint16_t node, const uint64_t *hashes,
+                           uint32_t count, struct kv_window window, uint16_t wanted)
+{
+    uint32_t reach = kv_window_reach(window), sinks = window.sinks / BLOCK_TOKENS, at = count;
+    if (sinks > count) sinks = count;
+    if (!holds_run(x, node, hashes, 0, sinks, wanted)) return 0;
+    for (uint32_t looked = 0; at > sinks && looked < INDEX_WINDOWS_MAX; looked++) {
+        uint32_t above = at;
+        at = at > sinks + reach ? at - reach : sinks;
+        if ((look(x, node, hashes[at]) & wanted) == 0) continue;
+        uint32_t end = boundary(x, node, hashes, at + 1, above, wanted);
+        uint32_t first = end > sinks + reach ? end - reach : sinks;
+        if (holds_run(x, node, hashes, first, end, wanted)) return end;
+    }
+    return sinks;
+}
+
+struct index_held index_match_window(const struct index *x, uint16_t node, const uint64_t *hashes,
+                                     uint32_t count, struct kv_window window)
+{
+    uint32_t pool = window_end(x, node, hashes, count, window, IN_POOL);
+    uint32_t any = window_end(x, node, hashes, count, window, WHERE);
+    return (struct index_held){pool, any > pool ? any : pool};
+}
+
 struct index_stats index_stats(const struct index *x)
 {
     return x->stats;

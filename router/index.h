@@ -29,6 +29,7 @@
 #include <stddef.h>
 
 #include "common/err.h"
+#include "common/geometry.h"
 #include "proto/msg.h"
 
 enum {
@@ -67,6 +68,13 @@ struct index_held {
  * about log2(count) of them are looked up. */
 struct index_held index_match(const struct index *index, uint16_t node, const uint64_t *hashes,
                               uint32_t count);
+/* The same of a prompt with a window: up to where the node holds what the window before its end, and the sinks,
+ * lie in; the beginning it may have let go of. Looked at are one block of each of the last INDEX_WINDOWS_MAX
+ * windows, and where there is one, its run's end and INDEX_SAMPLES of the blocks that are needed. */
+enum { INDEX_WINDOWS_MAX = 256, INDEX_SAMPLES = 16 };
+struct index_held index_match_window(const struct index *index, uint16_t node,
+                                     const uint64_t *hashes, uint32_t count,
+                                     struct kv_window window);
 struct index_stats index_stats(const struct index *index);
 
 #endif

@@ -73,6 +73,9 @@ static struct index_held held_by(const struct router_core *core, const struct ch
 {
     const struct request *r = c->request;
     if (n->holder == INDEX_NONE) return (struct index_held){0, 0};
+    struct kv_window window = choice_window(c, core->cluster.window);
+    if (window.tokens > 0)
+        return index_match_window(core->index, n->holder, r->hashes, r->hashes_count, window);
     return index_match(core->index, n->holder, r->hashes, r->hashes_count);
 }
 

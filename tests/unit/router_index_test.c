@@ -152,6 +152,52 @@ static void the_longest_prefix_is_found_in_pool_and_tiers(void **state)
     }
 }
 
+/* Up to where all is there that a window before it lies in, looked for block by block. */
+static uint32_t naive_end(const bool *there, uint32_t count, uint32_t reach, uint32_t sinks)
+{
+    for (uint32_t n = count; n > 0; n--) {
+        bool all = true;
+        for (uint32_t i = 0; i < n; i++)
+            all &= there[i] || (i >= sinks && i + reach < n);
+        if (all) return n;
+    }
+    return 0;
+}
+
+static void a_window_is_found_without_the_prompts_beginning(void **state)
+{
+    (void)state;
+    enum { COUNT = 100, CASES = 200 };
+    uint64_t hashes[COUNT];
+    uint32_t found = 0;
+    for (uint64_t i = 0; i < COUNT; i++)
+        hashes[i] = hash_of(i);
+    for (uint32_t k = 0; k < CASES; k++) {
+        struct rng_block r = rng_draw(3, 1, k), s = rng_draw(3, 2, k);
+        struct kv_window w = {1 + rng_below(r.word[0], 15 * 16), r.word[1] % 3 * BLOCK_TOKENS};
+        uint32_t reach = kv_window_reach(w), sinks = w.sinks / BLOCK_TOKENS;
+        bool pool[COUNT] = {0}, any[COUNT] = {0};
+        struct index *x = index_with(4 * COUNT);
+        uint16_t mine = index_join(x), other = index_join(x);
+        /* A run in the pool, more before it in a tier, and mostly the sinks. */
+        uint32_t first = s.word[0] % COUNT, tier = s.word[2] % 12, length = s.word[1] % 40;
+        bool has_sinks = r.word[2] % 8 > 0;
+        for (uint32_t i = 0; i < COUNT; i++) {
+            pool[i] = i < sinks ? has_sinks : i >= first && i - first < length;
+            any[i] = pool[i] || (i >= sinks && i < first && i + tier >= first);
+            if (pool[i]) index_add(x, mine, hashes[i], TIER_POOL);
+            if (any[i] && !pool[i]) index_add(x, mine, hashes[i], TIER_HOST);
+            if (i % 7) index_add(x, other, hashes[i], TIER_POOL);
+        }
+        struct index_held got = index_match_window(x, mine, hashes, COUNT, w);
+        assert_int_equal(got.pool, naive_end(pool, COUNT, reach, sinks));
+        assert_int_equal(got.any, naive_end(any, COUNT, reach, sinks));
+        found += got.pool > 0;
+        index_free(x);
+    }
+    assert_in_range(found, CASES / 8, CASES - 1);
+}
+
 static void a_full_index_stays_in_its_bounds_and_keeps_the_news(void **state)
 {
     (void)state;
@@ -253,6 +299,7 @@ int main(void)
         cmocka_unit_test(a_block_of_many_nodes_takes_less),
         cmocka_unit_test(random_news_agree_with_a_naive_model),
         cmocka_unit_test(the_longest_prefix_is_found_in_pool_and_tiers),
+        cmocka_unit_test(a_window_is_found_without_the_prompts_beginning),
         cmocka_unit_test(a_full_index_stays_in_its_bounds_and_keeps_the_news),
         cmocka_unit_test(hashes_that_collide_stay_bounded),
         cmocka_unit_test(a_hot_block_is_known_of_many_nodes),
