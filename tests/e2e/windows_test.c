@@ -319,6 +319,28 @@ static bool nothing_is_stored(struct cluster *c, json_t *status)
     return metric(watched, "d0", "tandem_node_kv_blocks{state=\"transfer\"}") == 0;
 }
 
+/* One D of three has the window of the first turn, and the router knows which. */
+static void a_later_turn_goes_where_its_window_is(void **state)
+{
+    struct world *w = *state;
+    char args[TINY_DIR_BYTES + 128];
+    learn(w, true);
+    snprintf(args, sizeof args, CACHING "--model %s", w->model);
+    w->cluster = cluster_new(NULL);
+    cluster_router(w->cluster, "--metrics 127.0.0.1:0");
+    cluster_node(w->cluster, PROGRAM_PREFILL, args);
+    for (uint32_t i = 0; i < 3; i++)
+        cluster_node(w->cluster, PROGRAM_DECODE, args);
+    cluster_await_nodes(w->cluster);
+    w->streams = streams_new(w->cluster->addresses);
+    for (uint32_t i = 0; i < 3; i++)
+        ask_turn(w, true, FIRST + i); /* others in between */
+    uint32_t known = whole(w->prompt_count[FIRST] + TOKENS - 1);
+    assert_int_equal(ask_turn(w, true, NEXT)->cached_tokens, known);
+    assert_true(metric(w, "r0", "tandem_router_prefix_hits_total") > 0);
+    finish(w);
+}
+
 static void a_killed_node_serves_the_window_that_it_knew(void **state)
 {
     struct world *w = *state;
@@ -354,6 +376,7 @@ int main(void)
             so_does_a_window_that_a_request_asks_for_and_its_reply_says_so, setup, teardown),
         cmocka_unit_test_setup_teardown(a_later_turn_finds_all_of_the_one_before, setup, teardown),
         cmocka_unit_test_setup_teardown(so_it_does_with_a_window_of_its_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_later_turn_goes_where_its_window_is, setup, teardown),
         cmocka_unit_test_setup_teardown(a_killed_node_serves_the_window_that_it_knew, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(streams_with_a_window_survive_a_node, setup, teardown),
