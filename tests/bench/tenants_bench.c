@@ -12,7 +12,8 @@
  * - named: beside the flood, where both say who they are.
  * - unnamed: the same requests where nobody does, for contrast.
  *
- * "ttft" is from a request to its first token, "itl" between two tokens, the first gap of a stream included, which
+ * "ttft" is from a request to its first token; of it "queue" was spent in the router and "prefill" at P, whose core
+ * the flood's messages take a part of. "itl" is between two tokens, "first_gap" the first of these in each stream, which
  * waits for D's running step. "of_alone" is the share of the same percentile alone: the aim is 1.5 of the named ones.
  * "flood_tokens_s" is what the flood generated. Sections:
  * - demo: the demo model, where each row makes a step longer by about as much as the first one, so D has a batch
@@ -36,6 +37,8 @@ enum { FLOOD = 48, FLOOD_CLIENTS = 4, SHORT = 48, PROMPT_MAX = 1024 };
 
 enum way { ALONE, NAMED, UNNAMED, WAYS };
 static const char *const way_names[WAYS] = {"alone", "named", "unnamed"};
+enum span { TTFT, QUEUE, PREFILL, ITL, FIRST_GAP, SPANS };
+static const char *const span_names[SPANS] = {"ttft", "queue", "prefill", "itl", "first_gap"};
 
 struct amounts {
     const char *name, *nodes, *decode; /* settings of both nodes, of D */
@@ -63,7 +66,7 @@ static struct bench {
     struct streams *streams;
     uint32_t prompts_made;
     bool first_in_line;
-    struct samples ttft[WAYS], itl[WAYS]; /* ms */
+    struct samples ms[SPANS][WAYS];
     uint64_t flood_tokens[WAYS], took_ns[WAYS];
 } bench;
 
@@ -152,10 +155,13 @@ static void turn(enum way way, const struct stream *light)
 static void add_times(enum way way, const struct stream *light)
 {
     const uint64_t *at = light->choice[0].arrived_ns;
-    samples_add(&bench.ttft[way], (double)(at[0] - light->submitted_ns) / NS_PER_MS);
+    samples_add(&bench.ms[TTFT][way], (double)(at[0] - light->submitted_ns) / NS_PER_MS);
+    samples_add(&bench.ms[QUEUE][way], (double)light->timing.queue / 1e3);
+    samples_add(&bench.ms[PREFILL][way], (double)light->timing.prefill / 1e3);
+    samples_add(&bench.ms[FIRST_GAP][way], (double)(at[1] - at[0]) / NS_PER_MS);
     for (uint32_t t = 1; t < light->tokens_count; t++)
         if (at[t] > at[t - 1])
-            samples_add(&bench.itl[way], (double)(at[t] - at[t - 1]) / NS_PER_MS);
+            samples_add(&bench.ms[ITL][way], (double)(at[t] - at[t - 1]) / NS_PER_MS);
 }
 
 static bool flood_is_there(enum way way)
@@ -191,17 +197,18 @@ static void round_of(enum way way, uint32_t number)
 
 /* ---- what came out ---- */
 
-static void tell(enum way way, const char *what, struct samples samples[WAYS])
+static void tell(enum way way, enum span span)
 {
+    struct samples *samples = bench.ms[span];
     static const struct {
         const char *name;
         double share;
     } points[] = {{"p50", 0.5}, {"p99", 0.99}};
     for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
         double ms = samples_at(&samples[way], points[i].share);
-        const char *name = bench.amounts.name, *way_name = way_names[way];
+        const char *name = bench.amounts.name, *way_name = way_names[way], *what = span_names[span];
         figure_print(ms, "%s_%s_%s_%s_ms", name, way_name, what, points[i].name);
-        if (way != ALONE)
+        if (way != ALONE && span != QUEUE)
             figure_print(ms / samples_at(&samples[ALONE], points[i].share), "%s_%s_%s_%s_of_alone",
                          name, way_name, what, points[i].name);
     }
@@ -216,15 +223,15 @@ static void run_section(const struct amounts *amounts, bool quick)
         for (enum way way = ALONE; way < WAYS; way++)
             round_of(way, i);
     for (enum way way = ALONE; way < WAYS; way++) {
-        tell(way, "ttft", bench.ttft);
-        tell(way, "itl", bench.itl);
+        for (enum span span = 0; span < SPANS; span++)
+            tell(way, span);
         if (way != ALONE)
             figure_print((double)bench.flood_tokens[way] * NS_PER_S / (double)bench.took_ns[way],
                          "%s_%s_flood_tokens_s", amounts->name, way_names[way]);
     }
     for (enum way way = ALONE; way < WAYS; way++) {
-        samples_free(&bench.ttft[way]);
-        samples_free(&bench.itl[way]);
+        for (enum span span = 0; span < SPANS; span++)
+            samples_free(&bench.ms[span][way]);
         bench.flood_tokens[way] = bench.took_ns[way] = 0;
     }
     stop_cluster();
