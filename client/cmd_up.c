@@ -60,7 +60,7 @@ static const struct setting rows[] = {
     SETTING_STRING(
         struct options, metrics, "metrics", NULL,
         "HOST:PORT of the router's /metrics, /healthz, /readyz; the nodes, prefill first, "
-        "get the next ports; port 0: any for each; none: off"),
+        "get the next ports; port 0: any for each; unset: off"),
     SETTING_STRING(struct options, device, "device", "cpu",
                    "where nodes compute: cpu or cuda (tandem-decode --help has all)"),
     SETTING_STRING(struct options, prefill_gpus, "prefill-gpus", NULL,
@@ -75,12 +75,12 @@ static const struct setting rows[] = {
                  "on GPUs: host memory of each node for blocks that its pool lets go of"),
     SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
                    "directory that keeps blocks over restarts: prefill-0, decode-0 … in it are the "
-                   "nodes' own; none: off"),
+                   "nodes' own; unset: off"),
     SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
                  "what each node keeps there at most"),
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that all nodes share blocks "
-                   "through; none: off"),
+                   "through; unset: off"),
     SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),

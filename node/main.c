@@ -76,12 +76,12 @@ static const struct setting rows[] = {
     SETTING_SIZE(struct options, kv_host_bytes, "kv-host-bytes", "0", 0, 1e15,
                  "on a GPU: host memory for blocks that the pool lets go of; 0: none"),
     SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
-                   "directory, for this node alone, that keeps blocks over restarts; none: off"),
+                   "directory, for this node alone, that keeps blocks over restarts; unset: off"),
     SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
                  "what kv-disk holds at most; the blocks used least recently go first"),
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that nodes share blocks "
-                   "through; none: off"),
+                   "through; unset: off"),
     SETTING_DURATION(struct options, kv_redis_ttl_ns, "kv-redis-ttl", "0", 0,
                      365 * 24 * 3600 * NS_PER_S,
                      "blocks in it that nobody reads for so long go; 0: as the server is set up"),
@@ -106,12 +106,12 @@ static const struct setting rows[] = {
                    "HOST:PORT of the tcp link; port 0: any"),
     SETTING_STRING(
         struct options, metrics, "metrics", NULL,
-        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; none: off"),
+        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; unset: off"),
     SETTING_STRING(struct options, kv_events, "kv-events", NULL,
                    "tcp://HOST:PORT where what enters and leaves the cache is published in vLLM's "
-                   "form, token ids included (docs/kv-memory.md); port 0: any; none: off"),
+                   "form, token ids included (docs/kv-memory.md); port 0: any; unset: off"),
     SETTING_STRING(struct options, kv_events_replay, "kv-events-replay", NULL,
-                   "tcp://HOST:PORT where those who missed some of it ask for them; none: off"),
+                   "tcp://HOST:PORT where those who missed some of it ask for them; unset: off"),
     SETTING_CHOICE(struct options, kv_events_form, "kv-events-form", "array|map", "array",
                    "how events are written: array, as vLLM did up to 0.23, which all readers "
                    "take; map, as it does since 0.24"),

@@ -31,7 +31,7 @@ static const struct setting rows[] = {
                    "HOST:PORT for lifelines, whose end tells that a process died; port 0: any"),
     SETTING_STRING(
         struct options, metrics, "metrics", NULL,
-        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; none: off"),
+        "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; unset: off"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_CHOICE(struct options, disaggregate, "disaggregate", "auto|always|never", "auto",

@@ -75,11 +75,11 @@ static struct process *start_node(struct whole *w, uint32_t node)
         "--blocks 90 --chunk 48", "--blocks 90 --chunk 200 --evict s3fifo",
         "--blocks 38 --preempted recompute", "--blocks 44 --preempted hand-back"};
     char args[3 * PATH_MAX];
-    snprintf(
-        args, sizeof args,
-        "%s %s --metrics 127.0.0.1:0 --tenant-quota 70 --kv-tier-deadline 5s --kv-disk-bytes 64M "
-        "--kv-disk %s/n%u --kv-redis %s",
-        own[node], w->node_args, w->folder, node, w->has_redis ? w->redis.where : "none");
+    snprintf(args, sizeof args,
+             "%s %s --metrics 127.0.0.1:0 --tenant-quota 70 --kv-tier-deadline 5s "
+             "--kv-disk-bytes 64M --kv-disk %s/n%u %s %s",
+             own[node], w->node_args, w->folder, node, w->has_redis ? "--kv-redis" : "",
+             w->has_redis ? w->redis.where : "");
     return cluster_spawn(w->cluster, node < 2 ? PROGRAM_PREFILL : PROGRAM_DECODE, args);
 }
 
