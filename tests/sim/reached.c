@@ -17,6 +17,8 @@
  *     too large    its pools hold its longest request: a_request_larger_than_every_pool_is_told_so_at_once
  *     tokens and finished, reserving   only if a repeat overtakes RESERVED:
  *                  tokens_before_the_reservation_are_dropped
+ *     filling      it is short: either_node_may_die, a_client_that_leaves_leaves_nothing_behind,
+ *                  a_request_may_end_or_begin_anew_while_it_waits
  *     cancelled, ended    its requests have one choice: a_cancel_spares_the_choice_that_has_ended */
 /* clang-format off */
 static const char *const table[CHOICE_EVENTS] = {
@@ -30,11 +32,11 @@ static const char *const table[CHOICE_EVENTS] = {
     [CHOICE_EV_PREFILLED]      = "----xxx",
     [CHOICE_EV_FINISHED]       = "--u-xx-",
     [CHOICE_EV_PREFILL_FAILED] = "----xxx",
-    [CHOICE_EV_DECODE_FAILED]  = "--xxxx-",
-    [CHOICE_EV_PREFILL_LOST]   = "--xxxxx",
-    [CHOICE_EV_DECODE_LOST]    = "--xxxx-",
-    [CHOICE_EV_CANCELLED]      = "uxxxxxu",
-    [CHOICE_EV_DEADLINE]       = "uxxxxx-",
+    [CHOICE_EV_DECODE_FAILED]  = "--xuxx-",
+    [CHOICE_EV_PREFILL_LOST]   = "--xuxxx",
+    [CHOICE_EV_DECODE_LOST]    = "--xuxx-",
+    [CHOICE_EV_CANCELLED]      = "uxxuxxu",
+    [CHOICE_EV_DEADLINE]       = "uxxuxx-",
     [CHOICE_EV_SILENCE]        = "uxxuxx-",
 };
 /* clang-format on */

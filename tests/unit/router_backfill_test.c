@@ -249,6 +249,32 @@ static void a_client_that_leaves_leaves_nothing_behind(void **state)
     world_close(&w); /* with one under way */
 }
 
+static void a_request_may_end_or_begin_anew_while_it_waits(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, BACKFILL_ALWAYS);
+    begun(&w);
+    struct job_key key = reserved(&w);
+    w.read = w.sent_count;
+    fails(&w, D1, key, ERR_DEVICE);
+    assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.key.attempt, 1);
+    assert_false(was_sent(&w, P0, MSG_PREFILL));
+    world_close(&w);
+
+    opened(&w, BACKFILL_ALWAYS);
+    struct msg m = submit_of(4);
+    m.submit.deadline_ms = 50;
+    say(&w, CLIENT, m);
+    key = reserved(&w);
+    w.now += 60 * NS_PER_MS;
+    router_core_on_timer(w.core, w.now);
+    router_core_audit(w.core);
+    assert_int_equal(expect(&w, CLIENT, MSG_DONE)->done.error, ERR_TIMEOUT);
+    assert_false(was_sent(&w, P0, MSG_PREFILL));
+    world_close(&w);
+}
+
 static void what_two_want_is_brought_once(void **state)
 {
     (void)state;
@@ -445,6 +471,7 @@ int main(void)
         cmocka_unit_test(what_takes_too_long_is_not_waited_for),
         cmocka_unit_test(either_node_may_die),
         cmocka_unit_test(a_client_that_leaves_leaves_nothing_behind),
+        cmocka_unit_test(a_request_may_end_or_begin_anew_while_it_waits),
         cmocka_unit_test(what_two_want_is_brought_once),
         cmocka_unit_test(a_node_that_lists_it_is_not_told_to_forget_it),
         cmocka_unit_test(answers_that_make_no_sense_end_it),
