@@ -25,6 +25,9 @@
  * keeps them, nobody finds them any more. So every block in state cached can be had, but for the
  * pinned ones: a prefix that is pinned stays, and all of them together are at most half of the pool.
  *
+ * Costs: matching and inserting a hash for each block of the prompt that is not known to be known; a block that
+ * comes or goes what the order of eviction takes, and with a window a step up for each block of it.
+ *
  * Rules: nothing is allocated after kv_prefix_new. The cache holds each of its blocks once with
  * HOLD_CACHE. Matching returns whole blocks only and never all of the tokens: at least the last
  * token is left to compute, since its logits are wanted.
