@@ -15,7 +15,7 @@
 #include "client/tandem.h"
 #include "tests/unit/redis_rig.h"
 
-enum { STREAMS = 8, LONG_PROMPT = 6000, FAMILY = 320 };
+enum { STREAMS = 8, LONG_PROMPT = 6000, FAMILY = 320, ROUNDS_MAX = 6 };
 
 /* What `tandem doctor --json` says; the caller's to drop. */
 static json_t *examine(const char *args, ...) __attribute__((format(printf, 1, 2)));
@@ -265,7 +265,7 @@ static void a_node_that_is_stopped_does_not_answer(void **state)
     expect_found(root, "node-silent", "no answer in 2000 ms", "--dead-after");
     assert_string_equal(text_of(find(root, "node-silent"), "node"), "d1");
     json_decref(root);
-    process_signal(d1, SIGCONT);
+    process_kill(d1); /* continued it would begin a new life, perhaps without a router */
     rig_finish(rig);
 }
 
@@ -380,7 +380,7 @@ static void stop_shared(struct shared_tier *t)
     rmdir(t->folder);
 }
 
-/* From here on the server runs for 1 ms in 60. */
+/* From here on the server runs for 1 ms in 400: no machine is that slow at computing. */
 static void slow_down(struct shared_tier *t)
 {
     t->brake = fork();
@@ -388,7 +388,7 @@ static void slow_down(struct shared_tier *t)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (;;) {
         kill(t->redis.pid, SIGSTOP);
-        usleep(59000);
+        usleep(399000);
         kill(t->redis.pid, SIGCONT);
         usleep(1000);
     }
@@ -416,11 +416,15 @@ static void a_tier_that_is_slower_than_computing_is_named(void **state)
 {
     struct rig *rig = *state;
     struct shared_tier tier;
-    start_shared(rig, &tier, "--kv-tier-deadline 2s");
+    json_t *root = NULL;
+    start_shared(rig, &tier, "--kv-tier-deadline 10s");
     take_turns(rig, 3);
     slow_down(&tier);
-    take_turns(rig, 30);
-    json_t *root = look(rig);
+    for (int i = 0; i < ROUNDS_MAX && (!root || !find(root, "tier-slow")); i++) {
+        json_decref(root);
+        take_turns(rig, 15); /* what was measured while it was fast is forgotten by and by */
+        root = look(rig);
+    }
     stop_shared(&tier);
     expect_found(root, "tier-slow", "were computed instead", "--kv-redis");
     json_decref(root);
