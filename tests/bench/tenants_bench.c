@@ -5,9 +5,9 @@
  *     tenants [--quick] [--first] [SECTION...]
  *
  * --first as in cluster_bench.c. --quick: few of everything, to see that it runs. The light tenant asks for one
- * answer after the other, with a short pause; the flood keeps FLOOD requests in the system, each with a prompt
- * that nobody had before, long prompts for P and long answers for D. In turn, so that whatever else the machine does
- * meets all three alike:
+ * answer after the other, with pauses: one that asks without any takes a third of P, and then its turn is to wait. The
+ * flood keeps FLOOD requests in the system, each with a prompt that nobody had before, long prompts for P and long
+ * answers for D. In turn, so that whatever else the machine does meets all three alike:
  * - alone: the light tenant's requests.
  * - named: beside the flood, where both say who they are.
  * - unnamed: the same requests where nobody does, for contrast.
@@ -44,19 +44,49 @@ struct amounts {
     const char *name, *nodes, *decode; /* settings of both nodes, of D */
     const char *(*model)(void);
     bool large, quick; /* random weights, no tokenizer; part of --quick too */
-    uint32_t light_prompt, light_tokens;
-    uint32_t flood_prompt, flood_tokens; /* one of the two is short, by turns */
-    uint32_t rounds, requests;           /* of each way; light ones in a round */
+    uint32_t light_prompt, light_tokens, pause_ms; /* at least, and twice that at most */
+    uint32_t flood_prompt, flood_tokens;           /* one of the two is short, by turns */
+    uint32_t rounds, requests;                     /* of each way; light ones in a round */
 };
 
 /* A prompt is some chunks long, so that the wait for the step that runs is a part of it. */
 static const struct amounts sections[] = {
-    {"demo", "--chunk 64", "--batch 2", cluster_demo_model, false, true, 512, 120, 768, 1000, 8,
-     20},
-    {"wide", "--chunk 64", "--batch 8", cluster_demo_model, false, true, 512, 120, 768, 1000, 4,
-     20},
-    {"s", "--chunk 64 --kv-bytes 1G", "--batch 4", shape_s_model, true, false, 256, 40, 384, 100, 3,
-     5},
+    {.name = "demo",
+     .nodes = "--chunk 64",
+     .decode = "--batch 2",
+     .model = cluster_demo_model,
+     .quick = true,
+     .light_prompt = 512,
+     .light_tokens = 120,
+     .pause_ms = 100,
+     .flood_prompt = 768,
+     .flood_tokens = 1000,
+     .rounds = 8,
+     .requests = 20},
+    {.name = "wide",
+     .nodes = "--chunk 64",
+     .decode = "--batch 8",
+     .model = cluster_demo_model,
+     .quick = true,
+     .light_prompt = 512,
+     .light_tokens = 120,
+     .pause_ms = 100,
+     .flood_prompt = 768,
+     .flood_tokens = 1000,
+     .rounds = 4,
+     .requests = 20},
+    {.name = "s",
+     .nodes = "--chunk 64 --kv-bytes 1G",
+     .decode = "--batch 4",
+     .model = shape_s_model,
+     .large = true,
+     .light_prompt = 256,
+     .light_tokens = 40,
+     .pause_ms = 3000,
+     .flood_prompt = 384,
+     .flood_tokens = 100,
+     .rounds = 3,
+     .requests = 5},
 };
 enum { SECTIONS = sizeof sections / sizeof sections[0] };
 
@@ -172,13 +202,15 @@ static bool flood_is_there(enum way way)
 static void round_of(enum way way, uint32_t number)
 {
     uint64_t light_tokens = 0;
+    uint32_t pause_ms = bench.amounts.pause_ms;
     uint32_t requests = way == UNNAMED ? (bench.amounts.requests + 4) / 5 : bench.amounts.requests;
     bench.streams = streams_new(bench.cluster->addresses);
     while (!flood_is_there(way))
         turn(way, NULL);
     uint64_t from_ns = clock_now_ns(), flood_before = bench.streams->tokens_count;
     for (uint32_t i = 0; i < requests; i++) {
-        uint64_t pause_ns = rng_below(rng_draw(2, number, i).word[0], 20) * NS_PER_MS;
+        uint64_t pause_ns =
+            (pause_ms + rng_below(rng_draw(2, number, i).word[0], pause_ms)) * NS_PER_MS;
         uint64_t next_ns = clock_now_ns() + pause_ns;
         while (clock_now_ns() < next_ns)
             turn(way, NULL);
