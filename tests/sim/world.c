@@ -298,7 +298,9 @@ static void open_router(struct sim *s, struct sim_proc *p)
     g.session.lifeline_ns = 0;
     g.disaggregate = s->disaggregate;
     g.forks = s->forks;
-    g.backfill = (enum backfill_mode)(s->options.seed % 3);
+    static const enum backfill_mode backfill[] = {BACKFILL_ALWAYS, BACKFILL_ALWAYS, BACKFILL_AUTO,
+                                                  BACKFILL_NEVER};
+    g.backfill = backfill[s->options.seed % 4]; /* every fourth has a window, and no backfills */
     g.prefix_index = s->prefix_index;
     if (s->tenants > 1) {
         CHECK(tenant_weights_parse("t1=4", g.weights, &g.weights_count) == OK);
