@@ -5,6 +5,8 @@
 #include "common/hash.h"
 #include "common/mem.h"
 
+enum { LIST_SLOTS = 16384 }; /* looked at in one call: some 10 us */
+
 struct slot {
     struct id128 key;
     uint32_t newer, older; /* in the ring of used or of free ones */
@@ -108,6 +110,15 @@ struct id128 kv_slots_key(const struct kv_slots *s, uint32_t at)
 {
     CHECK(at < s->slots_count && s->slot[at].used);
     return s->slot[at].key;
+}
+
+uint32_t kv_slots_list(const struct kv_slots *s, uint32_t *place, struct id128 *keys, uint32_t room)
+{
+    uint32_t count = 0, at = *place;
+    for (uint32_t i = 0; i < LIST_SLOTS && at < s->slots_count && count < room; i++, at++)
+        if (s->slot[at].used) keys[count++] = s->slot[at].key;
+    *place = at < s->slots_count ? at : KV_SLOT_NONE;
+    return count;
 }
 
 void kv_slots_put(struct kv_slots *s, uint32_t at, struct id128 key)

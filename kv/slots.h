@@ -37,6 +37,10 @@ uint32_t kv_slots_find(const struct kv_slots *slots, struct id128 key);
 uint32_t kv_slots_free_first(const struct kv_slots *slots);
 uint32_t kv_slots_oldest(const struct kv_slots *slots); /* KV_SLOT_NONE: none is used */
 struct id128 kv_slots_key(const struct kv_slots *slots, uint32_t slot); /* of a used one */
+/* Up to `room` keys of those from slot *place on, which moves on; KV_SLOT_NONE: that was the last. It looks at no more
+ * than some thousand slots, so there may be none although others follow. */
+uint32_t kv_slots_list(const struct kv_slots *slots, uint32_t *place, struct id128 *keys,
+                       uint32_t room);
 
 void kv_slots_put(struct kv_slots *slots, uint32_t slot,
                   struct id128 key); /* a free or taken one */

@@ -44,6 +44,10 @@ struct kv_tier_options {
         space; /* model, numerics and geometry: redis keys begin with it, a disk of another one is
                          * emptied */
     uint64_t ttl_ns; /* redis: values that are not read for so long go; 0: the server's business */
+    /* Told of each key whose value is there no more: evicted, removed, damaged; NULL: nobody wants it. Not
+     * of a shared tier, where others evict. Called from within the tier's calls. */
+    void (*on_gone)(void *ctx, struct id128 key);
+    void *gone_ctx;
     const char
         *password; /* redis: NULL: TANDEM_REDIS_PASSWORD of the environment, if it is there */
 };
@@ -53,6 +57,9 @@ struct kv_tier_stats {
     uint64_t evicted, removed;     /* for room; because they were damaged or asked to go */
     const char *emptied; /* static: why what was kept in an earlier life is gone; NULL: it is not */
 };
+
+enum kv_tier_kind { KV_TIER_HOST, KV_TIER_DISK, KV_TIER_SHARED };
+#define KV_TIER_LIST_END UINT32_MAX
 
 struct kv_tier_ops {
     const char *name;
@@ -76,6 +83,11 @@ struct kv_tier_ops {
     enum err (*remove)(struct kv_tier *tier, const struct id128 *keys, uint32_t count,
                        uint64_t deadline_ns);
     void (*stats)(const struct kv_tier *tier, struct kv_tier_stats *stats);
+    enum kv_tier_kind kind;
+    /* Up to `room` of the keys that it has, in no order, from *place on (0: the first), which moves on,
+     * KV_TIER_LIST_END when that is all; no I/O. What comes meanwhile may be left out. A shared tier: none. */
+    uint32_t (*list)(const struct kv_tier *tier, uint32_t *place, struct id128 *keys,
+                     uint32_t room);
 };
 
 /* ERR_NOT_FOUND with the list of names. */

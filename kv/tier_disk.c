@@ -40,7 +40,14 @@ struct kv_tier {
     uint32_t used[USED_MAX], used_count; /* whose stamps the index does not know yet */
     uint64_t full_until_ns;              /* the disk was full: no new room is asked for before */
     struct kv_tier_stats stats;
+    void (*on_gone)(void *ctx, struct id128 key);
+    void *gone_ctx;
 };
+
+static void say_gone(const struct kv_tier *t, struct id128 key)
+{
+    if (t->on_gone) t->on_gone(t->gone_ctx, key);
+}
 
 /* --- the index: what it says goes into memory, what changes goes out --- */
 
@@ -157,6 +164,11 @@ static enum err begin(struct kv_tier *t)
 /* After an index could not be used any more. */
 static enum err begin_anew(struct kv_tier *t)
 {
+    uint32_t slot;
+    while ((slot = kv_slots_oldest(t->slots)) != KV_SLOT_NONE) {
+        say_gone(t, kv_slots_key(t->slots, slot));
+        kv_slots_remove(t->slots, slot);
+    }
     end(t);
     t->stats.emptied = "its index was damaged while it was open";
     enum err e = disk_home_empty(&t->home);
@@ -230,6 +242,7 @@ static enum err drop(struct kv_tier *t, uint32_t slot)
 {
     struct disk_index_change change = {kv_slots_key(t->slots, slot), DISK_INDEX_DROP, 0};
     forget(t, slot);
+    say_gone(t, change.key);
     t->stats.removed++;
     return tell(t, &change, 1);
 }
@@ -382,6 +395,8 @@ static enum err put_batch(struct kv_tier *t, const struct id128 *keys, uint32_t 
         undo_plan(t, &plan);
         return e;
     }
+    for (uint32_t i = 0; i < plan.victims; i++)
+        say_gone(t, plan.victim[i].key);
     e = write_plan(t, &plan, keys, values, stamp, deadline_ns, kept);
     enum err told = plan.changes > 0 ? tell(t, plan.change, plan.changes) : OK;
     if (told != OK) return told;
@@ -468,6 +483,8 @@ static enum err disk_open(struct kv_tier **out, const struct kv_tier_options *op
     if (!t) return ERR_MEMORY;
     disk_home_init(&t->home, options->where);
     t->stamp_next = 1;
+    t->on_gone = options->on_gone;
+    t->gone_ctx = options->gone_ctx;
     snprintf(t->index_path, sizeof t->index_path, "%s/index", options->where);
     enum err e = size(t, options);
     if (e == OK) e = disk_home_take(&t->home);
@@ -484,5 +501,14 @@ static enum err disk_open(struct kv_tier **out, const struct kv_tier_options *op
     return OK;
 }
 
-const struct kv_tier_ops kv_tier_disk = {"disk",   disk_open, disk_close,  disk_has,
-                                         disk_get, disk_put,  disk_remove, disk_stats};
+static uint32_t disk_list(const struct kv_tier *t, uint32_t *place, struct id128 *keys,
+                          uint32_t room)
+{
+    if (t->slots) return kv_slots_list(t->slots, place, keys, room);
+    *place = KV_TIER_LIST_END;
+    return 0;
+}
+
+const struct kv_tier_ops kv_tier_disk = {"disk",       disk_open, disk_close,  disk_has,
+                                         disk_get,     disk_put,  disk_remove, disk_stats,
+                                         KV_TIER_DISK, disk_list};

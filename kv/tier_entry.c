@@ -17,10 +17,12 @@
 #include <string.h>
 
 #include "common/hash.h"
+#include "common/prefix_hash.h"
 
 enum { HEADER_BYTES = 192 };
 
-static const char magic[8] = {'t', 'd', 'm', 'k', 'v', 0, 0, 1};
+enum { VERSION = 2 }; /* 1: keys had no prefix hash */
+static const char magic[8] = {'t', 'd', 'm', 'k', 'v', 0, 0, VERSION};
 
 struct header {
     char magic[8];
@@ -36,7 +38,8 @@ _Static_assert(sizeof(struct header) == HEADER_BYTES && offsetof(struct header, 
 struct id128 kv_tier_space(struct id128 model_fingerprint, uint64_t numerics_id,
                            const struct kv_geometry *geometry)
 {
-    const uint64_t facts[] = {numerics_id,
+    const uint64_t facts[] = {VERSION,
+                              numerics_id,
                               geometry->layers_count,
                               geometry->kv_heads,
                               geometry->head_dim,
@@ -48,12 +51,16 @@ struct id128 kv_tier_space(struct id128 model_fingerprint, uint64_t numerics_id,
 
 struct id128 kv_tier_key(struct id128 space, uint64_t salt)
 {
-    return hash_chain(space, &salt, sizeof salt);
+    struct id128 key = hash_chain(space, &salt, sizeof salt);
+    key.lo = salt; /* the parent of a prompt's first block */
+    return key;
 }
 
 struct id128 kv_tier_key_next(struct id128 parent, const uint32_t *tokens)
 {
-    return hash_chain(parent, tokens, BLOCK_TOKENS * sizeof *tokens);
+    struct id128 key = hash_chain(parent, tokens, BLOCK_TOKENS * sizeof *tokens);
+    key.lo = prefix_hash_block(parent.lo, tokens);
+    return key;
 }
 
 size_t kv_tier_entry_bytes(const struct kv_geometry *geometry)

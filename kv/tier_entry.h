@@ -8,7 +8,8 @@
  *     kv_tier_entry_seal(entry, bytes, space, parent, key, tokens);
  *     if (!kv_tier_entry_check(entry, bytes, space, parent, key, tokens)) ... // a miss: remove it
  *
- * A key is the chain hash (XXH3, 128 bits) over space, salt and all tokens up to the block's end. The header
+ * A key is the chain hash (XXH3, 128 bits) over space, salt and all tokens up to the block's end; its lower half is
+ * the block's prefix hash (common/prefix_hash.h), so that who has a key can tell routers of it. The header
  * has the space, the parent's key and the block's tokens again, and they are compared: an entry is right
  * only if it says itself that it belongs behind this parent. The checksum is of the KV and of the header.
  *
@@ -29,6 +30,12 @@ struct id128 kv_tier_space(struct id128 model_fingerprint, uint64_t numerics_id,
 struct id128 kv_tier_key(struct id128 space, uint64_t salt);
 struct id128 kv_tier_key_next(struct id128 parent,
                               const uint32_t *tokens); /* BLOCK_TOKENS of them */
+
+/* The block's name among routers. */
+static inline uint64_t kv_tier_key_hash(struct id128 key)
+{
+    return key.lo;
+}
 
 size_t kv_tier_entry_bytes(const struct kv_geometry *geometry);
 void *kv_tier_entry_kv(void *entry); /* 64-byte aligned if the entry is */

@@ -16,6 +16,8 @@ struct kv_tier {
     size_t arena_bytes, value_bytes;
     uint32_t slots_count;
     struct kv_tier_stats stats;
+    void (*on_gone)(void *ctx, struct id128 key);
+    void *gone_ctx;
 };
 
 static void memory_close(struct kv_tier *t)
@@ -50,6 +52,8 @@ static enum err memory_open(struct kv_tier **out, const struct kv_tier_options *
     if (!t) return ERR_MEMORY;
     t->slots_count = slots < KV_SLOTS_MAX ? (uint32_t)slots : KV_SLOTS_MAX;
     t->value_bytes = options->value_bytes;
+    t->on_gone = options->on_gone;
+    t->gone_ctx = options->gone_ctx;
     enum err e = kv_slots_new(&t->slots, t->slots_count);
     if (e == OK) e = memory_map(t);
     if (e != OK) {
@@ -99,13 +103,20 @@ static enum err memory_get(struct kv_tier *t, const struct id128 *keys, uint32_t
     return e;
 }
 
+static void memory_drop(struct kv_tier *t, uint32_t at)
+{
+    struct id128 key = kv_slots_key(t->slots, at);
+    kv_slots_remove(t->slots, at);
+    if (t->on_gone) t->on_gone(t->gone_ctx, key);
+}
+
 /* A free slot, or the oldest one's. */
 static uint32_t memory_room(struct kv_tier *t)
 {
     uint32_t at = kv_slots_free_first(t->slots);
     if (at != KV_SLOT_NONE) return at;
     at = kv_slots_oldest(t->slots);
-    kv_slots_remove(t->slots, at);
+    memory_drop(t, at);
     t->stats.evicted++;
     return at;
 }
@@ -144,7 +155,7 @@ static enum err memory_remove(struct kv_tier *t, const struct id128 *keys, uint3
     for (uint32_t i = 0; i < count; i++) {
         uint32_t at = kv_slots_find(t->slots, keys[i]);
         if (at == KV_SLOT_NONE) continue;
-        kv_slots_remove(t->slots, at);
+        memory_drop(t, at);
         t->stats.removed++;
     }
     return OK;
@@ -157,5 +168,12 @@ static void memory_stats(const struct kv_tier *t, struct kv_tier_stats *stats)
     stats->bytes = stats->entries_count * (t->value_bytes + KV_SLOTS_BYTES);
 }
 
-const struct kv_tier_ops kv_tier_memory = {"memory",   memory_open, memory_close,  memory_has,
-                                           memory_get, memory_put,  memory_remove, memory_stats};
+static uint32_t memory_list(const struct kv_tier *t, uint32_t *place, struct id128 *keys,
+                            uint32_t room)
+{
+    return kv_slots_list(t->slots, place, keys, room);
+}
+
+const struct kv_tier_ops kv_tier_memory = {"memory",     memory_open, memory_close,  memory_has,
+                                           memory_get,   memory_put,  memory_remove, memory_stats,
+                                           KV_TIER_HOST, memory_list};

@@ -15,6 +15,8 @@
 enum {
     CHUNK_BYTES = 4 << 20, /* of values that go at once, or one */
     CHUNK_MAX = 64,
+    NEWS_MAX =
+        4096, /* of one op; a LIST has a quarter of it, a STORE two for each block and tier */
     RETRY_WORTH =
         32, /* a tier that was not worth it so often is tried: it may have become faster */
 };
@@ -37,6 +39,7 @@ struct row {
     struct kv_breaker read, write;
     struct counts counts;
     uint32_t not_worth_now;
+    struct kv_tier_work *work;
     const char *emptied; /* that the log has */
 };
 
@@ -47,6 +50,9 @@ struct kv_tier_work {
     uint32_t chunk;
     char *staging, *own_staging;
     void *value[CHUNK_MAX];
+    struct kv_tier_news news[NEWS_MAX];
+    uint32_t news_count;
+    bool news_lost;
     _Atomic uint64_t loads_late;
 };
 
@@ -87,6 +93,43 @@ void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv
                                     .bytes = job->bytes,
                                     .ended_ns = now_ns,
                                     .end_block = job->end_block};
+}
+
+/* ---- news ---- */
+
+static void tell(struct row *r, struct id128 key, bool gone)
+{
+    struct kv_tier_work *w = r->work;
+    if (w->news_count == NEWS_MAX) {
+        w->news_lost = true;
+        return;
+    }
+    w->news[w->news_count++] = (struct kv_tier_news){kv_tier_key_hash(key), r->ops->kind, gone};
+}
+
+static void on_gone(void *ctx, struct id128 key)
+{
+    tell(ctx, key, true);
+}
+
+static void take_news(struct kv_tier_work *w, struct kv_tier_event *event)
+{
+    size_t bytes = w->news_count * sizeof *w->news;
+    event->news = bytes > 0 ? mem_new(bytes) : NULL;
+    if (event->news) {
+        memcpy(event->news, w->news, bytes);
+        event->news_count = w->news_count;
+    }
+    event->news_lost = w->news_lost || (bytes > 0 && !event->news);
+    w->news_count = 0;
+    w->news_lost = false;
+}
+
+void kv_tier_event_free(struct kv_tier_event *event)
+{
+    mem_free(event->news);
+    event->news = NULL;
+    event->news_count = 0;
 }
 
 static const uint32_t *tokens_of(const struct kv_tier_job *job, uint32_t i)
@@ -144,6 +187,9 @@ static enum err open_rows(struct kv_tier_work *w)
         o.value_bytes = w->value_bytes;
         o.space = w->options.space;
         r->ops = w->options.tier[i].ops;
+        r->work = w;
+        o.on_gone = on_gone;
+        o.gone_ctx = r;
         r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
         enum err e = r->ops->open(&r->tier, &o);
         if (e == ERR_IO) {
@@ -201,6 +247,17 @@ void kv_tier_work_free(struct kv_tier_work *w)
     mem_free(w);
 }
 
+static uint32_t block_ns(const struct kv_tier_work *w, const struct counts *c,
+                         enum kv_tier_kind kind)
+{
+    static const uint64_t usual_rate[] = {
+        [KV_TIER_HOST] = 8000000000, [KV_TIER_DISK] = 1000000000, [KV_TIER_SHARED] = 500000000};
+    uint64_t rate = atomic_load(&c->read_rate);
+    if (rate == 0) rate = usual_rate[kind];
+    double ns = (double)w->value_bytes * NS_PER_S / (double)rate;
+    return atomic_load(&c->broken) ? 0 : ns < 1 ? 1 : ns < 1e9 ? (uint32_t)ns : 1000000000;
+}
+
 void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *stats)
 {
     *stats = (struct kv_tiers_stats){.rows_count = w->options.tiers_count,
@@ -223,6 +280,7 @@ void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *sta
             .write_rate = atomic_load(&c->write_rate),
             .broken = atomic_load(&c->broken),
         };
+        stats->block_ns[w->row[i].ops->kind] = block_ns(w, c, w->row[i].ops->kind);
     }
 }
 
@@ -287,6 +345,7 @@ static void remove_wrong(struct kv_tier_work *w, struct row *r, const struct id1
     if (atomic_fetch_add(&r->counts.wrong, 1) == 0)
         log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
                  r->ops->name);
+    if (r->ops->kind == KV_TIER_SHARED) tell(r, *key, true);
     enum err e = r->ops->remove(r->tier, key, 1, deadline_ns);
     if (e != OK) note(w, r, &r->write, e);
 }
@@ -370,6 +429,8 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     uint32_t done = read_some(w, r, l, first, found);
     l->lacks[i] = first + done;
     atomic_fetch_add(&r->counts.hits, done);
+    for (uint32_t k = 0; k < done && r->ops->kind == KV_TIER_SHARED; k++)
+        tell(r, *keys_at(l->job, first + k), false); /* others' stores are not told here */
     return done;
 }
 
@@ -480,6 +541,7 @@ void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct k
         publish(&w->row[i]);
     kv_tier_job_event(job, kv_tier_work_now(w), event);
     if (job->done > 0) memcpy(event->from, l.from, sizeof l.from);
+    take_news(w, event);
 }
 
 /* ---- STORE ---- */
@@ -548,6 +610,8 @@ static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uin
             all += put(w, r, job, held[i], n, deadline_ns);
         else
             note(w, r, &r->write, OK);
+        for (uint32_t k = 0; k < all; k++)
+            tell(r, *keys_at(job, job->done + k), false);
         if (all > kept) kept = all;
         job->bytes += (all - held[i]) * w->value_bytes;
         publish(r);
@@ -564,5 +628,31 @@ bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
     job->done += kept;
     if (kept == n && job->done < job->op.count) return false;
     kv_tier_job_event(job, kv_tier_work_now(w), event);
+    take_news(w, event);
     return true;
+}
+
+/* ---- LIST ---- */
+
+void kv_tier_work_list(struct kv_tier_work *w, const struct kv_tier_job *job,
+                       struct kv_tier_event *event)
+{
+    struct id128 keys[KV_TIER_LIST_MAX];
+    uint32_t i = (uint32_t)(job->op.place >> 32), place = (uint32_t)job->op.place;
+    struct row *r = i < w->options.tiers_count ? &w->row[i] : NULL;
+    kv_tier_job_event(job, kv_tier_work_now(w), event);
+    uint32_t count = 0;
+    if (r && r->tier)
+        count = r->ops->list(r->tier, &place, keys, KV_TIER_LIST_MAX);
+    else
+        place = KV_TIER_LIST_END;
+    for (uint32_t k = 0; k < count; k++)
+        tell(r, keys[k], false);
+    if (place != KV_TIER_LIST_END)
+        event->place = (uint64_t)i << 32 | place;
+    else if (i + 1 < w->options.tiers_count)
+        event->place = (uint64_t)(i + 1) << 32;
+    else
+        event->place = KV_TIER_PLACE_END;
+    take_news(w, event);
 }

@@ -10,7 +10,7 @@
  *     kv_tier_job_free(job);
  *     kv_tier_work_free(work);
  *
- * Rules: nothing is allocated after kv_tier_work_new. Owner: one thread; stats: any. */
+ * Rules: nothing is allocated after kv_tier_work_new but the news of an event. Owner: one thread; stats: any. */
 #ifndef TANDEM_KV_TIER_WORK_H
 #define TANDEM_KV_TIER_WORK_H
 
@@ -43,6 +43,8 @@ void kv_tier_work_load(struct kv_tier_work *work, struct kv_tier_job *job,
 /* True: it is over, and `event` says so. */
 bool kv_tier_work_store(struct kv_tier_work *work, struct kv_tier_job *job,
                         struct kv_tier_event *event);
+void kv_tier_work_list(struct kv_tier_work *work, const struct kv_tier_job *job,
+                       struct kv_tier_event *event);
 void kv_tier_work_stats(const struct kv_tier_work *work, struct kv_tiers_stats *stats);
 
 #endif

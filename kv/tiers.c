@@ -24,7 +24,7 @@ struct kv_tiers {
     _Atomic uint64_t stores_dropped;
     pthread_t thread;
     bool started;
-    struct job_queue loads, stores; /* the thread's */
+    struct job_queue loads, stores, lists; /* the thread's */
 };
 
 static void push(struct job_queue *q, struct kv_tier_job *job)
@@ -47,7 +47,9 @@ static struct kv_tier_job *pop(struct job_queue *q)
 
 static void sort_in(struct kv_tiers *t, struct kv_tier_job *job)
 {
-    push(job->op.kind == KV_TIER_LOAD ? &t->loads : &t->stores, job);
+    struct job_queue *const queue[] = {
+        [KV_TIER_LOAD] = &t->loads, [KV_TIER_STORE] = &t->stores, [KV_TIER_LIST] = &t->lists};
+    push(queue[job->op.kind], job);
 }
 
 static void end(struct kv_tiers *t, struct kv_tier_job *job, const struct kv_tier_event *event)
@@ -62,7 +64,7 @@ static bool receive(struct kv_tiers *t)
 {
     struct kv_tier_job *job;
     enum err e = OK;
-    if (!t->loads.first && !t->stores.first &&
+    if (!t->loads.first && !t->stores.first && !t->lists.first &&
         (e = mailbox_wait(t->posted, &job, TIME_NEVER)) == OK)
         sort_in(t, job);
     while (e == OK && (e = mailbox_receive(t->posted, &job)) == OK)
@@ -70,13 +72,15 @@ static bool receive(struct kv_tiers *t)
     return e != ERR_CANCELLED;
 }
 
-/* One LOAD, or a piece of the first STORE. */
+/* One LOAD, one LIST, or a piece of the first STORE. */
 static void work(struct kv_tiers *t)
 {
     struct kv_tier_event event;
     struct kv_tier_job *job = pop(&t->loads);
     if (job)
         kv_tier_work_load(t->work, job, &event);
+    else if ((job = pop(&t->lists)))
+        kv_tier_work_list(t->work, job, &event);
     else if ((job = t->stores.first) && kv_tier_work_store(t->work, job, &event))
         pop(&t->stores);
     else
@@ -90,7 +94,7 @@ static void end_all(struct kv_tiers *t)
     struct kv_tier_job *job;
     while (mailbox_receive(t->posted, &job) == OK)
         sort_in(t, job);
-    while ((job = pop(&t->loads)) || (job = pop(&t->stores))) {
+    while ((job = pop(&t->loads)) || (job = pop(&t->stores)) || (job = pop(&t->lists))) {
         struct kv_tier_event event;
         kv_tier_job_event(job, kv_tier_work_now(t->work), &event);
         end(t, job, &event);
@@ -138,7 +142,7 @@ enum err kv_tiers_post(struct kv_tiers *t, const struct kv_tier_op *op)
 {
     bool store = op->kind == KV_TIER_STORE;
     uint32_t waiting = atomic_load(&t->waiting);
-    if (op->count == 0 || op->count > t->blocks_max)
+    if ((op->count == 0 && op->kind != KV_TIER_LIST) || op->count > t->blocks_max)
         return err_set(ERR_INVALID, "an op of %u blocks, 1 to %u are possible", op->count,
                        t->blocks_max);
     if (waiting >= (store ? t->ops_max / 2 : t->ops_max)) {

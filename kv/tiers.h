@@ -16,6 +16,8 @@
  *             sinks lie in. Those blocks are filled, or none counts.
  *     STORE   keeps complete blocks of the pool in every tier that has them not; the blocks are held
  *             likewise.
+ *     LIST    says some of what the tiers hold, as news, from `place` on (0: the first), and where the next
+ *             begins; a shared tier is left out. In memory, so it does not wait for STOREs.
  *
  * Rules: each op that was taken ends in exactly one event, also at kv_tiers_stop; until then the tier thread
  * may touch the op's blocks, afterwards never. LOADs go before STOREs; a LOAD whose deadline is over when
@@ -65,7 +67,16 @@ struct kv_tiers_options {
     void *now_ctx;
 };
 
-enum kv_tier_op_kind { KV_TIER_LOAD, KV_TIER_STORE };
+enum kv_tier_op_kind { KV_TIER_LOAD, KV_TIER_STORE, KV_TIER_LIST };
+
+/* A block is in a tier now, or is not any more. */
+struct kv_tier_news {
+    uint64_t hash; /* common/prefix_hash.h */
+    enum kv_tier_kind kind;
+    bool gone;
+};
+enum { KV_TIER_LIST_MAX = 1024 }; /* news of one LIST */
+#define KV_TIER_PLACE_END UINT64_MAX
 
 struct kv_tier_op {
     enum kv_tier_op_kind kind;
@@ -83,6 +94,7 @@ struct kv_tier_op {
      * end_block x 16. */
     struct kv_window window;
     uint32_t end_block;
+    uint64_t place; /* LIST */
 };
 
 /* The places that a LOAD with this window wants for a prompt of so many blocks. */
@@ -107,8 +119,13 @@ struct kv_tier_event {
     uint32_t from[KV_TIERS_MAX]; /* LOAD: of those, by tier */
     uint64_t bytes;              /* read or written */
     uint64_t ended_ns;
-    uint32_t end_block; /* LOAD with a window: n, or 0: none */
+    uint32_t end_block;        /* LOAD with a window: n, or 0: none */
+    uint64_t place;            /* LIST: of the next one; KV_TIER_PLACE_END: that was all */
+    struct kv_tier_news *news; /* what came and went since the event before, in order */
+    uint32_t news_count;
+    bool news_lost; /* there were more */
 };
+void kv_tier_event_free(struct kv_tier_event *event); /* its news; who receives an event does it */
 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 
@@ -139,6 +156,9 @@ struct kv_tiers_stats {
         bool broken;    /* the breaker is open */
     } row[KV_TIERS_MAX];
     uint32_t rows_count;
+    /* By enum kv_tier_kind: what reading a block is expected to take, from the rates or before there are some
+     * from usual ones; 0: there is no such tier, or it is left alone. */
+    uint32_t block_ns[KV_TIERS_MAX];
     uint64_t stores_dropped; /* refused because too many waited */
     uint64_t loads_late;     /* whose deadline was over when their turn came */
 };

@@ -6,8 +6,7 @@
  * The ring holds one message's worth. If a turn has more news than that, they are forgotten: the routers are
  * told to forget too (`cleared`) and get everything again, like one that has just come. A piece is walked
  * with each turn, so a large pool takes a while; what changes meanwhile is told in its order, so at the
- * end they know what is here. Blocks are told to be in a tier when one has taken them (which one is not known
- * here, it counts as a disk); that they left it nobody says: who looks for them there finds out. */
+ * end they know what is here. What is in the tiers is walked too (node/inventory.c). */
 #include "node/state.h"
 
 #include "common/mem.h"
@@ -49,11 +48,9 @@ void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier)
         c->out.block(c->out.ctx, &(struct node_block){.stored = false, .tier = tier, .hash = hash});
 }
 
-void events_kept(struct node_core *c, const struct block_id *blocks, uint32_t count)
+void events_lost(struct node_core *c)
 {
-    struct kv_prefix_entry e;
-    for (uint32_t i = 0; i < count; i++)
-        if (kv_prefix_look(c->cache, blocks[i], &e)) events_stored(c, e.hash, TIER_DISK);
+    c->events->lost = true;
 }
 
 static void on_stored(void *ctx, struct block_id block)
@@ -91,6 +88,7 @@ void events_begin(struct node_core *c, struct router_link *r, bool again)
     r->blocks_next = any || again ? 0 : UINT32_MAX;
     r->blocks_cleared = again;
     if (!again) r->blocks_number = 0;
+    inventory_want(c);
 }
 
 static void tell(struct node_core *c, uint64_t now_ns, struct router_link *r,
@@ -136,4 +134,5 @@ void events_tell(struct node_core *c, uint64_t now_ns)
     }
     e->count = 0;
     e->lost = false;
+    inventory_on_timer(c, now_ns);
 }

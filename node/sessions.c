@@ -150,7 +150,10 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .preemptions = n.preemptions,
                                .returned_cached_tokens = n.returned_cached_tokens,
                                .returned_computed_tokens = n.returned_computed_tokens,
-                               .handed_back = n.handed_back}},
+                               .handed_back = n.handed_back,
+                               .host_block_ns = c->tier_stats.block_ns[KV_TIER_HOST],
+                               .disk_block_ns = c->tier_stats.block_ns[KV_TIER_DISK],
+                               .shared_block_ns = c->tier_stats.block_ns[KV_TIER_SHARED]}},
     };
     send(c, now_ns, r, &m);
 }

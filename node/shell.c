@@ -269,8 +269,10 @@ static void on_tier_mail(void *ctx, uint64_t now_ns, unsigned events)
     struct kv_tier_event event;
     (void)events;
     awake(s, now_ns);
-    while (mailbox_receive(s->tiers.events, &event) == OK)
+    while (mailbox_receive(s->tiers.events, &event) == OK) {
         node_core_on_tier(s->core, now_ns, &event);
+        kv_tier_event_free(&event);
+    }
 }
 
 static void on_link_mail(void *ctx, uint64_t now_ns, unsigned events)

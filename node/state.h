@@ -335,6 +335,11 @@ struct node_core {
     uint32_t *rest_tokens; /* scratch of both: a context */
     struct block_id *rest_blocks;
     struct kv_tiers_stats tier_stats;
+    struct inventory {
+        bool wanted, again; /* again: from its start once this walk has ended */
+        uint64_t id, place,
+            from_ns; /* its op, 0: none is under way; where the next begins, and when */
+    } inventory;
     uint64_t tier_ops_made, stores_from_ns; /* no STOREs before; 0: now */
 
     bool draining, left, broken; /* broken: the device is */
@@ -410,8 +415,7 @@ void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router); /* some 
 /* events.c: call these for every block that enters or leaves a tier, by its chain hash; the pool's are known. */
 void events_stored(struct node_core *c, uint64_t hash, enum block_tier tier);
 void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier);
-/* Some tier has these blocks of the pool now. */
-void events_kept(struct node_core *c, const struct block_id *blocks, uint32_t count);
+void events_lost(struct node_core *c); /* some were not told: routers are to get all again */
 enum err events_new(struct node_core *c);
 /* A router has come (`again`: lost some): it will be told everything. */
 void events_begin(struct node_core *c, struct router_link *r, bool again);
@@ -553,6 +557,13 @@ void tier_keep(struct node_core *c, const struct sequence *s);
 void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
 void tier_on_timer(struct node_core *c, uint64_t now_ns); /* lowers c->wake_ns */
 void tier_audit(const struct node_core *c);               /* adds its holds to audit_holds */
+
+/* inventory.c: what the tiers hold, told to routers */
+void inventory_want(struct node_core *c);                      /* all of it, once more */
+void inventory_on_timer(struct node_core *c, uint64_t now_ns); /* lowers c->wake_ns */
+void inventory_news(struct node_core *c, const struct kv_tier_event *e);
+/* Whether the event is of its own op. */
+bool inventory_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
 
 /* tier_report.c */
 struct json_t *tier_report_json(const struct node_core *c); /* docs/kv-memory.md */

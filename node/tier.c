@@ -342,7 +342,6 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     if (rest_count > 0)
         memcpy(c->rest_tokens, op->tokens,
                (size_t)rest_count * BLOCK_TOKENS * sizeof *c->rest_tokens);
-    events_kept(c, op->blocks, e->count);
     op_end(c, op);
     if (!all)
         c->stores_from_ns = now_ns + NODE_STORE_PAUSE_NS;
@@ -354,6 +353,8 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
 
 void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e)
 {
+    inventory_news(c, e);
+    if (inventory_on_event(c, now_ns, e)) return;
     for (uint32_t i = 0; c->tier_op && i < NODE_LOADS_MAX + NODE_STORES_MAX; i++) {
         struct tier_op *op = &c->tier_op[i];
         if (op->id != e->id || e->id == 0) continue;

@@ -6,6 +6,7 @@
 #include "common/address.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/mem.h"
 #include "kv/tier_entry.h"
 
 enum {
@@ -64,6 +65,7 @@ static void on_event(void *ctx, const struct kv_tier_event *event)
     struct node_tiers *t = ctx;
     enum err e = mailbox_send(t->events, event);
     CHECK(e == OK || e == ERR_CANCELLED); /* it has room for all ops */
+    if (e != OK) mem_free(event->news);
 }
 
 /* ---- life ---- */
@@ -149,7 +151,10 @@ void node_tiers_stop(struct node_tiers *t)
 
 void node_tiers_close(struct node_tiers *t)
 {
+    struct kv_tier_event event;
     kv_tiers_close(t->tiers);
+    while (t->events && mailbox_receive(t->events, &event) == OK)
+        kv_tier_event_free(&event);
     mailbox_free(t->events);
     if (t->staging) engine_host_free(t->engine, t->staging);
     *t = (struct node_tiers){0};

@@ -115,6 +115,9 @@ struct node_load {
     /* How often a sequence gave its blocks to another, and how those came back: tokens that were still
      * cached, that were computed again, and sequences that went back to their router. */
     uint64_t preemptions, returned_cached_tokens, returned_computed_tokens, handed_back;
+    /* What reading a block from its host tier, its disk and the shared store is expected to take; 0: it has
+     * none, or leaves it alone. */
+    uint32_t host_block_ns, disk_block_ns, shared_block_ns;
 };
 
 struct msg_hello {

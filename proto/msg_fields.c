@@ -95,6 +95,9 @@ static const struct field load_rows[] = {
     U64(returned_cached_tokens),
     U64(returned_computed_tokens),
     U64(handed_back),
+    U32(host_block_ns, ANY),
+    U32(disk_block_ns, ANY),
+    U32(shared_block_ns, ANY),
 };
 PART(load, tandem__load__descriptor, load_rows);
 #undef C

@@ -476,6 +476,7 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
     } else if (!fork_pick(core, now_ns, c, *job, &pair)) {
         job->cached = prefixes_look(core, c);
         job->pooled = job->cached && may_be_filled(c) ? core->pooled : NULL;
+        job->load_ns = core->load_ns;
         job->usual_bytes_per_s = core->rate.bytes_per_s;
         a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);
     }

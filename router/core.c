@@ -32,6 +32,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     list_init(&core->kv_queries);
     enum err e = router_meters_new(core);
     if (e == OK && config->prefix_index > 0) e = index_new(&core->index, config->prefix_index);
+    if (core->index) core->shared_holder = index_join(core->index);
     if (e != OK) {
         router_core_free(core);
         return e;

@@ -7,11 +7,12 @@
 enum {
     SLOTS = 8, /* of a bucket: 128 bytes, two cache lines */
     HOLDERS = 5,
-    LIVES = 16,
+    LIVES = 8,
     SWEPT = 1, /* buckets looked through for dead holders with each block that is added */
     IN_POOL = 1,
-    IN_TIER = 2,
-    WHERE = IN_POOL | IN_TIER,
+    IN_HOST = 2,
+    IN_DISK = 4, /* or, of who stands for a shared store, in that */
+    WHERE = IN_POOL | IN_HOST | IN_DISK,
 };
 
 /* A slot is free when it has no holders; a holder is free when it is nowhere. */
@@ -38,7 +39,7 @@ struct index {
 
 static uint16_t holder_of(const struct index *x, uint16_t node)
 {
-    return (uint16_t)(node << 6 | x->life[node] << 2);
+    return (uint16_t)(node << 6 | x->life[node] << 3);
 }
 
 static bool is_of(uint16_t holder, uint16_t whose)
@@ -224,7 +225,7 @@ void index_clear(struct index *x, uint16_t node)
 
 static uint16_t where(enum block_tier tier)
 {
-    return tier == TIER_POOL ? IN_POOL : IN_TIER;
+    return tier == TIER_POOL ? IN_POOL : tier == TIER_HOST ? IN_HOST : IN_DISK;
 }
 
 void index_add(struct index *x, uint16_t node, uint64_t hash, enum block_tier tier)
@@ -279,9 +280,10 @@ static uint32_t boundary(const struct index *x, uint16_t node, const uint64_t *h
 struct index_held index_match(const struct index *x, uint16_t node, const uint64_t *hashes,
                               uint32_t count)
 {
-    if (count == 0 || look(x, node, hashes[0]) == 0) return (struct index_held){0, 0};
+    if (count == 0 || look(x, node, hashes[0]) == 0) return (struct index_held){0};
     uint32_t pool = boundary(x, node, hashes, 0, count, IN_POOL);
-    return (struct index_held){pool, boundary(x, node, hashes, pool, count, WHERE)};
+    uint32_t host = boundary(x, node, hashes, pool, count, IN_POOL | IN_HOST);
+    return (struct index_held){pool, host, boundary(x, node, hashes, host, count, WHERE)};
 }
 
 /* Whether blocks [first, end) are likely to be there. */
@@ -315,8 +317,10 @@ struct index_held index_match_window(const struct index *x, uint16_t node, const
                                      uint32_t count, struct kv_window window)
 {
     uint32_t pool = window_end(x, node, hashes, count, window, IN_POOL);
+    uint32_t host = window_end(x, node, hashes, count, window, IN_POOL | IN_HOST);
     uint32_t any = window_end(x, node, hashes, count, window, WHERE);
-    return (struct index_held){pool, any > pool ? any : pool};
+    if (host < pool) host = pool;
+    return (struct index_held){pool, host, any > host ? any : host};
 }
 
 struct index_stats index_stats(const struct index *x)

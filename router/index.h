@@ -13,7 +13,7 @@
  * nodes that hold the block:
  *
  *     slot, 16 bytes:  | 48 bits of the hash | holder | holder | holder | holder | holder |
- *     holder:          | node, 10 bits | life, 4 bits | in its pool | in a tier |
+ *     holder:          | node, 10 bits | life, 3 bits | in its pool | in its host's memory | on its disk |
  *
  * When both buckets are full, one of their slots makes room: which one is as good as random. A node's life
  * counts up when it leaves or clears, so its holders die without being looked for; dead ones are swept out
@@ -62,7 +62,8 @@ void index_remove(struct index *index, uint16_t node, uint64_t hash, enum block_
 
 struct index_held {
     uint32_t pool; /* leading blocks in its pool */
-    uint32_t any;  /* in its pool or a tier: at least as many */
+    uint32_t host; /* in its pool or its host tier: at least as many */
+    uint32_t any;  /* in these or further away: at least as many again */
 };
 /* Of the prompt whose blocks have these hashes. A node that holds a block holds those before it, so only
  * about log2(count) of them are looked up. */

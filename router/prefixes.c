@@ -44,15 +44,17 @@ void prefixes_on_blocks(struct router_core *core, uint64_t now_ns, struct node *
     }
     n->blocks_number = b->number;
     if (b->cleared) {
-        index_clear(core->index, n->holder);
+        index_clear(core->index, n->holder); /* not the shared ones: others told of them too */
         n->blocks_missing = false;
     }
     if (n->blocks_missing) ask_again(core, now_ns, n);
     for (uint32_t i = 0; i < b->hashes_count; i++) {
+        enum block_tier tier = b->what[i] % TIERS;
+        uint16_t holder = tier == TIER_SHARED ? core->shared_holder : n->holder;
         if (b->what[i] < BLOCK_GONE)
-            index_add(core->index, n->holder, b->hashes[i], b->what[i]);
+            index_add(core->index, holder, b->hashes[i], tier);
         else
-            index_remove(core->index, n->holder, b->hashes[i], b->what[i] - BLOCK_GONE);
+            index_remove(core->index, holder, b->hashes[i], tier);
     }
     core->dispatch_wanted |= b->hashes_count > 0;
 }
@@ -68,35 +70,93 @@ void prefixes_hash(const struct router_core *core, struct request *r)
     r->hashes_count = count;
 }
 
-static struct index_held held_by(const struct router_core *core, const struct choice *c,
-                                 const struct node *n)
+/* P reads tiers for every prompt, D for those alone that it computes: where there is no P, all. */
+static enum role role_of_readers(const struct router_core *core)
+{
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        if (core->sched[i]->role == ROLE_PREFILL && core->sched[i]->open) return ROLE_PREFILL;
+    return ROLE_DECODE;
+}
+
+/* Where the leading blocks of a prompt are expected to be found by a node; each at least the one before. */
+struct found {
+    struct index_held held;
+    uint32_t shared;
+    uint32_t reach; /* so many of them are read at most */
+};
+
+static struct found found_by(const struct router_core *core, const struct choice *c,
+                             const struct node *n, enum role readers)
 {
     const struct request *r = c->request;
-    if (n->holder == INDEX_NONE) return (struct index_held){0, 0};
+    struct found f = {.reach = UINT32_MAX};
     struct kv_window window = choice_window(c, core->cluster.window);
-    if (window.tokens > 0)
-        return index_match_window(core->index, n->holder, r->hashes, r->hashes_count, window);
-    return index_match(core->index, n->holder, r->hashes, r->hashes_count);
+    if (n->holder == INDEX_NONE) return f;
+    if (window.tokens > 0) {
+        f.reach = window.sinks / BLOCK_TOKENS + kv_window_reach(window);
+        f.held = index_match_window(core->index, n->holder, r->hashes, r->hashes_count, window);
+    } else {
+        f.held = index_match(core->index, n->holder, r->hashes, r->hashes_count);
+    }
+    if (n->sched.role != readers) f.held.host = f.held.any = f.held.pool;
+    f.shared = f.held.any;
+    if (n->sched.role != readers || n->load.shared_block_ns == 0 || window.tokens > 0) return f;
+    f.shared += index_match(core->index, core->shared_holder, r->hashes + f.held.any,
+                            r->hashes_count - f.held.any)
+                    .any;
+    return f;
+}
+
+/* Blocks of it that need not be computed there, and what reading those of tiers takes. What is slower to read
+ * than to compute is not read, nor what is in a tier that the node does not tell of. */
+static uint32_t worth(const struct node *n, const struct found *f, uint32_t *load_ns)
+{
+    const struct {
+        uint32_t end, block_ns;
+    } tiers[] = {{f->held.host, n->load.host_block_ns},
+                 {f->held.any, n->load.disk_block_ns},
+                 {f->shared, n->load.shared_block_ns}};
+    uint64_t sum_ns = 0, compute_ns = (uint64_t)n->sched.token_ns * BLOCK_TOKENS;
+    uint32_t blocks = f->held.pool;
+    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++) {
+        uint32_t more = tiers[i].end - blocks;
+        if (more == 0) continue;
+        if (tiers[i].block_ns == 0 || (compute_ns > 0 && tiers[i].block_ns >= compute_ns)) break;
+        sum_ns += (uint64_t)(more < f->reach ? more : f->reach) * tiers[i].block_ns;
+        blocks += more;
+    }
+    *load_ns = sum_ns < UINT32_MAX ? (uint32_t)sum_ns : UINT32_MAX;
+    return blocks;
 }
 
 const uint32_t *prefixes_look(struct router_core *core, const struct choice *c)
 {
     bool any = false;
+    enum role readers = role_of_readers(core);
     if (c->request->hashes_count == 0) return NULL;
     for (uint32_t i = 0; i < core->nodes_count; i++) {
-        struct index_held held = held_by(core, c, core->nodes[i]);
-        /* What has to come from a tier is taken to cost half of computing it: more, and it is not read. */
-        uint32_t blocks = held.pool + (held.any - held.pool) / 2;
+        struct found f = found_by(core, c, core->nodes[i], readers);
+        uint32_t blocks = worth(core->nodes[i], &f, &core->load_ns[i]);
         core->cached[i] = blocks * BLOCK_TOKENS;
-        core->pooled[i] = held.pool * BLOCK_TOKENS;
+        core->pooled[i] = f.held.pool * BLOCK_TOKENS;
         any = any || blocks > 0;
     }
     return any ? core->cached : NULL;
 }
 
+/* As much as the node is expected to say that it has. */
+static struct index_held held_by(const struct router_core *core, const struct choice *c,
+                                 const struct node *n)
+{
+    uint32_t load_ns;
+    struct found f = found_by(core, c, n, role_of_readers(core));
+    uint32_t blocks = worth(n, &f, &load_ns);
+    return (struct index_held){f.held.pool, f.held.host < blocks ? f.held.host : blocks, blocks};
+}
+
 void prefixes_expect(struct router_core *core, struct choice *c)
 {
-    c->held_prefill = c->held_decode = (struct index_held){0, 0};
+    c->held_prefill = c->held_decode = (struct index_held){0};
     if (c->request->hashes_count == 0 || c->fork) return; /* a fork shares what is held */
     core->counts.prefix_lookups++;
     if (c->prefill) c->held_prefill = held_by(core, c, c->prefill);
@@ -109,7 +169,7 @@ void prefixes_found(struct router_core *core, const struct choice *c, const stru
     const struct request *r = c->request;
     uint32_t blocks = tokens / BLOCK_TOKENS;
     struct index_held held = *expected;
-    *expected = (struct index_held){0, 0}; /* the node says it more than once */
+    *expected = (struct index_held){0}; /* the node says it more than once */
     if (held.any == 0 || n->holder == INDEX_NONE || !r->hashes) return;
     core->counts.prefix_hits += blocks > 0;
     core->counts.prefix_hit_tokens +=
@@ -117,5 +177,6 @@ void prefixes_found(struct router_core *core, const struct choice *c, const stru
     core->counts.prefix_false += blocks < held.pool;
     for (uint32_t i = blocks; i < held.any; i++)
         for (enum block_tier tier = TIER_POOL; tier < TIERS; tier++)
-            index_remove(core->index, n->holder, r->hashes[i], tier);
+            index_remove(core->index, tier == TIER_SHARED ? core->shared_holder : n->holder,
+                         r->hashes[i], tier);
 }

@@ -42,6 +42,11 @@ uint32_t sched_left(const struct sched_job *job, uint32_t node)
     return job->tokens - cached_on(job, node);
 }
 
+static uint64_t load_on(const struct sched_job *job, uint32_t node)
+{
+    return job->load_ns ? job->load_ns[node] : 0;
+}
+
 /* Of the nodes that it is known of; 0: of none. */
 static uint32_t usual_token_ns(const struct sched_node *const *nodes, uint32_t count)
 {
@@ -187,6 +192,7 @@ static struct prefill_pick pick_among(const struct sched_node *const *nodes, uin
         best.any = true;
         if (!window_open(n, job, sched_left(job, i))) continue;
         uint64_t cost_ns = work_ahead(n, sched_left(job, i), usual_ns);
+        if (n->token_ns || usual_ns) cost_ns += load_on(job, i); /* else it is no time */
         if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
         if (cost_ns >= best.cost_ns) continue;
         best.index = i;
@@ -251,7 +257,8 @@ static uint64_t decode_token_ns(const struct view *v, uint32_t d)
 /* Of computing on D what it does not hold, for this request and the streams that wait meanwhile. */
 static uint64_t local_ns(const struct view *v, uint32_t d)
 {
-    return sched_left(v->job, d) * decode_token_ns(v, d) * (1 + (uint64_t)v->nodes[d]->running);
+    return sched_left(v->job, d) * decode_token_ns(v, d) * (1 + (uint64_t)v->nodes[d]->running) +
+           load_on(v->job, d);
 }
 
 /* What P's way costs beyond computing what D would have to compute too. */

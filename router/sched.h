@@ -53,6 +53,8 @@ struct sched_job {
         *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
                              * holds any */
     const uint32_t *pooled; /* the same, in their pools: what could go to a P; NULL: nothing may */
+    const uint32_t
+        *load_ns; /* with cached: what reading it from tiers adds, by index; NULL: nothing */
     uint64_t usual_bytes_per_s; /* with cached: of a pair that was never tried; 0: not known */
     struct kv_window window;    /* `blocks` are with it, blocks_full without */
     /* Of its tenant, if there are others: more than its share of the places is in use by it, or less. */
@@ -129,7 +131,7 @@ bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uin
 /* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;
  * P: the open window with the least time until the prompt would be computed there and be on D. Among D's of
  * one load, the pair with the least of that time, then the most free blocks; of those that share a
- * link. What a node holds of the prompt it need not compute, nor be sent.
+ * link. What a node holds of the prompt it need not compute, nor be sent; what of that is in a tier takes load_ns.
  *
  * If a D holds some of it, load does not go first: the pair with the least cost is taken, the cost being
  * that time and what the streams of D's batch cost each other (SCHED_STREAM_TOKENS). So a later turn goes

@@ -340,6 +340,8 @@ struct router_core {
     const struct sched_node *sched[ROUTER_NODES_MAX];
     struct index *index;                                         /* NULL: off */
     uint32_t cached[ROUTER_NODES_MAX], pooled[ROUTER_NODES_MAX]; /* of prefixes_look */
+    uint32_t load_ns[ROUTER_NODES_MAX];                          /* likewise */
+    uint16_t shared_holder; /* in the index: of what stores have that nodes share */
     uint32_t nodes_count;
     struct cluster cluster;
     struct heap queue, timers;

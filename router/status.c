@@ -166,9 +166,10 @@ static json_t *prefix_index_json(const struct router_core *core, const struct ro
 {
     struct index_stats s = {0};
     if (core->index) s = index_stats(core->index);
-    return json_pack("{s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "on", core->index != NULL, "entries",
-                     (json_int_t)s.entries, "bytes", (json_int_t)s.bytes, "dropped",
-                     (json_int_t)s.dropped, "lookups", (json_int_t)c->prefix_lookups, "hits",
+    return json_pack("{s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "on", core->index != NULL,
+                     "entries", (json_int_t)s.entries, "bytes", (json_int_t)s.bytes, "dropped",
+                     (json_int_t)s.dropped, "added", (json_int_t)s.added, "gone",
+                     (json_int_t)s.gone, "lookups", (json_int_t)c->prefix_lookups, "hits",
                      (json_int_t)c->prefix_hits, "hit_tokens", (json_int_t)c->prefix_hit_tokens,
                      "false_hits", (json_int_t)c->prefix_false, "gaps", (json_int_t)c->prefix_gaps);
 }

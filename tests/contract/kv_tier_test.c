@@ -14,6 +14,18 @@
 
 enum { VALUES = 64, SLOTS = 24 };
 
+/* Whose values were said to have gone, by number. */
+static bool gone[VALUES];
+
+static void on_gone(void *ctx, struct id128 key)
+{
+    (void)ctx;
+    uint32_t n = 0;
+    while (n < VALUES && !id128_equal(rig_key(n), key))
+        n++;
+    if (n < VALUES) gone[n] = true;
+}
+
 struct subject {
     const char *name;
     const struct kv_tier_ops *ops;
@@ -58,6 +70,7 @@ static int open_subject(void **state, const char *name)
     s->options = (struct kv_tier_options){.where = server ? s->redis.where : s->where,
                                           .bytes_max = bytes_for_slots(name),
                                           .value_bytes = RIG_VALUE_BYTES,
+                                          .on_gone = on_gone,
                                           .space = rig_space()};
     assert_ok(s->ops->open(&s->tier, &s->options));
     for (uint32_t i = 0; i < VALUES; i++) {
@@ -408,6 +421,45 @@ static void random_operations_agree_with_a_naive_model(void **state)
         assert_int_equal(has(s, n), model_leading(&m, &n, 1));
 }
 
+/* By the list: which of the first VALUES values it has. Nothing twice. */
+static uint32_t list_all(struct subject *s, bool *listed)
+{
+    struct id128 keys[5];
+    uint32_t place = 0, total = 0;
+    memset(listed, 0, VALUES * sizeof *listed);
+    while (place != KV_TIER_LIST_END) {
+        uint32_t count = s->ops->list(s->tier, &place, keys, 5);
+        for (uint32_t i = 0; i < count; i++, total++)
+            for (uint32_t n = 0; n < VALUES; n++)
+                if (id128_equal(rig_key(n), keys[i])) {
+                    assert_false(listed[n]);
+                    listed[n] = true;
+                }
+    }
+    return total;
+}
+
+static void what_it_has_is_listed_and_what_goes_is_said(void **state)
+{
+    struct subject *s = *state;
+    bool listed[VALUES];
+    memset(gone, 0, sizeof gone);
+    assert_int_equal(list_all(s, listed), 0);
+    put_range(s, 0, 4);
+    const uint32_t n = 2;
+    struct id128 key = rig_key(n);
+    assert_ok(s->ops->remove(s->tier, &key, 1, soon()));
+    assert_int_equal(gone[2], bounded(s));
+    if (bounded(s))
+        for (uint32_t first = 4; first < 2 * SLOTS; first += 4)
+            put_range(s, first, 4); /* others are evicted */
+    assert_int_equal(list_all(s, listed), bounded(s) ? SLOTS : 0);
+    for (uint32_t i = 0; bounded(s) && i < 2 * SLOTS; i++) {
+        assert_int_equal(listed[i], !gone[i]);
+        assert_int_equal(listed[i], has(s, i) > 0);
+    }
+}
+
 static void tiers_are_found_by_name(void **state)
 {
     (void)state;
@@ -424,6 +476,7 @@ static void tiers_are_found_by_name(void **state)
         PROMISE(a_deadline_that_is_over_ends_calls_at_once, open),                                 \
         PROMISE(what_another_space_kept_is_not_found, open),                                       \
         PROMISE(it_can_be_opened_again, open), PROMISE(short_memory_at_open_is_an_error, open),    \
+        PROMISE(what_it_has_is_listed_and_what_goes_is_said, open),                                \
         PROMISE(random_operations_agree_with_a_naive_model, open)
 /* Of those that have a bound of their own. */
 #define BOUNDS(open)                                                                               \

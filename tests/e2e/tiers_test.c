@@ -190,6 +190,48 @@ static void a_killed_node_serves_what_it_knew(void **state)
     rig_finish(bench.rig);
 }
 
+/* Blocks that the router was told of. */
+static int64_t told(json_t *status)
+{
+    const json_t *index = json_object_get(json_object_get(status, "router"), "prefix_index");
+    return json_integer_value(json_object_get(index, "added"));
+}
+
+static int64_t told_awaited;
+static bool is_told(struct cluster *c, json_t *status)
+{
+    (void)c;
+    return told(status) >= told_awaited;
+}
+
+/* A node that is new to the router tells what its disk has from an earlier life; so a prompt goes to it, and
+ * not to another one that is as idle and would be the first choice if nothing spoke for this one. */
+static void yesterdays_prefixes_draw_prompts_to_the_node_that_has_them(void **state)
+{
+    (void)state;
+    start("");
+    const char *args = PAGES PATIENT "--kv-disk %s/disk";
+    struct process *p = start_prefill(args, bench.folder);
+    uint32_t whole = 0;
+    for (uint32_t i = 0; i < 3; i++)
+        whole += whole_of(asks(i));
+    await_stored(p);
+    process_kill(p);
+    start_prefill(PAGES PATIENT);
+    json_t *status = cluster_status(bench.rig->cluster);
+    told_awaited = told(status) + whole / 16;
+    json_decref(status);
+    p = start_prefill(args, bench.folder);
+    cluster_await(bench.rig->cluster, is_told, "the router to hear of the disk");
+    for (uint32_t i = 0; i < 3; i++) {
+        struct stream *s = asks(i);
+        assert_string_equal(s->prefill_node, p->name);
+        assert_int_equal(s->cached_tokens, whole_of(s));
+    }
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), whole);
+    rig_finish(bench.rig);
+}
+
 static void what_the_pool_evicts_comes_back(void **state)
 {
     (void)state;
@@ -456,6 +498,7 @@ int main(void)
 #define ROW(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         ROW(a_killed_node_serves_what_it_knew),
+        ROW(yesterdays_prefixes_draw_prompts_to_the_node_that_has_them),
         ROW(what_the_pool_evicts_comes_back),
         ROW(generated_tokens_are_found_in_the_next_turn),
         ROW(who_leaves_in_peace_has_stored_all),

@@ -52,7 +52,7 @@ enum sim_tiers { SIM_TIERS_NONE, SIM_TIERS_OWN, SIM_TIERS_SHARED };
 
 /* A block in a modelled tier. */
 struct sim_kept {
-    uint64_t key, cell[SIM_LAYERS][BLOCK_TOKENS];
+    uint64_t key, hash, cell[SIM_LAYERS][BLOCK_TOKENS];
 };
 
 enum proc_kind { PROC_ROUTER, PROC_NODE, PROC_CLIENT };

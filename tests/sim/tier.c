@@ -1,13 +1,16 @@
 /* tier: a modelled tier thread. A node's own store outlives its crashes, a shared one is all nodes'. It loses
  * entries, takes its time, sometimes past every deadline, and refuses ops; what it gives is what was put
  * (that lies are found is the check of entries' business: tests/unit/kv_tiers_test.c). A block is touched
- * some time after the post and some time before the event, and must be held for both. */
+ * some time after the post and some time before the event, and must be held for both. Of its news some are lost, some
+ * told twice, and some are not true. */
 #include <string.h>
 
 #include "common/hash.h"
 #include "common/mem.h"
+#include "common/prefix_hash.h"
 #include "tests/sim/sim.h"
 
+enum { NEWS_MAX = 64, LIST_MAX = 16 };
 #define SLOW_NS (60 * NS_PER_MS)
 #define USUAL_NS (4 * NS_PER_MS)
 
@@ -73,16 +76,64 @@ static void load_window(struct sim *s, struct sim_proc *p, struct tier_op *o)
     }
 }
 
+/* What a block is called among routers. */
+static uint64_t hash_of_block(const struct tier_op *o, uint32_t i)
+{
+    uint64_t hashes[SIM_CONTEXT / BLOCK_TOKENS];
+    prefix_hash_chain(o->op.salt, o->tokens, o->op.first_block + i + 1, hashes);
+    return hashes[o->op.first_block + i];
+}
+
+static void add_news(struct sim *s, struct kv_tier_event *e, uint64_t hash, bool gone)
+{
+    uint32_t times = sim_draw(s, 8);
+    times = times == 0 ? 0 : times == 1 ? 2 : 1;
+    if (e->news_count + times > NEWS_MAX) times = 0;
+    for (; times > 0; times--)
+        e->news[e->news_count++] = (struct kv_tier_news){
+            hash, s->tiers == SIM_TIERS_SHARED ? KV_TIER_SHARED : KV_TIER_DISK, gone};
+    e->news_lost |= sim_draw(s, 200) == 0;
+}
+
+/* What a STORE kept; one of eight has left again. */
+static void add_stored(struct sim *s, const struct tier_op *o, struct kv_tier_event *e)
+{
+    for (uint32_t i = 0; o->op.kind == KV_TIER_STORE && i < o->done; i++) {
+        uint64_t hash = hash_of_block(o, i);
+        add_news(s, e, hash, false);
+        if (sim_draw(s, 8) == 0) add_news(s, e, hash, true);
+    }
+}
+
+static void on_listed(struct sim *s, struct sim_proc *p, void *data)
+{
+    const struct tier_op *o = data;
+    struct kv_tier_news news[NEWS_MAX];
+    struct kv_tier_event e = {.id = o->op.id,
+                              .kind = o->op.kind,
+                              .place = o->op.place,
+                              .news = news,
+                              .ended_ns = s->now_ns};
+    const struct sim_kept *store = store_of(s, p);
+    for (; e.place < SIM_KEPT_MAX && e.news_count < LIST_MAX; e.place++)
+        if (store[e.place].key) add_news(s, &e, store[e.place].hash, false);
+    if (e.place == SIM_KEPT_MAX) e.place = KV_TIER_PLACE_END;
+    node_core_on_tier(p->node, s->now_ns, &e);
+}
+
 static void on_end(struct sim *s, struct sim_proc *p, void *data)
 {
     const struct tier_op *o = data;
+    struct kv_tier_news news[NEWS_MAX];
     struct kv_tier_event e = {.id = o->op.id,
                               .kind = o->op.kind,
                               .count = o->done,
+                              .news = news,
                               .from = {o->done},
                               .ended_ns = s->now_ns,
                               .end_block = o->end_block};
     must_be_held(s, p, o);
+    add_stored(s, o, &e);
     node_core_on_tier(p->node, s->now_ns, &e);
 }
 
@@ -102,6 +153,7 @@ static void on_begin(struct sim *s, struct sim_proc *p, void *data)
         struct sim_kept *kept = place_of(s, p, o, o->done, &key);
         if (load && kept->key != key) break;
         kept->key = key;
+        if (!load) kept->hash = hash_of_block(o, o->done);
         uint64_t *there = &kept->cell[0][0];
         memcpy(load ? cells : there, load ? there : cells, sizeof kept->cell);
     }
@@ -115,10 +167,15 @@ enum err device_tier(void *ctx, const struct kv_tier_op *op)
     struct sim *s = sim_of(ctx, &p);
     if (sim_draw(s, 50) == 0) return ERR_FULL;
     struct tier_op *o = mem_new(sizeof *o);
+    bool list = op->kind == KV_TIER_LIST;
     uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
     uint32_t tokens_count = end * BLOCK_TOKENS;
-    CHECK(o && op->count > 0 && tokens_count <= SIM_CONTEXT);
+    CHECK(o && (op->count > 0 || list) && tokens_count <= SIM_CONTEXT);
     o->op = *op;
+    if (list) {
+        sim_at(s, s->now_ns + sim_draw_ns(s, 10000, NS_PER_MS), p, on_listed, o);
+        return OK;
+    }
     memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);
     memcpy(o->tokens, op->tokens, tokens_count * sizeof *op->tokens);
     uint64_t most_ns = sim_draw(s, 10) == 0 ? SLOW_NS : USUAL_NS;

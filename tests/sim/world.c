@@ -430,6 +430,11 @@ static void open_node(struct sim *s, struct sim_proc *p)
                                  .left = node_left,
                                  .tier = device_tier};
     if (node_core_new(&p->node, &g, &out) != OK) sim_fail(s, "node_core_new: %s", err_text());
+    if (s->tiers != SIM_TIERS_NONE)
+        node_core_tier_stats(
+            p->node, &(struct kv_tiers_stats){
+                         .block_ns = {[KV_TIER_DISK] = s->tiers == SIM_TIERS_OWN ? 1000 : 0,
+                                      [KV_TIER_SHARED] = s->tiers == SIM_TIERS_SHARED ? 1000 : 0}});
     node_core_start(p->node, s->now_ns);
 }
 

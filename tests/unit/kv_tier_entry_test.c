@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/prefix_hash.h"
 #include "kv/tier_entry.h"
 
 static const struct kv_geometry geometry = {2, 1, 4, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_BF16};
@@ -23,6 +24,7 @@ static struct sample sample_new(void)
         s.tokens[i] = 100 + i;
     s.parent = kv_tier_key(s.space, 9);
     s.key = kv_tier_key_next(s.parent, s.tokens);
+    assert_true(kv_tier_key_hash(s.key) == prefix_hash_block(9, s.tokens));
     s.bytes = kv_tier_entry_bytes(&geometry);
     s.entry = mem_aligned(s.bytes, 64);
     assert_non_null(s.entry);

@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
+#include "common/prefix_hash.h"
 #include "kv/breaker.h"
 #include "kv/tier_entry.h"
 #include "kv/tier_work.h"
@@ -230,6 +231,10 @@ static struct kv_tier_op op_of(enum kv_tier_op_kind kind, uint32_t first, uint32
                                .posted_ns = clock_ns};
 }
 
+enum { HEARD_MAX = 256 };
+static struct kv_tier_news heard[HEARD_MAX]; /* with the last op */
+static uint32_t heard_count;
+
 static struct kv_tier_event do_op(const struct kv_tier_op *op)
 {
     struct kv_tier_event event;
@@ -237,10 +242,16 @@ static struct kv_tier_event do_op(const struct kv_tier_op *op)
     assert_non_null(job);
     if (op->kind == KV_TIER_LOAD)
         kv_tier_work_load(work, job, &event);
+    else if (op->kind == KV_TIER_LIST)
+        kv_tier_work_list(work, job, &event);
     else
         while (!kv_tier_work_store(work, job, &event))
             ;
     kv_tier_job_free(job);
+    heard_count = event.news_count;
+    assert_true(heard_count <= HEARD_MAX && !event.news_lost);
+    if (heard_count > 0) memcpy(heard, event.news, heard_count * sizeof *heard);
+    kv_tier_event_free(&event);
     assert_int_equal(event.id, 77);
     assert_int_equal(event.kind, op->kind);
     assert_int_equal(event.ended_ns, clock_ns);
@@ -587,6 +598,84 @@ static void a_breaker_waits_longer_each_time_up_to_a_minute(void **state)
     assert_int_equal(kv_breaker_note(&b, false, now_ns), KV_BREAKER_SAME);
 }
 
+/* ---- news ---- */
+
+/* The prompt's blocks as routers know them. */
+static void make_hashes(uint64_t hashes[BLOCKS])
+{
+    prefix_hash_chain(3, tokens, BLOCKS, hashes);
+}
+
+static uint32_t heard_of(uint64_t hash, bool is_gone)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < heard_count; i++)
+        n += heard[i].hash == hash && heard[i].gone == is_gone;
+    return n;
+}
+
+static void open_memory_tier(uint32_t values)
+{
+    struct kv_tiers_options o = options_of(1);
+    clock_ns =
+        clock_now_ns() + 1000 * NS_PER_S; /* for a tier that has the real one, all is in time */
+    o.tier[0].ops = &kv_tier_memory;
+    o.tier[0].options.bytes_max = values * (kv_tier_entry_bytes(&geometry) + 48);
+    assert_int_equal(kv_tier_work_new(&work, &o), OK);
+}
+
+static void what_comes_and_goes_is_said_by_the_names_that_routers_know(void **state)
+{
+    (void)state;
+    uint64_t hashes[BLOCKS];
+    make_hashes(hashes);
+    open_memory_tier(8);
+    assert_int_equal(store(0, 6).count, 6);
+    assert_int_equal(heard_count, 6);
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_true(heard[i].hash == hashes[i] && !heard[i].gone);
+        assert_int_equal(heard[i].kind, KV_TIER_HOST);
+    }
+    assert_int_equal(store(6, 6).count, 6);
+    for (uint32_t i = 0; i < 12; i++) {
+        assert_int_equal(heard_of(hashes[i], false), i >= 6);
+        assert_int_equal(heard_of(hashes[i], true), i >= 2 && i < 6); /* of one op the last first */
+    }
+    assert_int_equal(load(0, 2).count, 2);
+    assert_int_equal(heard_count, 0);
+}
+
+static void all_that_local_tiers_have_is_listed(void **state)
+{
+    (void)state;
+    uint64_t hashes[BLOCKS];
+    make_hashes(hashes);
+    open_memory_tier(20);
+    store(0, 12);
+    struct kv_tier_op op = {.kind = KV_TIER_LIST, .id = 77};
+    assert_int_equal(do_op(&op).place == KV_TIER_PLACE_END, true);
+    assert_int_equal(heard_count, 12);
+    for (uint32_t i = 0; i < 12; i++)
+        assert_int_equal(heard_of(hashes[i], false), 1);
+    op.place = (uint64_t)7 << 32 | 5; /* no such tier: from an earlier life */
+    assert_int_equal(do_op(&op).place == KV_TIER_PLACE_END, true);
+    assert_int_equal(heard_count, 0);
+}
+
+static void a_block_is_expected_to_take_what_was_measured(void **state)
+{
+    (void)state;
+    struct kv_tiers_stats stats;
+    open_memory_tier(20);
+    store(0, 12);
+    kv_tier_work_stats(work, &stats);
+    assert_true(stats.block_ns[KV_TIER_HOST] > 0); /* a usual one */
+    assert_int_equal(stats.block_ns[KV_TIER_DISK], 0);
+    load(0, 12); /* on a clock that stands still: no time at all */
+    kv_tier_work_stats(work, &stats);
+    assert_int_equal(stats.block_ns[KV_TIER_HOST], 1);
+}
+
 /* ---- the thread ---- */
 
 static void mail_event(void *ctx, const struct kv_tier_event *event)
@@ -620,6 +709,7 @@ static void each_op_ends_in_one_event_and_loads_go_first(void **state)
     static const uint64_t order[] = {5, 6, 1, 2, 3, 4};
     for (int i = 0; i < 6; i++) {
         assert_int_equal(mailbox_wait(events, &e, 20 * NS_PER_S), OK);
+        kv_tier_event_free(&e);
         assert_int_equal(e.id, order[i]);
         assert_int_equal(e.count, e.kind == KV_TIER_LOAD ? 0 : 4);
     }
@@ -700,6 +790,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         ROW(what_was_stored_is_loaded_bit_by_bit),
         ROW(another_tenant_finds_nothing),
+        ROW(what_comes_and_goes_is_said_by_the_names_that_routers_know),
+        ROW(all_that_local_tiers_have_is_listed),
+        ROW(a_block_is_expected_to_take_what_was_measured),
         ROW(a_run_ends_where_no_tier_goes_on),
         ROW(a_window_is_loaded_where_it_is_whole),
         ROW(each_tier_gets_what_it_lacks),

@@ -7,6 +7,7 @@
 
 #include "common/clock.h"
 #include "common/hash.h"
+#include "common/prefix_hash.h"
 #include "common/rng.h"
 
 /* ---- the modelled engine ---- */
@@ -299,6 +300,13 @@ bool rig_event(struct rig *r)
 
 /* ---- the modelled tier ---- */
 
+static uint64_t hash_of_block(const struct rig_tier_op *o, uint32_t i)
+{
+    uint64_t hashes[RIG_STREAM_MAX / BLOCK_TOKENS];
+    prefix_hash_chain(o->op.salt, o->tokens, o->op.first_block + i + 1, hashes);
+    return hashes[o->op.first_block + i];
+}
+
 /* The cells of block i, or NULL. */
 static struct rig_kept *find_kept(struct rig *r, const struct rig_tier_op *o, uint32_t i)
 {
@@ -310,6 +318,7 @@ static struct rig_kept *find_kept(struct rig *r, const struct rig_tier_op *o, ui
     if (o->op.kind == KV_TIER_LOAD) return NULL;
     assert_true(r->kept_count < RIG_KEPT_MAX);
     r->kept[r->kept_count].key = key;
+    r->kept[r->kept_count].hash = hash_of_block(o, i);
     return &r->kept[r->kept_count++];
 }
 
@@ -335,13 +344,31 @@ static bool load_window(struct rig *r, struct rig_tier_op *o, uint32_t n, uint32
     return true;
 }
 
+/* Two at a time. */
+static void list_some(struct rig *r, const struct kv_tier_op *op)
+{
+    struct kv_tier_news news[2];
+    struct kv_tier_event e = {
+        .id = op->id, .kind = op->kind, .place = op->place, .news = news, .ended_ns = r->now_ns};
+    for (; e.place < r->kept_count && e.news_count < 2; e.place++)
+        news[e.news_count++] = (struct kv_tier_news){r->kept[e.place].hash, KV_TIER_DISK, false};
+    if (e.place == r->kept_count) e.place = KV_TIER_PLACE_END;
+    node_core_on_tier(r->core, r->now_ns, &e);
+}
+
 bool rig_tier_some(struct rig *r, uint32_t count)
 {
     if (r->tier_ops_count == 0) return false;
     static struct rig_tier_op o;
     o = r->tier_op[0];
-    struct kv_tier_event e = {.id = o.op.id, .kind = o.op.kind, .ended_ns = r->now_ns};
+    struct kv_tier_news news[64];
+    struct kv_tier_event e = {
+        .id = o.op.id, .kind = o.op.kind, .news = news, .ended_ns = r->now_ns};
     memmove(&r->tier_op[0], &r->tier_op[1], --r->tier_ops_count * sizeof r->tier_op[0]);
+    if (o.op.kind == KV_TIER_LIST) {
+        list_some(r, &o.op);
+        return true;
+    }
     for (uint32_t i = 0; i < o.op.count; i++)
         assert_true(node_core_holds(r->core, o.blocks[i], HOLD_TRANSFER) > 0);
     if (o.op.window.tokens > 0) {
@@ -355,6 +382,8 @@ bool rig_tier_some(struct rig *r, uint32_t count)
     for (uint32_t n = o.op.count < count ? o.op.count : count; e.count < n; e.count++) {
         struct rig_kept *kept = find_kept(r, &o, e.count);
         if (!kept) break;
+        if (o.op.kind == KV_TIER_STORE)
+            news[e.news_count++] = (struct kv_tier_news){kept->hash, KV_TIER_DISK, false};
         copy_kept(r, &o, e.count, kept);
     }
     e.from[0] = e.count;
@@ -371,13 +400,17 @@ static enum err on_tier(void *ctx, const struct kv_tier_op *op)
 {
     struct rig *r = ctx;
     if (r->tier_refuses || r->tier_ops_count == RIG_TIER_OPS_MAX) return ERR_FULL;
+    if (op->kind == KV_TIER_LIST && !r->tier_lists) return ERR_FULL;
     struct rig_tier_op *o = &r->tier_op[r->tier_ops_count++];
     uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
     uint32_t tokens_count = end * BLOCK_TOKENS;
-    assert_true(op->count > 0 && op->count <= 64 && tokens_count <= RIG_STREAM_MAX);
+    assert_true((op->count > 0 || op->kind == KV_TIER_LIST) && op->count <= 64 &&
+                tokens_count <= RIG_STREAM_MAX);
     o->op = *op;
-    memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);
-    memcpy(o->tokens, op->tokens, tokens_count * sizeof *op->tokens);
+    if (op->count > 0) {
+        memcpy(o->blocks, op->blocks, op->count * sizeof *op->blocks);
+        memcpy(o->tokens, op->tokens, tokens_count * sizeof *op->tokens);
+    }
     r->tier_ops_total++;
     return OK;
 }
@@ -448,6 +481,7 @@ void rig_new(struct rig *r, const struct rig_options *o)
     r->now_ns = NS_PER_S;
     r->wake_ns = TIME_NEVER;
     r->life = RIG_NODE_LIFE;
+    r->tier_lists = o->tier_lists;
     uint32_t sequences = o->sequences_max ? o->sequences_max : 8;
     r->config = (struct node_config){
         .role = o->role,

@@ -40,6 +40,7 @@ struct rig_options {
     uint32_t slots_count;
     uint64_t reserve_timeout_ns, prefix_wait_ns;
     bool no_prefix_cache, tiers;
+    bool tier_lists; /* LISTs are ops of the modelled tier too; else it refuses them */
     void (*block)(void *rig, const struct node_block *block); /* NULL: not wanted */
     uint64_t tier_deadline_ns;
     struct evict_config evict;
@@ -67,7 +68,7 @@ struct rig_tier_op {
     uint32_t blocks[64], tokens[RIG_STREAM_MAX];
 };
 struct rig_kept {
-    uint64_t key;
+    uint64_t key, hash;
     uint64_t cell[RIG_LAYERS][BLOCK_TOKENS];
 };
 
@@ -105,6 +106,7 @@ struct rig {
     struct rig_kept kept[RIG_KEPT_MAX];
     uint32_t kept_count;
     bool tier_refuses; /* what is posted */
+    bool tier_lists;
 };
 
 void rig_new(struct rig *r, const struct rig_options *o);

@@ -120,6 +120,75 @@ static void routers_are_told_of_what_a_tier_took(void **state)
     rig_free(&r);
 }
 
+static uint32_t told_of(const struct rig *r, uint64_t hash, uint32_t what)
+{
+    uint32_t told = 0;
+    for (uint32_t i = 0; i < r->said_count; i++)
+        for (uint32_t k = 0; r->said[i].m.kind == MSG_BLOCKS && k < r->said[i].m.blocks.what_count;
+             k++)
+            told += r->said[i].m.blocks.hashes[k] == hash && r->said[i].m.blocks.what[k] == what;
+    return told;
+}
+
+static void run_tier(struct rig *r)
+{
+    for (uint32_t i = 0; i < 100; i++) {
+        rig_tier(r);
+        rig_advance(r, NS_PER_MS);
+    }
+}
+
+/* After a restart, and when a router says that it lost some. */
+static void a_router_is_told_what_a_tier_has_from_earlier_lives(void **state)
+{
+    (void)state;
+    static const struct rig_options lists = {
+        .role = ROLE_DECODE, .tiers = true, .tier_lists = true};
+    static struct rig r;
+    struct job job = long_job(1);
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    restart(&r, &lists);
+    assert_true(r.kept_count > 4);
+    run_tier(&r);
+    for (uint32_t i = 0; i < r.kept_count; i++)
+        assert_int_equal(told_of(&r, r.kept[i].hash, TIER_DISK), 1);
+    uint32_t ops = r.tier_ops_total;
+    rig_advance(&r, NS_PER_S);
+    assert_int_equal(r.tier_ops_total, ops); /* that was all */
+    rig_forget(&r);
+    rig_say(&r, (struct msg){.kind = MSG_BLOCKS, .blocks = {.cleared = true}});
+    rig_tier(&r);
+    rig_say(&r, (struct msg){.kind = MSG_BLOCKS, .blocks = {.cleared = true}}); /* once more */
+    run_tier(&r);
+    for (uint32_t i = 0; i < r.kept_count; i++)
+        assert_in_range(told_of(&r, r.kept[i].hash, TIER_DISK), 1, 2);
+    rig_free(&r);
+}
+
+static void a_router_is_told_what_left_a_tier_and_of_news_that_were_lost(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct kv_tier_news news[] = {{70, KV_TIER_HOST, false},
+                                  {70, KV_TIER_HOST, true},
+                                  {71, KV_TIER_SHARED, false},
+                                  {72, KV_TIER_DISK, true}};
+    rig_open(&r, &with_tier);
+    rig_forget(&r);
+    struct kv_tier_event e = {.id = 12345, .news = news, .news_count = 4};
+    node_core_on_tier(r.core, r.now_ns, &e);
+    assert_int_equal(told_of(&r, 70, TIER_HOST), 1);
+    assert_int_equal(told_of(&r, 70, TIER_HOST + BLOCK_GONE), 1);
+    assert_int_equal(told_of(&r, 71, TIER_SHARED), 1);
+    assert_int_equal(told_of(&r, 72, TIER_DISK + BLOCK_GONE), 1);
+    rig_forget(&r);
+    e.news_lost = true;
+    node_core_on_tier(r.core, r.now_ns, &e);
+    assert_true(rig_said(&r, MSG_BLOCKS)->blocks.cleared);
+    rig_free(&r);
+}
+
 static void what_came_from_the_tier_is_not_stored_again(void **state)
 {
     (void)state;
@@ -403,6 +472,8 @@ int main(void)
         cmocka_unit_test(what_was_computed_is_loaded_after_a_restart),
         cmocka_unit_test(a_window_is_loaded_after_a_restart),
         cmocka_unit_test(routers_are_told_of_what_a_tier_took),
+        cmocka_unit_test(a_router_is_told_what_a_tier_has_from_earlier_lives),
+        cmocka_unit_test(a_router_is_told_what_left_a_tier_and_of_news_that_were_lost),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
         cmocka_unit_test(what_comes_late_is_for_the_next_prompt),

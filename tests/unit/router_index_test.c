@@ -67,10 +67,12 @@ struct naive {
     bool in[N_NODES][N_HASHES][TIERS];
 };
 
-static bool naive_has(const struct naive *n, uint32_t node, uint32_t hash, bool pool_only)
+static bool naive_has(const struct naive *n, uint32_t node, uint32_t hash, enum block_tier furthest)
 {
-    const bool *in = n->in[node][hash];
-    return in[TIER_POOL] || (!pool_only && (in[TIER_HOST] || in[TIER_DISK] || in[TIER_SHARED]));
+    bool has = false;
+    for (enum block_tier tier = TIER_POOL; tier <= furthest; tier++)
+        has |= n->in[node][hash][tier];
+    return has;
 }
 
 static void agree(const struct index *x, const uint16_t *number, const struct naive *n)
@@ -80,8 +82,9 @@ static void agree(const struct index *x, const uint16_t *number, const struct na
         for (uint32_t h = 0; h < N_HASHES; h++) {
             uint64_t hash = hash_of(h);
             struct index_held got = index_match(x, number[node], &hash, 1);
-            assert_int_equal(got.pool, naive_has(n, node, h, true));
-            assert_int_equal(got.any, naive_has(n, node, h, false));
+            assert_int_equal(got.pool, naive_has(n, node, h, TIER_POOL));
+            assert_int_equal(got.host, naive_has(n, node, h, TIER_HOST));
+            assert_int_equal(got.any, naive_has(n, node, h, TIER_DISK));
             pairs += got.any;
         }
     assert_true(index_stats(x).entries >= pairs); /* dead ones are swept later */
@@ -101,7 +104,7 @@ static void random_news_agree_with_a_naive_model(void **state)
         for (uint32_t step = 0; step < STEPS; step++) {
             struct rng_block r = rng_draw(seed, 2, step);
             uint32_t node = rng_below(r.word[0], N_NODES), h = rng_below(r.word[1], N_HASHES);
-            enum block_tier tier = r.word[3] % 2 ? TIER_POOL : TIER_DISK;
+            enum block_tier tier = r.word[3] % 3;
             uint32_t what = rng_below(r.word[2], 1000);
             if (what == 0) {
                 index_clear(x, number[node]);
@@ -133,19 +136,22 @@ static void the_longest_prefix_is_found_in_pool_and_tiers(void **state)
     uint64_t hashes[LONG];
     for (uint64_t i = 0; i < LONG; i++)
         hashes[i] = hash_of(i);
-    static const uint32_t rows[][2] = {{0, 0},   {1, 1},     {1, 2},      {7, 7},      {7, 9},
-                                       {0, 500}, {499, 500}, {999, 1000}, {1000, 1000}};
+    static const uint32_t rows[][3] = {
+        {0, 0, 0},     {1, 1, 1},       {1, 2, 2},         {7, 7, 7},    {7, 9, 20},
+        {0, 500, 500}, {499, 500, 501}, {999, 1000, 1000}, {0, 0, 1000}, {1000, 1000, 1000}};
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         struct index *x = index_with(4 * LONG);
         uint16_t mine = index_join(x), other = index_join(x);
         for (uint32_t i = 0; i < LONG; i++) {
             if (i < rows[r][0]) index_add(x, mine, hashes[i], TIER_POOL);
             if (i < rows[r][1]) index_add(x, mine, hashes[i], TIER_HOST);
+            if (i < rows[r][2]) index_add(x, mine, hashes[i], TIER_DISK);
             index_add(x, other, hashes[i], TIER_POOL);
         }
         struct index_held got = index_match(x, mine, hashes, LONG);
         assert_int_equal(got.pool, rows[r][0]);
-        assert_int_equal(got.any, rows[r][1]);
+        assert_int_equal(got.host, rows[r][1]);
+        assert_int_equal(got.any, rows[r][2]);
         assert_int_equal(index_match(x, other, hashes, LONG).pool, LONG);
         assert_int_equal(index_match(x, mine, hashes, 0).any, 0);
         index_free(x);

@@ -203,6 +203,101 @@ static void tenants_do_not_find_each_others_prefixes(void **state)
     world_close(&w);
 }
 
+/* ---- tiers ---- */
+
+/* What a node tells of its tiers; its tokens take 1 us to compute, a block 16. */
+static void tell_tiers(struct world *w, uint32_t peer, uint32_t disk_ns, uint32_t shared_ns)
+{
+    struct msg beat = {.kind = MSG_HEARTBEAT,
+                       .heartbeat.load = {.blocks_total = 100,
+                                          .blocks_free = 100,
+                                          .token_ns = 1000,
+                                          .disk_block_ns = disk_ns,
+                                          .shared_block_ns = shared_ns}};
+    say(w, peer, beat);
+}
+
+/* Two P and a D; the first P is the choice when nothing speaks for the other. */
+static void open_two_prefills(struct world *w)
+{
+    opened(w, 4096);
+    hello(w, P1, ROLE_PREFILL, "p1");
+    expect(w, P1, MSG_WELCOME);
+    tell_tiers(w, P0, 0, 0);
+}
+
+static bool goes_to_p1(struct world *w)
+{
+    uint32_t decode = decode_of_next(w);
+    struct job_key key = expect(w, decode, MSG_RESERVE)->reserve.job.key;
+    say(w, decode, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 1}, 0}});
+    assert_true(was_sent(w, P0, MSG_PREFILL) != was_sent(w, P1, MSG_PREFILL));
+    return was_sent(w, P1, MSG_PREFILL);
+}
+
+static const struct {
+    const char *what;
+    uint32_t told, disk_ns, shared_ns;
+    bool to_p1;
+} tiers[] = {
+    {"a block on its disk", TIER_DISK, 4000, 0, true},
+    {"a disk that is slower than computing", TIER_DISK, 40000, 0, false},
+    {"a disk that it does not tell of any more", TIER_DISK, 0, 4000, false},
+    {"a block that left its disk", TIER_DISK + BLOCK_GONE, 4000, 0, false},
+    {"a store that P 0 does not share", TIER_SHARED, 0, 4000, true},
+    {"in its pool", TIER_POOL, 0, 0, true},
+};
+
+static void prompts_go_where_a_tier_has_them_if_that_is_faster(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++) {
+        struct world w;
+        open_two_prefills(&w);
+        tell_tiers(&w, P1, tiers[i].disk_ns, tiers[i].shared_ns);
+        tell_blocks(&w, P1, 1, false, first_block(), tiers[i].told % TIERS);
+        if (tiers[i].told >= BLOCK_GONE)
+            tell_blocks(&w, P1, 2, false, first_block(), tiers[i].told);
+        if (goes_to_p1(&w) != tiers[i].to_p1) fail_msg("%s", tiers[i].what);
+        world_close(&w);
+    }
+}
+
+static void what_a_shared_store_has_every_node_has_that_shares_it(void **state)
+{
+    (void)state;
+    struct world w;
+    open_two_prefills(&w);
+    tell_tiers(&w, P1, 0, 4000);
+    tell_blocks(&w, D0, 1, false, first_block(), TIER_SHARED); /* it was D that stored it */
+    assert_true(goes_to_p1(&w));
+    world_close(&w);
+    open_two_prefills(&w);
+    tell_tiers(&w, P1, 0, 4000);
+    tell_blocks(&w, D0, 1, false, first_block(), TIER_SHARED);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_SHARED + BLOCK_GONE);
+    assert_false(goes_to_p1(&w));
+    world_close(&w);
+}
+
+/* D looks into its pool alone for what P computes. */
+static void a_decode_nodes_disk_counts_where_it_computes_itself(void **state)
+{
+    (void)state;
+    struct world w;
+    opened(&w, 4096);
+    tell_tiers(&w, D1, 4000, 0);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_DISK);
+    assert_int_equal(decode_of_next(&w), D0);
+    world_close(&w);
+    opened(&w, 4096);
+    tell_tiers(&w, D1, 4000, 0);
+    tell_blocks(&w, D1, 1, false, first_block(), TIER_DISK);
+    say(&w, P0, (struct msg){.kind = MSG_BYE});
+    assert_int_equal(decode_of_next(&w), D1);
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +310,9 @@ int main(void)
         cmocka_unit_test(a_gap_is_asked_for_once_a_second_until_all_is_told_again),
         cmocka_unit_test(who_leaves_takes_its_entries_along),
         cmocka_unit_test(tenants_do_not_find_each_others_prefixes),
+        cmocka_unit_test(prompts_go_where_a_tier_has_them_if_that_is_faster),
+        cmocka_unit_test(what_a_shared_store_has_every_node_has_that_shares_it),
+        cmocka_unit_test(a_decode_nodes_disk_counts_where_it_computes_itself),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -437,6 +437,8 @@ static const struct {
     uint32_t cached[4], outstanding[2], run[2];
     bool no_rate_of_decode; /* D's never computed a prompt, nor did P 0 */
     struct sched_pair pair;
+    uint32_t load_us[4]; /* of what is cached, from tiers */
+    bool no_rate;        /* nor did P 1 */
 } prefixes[] = {
     {"a prompt that nobody knows goes as before",
      {0, 0, 0, 0},
@@ -495,6 +497,42 @@ static const struct {
      {2, 1},
      false,
      {NONE, 3, true}},
+    {"what lies in a tier is worth what reading it leaves",
+     {0, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     false,
+     {1, 2, false},
+     {0, 400, 0, 0}},
+    {"and goes elsewhere when that is nothing",
+     {0, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     false,
+     {0, 2, false},
+     {0, 600, 0, 0}},
+    {"a pool is better than a disk",
+     {512, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     false,
+     {1, 2, false},
+     {10, 0, 0, 0}},
+    {"where no speed is known, reading is taken to be faster than computing",
+     {0, 512, 0, 0},
+     {0, 0},
+     {0, 0},
+     true,
+     {1, 2, false},
+     {0, 400, 0, 0},
+     true},
+    {"a D that would read longer than P computes leaves that to P",
+     {0, 0, 0, 992},
+     {0, 0},
+     {0, 0},
+     false,
+     {0, 3, false},
+     {0, 0, 0, 3000}},
     {"more than the whole prompt is not believed",
      {0, 0, 0, 100000},
      {0, 0},
@@ -532,11 +570,16 @@ static void pairs_are_chosen_by_what_nodes_hold(void **state)
             w.node[2 + k].running = prefixes[i].run[k];
             if (prefixes[i].no_rate_of_decode) w.node[2 + k].token_ns = w.node[0].token_ns = 0;
         }
+        if (prefixes[i].no_rate) w.node[1].token_ns = 0;
+        uint32_t load_ns[4];
+        for (int k = 0; k < 4; k++)
+            load_ns[k] = prefixes[i].load_us[k] * 1000;
         struct sched_job job = {.tokens = 1000,
                                 .blocks = 63,
                                 .blocks_full = 64,
                                 .kv_bytes = MIB,
-                                .cached = prefixes[i].cached};
+                                .cached = prefixes[i].cached,
+                                .load_ns = load_ns};
         struct sched_rules rules = {DISAGGREGATE_AUTO, NS_PER_MS / 2};
         struct sched_pair pair;
         assert_int_equal(sched_pick_pair(w.nodes, 4, &job, &rules, 5, &pair), SCHED_PICKED);
