@@ -12,7 +12,7 @@
 #include "common/rng.h"
 #include "tests/e2e/command.h"
 
-enum { LINES_MAX = 1500, TOKENS_MAX = 420, VOCAB = 500 };
+enum { LINES_MAX = 400, TOKENS_MAX = 420, VOCAB = 500 };
 
 struct line {
     uint32_t tokens[TOKENS_MAX], count;
