@@ -70,8 +70,8 @@ struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op)
     job->op = *op;
     job->key = (struct id128 *)(job + 1);
     uint32_t *ids = (uint32_t *)(job->key + keys_count + 1);
-    memcpy(ids, op->tokens, tokens_count * sizeof *ids);
-    memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
+    if (tokens_count > 0) memcpy(ids, op->tokens, tokens_count * sizeof *ids); /* LIST has none */
+    if (op->count > 0) memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
     job->op.tokens = ids;
     job->op.blocks = ids + tokens_count;
     job->keys_count = keys_count;
