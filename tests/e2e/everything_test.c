@@ -73,9 +73,9 @@ static void pin(struct run *run)
 }
 
 /* In the first turns a node of each kind dies; the last one has them all again. */
-static void serve(struct run *run, const char *router_args, const char *node_args)
+static void serve(struct run *run, const char *router_args, const char *node_args, bool redis)
 {
-    whole_start(&run->whole, router_args, node_args);
+    whole_start(&run->whole, router_args, node_args, redis);
     run->streams = streams_new(run->whole.cluster->addresses);
     pin(run);
     for (uint32_t turn = 0; turn < MIX_TURNS; turn++) {
@@ -131,13 +131,14 @@ static uint32_t attempts_of(const struct streams *s)
     expect_counted(run, (enum counted[]){__VA_ARGS__},                                             \
                    sizeof(enum counted[]){__VA_ARGS__} / sizeof(enum counted))
 
-/* P computes every prompt, so that whatever D found it had of other requests. */
+/* P computes every prompt, so that whatever D found it had of other requests; and what D generated comes to P
+ * from D, as it would from a shared store if there was one. */
 static void with_everything_on_no_bit_changes(void **state)
 {
     struct run *run = *state;
-    serve(run, ROUTER "always --backfill always", "--link tcp");
-    EXPECT_COUNTED(run, ALWAYS_USED, COUNT_REDIS_BLOCKS, COUNT_DELTA_TOKENS, COUNT_HANDED_BACK,
-                   COUNT_SENT_BYTES, COUNT_BACKFILLED);
+    serve(run, ROUTER "always --backfill always", "--link tcp", false);
+    EXPECT_COUNTED(run, ALWAYS_USED, COUNT_DELTA_TOKENS, COUNT_HANDED_BACK, COUNT_SENT_BYTES,
+                   COUNT_BACKFILLED);
     assert_true(attempts_of(run->streams) > run->streams->count); /* the kills did hit */
     finish(run);
 }
@@ -145,7 +146,7 @@ static void with_everything_on_no_bit_changes(void **state)
 static void nor_where_routers_choose_who_computes_a_prompt(void **state)
 {
     struct run *run = *state;
-    serve(run, ROUTER "auto", "--link shm");
+    serve(run, ROUTER "auto", "--link shm", true);
     EXPECT_COUNTED(run, ALWAYS_USED, COUNT_REDIS_BLOCKS);
     finish(run);
 }
@@ -154,7 +155,7 @@ static void nor_where_decode_nodes_compute_prompts_beside_their_kv(void **state)
 {
     struct run *run = *state;
     uint32_t found = 0;
-    serve(run, ROUTER "never", "--link shm");
+    serve(run, ROUTER "never", "--link shm", true);
     EXPECT_COUNTED(run, ALWAYS_USED);
     for (uint32_t i = 0; i < run->streams->count; i++) {
         const struct stream *s = run->streams->stream[i];

@@ -107,7 +107,7 @@ static void start(struct turmoil *t)
              "--heartbeat 50ms --dead-after 700ms --link %s --batch %u --prefix-wait %ums",
              draw(t, 2) ? "shm" : "tcp", 4 + draw(t, 20), draw(t, 500));
     print_message("seed %lu: %s %s\n", t->seed, router, node);
-    whole_start(&t->whole, router, node);
+    whole_start(&t->whole, router, node, true);
     t->streams = streams_new(t->whole.cluster->addresses);
     mix_pinned(t->mix, pinned);
     whole_pin(&t->whole, &(struct tandem_pin){.name = "system",

@@ -83,13 +83,13 @@ static struct process *start_node(struct whole *w, uint32_t node)
     return cluster_spawn(w->cluster, node < 2 ? PROGRAM_PREFILL : PROGRAM_DECODE, args);
 }
 
-void whole_start(struct whole *w, const char *router_args, const char *node_args)
+void whole_start(struct whole *w, const char *router_args, const char *node_args, bool redis)
 {
     char args[512];
     *w = (struct whole){.cluster = cluster_new(cluster_demo_model())};
     snprintf(w->node_args, sizeof w->node_args, "%s", node_args);
     rig_directory(w->folder);
-    w->has_redis = redis_rig_start(&w->redis, w->folder, NULL);
+    w->has_redis = redis && redis_rig_start(&w->redis, w->folder, NULL);
     snprintf(args, sizeof args, "--metrics 127.0.0.1:0 --deaths-max 100 --lone-deaths-max 100 %s",
              router_args);
     cluster_router(w->cluster, args);

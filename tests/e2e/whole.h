@@ -53,7 +53,8 @@ struct whole {
     double dead[COUNTS], all[COUNTS];
 };
 
-void whole_start(struct whole *w, const char *router_args, const char *node_args);
+/* With a disk for each node and, if told and one is installed, a Redis for all. */
+void whole_start(struct whole *w, const char *router_args, const char *node_args, bool redis);
 void whole_end(struct whole *w); /* also one that was never started */
 
 /* Until all prefill nodes hold it. */
