@@ -39,7 +39,7 @@
 #include "common/plant.h"
 #include "router/state.h"
 
-static void trail_add(struct choice *c, uint64_t now_ns, enum trail_what what, const char *node)
+void choice_trail(struct choice *c, uint64_t now_ns, enum trail_what what, const char *node)
 {
     if (c->trail_count == ROUTER_TRAIL_MAX) return;
     struct trail *t = &c->trail[c->trail_count++];
@@ -72,7 +72,7 @@ static struct choice *choice_at(struct router_core *core, struct job_key key,
     return NULL;
 }
 
-static void meet(struct router_core *core, const struct choice *c, enum choice_event event)
+void choice_meet(struct router_core *core, const struct choice *c, enum choice_event event)
 {
     core->met[c->state][event]++;
 }
@@ -80,7 +80,7 @@ static void meet(struct router_core *core, const struct choice *c, enum choice_e
 /* ---- states and their deadlines ---- */
 
 /* The job of the current attempt; `stop_ids` has room for JOB_STOP_IDS_MAX. */
-static struct job job_of(const struct router_core *core, const struct choice *c, uint32_t *stop_ids)
+struct job choice_job(const struct router_core *core, const struct choice *c, uint32_t *stop_ids)
 {
     const struct request *r = c->request;
     const struct msg_submit *s = &r->submit;
@@ -109,7 +109,7 @@ static struct job job_of(const struct router_core *core, const struct choice *c,
     return job;
 }
 
-static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
+void choice_enter(struct router_core *core, uint64_t now_ns, struct choice *c,
                   enum choice_state state)
 {
     uint64_t wait_ns = core->config.stall_timeout_ns;
@@ -122,26 +122,25 @@ static void enter(struct router_core *core, uint64_t now_ns, struct choice *c,
     heap_move(&core->timers, &c->timer, when_ns); /* room was reserved when it was made */
 }
 
-/* A node may die, or a router, between its last token and the word that it was the last. */
-static enum finish already_over(const struct router_core *core, const struct choice *c)
+enum finish choice_already_over(const struct router_core *core, const struct choice *c)
 {
     uint32_t stop_ids[JOB_STOP_IDS_MAX], last = c->generated_count - 1;
     if (c->generated_count == 0) return FINISH_NONE;
     if (c->replay_stopped) return FINISH_STOP;
-    struct job job = job_of(core, c, stop_ids);
+    struct job job = choice_job(core, c, stop_ids);
     uint32_t context_max = core->cluster.known ? core->cluster.context_max : UINT32_MAX;
     return job_finish(&job, last, c->generated[last], context_max);
 }
 
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
-    enum finish finish = already_over(core, c);
+    enum finish finish = choice_already_over(core, c);
     if (finish != FINISH_NONE) {
         choice_end(core, now_ns, c, finish, OK, "");
         return;
     }
-    enter(core, now_ns, c, CHOICE_QUEUED);
-    trail_add(c, now_ns, TRAIL_QUEUED, "");
+    choice_enter(core, now_ns, c, CHOICE_QUEUED);
+    choice_trail(c, now_ns, TRAIL_QUEUED, "");
     heap_move(&core->queue, &c->queue,
               sched_queue_key(c->request->arrived_ns, c->request->submit.priority));
     turns_queue(core, c);
@@ -150,7 +149,7 @@ void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c)
     core->dispatch_wanted = true;
 }
 
-static void dequeue(struct router_core *core, struct choice *c)
+void choice_dequeue(struct router_core *core, struct choice *c)
 {
     if (!heap_holds(&c->queue)) return;
     heap_remove(&core->queue, &c->queue);
@@ -188,11 +187,6 @@ static void again(struct router_core *core, uint64_t now_ns, struct choice *c, c
 
 /* ---- the end ---- */
 
-static uint64_t us_between(uint64_t from_ns, uint64_t to_ns)
-{
-    return from_ns && to_ns > from_ns ? (to_ns - from_ns) / 1000 : 0;
-}
-
 static void count_end(struct router_core *core, const struct choice *c)
 {
     if (c->finish == FINISH_CANCELLED)
@@ -227,10 +221,10 @@ static void request_ended(struct router_core *core, uint64_t now_ns, struct requ
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
                 enum err error, const char *reason)
 {
-    if (finish == FINISH_CANCELLED) meet(core, c, CHOICE_EV_CANCELLED);
+    if (finish == FINISH_CANCELLED) choice_meet(core, c, CHOICE_EV_CANCELLED);
     if (c->state == CHOICE_ENDED) return;
     bool natural = finish == FINISH_STOP || finish == FINISH_LENGTH;
-    dequeue(core, c);
+    choice_dequeue(core, c);
     turns_ended(core, c);
     heap_remove(&core->timers, &c->timer);
     if (natural)
@@ -244,7 +238,7 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     snprintf(c->reason, sizeof c->reason, "%s", reason);
     c->timing.decode = us_between(c->first_ns, now_ns);
     c->timing.total = us_between(c->request->arrived_ns, now_ns);
-    trail_add(c, now_ns, TRAIL_ENDED, "");
+    choice_trail(c, now_ns, TRAIL_ENDED, "");
     if (natural) result_tell(core, now_ns, c);
     output_done(core, now_ns, c);
     count_end(core, c);
@@ -261,274 +255,6 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
         request_ended(core, now_ns, c->request);
 }
 
-/* ---- dispatch ---- */
-
-static uint32_t age_ms(const struct choice *c, uint64_t now_ns)
-{
-    uint64_t ms = (now_ns - c->request->arrived_ns) / NS_PER_MS;
-    return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
-}
-
-static void send_prefill(struct router_core *core, uint64_t now_ns, struct choice *c,
-                         uint32_t held_tokens)
-{
-    uint32_t stop_ids[JOB_STOP_IDS_MAX];
-    struct msg m = {.kind = MSG_PREFILL,
-                    .prefill = {.job = job_of(core, c, stop_ids),
-                                .ticket = c->ticket,
-                                .held_tokens = held_tokens,
-                                .decode_node = c->decode_name}};
-    m.prefill.job.fair_lead = turns_lead(core, c, c->prefill, false);
-    if (c->decode) {
-        m.prefill.addresses = c->decode->hello.addresses;
-        m.prefill.addresses_count = c->decode->hello.addresses_count;
-    }
-    m.prefill.job.age_ms = age_ms(c, now_ns);
-    c->prefill_told = true;
-    node_live_add(c->prefill, c);
-    registry_send(core, now_ns, c->prefill->peer, &m);
-    trail_add(c, now_ns, TRAIL_PREFILL, c->prefill_name);
-    enter(core, now_ns, c, CHOICE_PREFILLING);
-}
-
-static void send_reserve(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    uint32_t stop_ids[JOB_STOP_IDS_MAX];
-    struct msg m = {.kind = MSG_RESERVE,
-                    .reserve = {.job = job_of(core, c, stop_ids),
-                                .local = c->local,
-                                .fork = c->fork,
-                                .sibling = c->sibling}};
-    m.reserve.job.age_ms = age_ms(c, now_ns);
-    m.reserve.job.fair_lead = turns_lead(core, c, c->decode, true);
-    registry_send(core, now_ns, c->decode->peer, &m);
-    trail_add(c, now_ns, TRAIL_RESERVE, c->decode_name);
-    enter(core, now_ns, c, CHOICE_RESERVING);
-}
-
-/* Once what P is to get of the prompt is there. */
-static void prefill_when_filled(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    if (!c->backfill) {
-        send_prefill(core, now_ns, c, c->held_tokens);
-        return;
-    }
-    trail_add(c, now_ns, TRAIL_BACKFILL, backfill_source(c));
-    enter(core, now_ns, c, CHOICE_FILLING);
-}
-
-void choice_on_backfilled(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    meet(core, c, CHOICE_EV_BACKFILLED);
-    if (c->state != CHOICE_FILLING) return; /* D did not answer yet */
-    trail_add(c, now_ns, TRAIL_BACKFILLED, c->prefill_name);
-    send_prefill(core, now_ns, c, c->held_tokens);
-}
-
-static struct sched_job sched_job_of(const struct router_core *core, const struct choice *c)
-{
-    uint32_t tokens = choice_tokens(c);
-    uint64_t full = (uint64_t)c->request->prompt_count + c->request->submit.tokens_max;
-    if (core->cluster.known && full > core->cluster.context_max) full = core->cluster.context_max;
-    struct kv_window window = choice_window(c, core->cluster.window);
-    uint32_t gone = blocks_for_tokens(tokens + 1) - kv_window_blocks_kept(window, tokens);
-    struct sched_job job = {
-        .tokens = tokens,
-        .window = window,
-        .blocks = blocks_for_tokens(tokens + (c->request->submit.tokens_max > 0)) - gone,
-        .prefill_only = c->request->submit.tokens_max <= c->generated_count + 1,
-        .no_token = c->request->submit.tokens_max == 0,
-        .blocks_full = blocks_for_tokens((uint32_t)full - 1), /* the last token needs no KV */
-        .kv_bytes =
-            (uint64_t)(blocks_for_tokens(tokens) - gone) * kv_block_bytes(&core->cluster.geometry),
-    };
-    turns_room(core, c, &job);
-    return job;
-}
-
-/* The request's values against a cluster that was not known when it came in. */
-static bool check_late(struct router_core *core, uint64_t now_ns, struct choice *c)
-{
-    uint32_t stop_ids[JOB_STOP_IDS_MAX];
-    if (c->request->checked) return true;
-    struct job job = job_of(core, c, stop_ids);
-    if (job_check(&job, core->cluster.vocab, core->cluster.context_max) != OK) {
-        choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, err_text());
-        return false;
-    }
-    c->request->checked = true;
-    return true;
-}
-
-static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
-                  const struct sched_job *job, const struct sched_pair *pair)
-{
-    meet(core, c, CHOICE_EV_PICKED);
-    dequeue(core, c);
-    router_meter_time(core, METER_QUEUE_TIME, c->state_ns, now_ns);
-    waits_note_picked(core, c->state_ns, now_ns);
-    enum finish finish =
-        already_over(core, c); /* the end-of-sequence ids may not have been known */
-    if (finish != FINISH_NONE) {
-        choice_end(core, now_ns, c, finish, OK, "");
-        return;
-    }
-    if (!check_late(core, now_ns, c)) return;
-    if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
-    c->picked_ns = now_ns;
-    c->over_share = job->over_share;
-    c->under_share = job->under_share;
-    turns_started(core, c);
-    c->ticket = ID128_NONE;
-    c->local = pair->local;
-    c->held_tokens = 0;
-    if (pair->prefill != SCHED_NODE_NONE) {
-        struct node *p = core->nodes[pair->prefill];
-        uint32_t filled = backfill_begin(core, now_ns, c, &pair->fill, p);
-        uint32_t left = sched_left(job, p->index);
-        if (job->tokens - filled < left) left = job->tokens - filled;
-        node_attach_prefill(c, p, left);
-    }
-    if (pair->decode != SCHED_NODE_NONE) node_attach_decode(c, core->nodes[pair->decode]);
-    prefixes_expect(core, c);
-    if (!c->decode) {
-        prefill_when_filled(core, now_ns, c);
-        return;
-    }
-    if (c->prefill) registry_note_try(core, c->prefill, c->decode);
-    send_reserve(core, now_ns, c);
-}
-
-static void end_too_large(struct router_core *core, uint64_t now_ns, struct choice *c,
-                          const struct sched_job *job)
-{
-    char reason[MSG_TEXT_MAX];
-    const struct sched_node *largest = NULL;
-    meet(core, c, CHOICE_EV_TOO_LARGE);
-    for (uint32_t i = 0; i < core->nodes_count; i++)
-        if ((core->sched[i]->role == ROLE_DECODE || job->no_token) &&
-            (!largest || core->sched[i]->blocks_total > largest->blocks_total))
-            largest = core->sched[i];
-    uint32_t need = job->no_token ? job->blocks : job->blocks_full;
-    snprintf(
-        reason, sizeof reason,
-        "the request needs %u KV blocks of %d tokens at its full length, the largest %snode has "
-        "%u",
-        largest ? sched_blocks_at_once(largest, job, need) : need, BLOCK_TOKENS,
-        job->no_token ? "" : "decode ", largest ? largest->blocks_total : 0);
-    dequeue(core, c);
-    choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, reason);
-}
-
-static uint64_t next_full_ns(const struct router_core *core, uint64_t now_ns)
-{
-    uint64_t next = TIME_NEVER;
-    for (uint32_t i = 0; i < core->nodes_count; i++)
-        if (core->sched[i]->full_until_ns > now_ns && core->sched[i]->full_until_ns < next)
-            next = core->sched[i]->full_until_ns;
-    return next;
-}
-
-enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
-                                   const struct choice *c)
-{
-    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
-                                core->config.backfill};
-    struct sched_job job = sched_job_of(core, c);
-    struct sched_pair pair;
-    return sched_pick_pair(core->sched, core->nodes_count, &job, &rules, now_ns, &pair);
-}
-
-/* For the one node that it is meant for. */
-static enum sched_answer pick_only(const struct node *n, const struct sched_job *job,
-                                   const struct sched_rules *rules, uint64_t now_ns,
-                                   struct sched_pair *pair)
-{
-    const struct sched_node *const one[] = {&n->sched};
-    enum sched_answer a = sched_pick_pair(one, 1, job, rules, now_ns, pair);
-    if (a == SCHED_PICKED && pair->prefill == SCHED_NODE_NONE) return SCHED_NO_NODES;
-    pair->prefill = n->index;
-    return a;
-}
-
-/* Whether its P computes no row that is cached, and keeps all of them. */
-static bool may_be_filled(const struct choice *c)
-{
-    enum job_kind kind = c->request->kind;
-    return kind == JOB_GENERATE || kind == JOB_EMBED_LAST;
-}
-
-/* Tries the first choice of the tenant whose turn it is. */
-static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns, struct choice *c,
-                                      struct sched_job *job)
-{
-    struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
-                                core->config.backfill};
-    struct sched_pair pair;
-    *job = sched_job_of(core, c);
-    enum sched_answer a = SCHED_PICKED;
-    if (c->request->only.v) {
-        const struct peer_entry *entry = registry_find(core, c->request->only);
-        if (!entry || !entry->node || !entry->node->sched.open) {
-            choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, "its node is gone");
-            return SCHED_PICKED;
-        }
-        a = pick_only(entry->node, job, &rules, now_ns, &pair);
-    } else if (!fork_pick(core, now_ns, c, *job, &pair)) {
-        job->cached = prefixes_look(core, c);
-        job->pooled = job->cached && may_be_filled(c) ? core->pooled : NULL;
-        job->load_ns = core->load_ns;
-        job->usual_bytes_per_s = core->rate.bytes_per_s;
-        a = sched_pick_pair(core->sched, core->nodes_count, job, &rules, now_ns, &pair);
-    }
-    if (a == SCHED_PICKED) start(core, now_ns, c, job, &pair);
-    /* picked once: a larger pool was there, and may come back */
-    if (a == SCHED_NEVER && !c->picked_ns) {
-        end_too_large(core, now_ns, c, job);
-        return SCHED_PICKED;
-    }
-    return a;
-}
-
-void choice_dispatch(struct router_core *core, uint64_t now_ns)
-{
-    struct choice *passed[ROUTER_BYPASS_MAX];
-    uint32_t passed_count = 0, rests = 0;
-    bool promised = false; /* what comes free */
-    struct fair_tenant *t;
-    enum sched_answer blocked_by =
-        core->nodes_count == 0 && core->queue.count > 0 ? SCHED_NO_NODES : SCHED_PICKED;
-    core->dispatch_wanted = false;
-    core->retry_ns = TIME_NEVER;
-    while (core->nodes_count > 0 && rests < ROUTER_BYPASS_MAX && (t = fair_next(&core->fair))) {
-        struct choice *c = list_member(heap_first(&t->queue), struct choice, turn);
-        struct sched_job job = {.over_share = fair_over(&core->fair, t)};
-        enum sched_answer a = SCHED_NO_DECODE;
-        if (!promised || !job.over_share) a = dispatch_one(core, now_ns, c, &job);
-        if (a == SCHED_PICKED) continue;
-        if (blocked_by == SCHED_PICKED) blocked_by = a;
-        /* Who has less than a share may take more than the others: without room for it there is none. */
-        if (passed_count == ROUTER_BYPASS_MAX || (a == SCHED_NO_PREFILL && !job.over_share)) break;
-        if (a != SCHED_NO_PREFILL) core->retry_ns = next_full_ns(core, now_ns);
-        /* It has waited long for memory: what comes free is for it, unless for one with less than its
-         * share. One whose nodes are not there holds nobody up. */
-        bool waited = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
-        if (waited && !job.over_share) break;
-        promised |= waited;
-        if (a == SCHED_NO_PREFILL || promised) {
-            fair_rest(&core->fair, t);
-            rests++;
-        } else {
-            fair_pass(&core->fair, t, &c->turn);
-            passed[passed_count++] = c;
-        }
-    }
-    for (uint32_t i = 0; i < passed_count; i++)
-        fair_put_back(&core->fair, passed[i]->request->tenant, &passed[i]->turn);
-    fair_wake(&core->fair);
-    waits_note_blocked(core, now_ns, blocked_by);
-}
-
 /* ---- what nodes say ---- */
 
 void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *from,
@@ -536,13 +262,13 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->decode != from) return;
-    meet(core, c, CHOICE_EV_RESERVED);
+    choice_meet(core, c, CHOICE_EV_RESERVED);
     if (c->state != CHOICE_RESERVING) return;
-    trail_add(c, now_ns, TRAIL_RESERVED, c->decode_name);
+    choice_trail(c, now_ns, TRAIL_RESERVED, c->decode_name);
     c->ticket = m->ticket;
     if (!c->local) prefixes_found(core, c, from, &c->held_decode, m->held_tokens);
     if (c->local) {
-        enter(core, now_ns, c, CHOICE_PREFILLING);
+        choice_enter(core, now_ns, c, CHOICE_PREFILLING);
         return;
     }
     if (m->held_tokens > choice_tokens(c) || id128_is_none(m->ticket)) {
@@ -551,7 +277,7 @@ void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *
         return;
     }
     c->held_tokens = m->held_tokens;
-    prefill_when_filled(core, now_ns, c);
+    choice_prefill(core, now_ns, c);
 }
 
 /* Most streams get all their room with their first token. */
@@ -631,7 +357,7 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
     core->counts.generated_tokens += taken;
     turns_generated(core, c, taken);
     output_send(core, now_ns, c, index, tokens, taken,
-                stopped ? FINISH_STOP : already_over(core, c));
+                stopped ? FINISH_STOP : choice_already_over(core, c));
     if (!stopped) return true;
     choice_cancel_nodes(core, now_ns, c, "stop string");
     choice_end(core, now_ns, c, FINISH_STOP, OK, "");
@@ -686,10 +412,10 @@ void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *fro
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from) return;
-    meet(core, c, CHOICE_EV_FIRST);
+    choice_meet(core, c, CHOICE_EV_FIRST);
     node_release_window(core, c);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
-    trail_add(c, now_ns, TRAIL_FIRST, c->prefill_name);
+    choice_trail(c, now_ns, TRAIL_FIRST, c->prefill_name);
     note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
     learn_speed(from, c, m->cached_tokens, m->compute_us);
     prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
@@ -712,10 +438,10 @@ void choice_on_run(struct router_core *core, uint64_t now_ns, struct node *from,
 {
     struct choice *c = choice_at(core, run->key, from);
     if (!c || c->decode != from) return;
-    meet(core, c, CHOICE_EV_TOKENS);
+    choice_meet(core, c, CHOICE_EV_TOKENS);
     if (c->state == CHOICE_PREFILLING) {
-        trail_add(c, now_ns, TRAIL_STREAM, c->decode_name);
-        enter(core, now_ns, c, CHOICE_DECODING);
+        choice_trail(c, now_ns, TRAIL_STREAM, c->decode_name);
+        choice_enter(core, now_ns, c, CHOICE_DECODING);
     }
     if (c->state != CHOICE_DECODING) return;
     from->generated_tokens += run->tokens_count;
@@ -743,7 +469,7 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || (c->prefill == from && c->decode)) return; /* D is the stream */
-    meet(core, c, CHOICE_EV_FINISHED);
+    choice_meet(core, c, CHOICE_EV_FINISHED);
     if (c->state != CHOICE_PREFILLING && c->state != CHOICE_DECODING) return;
     if (m->finish == FINISH_ERROR || m->finish == FINISH_NONE ||
         m->tokens_count < c->generated_count ||
@@ -778,7 +504,7 @@ void choice_on_encoded(struct router_core *core, uint64_t now_ns, struct node *f
 {
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from || c->decode) return;
-    meet(core, c, CHOICE_EV_ENCODED);
+    choice_meet(core, c, CHOICE_EV_ENCODED);
     if (c->state != CHOICE_PREFILLING) return;
     c->progress_ns = now_ns;
     node_release_window(core, c);
@@ -813,8 +539,8 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     struct choice *c = choice_at(core, m->key, from);
     if (!c || c->prefill != from) return;
     if (c->state == CHOICE_PREFILLING && !c->decode) return; /* it is to say FINISHED */
-    meet(core, c, CHOICE_EV_PREFILLED);
-    trail_add(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
+    choice_meet(core, c, CHOICE_EV_PREFILLED);
+    choice_trail(c, now_ns, TRAIL_PREFILLED, c->prefill_name);
     c->progress_ns = now_ns;
     note_prefill(core, c, m->cached_tokens, m->queued_us, m->compute_us);
     prefixes_found(core, c, from, &c->held_prefill, m->cached_tokens);
@@ -836,8 +562,8 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
     struct choice *c = choice_at(core, m->key, from);
     if (!c) return;
     bool by_prefill = c->prefill == from;
-    meet(core, c, by_prefill ? CHOICE_EV_PREFILL_FAILED : CHOICE_EV_DECODE_FAILED);
-    trail_add(c, now_ns, TRAIL_FAILED, from->hello.name);
+    choice_meet(core, c, by_prefill ? CHOICE_EV_PREFILL_FAILED : CHOICE_EV_DECODE_FAILED);
+    choice_trail(c, now_ns, TRAIL_FAILED, from->hello.name);
     if (by_prefill && c->state != CHOICE_PREFILLING) {
         node_detach_prefill(core, c);
         return;
@@ -871,8 +597,8 @@ void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c,
     bool by_prefill = c->prefill == node;
     bool had_it = by_prefill ? c->prefill_told : c->state != CHOICE_RESERVING;
     bool ended = c->state == CHOICE_ENDED;
-    meet(core, c, by_prefill ? CHOICE_EV_PREFILL_LOST : CHOICE_EV_DECODE_LOST);
-    trail_add(c, now_ns, TRAIL_LOST, node->hello.name);
+    choice_meet(core, c, by_prefill ? CHOICE_EV_PREFILL_LOST : CHOICE_EV_DECODE_LOST);
+    choice_trail(c, now_ns, TRAIL_LOST, node->hello.name);
     if (by_prefill)
         node_detach_prefill(core, c);
     else
@@ -907,7 +633,7 @@ void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c
         heap_move(&core->timers, &c->timer, when_ns);
         return;
     }
-    meet(core, c, late ? CHOICE_EV_DEADLINE : CHOICE_EV_SILENCE);
+    choice_meet(core, c, late ? CHOICE_EV_DEADLINE : CHOICE_EV_SILENCE);
     if (c->state == CHOICE_TOKENIZING) {
         submit_on_timer(core, now_ns, c->request);
     } else if (late) {

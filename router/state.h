@@ -551,12 +551,24 @@ enum err router_meters_new(struct router_core *core);
 void router_meter_time(struct router_core *core, enum meter meter, uint64_t from_ns,
                        uint64_t to_ns);
 
+static inline uint64_t us_between(uint64_t from_ns, uint64_t to_ns)
+{
+    return from_ns && to_ns > from_ns ? (to_ns - from_ns) / 1000 : 0;
+}
+
+/* dispatch.c: choices find their nodes; every function may end some */
+void choice_dispatch(struct router_core *core, uint64_t now_ns); /* as many as find a pair */
+void choice_on_backfilled(struct router_core *core, uint64_t now_ns, struct choice *c);
+/* What a queued choice waits for, SCHED_PICKED: its turn. */
+enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
+                                   const struct choice *c);
+/* PREFILL to its P, once what is brought there from another node has come. */
+void choice_prefill(struct router_core *core, uint64_t now_ns, struct choice *c);
+
 /* choice.c: the state machine of a choice; every function may end it */
 void choice_enqueue(struct router_core *core, uint64_t now_ns, struct choice *c);
-void choice_dispatch(struct router_core *core, uint64_t now_ns); /* as many as find a pair */
 void choice_on_reserved(struct router_core *core, uint64_t now_ns, struct node *from,
                         const struct msg_reserved *m);
-void choice_on_backfilled(struct router_core *core, uint64_t now_ns, struct choice *c);
 void choice_on_first(struct router_core *core, uint64_t now_ns, struct node *from,
                      const struct msg_first *m);
 void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node *from,
@@ -576,13 +588,19 @@ enum loss {
 };
 void choice_on_lost(struct router_core *core, uint64_t now_ns, struct choice *c, struct node *node,
                     enum loss loss, const char *why);
-/* What a queued choice waits for, SCHED_PICKED: its turn. */
-enum sched_answer choice_waits_for(const struct router_core *core, uint64_t now_ns,
-                                   const struct choice *c);
 void choice_on_timer(struct router_core *core, uint64_t now_ns, struct choice *c);
 /* Ends it: tells the nodes to let go, tells the client. */
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
                 enum err error, const char *reason);
+/* The steps of which dispatch.c makes use: */
+void choice_trail(struct choice *c, uint64_t now_ns, enum trail_what what, const char *node);
+void choice_meet(struct router_core *core, const struct choice *c, enum choice_event event);
+struct job choice_job(const struct router_core *core, const struct choice *c, uint32_t *stop_ids);
+void choice_enter(struct router_core *core, uint64_t now_ns, struct choice *c,
+                  enum choice_state state);
+void choice_dequeue(struct router_core *core, struct choice *c);
+/* A node may die, or a router, between its last token and the word that it was the last: FINISH_NONE: not so. */
+enum finish choice_already_over(const struct router_core *core, const struct choice *c);
 struct choice *choice_find(struct router_core *core, struct job_key key);
 struct job_key choice_key(const struct choice *c);
 const char *choice_state_name(enum choice_state state);
