@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/smooth.h"
 #include "kv/breaker.h"
 #include "kv/tier_entry.h"
 
@@ -294,16 +295,15 @@ bool kv_tiers_worth(uint64_t bytes, uint64_t rate, uint64_t open_ns, uint32_t to
     return read_ns < (double)tokens * token_ns;
 }
 
-static void smooth(_Atomic uint64_t *value, uint64_t sample)
+static void average(_Atomic uint64_t *of, uint64_t value)
 {
-    uint64_t before = atomic_load(value);
-    atomic_store(value, before == 0 ? sample : (before * 7 + sample) / 8);
+    atomic_store(of, smooth(atomic_load(of), value));
 }
 
 static void measure(_Atomic uint64_t *rate, uint64_t bytes, uint64_t ns)
 {
     if (bytes > 0)
-        smooth(rate, (uint64_t)((double)bytes * NS_PER_S / (double)(ns > 0 ? ns : 1)) | 1);
+        average(rate, (uint64_t)((double)bytes * NS_PER_S / (double)(ns > 0 ? ns : 1)) | 1);
 }
 
 /* A call of the tier has ended so; the text of an error is still there. */
@@ -415,7 +415,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     uint64_t now_ns = kv_tier_work_now(w);
     if (!r->tier || l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
     enum err e = r->ops->has(r->tier, keys_at(l->job, first), count, l->deadline_ns, &found);
-    smooth(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
+    average(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
     if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
     /* That it finds something says nothing of reading it. */
     if (e != OK || found == 0) note(w, r, &r->read, e);

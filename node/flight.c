@@ -7,6 +7,7 @@
 
 #include "common/mem.h"
 #include "common/plant.h"
+#include "common/smooth.h"
 
 static void step_arrays_free(struct step *step)
 {
@@ -199,21 +200,16 @@ static void on_layer(struct node_core *c, uint64_t now_ns, struct flight *f, uin
     }
 }
 
-static void smooth(uint64_t *value, uint64_t sample)
-{
-    *value = *value == 0 ? sample : (*value * 7 + sample) / 8;
-}
-
 static void measure(struct node_core *c, const struct flight *f, const struct engine_event *e)
 {
     uint64_t ns = e->ended_ns > e->began_ns ? e->ended_ns - e->began_ns : 0;
-    smooth(&c->step_ns, ns);
+    c->step_ns = smooth(c->step_ns, ns);
     metric_observe(c->meter[METER_STEP], (double)ns / (double)NS_PER_S);
     uint32_t prompt_rows = 0;
     for (uint32_t i = 0; i < f->step->sequences_count; i++)
         if (f->part[i].s->state == SEQ_PREFILL) prompt_rows += f->part[i].rows_count;
     if (prompt_rows > 0 && prompt_rows >= f->step->rows_count / 2)
-        smooth(&c->token_ns, ns / prompt_rows);
+        c->token_ns = smooth(c->token_ns, ns / prompt_rows);
 }
 
 /* Books what the step did for one sequence; what follows from it comes later. */

@@ -37,6 +37,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/plant.h"
+#include "common/smooth.h"
 #include "router/state.h"
 
 void choice_trail(struct choice *c, uint64_t now_ns, enum trail_what what, const char *node)
@@ -517,11 +518,6 @@ void choice_on_encoded(struct router_core *core, uint64_t now_ns, struct node *f
     }
 }
 
-static void smooth(uint64_t *average, uint64_t value)
-{
-    *average = *average ? (*average * 7 + value) / 8 : value;
-}
-
 /* For explain alone: without memory there is none. */
 static void keep_pushes(struct choice *c, const struct msg_prefilled *m)
 {
@@ -549,7 +545,8 @@ void choice_on_prefilled(struct router_core *core, uint64_t now_ns, struct node 
     from->prompt_tokens += c->request->prompt_count;
     from->transfer_bytes += m->transfer_bytes;
     snprintf(from->link, sizeof from->link, "%s", m->link);
-    if (m->transfer_bytes) smooth(&core->hand_over_ns, m->transfer_tail_us * 1000);
+    if (m->transfer_bytes)
+        core->hand_over_ns = smooth(core->hand_over_ns, m->transfer_tail_us * 1000);
     if (c->decode)
         registry_note_transfer(core, from, c->decode, m->transfer_bytes,
                                m->transfer_tail_us * 1000);

@@ -88,7 +88,7 @@ static json_t *rates_json(const struct router_core *core, const struct node *fro
     for (uint32_t i = 0; i < core->nodes_count && from->rates; i++)
         if (from->rates[i].ns > 0)
             json_object_set_new(rates, core->nodes[i]->hello.name,
-                                json_integer((json_int_t)from->rates[i].bytes_per_s));
+                                number(from->rates[i].bytes_per_s));
     return rates;
 }
 
@@ -196,9 +196,9 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_object_set_new(router, "queue", queue_json(core, now_ns));
     json_object_set_new(router, "backfills", backfills_json(core));
     json_object_set_new(router, "kv", kv_json(&core->cluster));
-    json_object_set_new(router, "scores", json_integer((json_int_t)c.scores));
-    json_object_set_new(router, "embeddings", json_integer((json_int_t)c.embeddings));
-    json_object_set_new(router, "prefill_only", json_integer((json_int_t)c.prefill_only));
+    json_object_set_new(router, "scores", number(c.scores));
+    json_object_set_new(router, "embeddings", number(c.embeddings));
+    json_object_set_new(router, "prefill_only", number(c.prefill_only));
     json_object_set_new(router, "prefix_index", prefix_index_json(core, &c));
     json_t *nodes = json_array();
     for (uint32_t i = 0; i < core->nodes_count; i++)
