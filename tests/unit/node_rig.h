@@ -138,6 +138,7 @@ void rig_post_event(struct rig *r, const struct xfer_event *e);
 void rig_run(struct rig *r); /* this one and `other`, until nothing moves; audits after each */
 void rig_advance(struct rig *r, uint64_t ns); /* time passes, timers fire on the way */
 
+uint64_t *rig_cell(struct rig *r, uint32_t layer, uint32_t block, uint32_t position);
 struct node_counts rig_counts(const struct rig *r);
 /* Messages of router 0. */
 void rig_say(struct rig *r, struct msg m);
@@ -156,6 +157,8 @@ struct rig_prompt {
     uint32_t seed, family, shared_count, count, tokens_max;
 };
 struct job rig_job(uint32_t id, const struct rig_prompt *p);
+extern uint32_t
+    rig_model_window; /* of the node that was opened last; all of a test have one model */
 /* The whole stream of that job. */
 uint32_t rig_expect(const struct job *job, uint32_t context_max, uint32_t *tokens,
                     enum finish *finish);
