@@ -1,209 +1,8 @@
-/* The session machine of a device link (xfer/device/session.h): two of them with messages carried by hand
- * and transports that do what the test lets them. */
-#include "tests/unit/testing.h"
-
-#include <stdio.h>
-#include <string.h>
+/* The session machine of a device link (xfer/device/session.h). */
+#include "tests/unit/dslink_pair.h"
 
 #include "common/clock.h"
 #include "tests/sim/links.h"
-#include "xfer/device/session.h"
-
-enum { D, A, SIDES, SLOTS = 3, SLOT_BYTES = 1000, QUEUE = 64 };
-
-static const struct transport_ops posted = {
-    .name = "posted", .posted = true, .dialler_offers = true};
-static const struct transport_ops bare = {.name = "bare", .posted = true};
-static const struct transport_ops placed = {.name = "placed", .acceptor_offers = true};
-static const struct transport_ops *const transports[] = {&posted, &bare, &placed};
-#define EACH_TRANSPORT(t) for (int i_ = 0; i_ < 3 && ((t) = transports[i_]); i_++)
-
-struct mail {
-    size_t size;
-    uint8_t bytes[CONTROL_BYTES_MAX + 100];
-};
-
-struct pair {
-    const struct transport_ops *transport;
-    struct dslink *s[SIDES];
-    struct mail queue[SIDES][QUEUE]; /* to this side */
-    uint32_t first[SIDES], count[SIDES];
-    bool open[SIDES], joined[SIDES], kept[SIDES];
-    uint64_t begun[SIDES], ended[SIDES]; /* operations, with number 0 */
-    uint32_t begins[SIDES];
-    int closes[SIDES];
-    enum transport_end end[SIDES];
-    uint64_t now_ns;
-    bool mute, hold_join, hold_end, no_turns; /* what does not happen meanwhile */
-};
-
-static void put(struct pair *p, int to, const void *bytes, size_t size)
-{
-    assert_true(p->count[to] < QUEUE);
-    struct mail *m = &p->queue[to][(p->first[to] + p->count[to]++) % QUEUE];
-    m->size = size;
-    memcpy(m->bytes, bytes, size);
-}
-
-static void act(struct pair *p, int side, const struct dslink_act *a)
-{
-    static const uint8_t offer[] = "what I have";
-    bool offers = side == D ? p->transport->dialler_offers : p->transport->acceptor_offers;
-    struct dslink *s = p->s[side];
-    switch (a->kind) {
-    case DSLINK_TELL: put(p, !side, a->bytes, a->size); break;
-    case DSLINK_OPEN:
-        assert_false(p->open[side]);
-        assert_int_equal(a->slots_count, SLOTS);
-        assert_int_equal(a->slot_bytes, SLOT_BYTES);
-        p->open[side] = true;
-        p->joined[side] = false;
-        p->begun[side] = p->ended[side] = 0;
-        dslink_opened(s, offer, offers ? sizeof offer : 0);
-        return;
-    case DSLINK_JOIN:
-        offers = side == A ? p->transport->dialler_offers : p->transport->acceptor_offers;
-        assert_int_equal(a->size, offers ? sizeof offer : 0);
-        p->joined[side] = true;
-        break;
-    case DSLINK_BEGIN:
-        assert_int_equal(a->number, p->begun[side]);
-        p->begun[side]++;
-        p->begins[side]++;
-        break;
-    case DSLINK_CLOSE:
-        assert_true(p->open[side]);
-        p->open[side] = false;
-        p->closes[side]++;
-        p->end[side] = a->end;
-        break;
-    }
-    dslink_done(s, a, p->now_ns);
-}
-
-static bool transport_step(struct pair *p, int side)
-{
-    struct dslink *s = p->s[side];
-    if (!p->hold_join && dslink_joining(s) && p->joined[!side]) {
-        dslink_joined(s, p->now_ns);
-        return true;
-    }
-    if (p->hold_end || !dslink_operating(s)) return false;
-    if (p->transport->posted && p->begun[!side] <= p->ended[side]) return false;
-    p->ended[side]++;
-    dslink_ended(s, p->now_ns);
-    return true;
-}
-
-static bool step(struct pair *p, int side)
-{
-    struct dslink *s = p->s[side];
-    struct dslink_act a;
-    dslink_turn(s, dslink_wants_turn(s) && !p->no_turns, p->now_ns);
-    if (dslink_next(s, &a)) {
-        act(p, side, &a);
-        return true;
-    }
-    if (transport_step(p, side)) return true;
-    if (p->mute || p->kept[side] || p->count[side] == 0) return false;
-    struct mail *m = &p->queue[side][p->first[side]];
-    enum err e = dslink_message(s, m->bytes, m->size, p->now_ns);
-    p->kept[side] = e == ERR_AGAIN;
-    if (e != ERR_AGAIN) {
-        p->first[side] = (p->first[side] + 1) % QUEUE;
-        p->count[side]--;
-    }
-    return true;
-}
-
-static void run(struct pair *p)
-{
-    for (int quiet = 0, i = 0; quiet < 2; i++) {
-        quiet = step(p, i % 2) ? 0 : quiet + 1;
-        assert_true(i < 10000);
-    }
-}
-
-static void start(struct pair *p, const struct transport_ops *transport)
-{
-    *p = (struct pair){.transport = transport, .now_ns = NS_PER_S};
-    for (int side = 0; side < SIDES; side++) {
-        struct dslink_options o = {.dialler = side == D,
-                                   .transport = transport,
-                                   .slots_count = side == D ? SLOTS : SLOTS + 2,
-                                   .slot_bytes = side == D ? SLOT_BYTES * 2 : SLOT_BYTES,
-                                   .times = dslink_times_default};
-        assert_ok(dslink_new(&p->s[side], &o));
-        dslink_start(p->s[side], p->now_ns);
-    }
-}
-
-static void stop(struct pair *p)
-{
-    dslink_free(p->s[D]);
-    dslink_free(p->s[A]);
-}
-
-static void make_ready(struct pair *p, const struct transport_ops *transport)
-{
-    start(p, transport);
-    run(p);
-    assert_int_equal(dslink_state(p->s[D]), DSLINK_READY);
-    assert_int_equal(dslink_state(p->s[A]), DSLINK_READY);
-}
-
-static void assert_states(const struct pair *p, enum dslink_state d, enum dslink_state a)
-{
-    if (dslink_state(p->s[D]) != d || dslink_state(p->s[A]) != a)
-        fail_msg("%s: %s and %s", p->transport->name, dslink_state_name(dslink_state(p->s[D])),
-                 dslink_state_name(dslink_state(p->s[A])));
-}
-
-/* Frame n: with a payload of n bytes, or without one. */
-static void send_payload(struct pair *p, uint32_t n)
-{
-    uint32_t slot;
-    assert_ok(dslink_slot(p->s[D], &slot));
-    dslink_send_slot(p->s[D], &n, sizeof n, n);
-}
-
-static void send_inline(struct pair *p, int from, uint32_t n)
-{
-    uint8_t bytes[CONTROL_HEADER_BYTES + sizeof n];
-    assert_true(dslink_may_send(p->s[from]));
-    memcpy(bytes + control_frame_header(dslink_epoch(p->s[from]), bytes), &n, sizeof n);
-    put(p, !from, bytes, sizeof bytes);
-}
-
-/* The number of the next frame, 0: there is none yet. */
-static uint32_t front(struct pair *p, int side)
-{
-    struct dslink_frame f;
-    uint32_t n;
-    if (!dslink_front(p->s[side], &f)) return 0;
-    assert_int_equal(f.size, sizeof n);
-    memcpy(&n, f.bytes, sizeof n);
-    if (f.in_slot) assert_int_equal(f.payload_bytes, n);
-    return n;
-}
-
-static void release(struct pair *p, int side)
-{
-    if (!dslink_release(p->s[side])) return;
-    assert_true(p->kept[side]);
-    p->kept[side] = false;
-    p->first[side] = (p->first[side] + 1) % QUEUE;
-    p->count[side]--;
-}
-
-static void pass_time(struct pair *p, uint64_t ns)
-{
-    p->now_ns += ns;
-    dslink_timer(p->s[D], p->now_ns);
-    dslink_timer(p->s[A], p->now_ns);
-}
-
-/* ---- the tests ---- */
 
 static void both_sides_become_ready_with_the_smaller_slots(void **state)
 {
@@ -212,7 +11,7 @@ static void both_sides_become_ready_with_the_smaller_slots(void **state)
     EACH_TRANSPORT(t)
     {
         struct pair p;
-        make_ready(&p, t);
+        pair_make_ready(&p, t);
         assert_int_equal(dslink_slots_count(p.s[D]), SLOTS);
         assert_int_equal(dslink_slot_bytes(p.s[D]), SLOT_BYTES);
         assert_int_equal(dslink_slot_bytes(p.s[A]), SLOT_BYTES);
@@ -220,7 +19,7 @@ static void both_sides_become_ready_with_the_smaller_slots(void **state)
         assert_int_equal(p.begins[A], t->posted);
         assert_int_equal(dslink_wake_at(p.s[D]), TIME_NEVER);
         assert_int_equal(dslink_wake_at(p.s[A]), TIME_NEVER);
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -232,32 +31,32 @@ static void frames_come_in_order_with_and_without_payload(void **state)
     {
         struct pair p;
         uint32_t sent = 0, received = 0;
-        make_ready(&p, t);
+        pair_make_ready(&p, t);
         while (received < 200) {
             uint32_t slot;
             if (sent % 5 != 3 && dslink_slot(p.s[D], &slot) == OK)
-                send_payload(&p, ++sent);
+                pair_send_payload(&p, ++sent);
             else if (sent % 5 == 3 && dslink_may_send(p.s[D]))
-                send_inline(&p, D, ++sent);
-            run(&p);
-            if (sent % 3 == 0) send_inline(&p, A, 1000 + sent);
-            run(&p);
-            while (front(&p, D)) {
-                assert_true(front(&p, D) > 1000);
-                release(&p, D);
-                run(&p);
+                pair_send_inline(&p, D, ++sent);
+            pair_run(&p);
+            if (sent % 3 == 0) pair_send_inline(&p, A, 1000 + sent);
+            pair_run(&p);
+            while (pair_front(&p, D)) {
+                assert_true(pair_front(&p, D) > 1000);
+                pair_release(&p, D);
+                pair_run(&p);
             }
-            for (uint32_t n; sent % 2 == 0 && (n = front(&p, A)); run(&p)) {
+            for (uint32_t n; sent % 2 == 0 && (n = pair_front(&p, A)); pair_run(&p)) {
                 assert_int_equal(n, ++received);
-                release(&p, A);
+                pair_release(&p, A);
             }
-            if (sent % 2 == 1 && sent - received >= SLOTS && front(&p, A)) {
-                assert_int_equal(front(&p, A), ++received);
-                release(&p, A);
-                run(&p);
+            if (sent % 2 == 1 && sent - received >= SLOTS && pair_front(&p, A)) {
+                assert_int_equal(pair_front(&p, A), ++received);
+                pair_release(&p, A);
+                pair_run(&p);
             }
         }
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -269,24 +68,24 @@ static void a_slot_is_granted_again_when_its_frame_was_released(void **state)
     {
         struct pair p;
         uint32_t slot, again;
-        make_ready(&p, t);
+        pair_make_ready(&p, t);
         assert_ok(dslink_slot(p.s[D], &slot));
         assert_ok(dslink_slot(p.s[D], &again));
         assert_int_equal(slot, again);
         for (uint32_t n = 1; n <= SLOTS; n++) {
-            send_payload(&p, n);
-            run(&p);
+            pair_send_payload(&p, n);
+            pair_run(&p);
         }
         assert_int_equal(dslink_slot(p.s[D], &slot), ERR_AGAIN);
-        assert_int_equal(front(&p, A), 1);
-        run(&p);
+        assert_int_equal(pair_front(&p, A), 1);
+        pair_run(&p);
         assert_int_equal(dslink_slot(p.s[D], &slot), ERR_AGAIN);
-        release(&p, A);
-        run(&p);
+        pair_release(&p, A);
+        pair_run(&p);
         assert_ok(dslink_slot(p.s[D], &slot));
         assert_int_equal(slot, again);
         assert_int_equal(dslink_slot(p.s[A], &slot), ERR_AGAIN); /* slots go one way */
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -294,23 +93,23 @@ static void operations_wait_for_their_turn(void **state)
 {
     (void)state;
     struct pair p;
-    make_ready(&p, &posted);
+    pair_make_ready(&p, &posted);
     assert_false(dslink_wants_turn(p.s[D]));
     p.no_turns = true;
-    send_payload(&p, 1);
-    run(&p);
+    pair_send_payload(&p, 1);
+    pair_run(&p);
     assert_true(dslink_wants_turn(p.s[D]));
     assert_false(dslink_wants_turn(p.s[A])); /* it has not heard of it */
     assert_false(dslink_may_send(p.s[D]));   /* that would overtake */
     assert_int_equal(p.begins[D], 1);
     p.no_turns = false;
-    run(&p);
+    pair_run(&p);
     assert_false(dslink_wants_turn(p.s[D]));
     assert_false(dslink_wants_turn(p.s[A]));
-    assert_int_equal(front(&p, A), 1);
+    assert_int_equal(pair_front(&p, A), 1);
     assert_int_equal(dslink_counts(p.s[D])->operations, 1);
     assert_int_equal(dslink_counts(p.s[A])->operations, 1);
-    stop(&p);
+    pair_stop(&p);
 }
 
 static void a_session_drains_from_either_side(void **state)
@@ -322,32 +121,32 @@ static void a_session_drains_from_either_side(void **state)
         for (int side = 0; side < SIDES; side++) {
             struct pair p;
             uint32_t slot;
-            make_ready(&p, t);
-            send_payload(&p, 1);
-            run(&p);
-            send_payload(&p, 2);                   /* not announced yet: nobody hears of it */
+            pair_make_ready(&p, t);
+            pair_send_payload(&p, 1);
+            pair_run(&p);
+            pair_send_payload(&p, 2);              /* not announced yet: nobody hears of it */
             assert_ok(dslink_slot(p.s[D], &slot)); /* and one in the hand */
             dslink_drain(p.s[side], p.now_ns);
-            run(&p);
-            assert_int_equal(front(&p, A), 1);
-            release(&p, A);
-            run(&p);
-            while (side == A && front(&p, A)) { /* it may have crossed the DRAIN */
-                assert_int_equal(front(&p, A), 2);
-                release(&p, A);
-                run(&p);
+            pair_run(&p);
+            assert_int_equal(pair_front(&p, A), 1);
+            pair_release(&p, A);
+            pair_run(&p);
+            while (side == A && pair_front(&p, A)) { /* it may have crossed the DRAIN */
+                assert_int_equal(pair_front(&p, A), 2);
+                pair_release(&p, A);
+                pair_run(&p);
             }
-            assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+            pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
             assert_ok(dslink_error(p.s[D]));
             assert_ok(dslink_error(p.s[A]));
             assert_int_equal(p.closes[A], 1);
             assert_int_equal(p.end[A], TRANSPORT_DRAINED);
             assert_int_equal(p.closes[D], 0); /* the caller still writes */
             dslink_send_slot(p.s[D], "x", 1, 1);
-            run(&p);
+            pair_run(&p);
             assert_int_equal(p.closes[D], 1);
             assert_int_equal(p.end[D], TRANSPORT_DRAINED);
-            stop(&p);
+            pair_stop(&p);
         }
     }
 }
@@ -357,73 +156,73 @@ static void each_wait_ends_at_its_deadline(void **state)
     (void)state;
     const struct dslink_times *t = &dslink_times_default;
     struct pair p;
-    start(&p, &posted); /* nobody answers */
-    pass_time(&p, t->open_ns - 1);
-    assert_states(&p, DSLINK_OPENING, DSLINK_ACCEPTING);
-    pass_time(&p, 1);
-    assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+    pair_start(&p, &posted); /* nobody answers */
+    pair_pass_time(&p, t->open_ns - 1);
+    pair_assert_states(&p, DSLINK_OPENING, DSLINK_ACCEPTING);
+    pair_pass_time(&p, 1);
+    pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
     assert_int_equal(dslink_error(p.s[D]), ERR_TIMEOUT);
     assert_int_equal(dslink_wake_at(p.s[D]), TIME_NEVER);
-    stop(&p);
+    pair_stop(&p);
 
-    start(&p, &posted); /* the transport does not connect */
+    pair_start(&p, &posted); /* the transport does not connect */
     p.hold_join = true;
-    run(&p);
-    assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
-    pass_time(&p, t->join_ns - 1);
-    assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
-    pass_time(&p, 1);
-    assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
-    stop(&p);
+    pair_run(&p);
+    pair_assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
+    pair_pass_time(&p, t->join_ns - 1);
+    pair_assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
+    pair_pass_time(&p, 1);
+    pair_assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
+    pair_stop(&p);
 
-    start(&p, &posted); /* operation 0 hangs */
+    pair_start(&p, &posted); /* operation 0 hangs */
     p.hold_end = true;
-    run(&p);
-    assert_states(&p, DSLINK_WARMING, DSLINK_WARMING);
-    pass_time(&p, t->warm_ns);
-    assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
-    stop(&p);
+    pair_run(&p);
+    pair_assert_states(&p, DSLINK_WARMING, DSLINK_WARMING);
+    pair_pass_time(&p, t->warm_ns);
+    pair_assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
+    pair_stop(&p);
 
-    make_ready(&p, &posted); /* a later one hangs: the acceptor ends it first */
+    pair_make_ready(&p, &posted); /* a later one hangs: the acceptor ends it first */
     p.hold_end = true;
-    send_payload(&p, 1);
-    run(&p);
+    pair_send_payload(&p, 1);
+    pair_run(&p);
     p.mute = true;
-    pass_time(&p, t->receive_ns - 1);
-    assert_states(&p, DSLINK_READY, DSLINK_READY);
-    pass_time(&p, 1);
-    assert_states(&p, DSLINK_READY, DSLINK_CLOSED);
-    pass_time(&p, t->operation_ns - t->receive_ns);
-    assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+    pair_pass_time(&p, t->receive_ns - 1);
+    pair_assert_states(&p, DSLINK_READY, DSLINK_READY);
+    pair_pass_time(&p, 1);
+    pair_assert_states(&p, DSLINK_READY, DSLINK_CLOSED);
+    pair_pass_time(&p, t->operation_ns - t->receive_ns);
+    pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
     assert_int_equal(dslink_error(p.s[D]), ERR_TIMEOUT);
     assert_true(dslink_wants_turn(p.s[D])); /* until the transport is closed */
-    run(&p);
+    pair_run(&p);
     assert_false(dslink_wants_turn(p.s[D]));
     assert_int_equal(p.end[D], TRANSPORT_BROKEN);
-    stop(&p);
+    pair_stop(&p);
 
-    make_ready(&p, &posted); /* it does not drain */
+    pair_make_ready(&p, &posted); /* it does not drain */
     p.mute = true;
     dslink_drain(p.s[D], p.now_ns);
-    pass_time(&p, t->drain_ns);
-    assert_states(&p, DSLINK_CLOSED, DSLINK_READY);
-    stop(&p);
+    pair_pass_time(&p, t->drain_ns);
+    pair_assert_states(&p, DSLINK_CLOSED, DSLINK_READY);
+    pair_stop(&p);
 }
 
 static void the_offer_of_a_silent_dialler_is_not_awaited_for_ever(void **state)
 {
     (void)state;
     struct pair p;
-    start(&p, &posted);
+    pair_start(&p, &posted);
     struct dslink_act a;
     assert_true(dslink_next(p.s[D], &a));
     assert_ok(dslink_message(p.s[A], a.bytes, a.size, p.now_ns));
     assert_int_equal(dslink_state(p.s[A]), DSLINK_OFFERING);
-    pass_time(&p, dslink_times_default.open_ns);
+    pair_pass_time(&p, dslink_times_default.open_ns);
     assert_int_equal(dslink_state(p.s[A]), DSLINK_ABORTED);
-    pass_time(&p, dslink_times_default.open_ns);
+    pair_pass_time(&p, dslink_times_default.open_ns);
     assert_int_equal(dslink_state(p.s[A]), DSLINK_CLOSED);
-    stop(&p);
+    pair_stop(&p);
 }
 
 static void a_try_that_fails_is_followed_by_two_more(void **state)
@@ -431,47 +230,41 @@ static void a_try_that_fails_is_followed_by_two_more(void **state)
     (void)state;
     for (int side = 0; side < SIDES; side++) {
         struct pair p;
-        start(&p, &posted);
+        pair_start(&p, &posted);
         p.hold_join = true;
         for (uint32_t epoch = 1; epoch <= DSLINK_EPOCHS_MAX; epoch++) {
-            run(&p);
-            assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
+            pair_run(&p);
+            pair_assert_states(&p, DSLINK_JOINING, DSLINK_JOINING);
             assert_int_equal(dslink_epoch(p.s[D]), epoch);
             assert_int_equal(dslink_epoch(p.s[A]), epoch);
             dslink_broken(p.s[side], ERR_DEVICE, "it fails", p.now_ns);
-            run(&p);
+            pair_run(&p);
             assert_int_equal(p.closes[D], epoch);
             assert_int_equal(p.closes[A], epoch);
             if (epoch == DSLINK_EPOCHS_MAX) break;
-            assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
-            pass_time(&p, dslink_times_default.pause_ns * epoch);
+            pair_assert_states(&p, DSLINK_ABORTED, DSLINK_ABORTED);
+            pair_pass_time(&p, dslink_times_default.pause_ns * epoch);
         }
-        assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+        pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
         assert_int_equal(dslink_error(p.s[D]), ERR_DEVICE);
         assert_string_equal(dslink_error_text(p.s[D]), "it fails");
-        stop(&p);
+        pair_stop(&p);
 
-        start(&p, &posted); /* the second one succeeds */
+        pair_start(&p, &posted); /* the second one succeeds */
         p.hold_join = true;
-        run(&p);
+        pair_run(&p);
         dslink_broken(p.s[side], ERR_DEVICE, "it fails", p.now_ns);
-        run(&p);
+        pair_run(&p);
         p.hold_join = false;
-        pass_time(&p, dslink_times_default.pause_ns);
-        run(&p);
-        assert_states(&p, DSLINK_READY, DSLINK_READY);
+        pair_pass_time(&p, dslink_times_default.pause_ns);
+        pair_run(&p);
+        pair_assert_states(&p, DSLINK_READY, DSLINK_READY);
         assert_int_equal(dslink_epoch(p.s[A]), 2);
-        send_payload(&p, 7);
-        run(&p);
-        assert_int_equal(front(&p, A), 7);
-        stop(&p);
+        pair_send_payload(&p, 7);
+        pair_run(&p);
+        assert_int_equal(pair_front(&p, A), 7);
+        pair_stop(&p);
     }
-}
-
-static void tell(struct pair *p, int to, struct control m)
-{
-    uint8_t bytes[CONTROL_BYTES_MAX];
-    put(p, to, bytes, control_print(&m, bytes));
 }
 
 static void messages_of_an_older_epoch_are_dropped_and_counted(void **state)
@@ -479,33 +272,33 @@ static void messages_of_an_older_epoch_are_dropped_and_counted(void **state)
     (void)state;
     static const uint8_t old[4] = {0};
     struct pair p;
-    start(&p, &posted);
+    pair_start(&p, &posted);
     p.hold_join = true;
-    run(&p);
+    pair_run(&p);
     dslink_broken(p.s[D], ERR_DEVICE, "it fails", p.now_ns);
-    run(&p);
-    pass_time(&p, dslink_times_default.pause_ns);
+    pair_run(&p);
+    pair_pass_time(&p, dslink_times_default.pause_ns);
     p.hold_join = false;
-    tell(&p, D,
-         (struct control){.kind = CONTROL_ACCEPT,
-                          .epoch = 1,
-                          .slots_count = 1,
-                          .slot_bytes = 1,
-                          .bytes = old,
-                          .size = 4});
-    tell(&p, D, (struct control){.kind = CONTROL_ABORT, .epoch = 1, .error = ERR_TIMEOUT});
-    run(&p);
-    assert_states(&p, DSLINK_READY, DSLINK_READY);
+    pair_tell(&p, D,
+              (struct control){.kind = CONTROL_ACCEPT,
+                               .epoch = 1,
+                               .slots_count = 1,
+                               .slot_bytes = 1,
+                               .bytes = old,
+                               .size = 4});
+    pair_tell(&p, D, (struct control){.kind = CONTROL_ABORT, .epoch = 1, .error = ERR_TIMEOUT});
+    pair_run(&p);
+    pair_assert_states(&p, DSLINK_READY, DSLINK_READY);
     assert_int_equal(dslink_counts(p.s[D])->stale, 2);
     assert_int_equal(dslink_slots_count(p.s[D]), SLOTS);
-    stop(&p);
+    pair_stop(&p);
 
-    make_ready(&p, &posted); /* and one that has not begun is the peer's fault */
-    tell(&p, A,
-         (struct control){.kind = CONTROL_PUSH, .epoch = 2, .number = 1, .payload_bytes = 1});
-    run(&p);
+    pair_make_ready(&p, &posted); /* and one that has not begun is the peer's fault */
+    pair_tell(&p, A,
+              (struct control){.kind = CONTROL_PUSH, .epoch = 2, .number = 1, .payload_bytes = 1});
+    pair_run(&p);
     assert_int_equal(dslink_error(p.s[A]), ERR_STATE);
-    stop(&p);
+    pair_stop(&p);
 }
 
 static void a_peer_that_says_what_it_may_not_is_left(void **state)
@@ -539,14 +332,14 @@ static void a_peer_that_says_what_it_may_not_is_left(void **state)
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
         struct pair p;
-        make_ready(&p, &posted);
-        tell(&p, row[i].to, row[i].m);
-        run(&p);
+        pair_make_ready(&p, &posted);
+        pair_tell(&p, row[i].to, row[i].m);
+        pair_run(&p);
         if (dslink_error(p.s[row[i].to]) != row[i].e)
             fail_msg("row %zu: %s", i, err_name(dslink_error(p.s[row[i].to])));
-        assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED); /* the other one was told */
+        pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED); /* the other one was told */
         assert_int_equal(dslink_error(p.s[!row[i].to]), ERR_PEER);
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -554,14 +347,14 @@ static void the_same_slot_cannot_be_announced_twice(void **state)
 {
     (void)state;
     struct pair p;
-    make_ready(&p, &placed);
+    pair_make_ready(&p, &placed);
     struct control m = {.kind = CONTROL_PUSH, .epoch = 1, .number = 1, .payload_bytes = 1};
-    tell(&p, A, m);
+    pair_tell(&p, A, m);
     m.number = 2;
-    tell(&p, A, m);
-    run(&p);
+    pair_tell(&p, A, m);
+    pair_run(&p);
     assert_int_equal(dslink_error(p.s[A]), ERR_STATE);
-    stop(&p);
+    pair_stop(&p);
 }
 
 static void nothing_is_taken_from_a_dialler_that_has_drained(void **state)
@@ -574,13 +367,13 @@ static void nothing_is_taken_from_a_dialler_that_has_drained(void **state)
     for (int i = 0; i < 3; i++) {
         struct pair p;
         uint8_t frame[CONTROL_HEADER_BYTES];
-        make_ready(&p, &placed);
-        tell(&p, A, (struct control){.kind = CONTROL_DRAIN, .epoch = 1});
-        if (i == 1) tell(&p, A, after[1]);
+        pair_make_ready(&p, &placed);
+        pair_tell(&p, A, (struct control){.kind = CONTROL_DRAIN, .epoch = 1});
+        if (i == 1) pair_tell(&p, A, after[1]);
         if (i < 2)
-            tell(&p, A, after[i]);
+            pair_tell(&p, A, after[i]);
         else
-            put(&p, A, frame, control_frame_header(1, frame));
+            pair_put(&p, A, frame, control_frame_header(1, frame));
         p.mute = false;
         for (uint32_t n = p.count[A]; n > 0; n--) { /* in one go, before it answers */
             struct mail *m = &p.queue[A][p.first[A]];
@@ -589,7 +382,7 @@ static void nothing_is_taken_from_a_dialler_that_has_drained(void **state)
             p.count[A]--;
         }
         assert_int_equal(dslink_error(p.s[A]), ERR_STATE);
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -597,26 +390,27 @@ static void other_transports_and_larger_slots_are_refused(void **state)
 {
     (void)state;
     struct pair p;
-    start(&p, &posted);
-    tell(&p, A,
-         (struct control){
-             .kind = CONTROL_OPEN, .epoch = 1, .slots_count = 1, .slot_bytes = 1, .name = "other"});
+    pair_start(&p, &posted);
+    pair_tell(
+        &p, A,
+        (struct control){
+            .kind = CONTROL_OPEN, .epoch = 1, .slots_count = 1, .slot_bytes = 1, .name = "other"});
     struct mail *m = &p.queue[A][0];
     dslink_message(p.s[A], m->bytes, m->size, p.now_ns);
     assert_int_equal(dslink_error(p.s[A]), ERR_UNSUPPORTED);
-    stop(&p);
+    pair_stop(&p);
 
     for (int more = 0; more < 2; more++) {
-        start(&p, &posted);
+        pair_start(&p, &posted);
         struct control accept = {.kind = CONTROL_ACCEPT,
                                  .epoch = 1,
                                  .slots_count = SLOTS + (more == 0),
                                  .slot_bytes = SLOT_BYTES * 2 + (more == 1)};
-        tell(&p, D, accept);
+        pair_tell(&p, D, accept);
         m = &p.queue[D][0];
         assert_int_equal(dslink_message(p.s[D], m->bytes, m->size, p.now_ns), ERR_FORMAT);
         assert_int_equal(dslink_state(p.s[D]), DSLINK_CLOSED);
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -624,26 +418,26 @@ static void what_has_come_whole_is_handed_out_after_the_channel_is_lost(void **s
 {
     (void)state;
     struct pair p;
-    make_ready(&p, &posted);
-    send_payload(&p, 1);
-    run(&p);
-    send_payload(&p, 2);
-    run(&p);
+    pair_make_ready(&p, &posted);
+    pair_send_payload(&p, 1);
+    pair_run(&p);
+    pair_send_payload(&p, 2);
+    pair_run(&p);
     p.hold_end = true;
-    send_payload(&p, 3);
-    run(&p);
+    pair_send_payload(&p, 3);
+    pair_run(&p);
     dslink_lost(p.s[A], ERR_PEER, "gone", p.now_ns);
-    run(&p);
+    pair_run(&p);
     assert_int_equal(p.closes[A], 0); /* the payloads are there */
-    assert_int_equal(front(&p, A), 1);
-    release(&p, A);
-    assert_int_equal(front(&p, A), 2);
-    release(&p, A);
-    assert_int_equal(front(&p, A), 0);
-    run(&p);
+    assert_int_equal(pair_front(&p, A), 1);
+    pair_release(&p, A);
+    assert_int_equal(pair_front(&p, A), 2);
+    pair_release(&p, A);
+    assert_int_equal(pair_front(&p, A), 0);
+    pair_run(&p);
     assert_int_equal(p.closes[A], 1);
     assert_int_equal(p.end[A], TRANSPORT_BROKEN);
-    stop(&p);
+    pair_stop(&p);
 }
 
 static void a_dialler_with_all_slots_back_leaves_in_order(void **state)
@@ -651,17 +445,17 @@ static void a_dialler_with_all_slots_back_leaves_in_order(void **state)
     (void)state;
     for (int busy = 0; busy < 2; busy++) {
         struct pair p;
-        make_ready(&p, &posted);
-        send_payload(&p, 1);
-        run(&p);
-        assert_int_equal(front(&p, A), 1);
-        if (!busy) release(&p, A);
-        run(&p);
+        pair_make_ready(&p, &posted);
+        pair_send_payload(&p, 1);
+        pair_run(&p);
+        assert_int_equal(pair_front(&p, A), 1);
+        if (!busy) pair_release(&p, A);
+        pair_run(&p);
         dslink_drain(p.s[D], p.now_ns);
         dslink_lost(p.s[D], ERR_CANCELLED, "closed", p.now_ns);
-        run(&p);
+        pair_run(&p);
         assert_int_equal(p.end[D], busy ? TRANSPORT_BROKEN : TRANSPORT_DRAINED);
-        stop(&p);
+        pair_stop(&p);
     }
 }
 
@@ -671,19 +465,19 @@ static void the_owner_may_close_in_every_state_of_setting_up(void **state)
     for (int side = 0; side < SIDES; side++)
         for (int at = 0; at < 4; at++) {
             struct pair p;
-            start(&p, &posted);
+            pair_start(&p, &posted);
             p.hold_join = at == 1 || at == 3;
             p.hold_end = at == 2;
-            if (at > 0) run(&p);
+            if (at > 0) pair_run(&p);
             if (at == 3) dslink_broken(p.s[D], ERR_DEVICE, "it fails", p.now_ns);
-            if (at == 3) run(&p);
+            if (at == 3) pair_run(&p);
             dslink_drain(p.s[side], p.now_ns);
             assert_int_equal(dslink_state(p.s[side]), DSLINK_CLOSED);
             assert_int_equal(dslink_error(p.s[side]), ERR_CANCELLED);
-            run(&p);
+            pair_run(&p);
             assert_false(p.open[side]);
-            if (at > 0) assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
-            stop(&p);
+            if (at > 0) pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+            pair_stop(&p);
         }
 }
 
@@ -693,18 +487,18 @@ static void the_owner_may_close_in_every_state_of_setting_up(void **state)
 static bool bring(struct pair *p, int side, enum dslink_state state)
 {
     bool joining = state == DSLINK_JOINING || state == DSLINK_ABORTED;
-    start(p, &posted);
+    pair_start(p, &posted);
     if (state == DSLINK_OPENING || state == DSLINK_ACCEPTING)
         return (state == DSLINK_OPENING) == (side == D);
     if (state == DSLINK_OFFERING) {
-        step(p, D);
+        pair_step(p, D);
         for (int i = 0; i < 3; i++)
-            step(p, A);
+            pair_step(p, A);
         return side == A;
     }
     p->hold_join = joining;
     p->hold_end = state == DSLINK_WARMING;
-    run(p);
+    pair_run(p);
     if (state == DSLINK_ABORTED) dslink_broken(p->s[side], ERR_DEVICE, "it fails", p->now_ns);
     p->mute = true;
     if (state == DSLINK_DRAINING) dslink_drain(p->s[side], p->now_ns);
@@ -807,7 +601,7 @@ static void every_event_in_every_state_is_answered(void **state)
                         meet(&p, side, e);
                     met[side][s][e] += dslink_counts(p.s[side])->met[s][e];
                 }
-                stop(&p);
+                pair_stop(&p);
             }
     for (int side = 0; side < SIDES; side++) /* what the simulator leaves to this test */
         for (enum dslink_state s = 0; s < DSLINK_STATES; s++)
