@@ -5,7 +5,7 @@
  *     backend_any_test [NAME]        "cpu" if none is given; "cuda" takes the plugin that is found
  *
  * Inputs are rounded to the dtype first, so that both sides compute on the same numbers. */
-#include "tests/contract/backend_testing.h"
+#include "tests/contract/backend_rows.h"
 
 #include "common/clock.h"
 #include "engine/sampler.h"
@@ -32,93 +32,6 @@ static struct subject any_open_as(const char *name, enum dtype dtype, bool deter
 static struct subject any_open(enum dtype dtype, bool deterministic)
 {
     return any_open_as(backend_name, dtype, deterministic);
-}
-
-/* --- rows on the device --- */
-
-static bool is_narrow(const struct subject *s, enum row_kind kind)
-{
-    const struct backend_facts *f = s->ops->facts(s->b);
-    return kind != ROWS_STREAM && (kind == ROWS_OPERAND ? f->operand_bytes : f->product_bytes) == 2;
-}
-
-static void *rows_alloc(const struct subject *s, enum row_kind kind, size_t count)
-{
-    void *p = s->ops->alloc(s->b, count * (is_narrow(s, kind) ? 2 : 4));
-    assert_non_null(p);
-    return p;
-}
-
-static void *rows_put(const struct subject *s, enum row_kind kind, const float *x, size_t count)
-{
-    void *p = rows_alloc(s, kind, count);
-    uint16_t *half = mem_array(count, sizeof *half);
-    for (size_t i = 0; i < count; i++)
-        half[i] = bf16_from_f32(x[i]);
-    if (is_narrow(s, kind))
-        assert_ok(s->ops->write(s->b, p, half, count * sizeof *half));
-    else
-        assert_ok(s->ops->write(s->b, p, x, count * sizeof *x));
-    mem_free(half);
-    return p;
-}
-
-static float *rows_get(const struct subject *s, enum row_kind kind, const void *p, size_t count)
-{
-    float *x = mem_array(count, sizeof *x);
-    uint16_t *half = mem_array(count, sizeof *half);
-    assert_ok(s->ops->sync(s->b));
-    if (is_narrow(s, kind))
-        assert_ok(s->ops->read(s->b, half, p, count * sizeof *half));
-    else
-        assert_ok(s->ops->read(s->b, x, p, count * sizeof *x));
-    for (size_t i = 0; i < count && is_narrow(s, kind); i++)
-        x[i] = f32_from_bf16(half[i]);
-    mem_free(half);
-    return x;
-}
-
-static float *random_rounded(struct random *r, size_t count, enum dtype dtype)
-{
-    float *x = random_floats(r, count);
-    for (size_t i = 0; i < count && dtype == DTYPE_BF16; i++)
-        x[i] = f32_from_bf16(bf16_from_f32(x[i]));
-    return x;
-}
-
-static struct matrix matrix_put(const struct subject *s, uint32_t n, uint32_t k, enum dtype dtype,
-                                const float *w)
-{
-    void *p;
-    if (s->ops->facts(s->b)->weight_layout != 0) {
-        p = mem_aligned(s->ops->pack_bytes(n, k, dtype), 64);
-        s->ops->pack_rows(p, n, k, dtype, w, DTYPE_F32, 0, n);
-    } else {
-        p = s->ops->alloc(s->b, (size_t)n * k * dtype_bytes(dtype));
-        assert_non_null(p);
-        assert_ok(s->ops->weight_write(s->b, p, dtype, w, DTYPE_F32, (size_t)n * k));
-        assert_ok(s->ops->sync(s->b));
-    }
-    return (struct matrix){p, n, k, dtype};
-}
-
-static void matrix_free(const struct subject *s, struct matrix *m)
-{
-    if (s->ops->facts(s->b)->weight_layout != 0)
-        mem_free((void *)(uintptr_t)m->packed);
-    else
-        s->ops->free(s->b, (void *)(uintptr_t)m->packed);
-}
-
-/* Within the rounding of the type plus an error that grows with the sum's magnitude. */
-static void assert_near(const float *got, const float *want, size_t count, bool narrow,
-                        double slack, const char *what)
-{
-    for (size_t i = 0; i < count; i++) {
-        double allowed = slack + fabs((double)want[i]) * (narrow ? 0x1p-7 : 1e-5);
-        if (!(fabs((double)got[i] - (double)want[i]) <= allowed))
-            fail_msg("%s: element %zu is %g, wanted %g", what, i, (double)got[i], (double)want[i]);
-    }
 }
 
 /* --- products --- */
@@ -168,7 +81,7 @@ static void a_product_is_that_of_the_oracle(void **state)
             float *bias = random_rounded(&r, c->n, dtypes[d]), *residual = random_floats(&r, count);
             float *want = run_product(&oracle, c, dtypes[d], x, w, bias, residual);
             float *got = run_product(&s, c, dtypes[d], x, w, bias, residual);
-            assert_near(got, want, count, !c->residual && is_narrow(&s, ROWS_PRODUCT),
+            assert_near(got, want, count, !c->residual && rows_narrow(&s, ROWS_PRODUCT),
                         2e-6 * sqrt(c->k) * 4, "product");
             mem_free(x), mem_free(w), mem_free(bias), mem_free(residual);
             mem_free(want), mem_free(got);
@@ -216,7 +129,7 @@ static void norm_and_silu_are_those_of_the_oracle(void **state)
     for (size_t d = 0; d < COUNT(dtypes); d++) {
         struct subject side[2] = {any_open_as("cpu-c", dtypes[d], false),
                                   any_open(dtypes[d], false)};
-        bool narrow = is_narrow(&side[1], ROWS_OPERAND);
+        bool narrow = rows_narrow(&side[1], ROWS_OPERAND);
         for (size_t i = 0; i < COUNT(dims); i++) {
             uint32_t dim = dims[i], rows = 1 + (uint32_t)i * 5;
             size_t count = (size_t)rows * dim;
@@ -420,7 +333,7 @@ static float *attention_run(struct attention *a, const struct plan *plan, const 
     uint32_t rows = plan->batch.rows_count;
     a->plan = plan;
     void *put = rows_put(&a->s, ROWS_PRODUCT, qkv, (size_t)rows * qkv_width(a->w));
-    size_t bytes = (size_t)rows * qkv_width(a->w) * (is_narrow(&a->s, ROWS_PRODUCT) ? 2 : 4);
+    size_t bytes = (size_t)rows * qkv_width(a->w) * (rows_narrow(&a->s, ROWS_PRODUCT) ? 2 : 4);
     void *host = mem_new(bytes);
     assert_ok(a->s.ops->read(a->s.b, host, put, bytes));
     assert_ok(a->s.ops->write(a->s.b, a->qkv, host, bytes)); /* the same place for every step */
