@@ -1,194 +1,17 @@
-/* The transfer's state machines on virtual time: two cores, and a wire that the test holds. */
-#include "tests/unit/testing.h"
+/* The transfer's state machines on virtual time. */
+#include "tests/unit/xfer_sides.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "common/clock.h"
 #include "common/mem.h"
 #include "common/rng.h"
-#include "xfer/core.h"
-
-enum { LAYERS = 2, BLOCKS = 8, EVENTS = 64 };
-#define HANDSHAKE NS_PER_S
-#define IDLE (10 * NS_PER_S)
-#define DEADLINE (100 * NS_PER_S)
-
-static const struct kv_geometry geometry = {LAYERS, 1, 2, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_F32};
-static const struct kv_part all = {0, LAYERS, 0, 1};
-static const uint32_t blocks[BLOCKS] = {7, 6, 5, 4, 3, 2, 1, 0};
-static const struct xfer_addresses two_addresses = {2, {"shm:x", "tcp:y"}};
-
-/* One core and what it has said so far. */
-struct side {
-    struct xfer_core *core;
-    struct xfer_session *session; /* the one that the test drives; NULL: closed */
-    struct xfer_event event[EVENTS];
-    uint32_t events_count, dials_count, closes_count;
-    const char *dialled;
-};
-
-static void side_new(struct side *s)
-{
-    const struct xfer_core_options o = {
-        .geometry = geometry, .tickets_max = 64, .handshake_ns = HANDSHAKE, .idle_close_ns = IDLE};
-    memset(s, 0, sizeof *s);
-    assert_ok(xfer_core_new(&s->core, &o));
-}
-
-static void side_act(struct side *s)
-{
-    struct xfer_action a;
-    while (xfer_core_next(s->core, &a)) {
-        if (a.kind == XFER_ACT_EVENT) {
-            assert_true(s->events_count < EVENTS);
-            s->event[s->events_count++] = a.event;
-        } else if (a.kind == XFER_ACT_DIAL) {
-            s->session = a.session;
-            s->dialled = a.address;
-            s->dials_count++;
-        } else {
-            if (a.session == s->session) s->session = NULL;
-            xfer_core_closed(a.session);
-            s->closes_count++;
-        }
-    }
-}
-
-static void side_op(struct side *s, struct xfer_op op, uint64_t now)
-{
-    struct xfer_message m;
-    op.blocks = blocks;
-    op.blocks_count = blocks_for_tokens(op.tokens_end - op.tokens_first);
-    op.addresses = &two_addresses;
-    if (!op.deadline_ns) op.deadline_ns = DEADLINE;
-    assert_ok(xfer_message_new(&op, &geometry, BLOCKS, &m));
-    xfer_core_op(s->core, &m, now);
-    side_act(s);
-}
-
-static struct id128 ticket(uint64_t n)
-{
-    return (struct id128){7, n};
-}
-
-static void op_simple(struct side *s, enum xfer_op_kind kind, uint64_t n, uint64_t now)
-{
-    side_op(s, (struct xfer_op){.kind = kind, .ticket = ticket(n), .tokens_end = 40}, now);
-}
-
-static void push_all(struct side *p, uint64_t n, uint64_t now)
-{
-    for (uint32_t layer = 0; layer < LAYERS; layer++)
-        side_op(p,
-                (struct xfer_op){
-                    .kind = XFER_PUSH, .ticket = ticket(n), .tokens_end = 40, .layer = layer},
-                now);
-}
-
-/* The final event of a ticket, which must be the only one; kind and error as told. */
-static void assert_ended(struct side *s, uint64_t n, enum xfer_event_kind kind, enum err error)
-{
-    uint32_t count = 0;
-    side_act(s);
-    for (uint32_t i = 0; i < s->events_count; i++) {
-        if (!id128_equal(s->event[i].ticket, ticket(n))) continue;
-        count++;
-        if (s->event[i].kind != kind || s->event[i].error != error)
-            fail_msg("ticket %d: %d %s \"%s\"", (int)n, s->event[i].kind,
-                     err_name(s->event[i].error), s->event[i].text);
-    }
-    assert_int_equal(count, 1);
-}
-
-static bool has_ended(const struct side *s, uint64_t n)
-{
-    for (uint32_t i = 0; i < s->events_count; i++)
-        if (id128_equal(s->event[i].ticket, ticket(n))) return true;
-    return false;
-}
-
-static enum err hear(struct side *s, const struct frame *f, bool good, uint64_t now)
-{
-    struct xfer_store store;
-    enum err e = xfer_core_frame(s->core, s->session, f, now, &store);
-    if (e == OK && store.blocks_count > 0) xfer_core_stored(s->core, s->session, &store, good, now);
-    if (e != OK) xfer_core_lost(s->core, s->session, e, err_text(), now);
-    side_act(s);
-    return e;
-}
-
-/* The next frame that `from` wants to say, as the wire makes of it. */
-static bool say(struct side *from, struct frame *f, uint64_t now)
-{
-    struct xfer_send send;
-    uint8_t head[FRAME_HEAD_MAX + BLOCKS * 256] = {0};
-    if (!from->session || !xfer_core_wants(from->core, from->session, &send)) return false;
-    size_t n = frame_print(&send.frame, head);
-    n += send.blocks_count * kv_layer_bytes(&geometry);
-    assert_true(n <= sizeof head);
-    if (frame_parse(head, n, f) != OK) fail_msg("%s", err_text());
-    xfer_core_sent(from->core, from->session, &send, now);
-    side_act(from);
-    return true;
-}
-
-/* Carries frames both ways until neither side has anything to say. */
-static void settle(struct side *p, struct side *d, uint64_t now)
-{
-    struct frame f;
-    for (bool more = true; more;) {
-        more = false;
-        while (say(p, &f, now)) {
-            more = true;
-            if (d->session) assert_ok(hear(d, &f, true, now));
-        }
-        while (say(d, &f, now)) {
-            more = true;
-            if (p->session) assert_ok(hear(p, &f, true, now));
-        }
-    }
-}
-
-static void stand(struct side *s, struct xfer_session *session, const char *link, uint64_t window,
-                  uint64_t now)
-{
-    xfer_core_connected(s->core, session, link, &(struct kv_link_facts){.window_bytes = window},
-                        now);
-}
-
-/* P has dialled (by an OPEN), D accepted. */
-static void connect_sides(struct side *p, struct side *d, uint64_t window, uint64_t now)
-{
-    assert_non_null(p->session);
-    d->session = xfer_core_accepted(d->core, "shm", now);
-    assert_non_null(d->session);
-    stand(d, d->session, "shm", window, now);
-    stand(p, p->session, "shm", window, now);
-}
-
-static void start(struct side *p, struct side *d)
-{
-    side_new(p);
-    side_new(d);
-    op_simple(d, XFER_EXPECT, 1, 1);
-    op_simple(p, XFER_OPEN, 1, 1);
-    connect_sides(p, d, 1 << 20, 1);
-    settle(p, d, 1);
-}
-
-static void end(struct side *p, struct side *d)
-{
-    xfer_core_free(p->core);
-    xfer_core_free(d->core);
-}
 
 static void a_transfer_goes_through(void **state)
 {
     (void)state;
     struct side p, d;
-    start(&p, &d);
+    sides_start(&p, &d);
     push_all(&p, 1, 2);
     settle(&p, &d, 3);
     assert_false(has_ended(&d, 1));
@@ -200,7 +23,7 @@ static void a_transfer_goes_through(void **state)
     assert_int_equal(d.event[0].first.token, 9);
     assert_int_equal(d.event[0].ended_ns, 5);
     assert_int_equal(xfer_core_tickets_count(p.core) + xfer_core_tickets_count(d.core), 0);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void a_range_is_sent_three_times_at_most(void **state)
@@ -210,7 +33,7 @@ static void a_range_is_sent_three_times_at_most(void **state)
         struct side p, d;
         struct frame f;
         int spoiled = 0;
-        start(&p, &d);
+        sides_start(&p, &d);
         push_all(&p, 1, 2);
         op_simple(&p, XFER_COMMIT, 1, 2);
         for (bool more = true; more;) {
@@ -230,7 +53,7 @@ static void a_range_is_sent_three_times_at_most(void **state)
         assert_ended(&d, 1, bad < 3 ? XFER_COMMITTED : XFER_FAILED, bad < 3 ? OK : ERR_FORMAT);
         assert_ended(&p, 1, bad < 3 ? XFER_DONE : XFER_FAILED, bad < 3 ? OK : ERR_FORMAT);
         assert_int_equal(xfer_core_counts(d.core).frames_refused, bad);
-        end(&p, &d);
+        sides_end(&p, &d);
     }
 }
 
@@ -259,7 +82,7 @@ static void no_more_is_sent_than_was_granted(void **state)
     assert_true(say(&d, &f, 4));
     assert_int_equal(f.kind, FRAME_CREDIT);
     assert_int_equal(f.window_bytes, frame_bytes);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 /* Little was taken in, too little for a quarter of the window, and the next frame needs all of it. */
@@ -289,7 +112,7 @@ static void the_longest_frame_gets_its_credit(void **state)
         settle(&p, &d, 3);
         assert_ended(&p, n, XFER_DONE, OK);
     }
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void **state)
@@ -308,22 +131,7 @@ static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void
     assert_true(say(&p, &f, 2)); /* say() fails if the frame carries blocks */
     assert_int_equal(f.kind, FRAME_OPEN);
     assert_false(say(&p, &f, 2));
-    end(&p, &d);
-}
-
-static bool wants(struct side *s)
-{
-    struct xfer_send send;
-    return xfer_core_wants(s->core, s->session, &send);
-}
-
-static void carry(struct side *p, struct side *d, uint64_t n, uint64_t now)
-{
-    push_all(p, n, now);
-    op_simple(p, XFER_COMMIT, n, now);
-    settle(p, d, now);
-    assert_ended(p, n, XFER_DONE, OK);
-    assert_ended(d, n, XFER_COMMITTED, OK);
+    sides_end(&p, &d);
 }
 
 static void a_crowded_acceptor_parts_with_a_link_that_is_silent(void **state)
@@ -332,7 +140,7 @@ static void a_crowded_acceptor_parts_with_a_link_that_is_silent(void **state)
     for (int heard = 0; heard < 2; heard++) {
         struct side p, d;
         struct frame f;
-        start(&p, &d);
+        sides_start(&p, &d);
         xfer_core_crowded(d.core, "shm", 20 * NS_PER_S);
         assert_false(wants(&d)); /* it has a ticket */
         carry(&p, &d, 1, 20 * NS_PER_S);
@@ -351,7 +159,7 @@ static void a_crowded_acceptor_parts_with_a_link_that_is_silent(void **state)
         xfer_core_timer(d.core, 22 * NS_PER_S);
         side_act(&d);
         assert_null(d.session);
-        end(&p, &d);
+        sides_end(&p, &d);
     }
 }
 
@@ -360,7 +168,7 @@ static void a_ticket_that_crosses_the_parting_travels_anew(void **state)
     (void)state;
     struct side p, d;
     struct frame f, fail;
-    start(&p, &d);
+    sides_start(&p, &d);
     carry(&p, &d, 1, 2);
     uint64_t now = 2 * NS_PER_S;
     op_simple(&d, XFER_EXPECT, 2, now);
@@ -382,7 +190,7 @@ static void a_ticket_that_crosses_the_parting_travels_anew(void **state)
     assert_ended(&p, 2, XFER_DONE, OK);
     assert_ended(&d, 2, XFER_COMMITTED, OK);
     assert_int_equal(p.event[1].bytes, d.event[1].bytes);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void payload_without_credit_costs_the_link(void **state)
@@ -390,7 +198,7 @@ static void payload_without_credit_costs_the_link(void **state)
     (void)state;
     struct side p, d;
     uint8_t head[FRAME_HEAD_MAX + 1000] = {0};
-    start(&p, &d);
+    sides_start(&p, &d);
     struct frame f = {.kind = FRAME_DATA, .ticket = {5, 5}, .range = {0, 0, 16, 0, 1, 0}};
     size_t n = frame_print(&f, head);
     assert_ok(frame_parse(head, n + 512, &f));
@@ -400,7 +208,7 @@ static void payload_without_credit_costs_the_link(void **state)
     assert_int_equal(hear(&d, &f, true, 2), ERR_STATE);
     assert_null(d.session);
     assert_ended(&d, 1, XFER_FAILED, ERR_PEER);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 /* A long prompt takes longer to compute than anybody should wait for nothing. */
@@ -440,7 +248,7 @@ static void a_deadline_moves_on_with_what_travels(void **state)
         xfer_core_timer(side[i]->core, 26 * NS_PER_S);
         assert_ended(side[i], 1, XFER_FAILED, ERR_TIMEOUT);
     }
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 /* How each waiting state ends when the other side is gone or silent, and what is told to it. */
@@ -517,7 +325,7 @@ static void every_state_has_a_way_out(void **state)
             op_simple(&p, XFER_CANCEL, 1, 7); /* ops for what has ended are ignored */
             op_simple(&d, XFER_RELEASE, 1, 7);
             assert_true(p.events_count <= 1 && d.events_count == 1);
-            end(&p, &d);
+            sides_end(&p, &d);
         }
 }
 
@@ -526,7 +334,7 @@ static void frames_of_the_dead_are_counted_and_harmless(void **state)
     (void)state;
     struct side p, d;
     struct frame data[LAYERS], f;
-    start(&p, &d);
+    sides_start(&p, &d);
     push_all(&p, 1, 2);
     for (int i = 0; i < LAYERS; i++)
         assert_true(say(&p, &data[i], 2));
@@ -542,7 +350,7 @@ static void frames_of_the_dead_are_counted_and_harmless(void **state)
     f = (struct frame){.kind = FRAME_REFUSE, .ticket = ticket(1), .range = data[0].range};
     assert_ok(hear(&p, &f, true, 5));
     assert_int_equal(xfer_core_counts(p.core).frames_dead, 1);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void breaches_cost_the_link(void **state)
@@ -584,13 +392,13 @@ static void breaches_cost_the_link(void **state)
     for (size_t i = 0; i < sizeof at_d / sizeof *at_d + sizeof at_p / sizeof *at_p; i++) {
         size_t i_p = i - sizeof at_d / sizeof *at_d;
         struct side p, d;
-        start(&p, &d);
+        sides_start(&p, &d);
         bool of_d = i < sizeof at_d / sizeof *at_d;
         struct side *s = of_d ? &d : &p;
         if (hear(s, of_d ? &at_d[i] : &at_p[i_p], true, 2) != ERR_STATE) fail_msg("row %zu", i);
         assert_null(s->session);
         assert_ended(s, 1, XFER_FAILED, ERR_PEER);
-        end(&p, &d);
+        sides_end(&p, &d);
     }
 }
 
@@ -613,7 +421,7 @@ static void links_are_dialled_in_order_and_shared(void **state)
         (struct xfer_op){.kind = XFER_OPEN, .ticket = ticket(3), .tokens_end = 40, .link = "tcp"},
         2);
     assert_int_equal(p.dials_count, 2); /* on its way already */
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void a_silent_listener_is_left_after_the_handshake_time(void **state)
@@ -653,7 +461,7 @@ static void an_idle_link_is_closed_and_a_used_one_is_not(void **state)
 {
     (void)state;
     struct side p, d;
-    start(&p, &d);
+    sides_start(&p, &d);
     xfer_core_timer(p.core, 2 * IDLE);
     side_act(&p);
     assert_non_null(p.session); /* its ticket is live */
@@ -665,14 +473,14 @@ static void an_idle_link_is_closed_and_a_used_one_is_not(void **state)
     xfer_core_timer(p.core, 4 * IDLE);
     side_act(&p);
     assert_null(p.session);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void a_frozen_receiver_gets_no_new_tickets(void **state)
 {
     (void)state;
     struct side p, d;
-    start(&p, &d);
+    sides_start(&p, &d);
     side_op(&p,
             (struct xfer_op){
                 .kind = XFER_OPEN, .ticket = ticket(2), .tokens_end = 40, .deadline_ns = 50},
@@ -691,7 +499,7 @@ static void a_frozen_receiver_gets_no_new_tickets(void **state)
     xfer_core_timer(p.core, 52 + HANDSHAKE);
     side_act(&p);
     assert_int_equal(p.closes_count, 1);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void tickets_take_turns(void **state)
@@ -699,7 +507,7 @@ static void tickets_take_turns(void **state)
     (void)state;
     struct side p, d;
     struct frame f;
-    start(&p, &d);
+    sides_start(&p, &d);
     op_simple(&d, XFER_EXPECT, 2, 2);
     op_simple(&p, XFER_OPEN, 2, 2);
     settle(&p, &d, 2);
@@ -710,7 +518,7 @@ static void tickets_take_turns(void **state)
         assert_true(say(&p, &f, 3));
         assert_int_equal(f.ticket.lo, order[i]);
     }
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 static void a_second_link_cannot_take_an_open_ticket_over(void **state)
@@ -718,7 +526,7 @@ static void a_second_link_cannot_take_an_open_ticket_over(void **state)
     (void)state;
     struct side p, d;
     struct xfer_send send;
-    start(&p, &d);
+    sides_start(&p, &d);
     struct xfer_session *thief = xfer_core_accepted(d.core, "tcp", 2);
     struct xfer_store store;
     stand(&d, thief, "tcp", 4096, 2);
@@ -737,7 +545,7 @@ static void a_second_link_cannot_take_an_open_ticket_over(void **state)
     op_simple(&p, XFER_COMMIT, 1, 3);
     settle(&p, &d, 3);
     assert_ended(&d, 1, XFER_COMMITTED, OK);
-    end(&p, &d);
+    sides_end(&p, &d);
 }
 
 /* Whatever is lost, spoiled, cancelled or late: one event per ticket and side, and D commits only
@@ -831,7 +639,7 @@ static void random_runs_end_every_ticket_once(void **state)
         assert_int_equal(w.p.events_count, TICKETS);
         assert_int_equal(w.d.events_count, TICKETS);
         done += count_done(&w);
-        end(&w.p, &w.d);
+        sides_end(&w.p, &w.d);
     }
     /* The runs are neither a walkover nor a massacre. */
     assert_true(done > SEEDS * TICKETS / 8 && done < SEEDS * TICKETS * 7 / 8);
