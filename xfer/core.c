@@ -1,23 +1,5 @@
-/* Tickets' common parts, and the link session.
- *
- *     state \ event  HELLO                 FAIL (no ticket)  deadline     link lost  crowded
- *     DIAL           -                     -                 ENDED        -          -
- *     DIALLING       -                     -                 ENDED        ENDED      -
- *     GREETING       READY; PARTING if     ENDED             ENDED        ENDED      -
- *                    the KV differs
- *     READY          ERR_STATE             ENDED             idle: ENDED  ENDED      dialler: ENDED
- *                                                                                    acceptor: PARTING
- *     PARTING        dead                  ENDED             ENDED        ENDED      -
- *     ENDED          waits for xfer_core_closed; whatever comes is dropped
- *
- * ENDED fails all tickets of the session; those that wait for a link to the same peer get another one
- * (peer.c), where it was dialled from here. Any other frame before READY, and one that belongs to the
- * other direction, is ERR_STATE: the link is dropped. READY has a deadline only at the dialler and
- * while it has no tickets: each ticket has its own. An acceptor does not close idle links, with one
- * exception: when it is crowded, the one used least recently of those that have had no ticket and no
- * frame for SILENT_NS parts with FAIL ERR_FULL, and drops whatever still comes. So if OPENs have crossed
- * that FAIL, nothing of their tickets was heard: the dialler places them anew, MOVES_MAX times each, and
- * does not hold it against the way. */
+/* Where events and frames go, and what is to be done next. Sessions' states are in session.c, what becomes
+ * of tickets in ticket.c, sender.c and receiver.c. */
 #include "xfer/core_state.h"
 
 #include <stdio.h>
@@ -26,435 +8,12 @@
 #include "common/clock.h"
 #include "common/mem.h"
 
-enum {
-    NOTES_MAX = 64,
-    MOVES_MAX = 3, /* of one ticket, by peers that want their place back */
-};
-#define SILENT_NS NS_PER_S
-
-/* ---- tickets ---- */
-
-static bool ticket_unused(const struct xfer_ticket *t)
-{
-    return list_empty(&t->ended) && t->last_word == 0;
-}
-
-/* All that it needs no more once it has ended. */
-static void ticket_clear(struct xfer_ticket *t)
-{
-    struct list_link *l;
-    while ((l = list_pop_front(&t->pushes)))
-        mem_free(list_member(l, struct xfer_push, link));
-    while ((l = list_pop_front(&t->agains)))
-        mem_free(list_member(l, struct again, link));
-    mem_free(t->blocks);
-    mem_free(t->verified);
-    t->blocks = NULL;
-    t->verified = NULL;
-    t->next_push = NULL;
-}
-
-struct xfer_ticket *ticket_blank(void)
-{
-    struct xfer_ticket *t = mem_new(sizeof *t);
-    if (!t) return NULL;
-    list_init(&t->in_session);
-    list_init(&t->ready);
-    list_init(&t->ended);
-    list_init(&t->agains);
-    list_init(&t->pushes);
-    list_init(&t->feeds);
-    list_init(&t->in_feeds);
-    t->event.link = "";
-    return t;
-}
-
-void ticket_free(struct xfer_ticket *t)
-{
-    if (!t) return;
-    ticket_clear(t);
-    mem_free(t);
-}
-
-void ticket_wake(struct xfer_ticket *t)
-{
-    if (t->session && list_empty(&t->ready)) list_push_back(&t->session->ready, &t->ready);
-}
-
-void ticket_moved(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
-{
-    uint64_t at_ns = now_ns + t->silence_ns;
-    if (t->silence_ns == 0 || t->state == TICKET_ENDED || at_ns <= t->timer.key) return;
-    CHECK(heap_move(&core->ticket_timers, &t->timer, at_ns) == OK); /* it has its place */
-}
-
-enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range)
-{
-    if (t->agains_count >= FRAME_TRIES_MAX * t->units_count)
-        return err_set(ERR_FORMAT, "wrong checksums without end");
-    struct again *again = mem_new(sizeof *again);
-    if (!again) return ERR_MEMORY;
-    again->range = *range;
-    list_push_back(&t->agains, &again->link);
-    t->agains_count++;
-    ticket_wake(t);
-    return OK;
-}
-
-static void session_timer(struct xfer_core *core, struct xfer_session *s, uint64_t at_ns)
-{
-    CHECK(heap_move(&core->session_timers, &s->timer, at_ns) == OK); /* reserved at the start */
-}
-
-static void session_act(struct xfer_core *core, struct xfer_session *s)
-{
-    if (list_empty(&s->acts)) list_push_back(&core->acts, &s->acts);
-}
-
-void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
-                 uint64_t now_ns)
-{
-    t->session = s;
-    t->event.link = s->link;
-    list_remove(&t->in_session);
-    list_push_back(&s->tickets, &t->in_session);
-    s->live_count++;
-    s->used_ns = now_ns;
-    heap_remove(&core->session_timers, &s->timer);
-    way_changed(core, s->way, now_ns);
-}
-
-/* It has ended, and has said what there was to say. */
-static void ticket_leave(struct xfer_ticket *t)
-{
-    t->session = NULL;
-    t->last_word = 0;
-    list_remove(&t->in_session);
-    list_remove(&t->ready);
-}
-
-/* One of its tickets has ended. Last words that it does not get rid of end with it. */
-static void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
-{
-    way_changed(core, s->way, now_ns);
-    if (--s->live_count > 0 || s->state != SESSION_READY || !s->dialler) return;
-    session_timer(core, s,
-                  now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
-}
-
-/* What is left of it is its last word to the other side of its session. */
-static void ticket_rest(struct xfer_core *core, struct xfer_ticket *t, enum frame_kind last_word,
-                        uint64_t now_ns)
-{
-    struct xfer_session *s = t->session;
-    bool told = s && s->state == SESSION_READY && (!t->sends || t->opened);
-    t->state = TICKET_ENDED;
-    ticket_clear(t);
-    if (last_word != 0 && told) {
-        t->last_word = last_word;
-        ticket_wake(t);
-    } else {
-        ticket_leave(t);
-    }
-    if (s) session_rest(core, s, now_ns);
-}
-
-static void feed_end(struct xfer_core *core, struct xfer_ticket *feed, const struct xfer_event *v,
-                     enum frame_kind last_word, uint64_t now_ns)
-{
-    list_remove(&feed->in_feeds);
-    feed->whole = NULL;
-    feed->event = *v;
-    ticket_rest(core, feed, last_word, now_ns);
-    if (ticket_unused(feed)) ticket_free(feed);
-}
-
-void ticket_end(struct xfer_core *core, struct xfer_ticket *of, enum xfer_event_kind kind,
-                enum err error, const char *text, enum frame_kind last_word, uint64_t now_ns)
-{
-    struct xfer_ticket *t = of->whole ? of->whole : of;
-    enum frame_kind to_others = kind == XFER_COMMITTED ? FRAME_DONE : FRAME_FAIL;
-    enum frame_kind to_first = of == t ? last_word : to_others;
-    CHECK(t->state != TICKET_ENDED);
-    struct xfer_event *v = &t->event;
-    v->kind = kind;
-    v->error = error;
-    v->ended_ns = now_ns;
-    snprintf(v->text, sizeof v->text, "%s", text);
-    core->counts.tickets_done += error == OK;
-    core->counts.tickets_failed += error != OK;
-    map_remove(t->sends ? &core->senders : &core->receivers, t->id);
-    heap_remove(&core->ticket_timers, &t->timer);
-    list_push_back(&core->ended, &t->ended);
-    while (!list_empty(&t->feeds)) {
-        struct xfer_ticket *feed = list_member(t->feeds.next, struct xfer_ticket, in_feeds);
-        feed_end(core, feed, v, feed == of ? last_word : to_others, now_ns);
-    }
-    ticket_rest(core, t, to_first, now_ns);
-}
-
-static bool last_word_wants(const struct xfer_ticket *t, struct xfer_send *send)
-{
-    if (t->state != TICKET_ENDED || t->last_word == 0) return false;
-    struct frame *f = &send->frame;
-    f->kind = t->last_word;
-    f->error = t->event.error != OK ? t->event.error : ERR_CANCELLED;
-    snprintf(f->text, sizeof f->text, "%s", t->event.text);
-    return true;
-}
-
-/* ---- sessions ---- */
-
-static struct xfer_session *session_new(struct xfer_core *core, uint64_t now_ns)
-{
-    if (core->sessions_count == XFER_SESSIONS_MAX && !session_crowded(core, NULL, now_ns)) {
-        err_set(ERR_FULL, "%d links are open", XFER_SESSIONS_MAX);
-        return NULL;
-    }
-    struct xfer_session *s = mem_new(sizeof *s);
-    if (!s) return NULL;
-    list_init(&s->acts);
-    list_init(&s->tickets);
-    list_init(&s->ready);
-    list_init(&s->notes);
-    list_push_back(&core->sessions, &s->all);
-    s->link = "";
-    s->used_ns = now_ns;
-    s->meter.dry = true;
-    core->sessions_count++;
-    return s;
-}
-
-/* What making it may take. */
-static uint64_t setup_ns(const struct xfer_core *core, const struct link_trait *trait)
-{
-    return core->options.handshake_ns * (trait->slow ? 6 : 1);
-}
-
-static void notes_free(struct xfer_session *s)
-{
-    struct list_link *l;
-    while ((l = list_pop_front(&s->notes)))
-        mem_free(list_member(l, struct note, link));
-    s->notes_count = 0;
-}
-
-static void session_free(struct xfer_session *s)
-{
-    notes_free(s);
-    list_remove(&s->acts);
-    list_remove(&s->all);
-    mem_free(s);
-}
-
-/* What a ticket's owner can act on: that the peer is gone, or why it does not want us. */
-static enum err ticket_error(enum err e)
-{
-    return e == ERR_TIMEOUT || e == ERR_UNSUPPORTED || e == ERR_INVALID || e == ERR_CANCELLED ||
-                   e == ERR_MEMORY || e == ERR_FULL
-               ? e
-               : ERR_PEER;
-}
-
-void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
-                 uint64_t now_ns)
-{
-    char copy[XFER_TEXT_MAX];
-    snprintf(copy, sizeof copy, "%s", text);
-    s->state = SESSION_ENDED;
-    core->sessions_count--;
-    heap_remove(&core->session_timers, &s->timer);
-    session_act(core, s);
-    notes_free(s);
-    while (!list_empty(&s->tickets)) {
-        struct xfer_ticket *t = list_member(s->tickets.next, struct xfer_ticket, in_session);
-        if (t->state != TICKET_ENDED) {
-            ticket_end(core, t, XFER_FAILED, ticket_error(e), copy, 0, now_ns);
-        } else {
-            ticket_leave(t);
-            if (ticket_unused(t)) ticket_free(t);
-        }
-    }
-    if (s->way) peer_detach(core, s, e != OK ? ticket_error(e) : OK, copy, now_ns);
-}
-
-/* Nobody misses it. Of an accepted one that is a guess: it must have been silent. */
-static bool is_idle(const struct xfer_session *s, uint64_t now_ns)
-{
-    if (s->state != SESSION_READY || s->live_count > 0) return false;
-    return s->dialler || (list_empty(&s->tickets) && list_empty(&s->notes) &&
-                          s->heard_ns + SILENT_NS <= now_ns && s->used_ns + SILENT_NS <= now_ns);
-}
-
-static struct xfer_session *least_used(const struct xfer_core *core, bool dialler,
-                                       const struct link_trait *trait, uint64_t now_ns)
-{
-    struct xfer_session *oldest = NULL;
-    for (const struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
-        struct xfer_session *s = list_member(l, struct xfer_session, all);
-        if (s->dialler != dialler || !is_idle(s, now_ns)) continue;
-        if (trait && link_trait(s->link) != trait) continue;
-        if (!oldest || s->used_ns < oldest->used_ns) oldest = s;
-    }
-    return oldest;
-}
-
-/* The other side is told, and hangs up when it has heard; else the deadline ends it. */
-static void session_part(struct xfer_core *core, struct xfer_session *s, enum err e,
-                         const char *text, uint64_t now_ns)
-{
-    s->error = e;
-    snprintf(s->text, sizeof s->text, "%s", text);
-    s->state = SESSION_PARTING;
-    session_timer(core, s, now_ns + SILENT_NS);
-}
-
-bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
-{
-    struct xfer_session *s = least_used(core, true, trait, now_ns);
-    if (s) {
-        session_end(core, s, OK, "idle", now_ns);
-        return true;
-    }
-    if ((s = least_used(core, false, trait, now_ns)))
-        session_part(core, s, ERR_FULL, "making room for others", now_ns);
-    return false;
-}
-
-void xfer_core_crowded(struct xfer_core *core, const char *link, uint64_t now_ns)
-{
-    session_crowded(core, link_trait(link), now_ns);
-}
-
-/* The other side wants its place back, and has heard of none of these tickets. */
-static void session_yield(struct xfer_core *core, struct xfer_session *s, const char *text,
-                          uint64_t now_ns)
-{
-    struct list_link moved, *l;
-    list_init(&moved);
-    for (struct list_link *next = s->tickets.next; (l = next) != &s->tickets;) {
-        struct xfer_ticket *t = list_member(l, struct xfer_ticket, in_session);
-        next = l->next;
-        if (t->state == TICKET_ENDED || t->moves_count == MOVES_MAX) continue;
-        sender_restart(t);
-        list_push_back(&moved, &t->in_session);
-        s->live_count--;
-    }
-    bool lasts = s->live_count > 0; /* somebody was moved too often: then it is a failure */
-    session_end(core, s, lasts ? ERR_FULL : OK, text, now_ns);
-    while ((l = list_pop_front(&moved)))
-        peer_open(core, list_member(l, struct xfer_ticket, in_session), now_ns);
-}
-
-struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns)
-{
-    struct xfer_session *s = session_new(core, now_ns);
-    if (!s) return NULL;
-    s->dialler = true;
-    s->way = way;
-    s->state = SESSION_DIAL;
-    session_timer(core, s, now_ns + setup_ns(core, way->trait));
-    session_act(core, s);
-    return s;
-}
-
-void xfer_core_lost(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
-                    uint64_t now_ns)
-{
-    if (s->state == SESSION_ENDED) return;
-    char copy[XFER_TEXT_MAX]; /* what follows may say something else */
-    snprintf(copy, sizeof copy, "%s", text);
-    session_end(core, s, e == OK ? ERR_PEER : e, copy, now_ns);
-}
-
-struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link, uint64_t now_ns)
-{
-    uint32_t greetings = 0;
-    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
-        const struct xfer_session *other = list_member(l, struct xfer_session, all);
-        greetings += !other->dialler && other->state == SESSION_GREETING;
-    }
-    if (greetings >= XFER_GREETINGS_MAX) return NULL;
-    struct xfer_session *s = session_new(core, now_ns);
-    if (!s) return NULL;
-    s->state = SESSION_GREETING;
-    s->link = link;
-    s->heard_ns = now_ns;
-    session_timer(core, s, now_ns + setup_ns(core, link_trait(link)));
-    return s;
-}
-
-void xfer_core_connected(struct xfer_core *core, struct xfer_session *s, const char *link,
-                         const struct kv_link_facts *facts, uint64_t now_ns)
-{
-    s->window_bytes = facts->window_bytes;
-    s->slot_bytes = facts->slot_bytes;
-    if (s->state != SESSION_DIALLING) return;
-    if (s->slot_bytes > 0 && s->slot_bytes < kv_layer_bytes(&core->options.geometry)) {
-        err_set(ERR_INVALID, "slots of %u bytes are shorter than a block's layer",
-                facts->slot_bytes);
-        session_end(core, s, ERR_INVALID, err_text(), now_ns);
-        return;
-    }
-    s->state = SESSION_GREETING;
-    s->link = link;
-    s->hello_due = true;
-    session_timer(core, s, now_ns + core->options.handshake_ns);
-}
-
-static void session_ready(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
-{
-    s->state = SESSION_READY;
-    if (s->dialler)
-        session_timer(core, s, now_ns + core->options.idle_close_ns);
-    else
-        heap_remove(&core->session_timers, &s->timer);
-    if (s->way) peer_ready(core, s->way, now_ns);
-}
-
-static enum err on_hello(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
-                         uint64_t now_ns)
-{
-    if (s->state != SESSION_GREETING) return err_set(ERR_STATE, "a second HELLO");
-    s->error = session_meet(core, s, f);
-    if (s->error != OK) {
-        snprintf(s->text, sizeof s->text, "%s", err_text());
-        s->state = SESSION_PARTING;
-        s->hello_due = false;
-        return OK;
-    }
-    if (s->dialler) {
-        s->credit_bytes = f->window_bytes;
-    } else {
-        s->hello_due = true;
-        s->granted_bytes = s->window_bytes;
-    }
-    session_ready(core, s, now_ns);
-    return OK;
-}
-
-static enum err on_credit(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
-                          uint64_t now_ns)
-{
-    if (!s->dialler || s->state != SESSION_READY) return err_set(ERR_STATE, "CREDIT out of turn");
-    if (__builtin_add_overflow(s->credit_bytes, f->window_bytes, &s->credit_bytes))
-        return err_set(ERR_STATE, "CREDIT without end");
-    rate_credited(core, s, f->window_bytes, now_ns);
-    return OK;
-}
-
 /* Not known here: an OPEN gets an answer; all else is of a ticket that has ended. */
 static enum err on_unknown(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
                            enum err error)
 {
     core->counts.frames_dead++;
-    if (f->kind != FRAME_OPEN || s->notes_count == NOTES_MAX) return OK;
-    struct note *note = mem_new(sizeof *note);
-    if (!note) return OK; /* its deadline will tell the sender */
-    note->ticket = f->ticket;
-    note->error = error;
-    list_push_back(&s->notes, &note->link);
-    s->notes_count++;
+    if (f->kind == FRAME_OPEN) session_note(s, f->ticket, error);
     return OK;
 }
 
@@ -491,8 +50,8 @@ enum err xfer_core_frame(struct xfer_core *core, struct xfer_session *s, const s
         return OK;
     }
     s->heard_ns = now_ns;
-    if (f->kind == FRAME_HELLO) return on_hello(core, s, f, now_ns);
-    if (f->kind == FRAME_CREDIT) return on_credit(core, s, f, now_ns);
+    if (f->kind == FRAME_HELLO) return session_hello(core, s, f, now_ns);
+    if (f->kind == FRAME_CREDIT) return session_credit(core, s, f, now_ns);
     if (f->kind == FRAME_FAIL && id128_is_none(f->ticket)) {
         if (f->error == ERR_FULL && s->dialler && s->state == SESSION_READY) {
             session_yield(core, s, f->text, now_ns);
@@ -512,52 +71,9 @@ void xfer_core_stored(struct xfer_core *core, struct xfer_session *s,
     receiver_stored(core, t, s, store, good, now_ns);
 }
 
-/* ---- what a session has to say ---- */
-
-/* A quarter of the window was taken in, or what is granted is too little for the longest frame. */
-static bool credit_due(const struct xfer_session *s)
-{
-    uint64_t longest = (uint64_t)s->frame_units * s->unit_bytes;
-    return s->owed_bytes > s->window_bytes / 4 ||
-           (s->owed_bytes > 0 && s->owed_bytes + longest > s->window_bytes);
-}
-
-static bool session_wants(struct xfer_core *core, struct xfer_session *s, struct frame *f)
-{
-    if (s->hello_due) {
-        f->kind = FRAME_HELLO;
-        f->incarnation = core->options.incarnation;
-        f->geometry = core->options.geometry;
-        f->part = core->options.part;
-        f->window_bytes = s->dialler ? 0 : s->window_bytes;
-        return true;
-    }
-    if (s->state == SESSION_PARTING) {
-        if (s->parted) return false;
-        f->kind = FRAME_FAIL;
-        f->error = s->error;
-        snprintf(f->text, sizeof f->text, "%s", s->text);
-        return true;
-    }
-    if (s->state == SESSION_READY && credit_due(s)) {
-        f->kind = FRAME_CREDIT;
-        f->window_bytes = s->owed_bytes;
-        return true;
-    }
-    if (list_empty(&s->notes)) return false;
-    const struct note *note = list_member(s->notes.next, struct note, link);
-    f->kind = FRAME_FAIL;
-    f->ticket = note->ticket;
-    f->error = note->error;
-    snprintf(f->text, sizeof f->text, "%s",
-             note->error == ERR_NOT_FOUND ? "the receiver does not know the ticket"
-                                          : "the ticket is open over another link");
-    return true;
-}
-
 static bool ticket_wants(struct xfer_core *core, struct xfer_ticket *t, struct xfer_send *send)
 {
-    return last_word_wants(t, send) ||
+    return ticket_last_word(t, send) ||
            (t->sends ? sender_wants(core, t, send) : receiver_wants(t, send));
 }
 
@@ -585,23 +101,6 @@ bool xfer_core_wants(struct xfer_core *core, struct xfer_session *s, struct xfer
     return false;
 }
 
-static void session_sent(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
-                         uint64_t now_ns)
-{
-    if (s->hello_due) {
-        s->hello_due = false;
-    } else if (s->state == SESSION_PARTING) {
-        s->parted = true;
-        if (s->error != ERR_FULL) session_end(core, s, s->error, s->text, now_ns);
-    } else if (f->kind == FRAME_CREDIT) {
-        s->granted_bytes += s->owed_bytes;
-        s->owed_bytes = 0;
-    } else {
-        mem_free(list_member(list_pop_front(&s->notes), struct note, link));
-        s->notes_count--;
-    }
-}
-
 void xfer_core_sent(struct xfer_core *core, struct xfer_session *s, const struct xfer_send *send,
                     uint64_t now_ns)
 {
@@ -620,8 +119,6 @@ void xfer_core_sent(struct xfer_core *core, struct xfer_session *s, const struct
         ticket_wake(t);
     }
 }
-
-/* ---- ops, time, the end ---- */
 
 static void op_open(struct xfer_core *core, struct xfer_ticket *t, uint64_t now_ns)
 {
@@ -676,19 +173,6 @@ static void ticket_deadline(struct xfer_core *core, struct xfer_ticket *t, uint6
     if (silent && s->way)
         peer_detach(core, s, ERR_TIMEOUT, "the other side was silent until a deadline", now_ns);
     ticket_end(core, t, XFER_FAILED, ERR_TIMEOUT, text, FRAME_FAIL, now_ns);
-}
-
-static void session_deadline(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns)
-{
-    heap_remove(&core->session_timers, &s->timer);
-    if (s->state == SESSION_READY)
-        session_end(core, s, OK, "idle", now_ns);
-    else if (s->state == SESSION_PARTING)
-        session_end(core, s, s->error, s->text, now_ns);
-    else
-        session_end(core, s, ERR_TIMEOUT,
-                    s->state == SESSION_GREETING ? "no answer to the greeting" : "no connection",
-                    now_ns);
 }
 
 void xfer_core_timer(struct xfer_core *core, uint64_t now_ns)
@@ -756,8 +240,6 @@ void xfer_core_closed(struct xfer_session *s)
     CHECK(s->state == SESSION_ENDED);
     session_free(s);
 }
-
-/* ---- the object ---- */
 
 enum err xfer_core_new(struct xfer_core **out, const struct xfer_core_options *options)
 {

@@ -1,5 +1,5 @@
-/* core_state: the structs behind core.h, for core.c, peer.c, sender.c, receiver.c, part.c and
- * message.c only. */
+/* core_state: the structs behind core.h, for core.c, session.c, ticket.c, peer.c, sender.c,
+ * receiver.c, part.c and message.c only. */
 #ifndef TANDEM_XFER_CORE_STATE_H
 #define TANDEM_XFER_CORE_STATE_H
 
@@ -170,7 +170,7 @@ struct xfer_core {
     struct xfer_core_counts counts;
 };
 
-/* Both sides of a ticket. */
+/* ticket.c: both sides of a ticket. */
 
 /* The ticket, or the one it feeds, ends with this event; last_word (0, FRAME_FAIL, FRAME_DONE) is told to
  * the other side of its session, DONE or FAIL to those of all other sessions that feed it. */
@@ -185,8 +185,16 @@ enum err ticket_again(struct xfer_ticket *t, const struct frame_range *range);
 void ticket_free(struct xfer_ticket *t); /* NULL is allowed */
 void ticket_join(struct xfer_core *core, struct xfer_ticket *t, struct xfer_session *s,
                  uint64_t now_ns);
+/* It has ended, and has said what there was to say. */
+void ticket_leave(struct xfer_ticket *t);
+/* What it has still to tell the other side; false: nothing. */
+bool ticket_last_word(const struct xfer_ticket *t, struct xfer_send *send);
+static inline bool ticket_unused(const struct xfer_ticket *t)
+{
+    return list_empty(&t->ended) && t->last_word == 0;
+}
 
-/* core.c: sessions. */
+/* session.c */
 
 /* A dialler's, which waits to be dialled; NULL: no memory, or too many. */
 struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns);
@@ -195,6 +203,23 @@ void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, con
 /* Gives up the least recently used one without tickets over this kind of link (NULL: any), one that was
  * dialled before one that was accepted; true: its place is free at once. */
 bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
+/* The other side wants its place back, and has heard of none of these tickets: they move. */
+void session_yield(struct xfer_core *core, struct xfer_session *s, const char *text,
+                   uint64_t now_ns);
+void session_free(struct xfer_session *s);
+/* One of its tickets has ended. Last words that it does not get rid of end with it. */
+void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns);
+void session_deadline(struct xfer_core *core, struct xfer_session *s, uint64_t now_ns);
+enum err session_hello(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                       uint64_t now_ns);
+enum err session_credit(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                        uint64_t now_ns);
+/* Answers for a ticket that does not exist here; without memory or place its deadline tells the sender. */
+void session_note(struct xfer_session *s, struct id128 ticket, enum err error);
+/* What it has to say, before its tickets; false: nothing. */
+bool session_wants(struct xfer_core *core, struct xfer_session *s, struct frame *f);
+void session_sent(struct xfer_core *core, struct xfer_session *s, const struct frame *f,
+                  uint64_t now_ns);
 
 /* part.c: what two nodes have to do with each other. */
 

@@ -8,7 +8,7 @@
  *                                       + FAIL       or FAILED
  *     ENDED          the ticket is unknown: ops are ignored, frames are counted as dead
  *
- * When the other side takes back its link's place, SENDING and COMMITTING become CONNECTING (core.c).
+ * When the other side takes back its link's place, SENDING and COMMITTING become CONNECTING (session.c).
  * Words in capitals without ERR_ are the final event; "+ FAIL" tells the receiver. Pushes are kept
  * as descriptors until the end; bytes are read out of the blocks when a frame is sent. */
 #include "common/clock.h"
