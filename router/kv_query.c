@@ -8,7 +8,7 @@
 #include "router/state.h"
 #include "text/tokenizer.h"
 
-enum { IDS_MAX = 16 };
+enum { IDS_MAX = 16, LEVELS_MAX = 16 };
 
 struct asked {
     struct peer peer;
@@ -43,6 +43,8 @@ static void add_words(const struct router_core *core, json_t *row, const char *i
     }
     const struct tokenizer *t = core->config.tokenizer;
     if (!t || tokenizer_decode(t, ids, count, TOKENIZER_SKIP_SPECIAL, &text, &length) != OK) return;
+    for (i = 0; i < length; i++)
+        if (!text[i]) text[i] = ' '; /* a zero byte is no text that a reader of JSON takes */
     json_object_set_new(row, words_name, json_stringn(text, length));
     mem_free(text);
 }
@@ -95,6 +97,29 @@ static void add_row(struct buf *rows, json_t *row)
     json_decref(row);
 }
 
+/* The reason is the node's own, and may be any bytes. */
+static void add_missing(struct buf *rows, const char *name, const char *reason)
+{
+    buf_add_string(rows, rows->size > 0 ? ",{\"node\":" : "{\"node\":");
+    buf_json_string(rows, name, strlen(name));
+    buf_add_string(rows, ",\"reason\":");
+    buf_json_string(rows, reason, strlen(reason));
+    buf_add_string(rows, "}");
+}
+
+/* More levels of lists and objects than any report has: a reader of the answer may not take them. */
+static bool is_deep(const json_t *value, uint32_t levels)
+{
+    const json_t *inner;
+    const char *name;
+    size_t i;
+    if (!json_is_object(value) && !json_is_array(value)) return false;
+    if (levels == 0) return true;
+    json_array_foreach(value, i, inner) if (is_deep(inner, levels - 1)) return true;
+    json_object_foreach((json_t *)value, name, inner) if (is_deep(inner, levels - 1)) return true;
+    return false;
+}
+
 static enum err add_report(const struct router_core *core, struct kv_query *q,
                            const struct msg_answer *a)
 {
@@ -102,9 +127,9 @@ static enum err add_report(const struct router_core *core, struct kv_query *q,
     if (a->text_bytes > KV_QUERY_REPORT_MAX)
         return err_set(ERR_FORMAT, "a report of %u bytes", a->text_bytes);
     json_t *report = json_loadb(a->text, a->text_bytes, 0, NULL);
-    if (!json_is_object(report)) {
+    if (!json_is_object(report) || is_deep(report, LEVELS_MAX)) {
         json_decref(report);
-        return err_set(ERR_FORMAT, "its report is no JSON object");
+        return err_set(ERR_FORMAT, "its report is no JSON object of at most %d levels", LEVELS_MAX);
     }
     translate(core, report);
     add_row(&q->reports, report);
@@ -150,8 +175,7 @@ static void settle_one(struct router_core *core, uint64_t now_ns, struct kv_quer
 {
     a->waits = false;
     q->waiting_count--;
-    if (missing_for)
-        add_row(&q->missing, json_pack("{s:s,s:s}", "node", a->name, "reason", missing_for));
+    if (missing_for) add_missing(&q->missing, a->name, missing_for);
     if (q->waiting_count == 0) finish(core, now_ns, q);
 }
 

@@ -98,9 +98,14 @@ static void a_report_that_is_none_is_its_nodes_trouble(void **state)
 {
     (void)state;
     struct world w;
+    enum { DEEP = 2046 }; /* a parser takes 2048 levels, and the answer has some around it */
+    static char deep[2 * DEEP + 8] = "{\"a\":";
+    memset(deep + 5, '[', DEEP);
+    memset(deep + 5 + DEEP, ']', DEEP);
+    deep[5 + 2 * DEEP] = '}';
     char *large = calloc(1, KV_QUERY_REPORT_MAX + 2);
     memset(large, ' ', KV_QUERY_REPORT_MAX + 1);
-    const char *const texts[] = {"", "[]", "{", "7", "{}{}", large};
+    const char *const texts[] = {"", "[]", "{", "7", "{}{}", large, deep};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         world_open_joined(&w, NULL);
         ask(&w, 7, "d0");
@@ -111,6 +116,25 @@ static void a_report_that_is_none_is_its_nodes_trouble(void **state)
         world_close(&w);
     }
     free(large);
+}
+
+static void a_reason_that_is_no_text_is_its_nodes_trouble(void **state)
+{
+    (void)state;
+    struct world w;
+    const char *const reasons[] = {"\xff\xfe", "half a character \xe2\x82", ""};
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++) {
+        world_open_joined(&w, NULL);
+        ask(&w, 7, "");
+        answer(&w, P0, ERR_FULL, reasons[i]);
+        answer(&w, D1, OK, "{}");
+        answer(&w, D0, OK, "{}");
+        json_t *root = answered(&w, 7);
+        assert_int_equal(json_array_size(json_object_get(root, "nodes")), 2);
+        assert_string_equal(text_at(root, "missing", 0, "node"), "p0");
+        json_decref(root);
+        world_close(&w);
+    }
 }
 
 static void odd_lists_in_a_report_do_no_harm(void **state)
@@ -128,13 +152,13 @@ static void odd_lists_in_a_report_do_no_harm(void **state)
     world_close(&w);
 }
 
-/* A report of one prefix that begins with "To be", of the tenant that `salt` names. */
-static json_t *ask_words(struct world *w, uint64_t salt)
+/* A report of one prefix that begins with `words`, of the tenant that `salt` names. */
+static json_t *ask_about(struct world *w, uint64_t salt, const char *words, size_t length)
 {
     uint32_t *ids;
     size_t count, used = 0;
     char text[512];
-    assert_ok(tokenizer_encode(tokenizer, "To be", 5, 0, &ids, &count));
+    assert_ok(tokenizer_encode(tokenizer, words, length, 0, &ids, &count));
     used += (size_t)snprintf(text, sizeof text, "{\"prefixes\":[{\"salt\":\"%016llx\",\"first\":[",
                              (unsigned long long)salt);
     for (size_t i = 0; i < count; i++)
@@ -144,6 +168,17 @@ static json_t *ask_words(struct world *w, uint64_t salt)
     ask(w, 7, "d0");
     answer(w, D0, OK, text);
     return answered(w, 7);
+}
+
+static json_t *ask_words(struct world *w, uint64_t salt)
+{
+    return ask_about(w, salt, "To be", 5);
+}
+
+static const json_t *first_prefix(const json_t *root)
+{
+    return json_array_get(
+        json_object_get(json_array_get(json_object_get(root, "nodes"), 0), "prefixes"), 0);
 }
 
 static void tokens_become_words_and_salts_names(void **state)
@@ -159,10 +194,35 @@ static void tokens_become_words_and_salts_names(void **state)
     uint64_t salt = expect(&w, D0, MSG_RESERVE)->reserve.job.tenant_salt;
     w.read = 0;
     json_t *root = ask_words(&w, salt);
-    const json_t *row = json_array_get(
-        json_object_get(json_array_get(json_object_get(root, "nodes"), 0), "prefixes"), 0);
+    const json_t *row = first_prefix(root);
     assert_string_equal(json_string_value(json_object_get(row, "words")), "To be");
     assert_string_equal(json_string_value(json_object_get(row, "tenant")), "acme");
+    json_decref(root);
+    world_close(&w);
+}
+
+static void words_of_zero_bytes_and_cut_characters_are_text(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.tokenizer = tokenizer;
+    world_open_joined(&w, &config);
+    json_t *root = ask_about(&w, 0, "a\0b", 3);
+    assert_string_equal(json_string_value(json_object_get(first_prefix(root), "words")), "a b");
+    json_decref(root);
+    uint32_t *ids;
+    size_t count;
+    char text[128];
+    assert_ok(tokenizer_encode(tokenizer, "\xe2\x82\xac", 3, 0, &ids, &count));
+    assert_true(count > 1);
+    snprintf(text, sizeof text, "{\"prefixes\":[{\"first\":[%u],\"last\":[%u]}]}", ids[0], ids[1]);
+    mem_free(ids);
+    ask(&w, 7, "d0");
+    answer(&w, D0, OK, text);
+    root = answered(&w, 7);
+    const char *last = json_string_value(json_object_get(first_prefix(root), "last_words"));
+    assert_string_equal(last ? last : "(none)", "\xef\xbf\xbd");
     json_decref(root);
     world_close(&w);
 }
@@ -176,8 +236,7 @@ static void words_are_kept_back_where_they_are_to_be(void **state)
     config.kv_words = false;
     world_open_joined(&w, &config);
     json_t *root = ask_words(&w, 0);
-    const json_t *row = json_array_get(
-        json_object_get(json_array_get(json_object_get(root, "nodes"), 0), "prefixes"), 0);
+    const json_t *row = first_prefix(root);
     assert_null(json_object_get(row, "words"));
     assert_null(json_object_get(row, "first"));
     json_decref(root);
@@ -224,8 +283,10 @@ int main(void)
         cmocka_unit_test(one_node_is_asked_by_its_name),
         cmocka_unit_test(who_does_not_answer_is_named),
         cmocka_unit_test(a_report_that_is_none_is_its_nodes_trouble),
+        cmocka_unit_test(a_reason_that_is_no_text_is_its_nodes_trouble),
         cmocka_unit_test(odd_lists_in_a_report_do_no_harm),
         cmocka_unit_test(tokens_become_words_and_salts_names),
+        cmocka_unit_test(words_of_zero_bytes_and_cut_characters_are_text),
         cmocka_unit_test(words_are_kept_back_where_they_are_to_be),
         cmocka_unit_test(too_many_at_once_are_refused_and_a_lost_client_is_forgotten),
         cmocka_unit_test(an_answer_that_nobody_waits_for_is_dropped),
