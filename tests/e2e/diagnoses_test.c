@@ -1,14 +1,17 @@
 /* Each trouble is caused on purpose in a cluster of real processes, and the doctor says what it is. One that
- * is well gets no finding. What cannot be caused here by itself, a node that hangs say, is found in
- * tests/unit/doctor_status_test.c. */
+ * is well gets no finding. */
 #include "tests/e2e/command.h"
+#include "tests/e2e/links.h"
 #include "tests/e2e/rig.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -347,6 +350,29 @@ static void take_turns(struct rig *rig, uint32_t count)
     }
 }
 
+/* From here on, until release, the process runs only for some time of each round. */
+static pid_t brake(pid_t process, useconds_t runs_us, useconds_t stopped_us)
+{
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid > 0) return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) {
+        kill(process, SIGSTOP);
+        usleep(stopped_us);
+        kill(process, SIGCONT);
+        usleep(runs_us);
+    }
+}
+
+static void release(pid_t brake, pid_t process)
+{
+    if (brake == 0) return;
+    kill(brake, SIGKILL);
+    waitpid(brake, NULL, 0);
+    kill(process, SIGCONT);
+}
+
 /* A real server in a folder of its own, that the nodes of start_tiered use. Skips without one. */
 struct shared_tier {
     struct redis_rig redis;
@@ -370,28 +396,17 @@ static void start_shared(struct rig *rig, struct shared_tier *t, const char *mor
 static void stop_shared(struct shared_tier *t)
 {
     char path[128];
-    if (t->brake > 0) {
-        kill(t->brake, SIGKILL);
-        waitpid(t->brake, NULL, 0);
-    }
+    release(t->brake, t->redis.pid);
     redis_rig_stop(&t->redis);
     snprintf(path, sizeof path, "%s/redis.sock", t->folder);
     unlink(path);
     rmdir(t->folder);
 }
 
-/* From here on the server runs for 1 ms in 400: no machine is that slow at computing. */
+/* No machine is so slow at computing. */
 static void slow_down(struct shared_tier *t)
 {
-    t->brake = fork();
-    if (t->brake != 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (;;) {
-        kill(t->redis.pid, SIGSTOP);
-        usleep(399000);
-        kill(t->redis.pid, SIGCONT);
-        usleep(1000);
-    }
+    t->brake = brake(t->redis.pid, 1000, 399000);
 }
 
 static void a_tier_that_stopped_answering_is_named(void **state)
@@ -431,6 +446,145 @@ static void a_tier_that_is_slower_than_computing_is_named(void **state)
     rig_finish(rig);
 }
 
+/* ---- links, processes, loops ---- */
+
+static void a_link_that_is_cut_is_named_with_the_one_that_carries(void **state)
+{
+    struct rig *rig = *state;
+    struct ask ask = {.text = "A word", .max_tokens = 2};
+    struct command r;
+    rig_start(rig, 1, 1, "--disaggregate always", "--link-retry 60s");
+    stream_expect_done(streams_ask(rig->streams, &ask));
+    json_t *before = look(rig);
+    assert_true(links_cut_shm(cluster_process(rig->cluster, "d0")) > 0);
+    stream_expect_done(streams_ask(rig->streams, &ask));
+    links_await(rig->cluster, &(struct link_wish){.kind = "tcp", .ready = true}, NULL);
+    json_t *after = look(rig);
+    assert_null(find(before, "link-fell-back"));
+    expect_found(after, "link-fell-back", "shm link", "--link-retry");
+    command_run(&r, "tandem", "doctor --apart 0s --router %s", rig->cluster->addresses);
+    assert_non_null(strstr(
+        r.out, "KV from p0 to d0 goes over tcp, as shm is broken [link-fell-back]\n   why "));
+    json_decref(before);
+    json_decref(after);
+    rig_finish(rig);
+}
+
+/* The thread of this name. */
+static pid_t thread_of(const struct process *p, const char *name)
+{
+    char path[PATH_MAX], said[32] = "";
+    pid_t found = 0;
+    snprintf(path, sizeof path, "/proc/%d/task", (int)p->pid);
+    DIR *tasks = opendir(path);
+    assert_non_null(tasks);
+    for (struct dirent *entry; !found && (entry = readdir(tasks));) {
+        snprintf(path, sizeof path, "/proc/%d/task/%s/comm", (int)p->pid, entry->d_name);
+        FILE *f = fopen(path, "r");
+        if (!f) continue;
+        if (fgets(said, sizeof said, f) && strcspn(said, "\n") == strlen(name) &&
+            strncmp(said, name, strlen(name)) == 0)
+            found = atoi(entry->d_name);
+        fclose(f);
+    }
+    closedir(tasks);
+    assert_true(found > 0);
+    return found;
+}
+
+/* As a device that does not come back does, the thread stands still and all others of its process go on. */
+static pid_t hang_engine(const struct process *p)
+{
+    pid_t engine = thread_of(p, "engine");
+    if (ptrace(PTRACE_SEIZE, engine, NULL, NULL) != 0) {
+        print_message("threads of another process cannot be stopped here: %s\n", strerror(errno));
+        skip();
+    }
+    assert_int_equal(ptrace(PTRACE_INTERRUPT, engine, NULL, NULL), 0);
+    assert_int_equal(waitpid(engine, NULL, __WALL), engine);
+    return engine;
+}
+
+static void a_node_that_computes_nothing_hangs(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 1, "--hung-after 60s --disaggregate always", "");
+    json_t *root = look(rig);
+    assert_null(find(root, "node-hung"));
+    pid_t engine = hang_engine(cluster_process(rig->cluster, "p0"));
+    struct stream *s =
+        streams_start(rig->streams, 0, &(struct ask){.text = "A word", .max_tokens = 2});
+    for (int i = 0; i < 60 && !find(root, "node-hung"); i++) { /* 2 s, and a look is 0.4 */
+        json_decref(root);
+        streams_turn(rig->streams, 0);
+        root = look(rig);
+    }
+    expect_found(root, "node-hung", "has computed no layer for", "--hung-after");
+    assert_string_equal(text_of(find(root, "node-hung"), "what"), "p0 hangs");
+    json_decref(root);
+    assert_int_equal(ptrace(PTRACE_DETACH, engine, NULL, NULL), 0);
+    streams_run(rig->streams);
+    stream_expect_done(s);
+    rig_finish(rig);
+}
+
+/* What the doctor says of this status and the one now. */
+static json_t *look_since(const struct rig *rig, json_t *before)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/samples.json", rig->cluster->folder);
+    json_t *samples = json_pack("{s:[{s:o},{s:o}]}", "samples", "status", before, "status",
+                                cluster_status(rig->cluster));
+    assert_int_equal(json_dump_file(samples, path, 0), 0);
+    json_decref(samples);
+    return examine("--from %s", path);
+}
+
+static void requests_that_fail_and_nodes_that_die_are_told(void **state)
+{
+    struct rig *rig = *state;
+    struct command r;
+    rig_start(rig, 1, 2, "", "");
+    json_t *before = cluster_status(rig->cluster);
+    process_kill(cluster_process(rig->cluster, "d1"));
+    cluster_await_nodes(rig->cluster);
+    json_t *root = look_since(rig, before);
+    expect_found(root, "requests-fail", "1 nodes went without having been drained", "node_left");
+    assert_string_equal(text_of(find(root, "requests-fail"), "what"), "nodes die");
+    json_decref(root);
+    before = cluster_status(rig->cluster);
+    command_run(&r, "tandem",
+                "generate --deadline 300ms --max-tokens 7000 --ignore-eos --router %s Word",
+                rig->cluster->addresses);
+    assert_int_not_equal(r.status, 0);
+    root = look_since(rig, before);
+    expect_found(root, "requests-fail", "1 samples ended with an error", "tandem explain");
+    assert_string_equal(text_of(find(root, "requests-fail"), "what"), "requests fail");
+    json_decref(root);
+    rig_finish(rig);
+}
+
+/* As on a host that gives it a fifth of a core. */
+static void a_loop_that_is_often_late_is_named(void **state)
+{
+    struct rig *rig = *state;
+    json_t *root = NULL;
+    rig_start(rig, 1, 1, "", "");
+    const struct process *router = cluster_process(rig->cluster, "r0");
+    start_all(rig, 40, 6000, NULL);
+    streams_until_tokens(rig->streams->stream[0], 1);
+    pid_t brakes = brake(router->pid, 1000, 4000);
+    for (int i = 0; i < ROUNDS_MAX && (!root || !find(root, "slow-loop")); i++) {
+        json_decref(root);
+        root = look(rig);
+    }
+    release(brakes, router->pid);
+    expect_found(root, "slow-loop", "took longer than 1 ms", "--cpus");
+    assert_string_equal(text_of(find(root, "slow-loop"), "node"), "r0");
+    json_decref(root);
+    rig_finish(rig);
+}
+
 static void files_that_are_none_are_refused(void **state)
 {
     struct command r;
@@ -459,6 +613,10 @@ int main(void)
         RIG_TEST(a_tenant_that_fills_the_cache_is_named),
         RIG_TEST(a_tier_that_stopped_answering_is_named),
         RIG_TEST(a_tier_that_is_slower_than_computing_is_named),
+        RIG_TEST(a_link_that_is_cut_is_named_with_the_one_that_carries),
+        RIG_TEST(a_node_that_computes_nothing_hangs),
+        RIG_TEST(requests_that_fail_and_nodes_that_die_are_told),
+        RIG_TEST(a_loop_that_is_often_late_is_named),
         cmocka_unit_test(files_that_are_none_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,9 +1,13 @@
 #include "tests/e2e/links.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "tests/unit/tiny_model.h"
@@ -72,6 +76,44 @@ void links_await(struct cluster *c, const struct link_wish *wish, struct link_ro
     wished = wish;
     cluster_await(c, is_there, what);
     if (row) *row = found;
+}
+
+/* ---- what breaks ---- */
+
+/* A socket of an shm link that a node has accepted. */
+static bool is_shm_link(int fd)
+{
+    struct sockaddr_un name = {0};
+    socklen_t name_bytes = sizeof name, flag_bytes = sizeof(int);
+    int listens = 1;
+    return getsockname(fd, (struct sockaddr *)&name, &name_bytes) == 0 &&
+           name.sun_family == AF_UNIX && name.sun_path[0] == '\0' &&
+           strncmp(name.sun_path + 1, "tandem-kv-", 10) == 0 &&
+           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_bytes) == 0 && !listens;
+}
+
+uint32_t links_cut_shm(const struct process *node)
+{
+    char path[64];
+    uint32_t cut = 0;
+    int process = (int)syscall(SYS_pidfd_open, node->pid, 0);
+    assert_true(process >= 0);
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)node->pid);
+    DIR *fds = opendir(path);
+    assert_non_null(fds);
+    for (struct dirent *entry; (entry = readdir(fds));) {
+        int fd = (int)syscall(SYS_pidfd_getfd, process, atoi(entry->d_name), 0);
+        if (entry->d_name[0] == '.') continue;
+        if (fd < 0) {
+            print_message("sockets of another process cannot be had here\n");
+            skip();
+        }
+        if (is_shm_link(fd) && shutdown(fd, SHUT_RDWR) == 0) cut++;
+        close(fd);
+    }
+    closedir(fds);
+    close(process);
+    return cut;
 }
 
 /* ---- model and plugins ---- */

@@ -33,6 +33,10 @@ struct link_wish {
 bool links_find(const json_t *status, const struct link_wish *wish, struct link_row *row);
 void links_await(struct cluster *c, const struct link_wish *wish, struct link_row *row);
 
+/* Cuts every shm link to the node; how many there were. Skips the test where sockets of another process cannot
+ * be had. */
+uint32_t links_cut_shm(const struct process *node);
+
 /* Of random weights, with the demo model's tokenizer. Its asks say ignore_eos. */
 const char *links_model(void);
 void links_model_remove(void);

@@ -1,16 +1,10 @@
 /* Links that break under a cluster: streams go on as if nothing had happened, over the next link, and
  * status says why; the better link is used again when its time has come. */
 #include "tests/e2e/command.h"
+#include "tests/e2e/links.h"
 #include "tests/e2e/rig.h"
 
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 enum { SEED = 23, ASKS = 12 };
 #define ALWAYS "--disaggregate always"
@@ -27,49 +21,12 @@ static bool half_is_here(void *ctx)
     return rig->streams->tokens_count >= rig->wanted->tokens_count / 2;
 }
 
-/* A socket of an shm link that a node has accepted. */
-static bool is_shm_link(int fd)
-{
-    struct sockaddr_un name = {0};
-    socklen_t name_bytes = sizeof name, flag_bytes = sizeof(int);
-    int listens = 1;
-    return getsockname(fd, (struct sockaddr *)&name, &name_bytes) == 0 &&
-           name.sun_family == AF_UNIX && name.sun_path[0] == '\0' &&
-           strncmp(name.sun_path + 1, "tandem-kv-", 10) == 0 &&
-           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_bytes) == 0 && !listens;
-}
-
-/* Cuts every shm link to the node; how many there were. */
-static uint32_t cut_shm_links(const struct process *node)
-{
-    char path[64];
-    uint32_t cut = 0;
-    int process = (int)syscall(SYS_pidfd_open, node->pid, 0);
-    assert_true(process >= 0);
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)node->pid);
-    DIR *fds = opendir(path);
-    assert_non_null(fds);
-    for (struct dirent *entry; (entry = readdir(fds));) {
-        int fd = (int)syscall(SYS_pidfd_getfd, process, atoi(entry->d_name), 0);
-        if (entry->d_name[0] == '.') continue;
-        if (fd < 0) {
-            print_message("sockets of another process cannot be had here\n");
-            skip();
-        }
-        if (is_shm_link(fd) && shutdown(fd, SHUT_RDWR) == 0) cut++;
-        close(fd);
-    }
-    closedir(fds);
-    close(process);
-    return cut;
-}
-
 /* In the middle of all streams. */
 static void cut_and_expect_the_rest(struct rig *rig)
 {
     asks_start(&rig->asks, rig->streams);
     streams_run_until(rig->streams, half_is_here, rig, "half of all tokens");
-    assert_true(cut_shm_links(cluster_process(rig->cluster, "d0")) > 0);
+    assert_true(links_cut_shm(cluster_process(rig->cluster, "d0")) > 0);
     streams_run(rig->streams);
     asks_expect(&rig->asks, rig->streams, 0, rig->wanted);
 }
