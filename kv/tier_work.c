@@ -3,6 +3,7 @@
  * a staging area, where they are checked before a byte goes to the pool, and sealed before one leaves. */
 #include "kv/tier_work.h"
 
+#include <sodium.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -11,7 +12,6 @@
 #include "common/mem.h"
 #include "common/smooth.h"
 #include "kv/breaker.h"
-#include "kv/tier_entry.h"
 
 enum {
     CHUNK_BYTES = 4 << 20, /* of values that go at once, or one */
@@ -64,13 +64,14 @@ struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op)
     uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
     uint32_t tokens_count = end * BLOCK_TOKENS;
     uint32_t keys_count = op->window.tokens > 0 ? end : op->count;
-    size_t keys_bytes = (keys_count + 1) * sizeof(struct id128);
+    size_t names_bytes = keys_count * (sizeof(struct id128) + KV_TIER_DIGEST_BYTES);
     struct kv_tier_job *job =
-        mem_new(sizeof *job + keys_bytes + (tokens_count + op->count) * sizeof(uint32_t));
+        mem_new(sizeof *job + names_bytes + (tokens_count + op->count) * sizeof(uint32_t));
     if (!job) return NULL;
     job->op = *op;
     job->key = (struct id128 *)(job + 1);
-    uint32_t *ids = (uint32_t *)(job->key + keys_count + 1);
+    job->digest = (unsigned char(*)[KV_TIER_DIGEST_BYTES])(job->key + keys_count);
+    uint32_t *ids = (uint32_t *)(void *)(job->digest + keys_count);
     if (tokens_count > 0) memcpy(ids, op->tokens, tokens_count * sizeof *ids); /* LIST has none */
     if (op->count > 0) memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
     job->op.tokens = ids;
@@ -141,21 +142,28 @@ static const uint32_t *tokens_of(const struct kv_tier_job *job, uint32_t i)
 static void make_keys(const struct kv_tier_work *w, struct kv_tier_job *job)
 {
     if (job->keyed) return;
-    struct id128 key = kv_tier_key(w->options.space, job->op.salt);
+    struct kv_tier_name name = kv_tier_name(w->options.space, job->op.salt);
     for (uint32_t i = 0; i < job->op.first_block; i++)
-        key = kv_tier_key_next(key, job->op.tokens + (size_t)i * BLOCK_TOKENS);
+        name = kv_tier_name_next(&name, job->op.tokens + (size_t)i * BLOCK_TOKENS);
     for (uint32_t i = 0; i < job->keys_count; i++) {
-        job->key[i] = key;
-        key = kv_tier_key_next(key, tokens_of(job, i));
+        name = kv_tier_name_next(&name, tokens_of(job, i));
+        job->key[i] = name.key;
+        memcpy(job->digest[i], name.digest, sizeof name.digest);
     }
-    job->key[job->keys_count] = key;
     job->keyed = true;
 }
 
 /* Of block i. */
 static const struct id128 *keys_at(const struct kv_tier_job *job, uint32_t i)
 {
-    return &job->key[i + 1];
+    return &job->key[i];
+}
+
+static struct kv_tier_name name_at(const struct kv_tier_job *job, uint32_t i)
+{
+    struct kv_tier_name name = {.key = job->key[i]};
+    memcpy(name.digest, job->digest[i], sizeof name.digest);
+    return name;
 }
 
 /* ---- life ---- */
@@ -221,6 +229,8 @@ enum err kv_tier_work_new(struct kv_tier_work **out, const struct kv_tiers_optio
         o->breaker_failures == 0)
         return err_set(ERR_INVALID, "%u tiers (1 to %d), deadline and failures must be at least 1",
                        o->tiers_count, KV_TIERS_MAX);
+    if (sodium_init() < 0)
+        return err_set(ERR_IO, "libsodium cannot be used"); /* its fastest code */
     struct kv_tier_work *w = mem_new(sizeof *w);
     if (!w) return ERR_MEMORY;
     size_t staging_bytes = kv_tiers_staging_bytes(&o->geometry);
@@ -357,8 +367,8 @@ static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint
     const struct kv_tier_job *job = l->job;
     for (uint32_t i = 0; i < got; i++) {
         uint32_t at = first + i;
-        if (!kv_tier_entry_check(w->value[i], w->value_bytes, w->options.space, job->key[at],
-                                 *keys_at(job, at), tokens_of(job, at))) {
+        struct kv_tier_name name = name_at(job, at);
+        if (!kv_tier_entry_check(w->value[i], w->value_bytes, w->options.space, &name)) {
             remove_wrong(w, r, keys_at(job, at), l->deadline_ns);
             return i;
         }
@@ -498,13 +508,16 @@ static bool load_range(struct kv_tier_work *w, struct load *l, uint32_t first, u
     struct kv_tier_job *job = l->job;
     const struct kv_tier_op op = job->op;
     struct id128 *key = job->key;
+    unsigned char(*digest)[KV_TIER_DIGEST_BYTES] = job->digest;
     job->op.first_block = first;
     job->op.count = end - first;
     job->op.blocks = op.blocks + place;
     job->key = key + first;
+    job->digest = digest + first;
     bool all = load_run(w, l);
     job->op = op;
     job->key = key;
+    job->digest = digest;
     return all;
 }
 
@@ -585,8 +598,8 @@ static enum err seal(struct kv_tier_work *w, const struct kv_tier_job *job, uint
         uint32_t at = job->done + i;
         enum err e = b->read(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i]));
         if (e != OK) return e; /* the device says so itself */
-        kv_tier_entry_seal(w->value[i], w->value_bytes, w->options.space, job->key[at],
-                           *keys_at(job, at), tokens_of(job, at));
+        struct kv_tier_name name = name_at(job, at);
+        kv_tier_entry_seal(w->value[i], w->value_bytes, w->options.space, &name);
     }
     return OK;
 }

@@ -14,6 +14,7 @@
 #ifndef TANDEM_KV_TIER_WORK_H
 #define TANDEM_KV_TIER_WORK_H
 
+#include "kv/tier_entry.h"
 #include "kv/tiers.h"
 
 struct kv_tier_work;
@@ -21,8 +22,9 @@ struct kv_tier_work;
 struct kv_tier_job {
     struct kv_tier_job *next; /* the thread's */
     struct kv_tier_op op;     /* its pointers point behind this struct */
-    struct id128
-        *key; /* [keys_count + 1] from the parent of the first block on; made at first use */
+    /* [keys_count] of the blocks' keys and, alike, digests; made at first use. */
+    struct id128 *key;
+    unsigned char (*digest)[KV_TIER_DIGEST_BYTES];
     uint32_t keys_count; /* count, or with a window all blocks */
     bool keyed;
     uint32_t known, end_block; /* LOAD with a window: blocks that the node has; the result */

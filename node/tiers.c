@@ -113,9 +113,10 @@ enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *
         t->staging = engine_host_alloc(engine, kv_tiers_staging_bytes(&f->geometry));
         if (!t->staging) return ERR_MEMORY;
     }
+    const struct kv_part part = kv_part_told(&f->geometry, (struct kv_part){0}); /* all of it */
     struct kv_tiers_options k = {
         .geometry = f->geometry,
-        .space = kv_tier_space(f->model_fingerprint, f->numerics_id, &f->geometry),
+        .space = kv_tier_space(f->model_fingerprint, f->numerics_id, &f->geometry, &part),
         .bytes = {engine, read_block, write_block},
         .deadline_ns = o->deadline_ns,
         .breaker_failures = BREAKER_FAILURES,

@@ -52,14 +52,14 @@ static double best(double a, double b)
 
 static void seal(const struct bench *b, char *value, uint32_t n)
 {
-    const uint32_t tokens[BLOCK_TOKENS] = {n};
-    kv_tier_entry_seal(value, b->value_bytes, b->space, b->space, b->key[n], tokens);
+    const struct kv_tier_name name = {.key = b->key[n]};
+    kv_tier_entry_seal(value, b->value_bytes, b->space, &name);
 }
 
 static void bench_init(struct bench *b, const struct size *size)
 {
     *b = (struct bench){.size = size->name, .value_bytes = kv_tier_entry_bytes(&size->geometry)};
-    b->space = kv_tier_space((struct id128){1, 2}, 3, &size->geometry);
+    b->space = kv_tier_space((struct id128){1, 2}, 3, &size->geometry, &(struct kv_part){0});
     b->count = (uint32_t)(WORKING_SET / b->value_bytes / RUN * RUN);
     CHECK(b->count > 0 && (b->key = mem_array(b->count, sizeof *b->key)));
     for (uint32_t i = 0; i < b->count; i++)

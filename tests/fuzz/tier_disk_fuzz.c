@@ -54,9 +54,9 @@ static struct id128 key_of(uint32_t n)
 
 static void value_of(uint32_t n, void *value)
 {
-    const uint32_t tokens[BLOCK_TOKENS] = {n};
-    memset(kv_tier_entry_kv(value), (int)n, VALUE_BYTES - 192);
-    kv_tier_entry_seal(value, VALUE_BYTES, space, key_of(0), key_of(n), tokens);
+    const struct kv_tier_name name = {.key = key_of(n), .digest = {(unsigned char)n}};
+    memset(kv_tier_entry_kv(value), (int)n, VALUE_BYTES - 128);
+    kv_tier_entry_seal(value, VALUE_BYTES, space, &name);
 }
 
 static void use(void)

@@ -13,34 +13,33 @@ static const struct kv_geometry geometry = {2, 1, 64, BLOCK_TOKENS, KV_LAYOUT_CP
 
 struct id128 rig_space(void)
 {
-    return kv_tier_space((struct id128){11, 12}, 13, &geometry);
+    return kv_tier_space((struct id128){11, 12}, 13, &geometry, &(struct kv_part){0, 2, 0, 1});
 }
 
-static void tokens_of(uint32_t n, uint32_t tokens[BLOCK_TOKENS])
+static struct kv_tier_name name_of(uint32_t n)
 {
+    uint32_t tokens[BLOCK_TOKENS];
+    struct kv_tier_name root = kv_tier_name(rig_space(), 5);
     for (uint32_t i = 0; i < BLOCK_TOKENS; i++)
         tokens[i] = n + i;
+    return kv_tier_name_next(&root, tokens);
 }
 
 struct id128 rig_key(uint32_t n)
 {
-    uint32_t tokens[BLOCK_TOKENS];
-    tokens_of(n, tokens);
-    return kv_tier_key_next(kv_tier_key(rig_space(), 5), tokens);
+    return name_of(n).key;
 }
 
 void rig_fill(void *value, uint32_t n)
 {
     CHECK(kv_tier_entry_bytes(&geometry) == RIG_VALUE_BYTES);
-    uint32_t tokens[BLOCK_TOKENS];
+    struct kv_tier_name name = name_of(n);
     char *kv = kv_tier_entry_kv(value);
     for (size_t i = 0; i < kv_block_bytes(&geometry); i += sizeof(struct rng_block)) {
         struct rng_block r = rng_draw(n, 3, i);
         memcpy(kv + i, &r, sizeof r);
     }
-    tokens_of(n, tokens);
-    kv_tier_entry_seal(value, RIG_VALUE_BYTES, rig_space(), kv_tier_key(rig_space(), 5), rig_key(n),
-                       tokens);
+    kv_tier_entry_seal(value, RIG_VALUE_BYTES, rig_space(), &name);
 }
 
 bool rig_is(const void *value, uint32_t n)

@@ -18,7 +18,7 @@
 #include "common/id.h"
 #include "kv/tier.h"
 
-enum { RIG_VALUE_BYTES = 192 + 2 * 16 * 64 * 2 * 2 }; /* two layers of one kv head of 64, bf16 */
+enum { RIG_VALUE_BYTES = 128 + 2 * 16 * 64 * 2 * 2 }; /* two layers of one kv head of 64, bf16 */
 
 struct id128 rig_space(void);
 struct id128 rig_key(uint32_t n);
