@@ -49,11 +49,6 @@ void sequences_close(struct sequences *s)
     mem_free(s);
 }
 
-uint64_t sequences_line(const struct sequences *s)
-{
-    return s->line;
-}
-
 static enum err fill(struct sequences *s)
 {
     struct pollfd p = {s->fd, POLLIN, 0};

@@ -37,7 +37,6 @@ enum err sequences_open(struct sequences **s, const char *path, enum sequences_f
 void sequences_close(struct sequences *s); /* NULL is allowed */
 /* ERR_AGAIN: the next line is not there yet (a pipe). ERR_NOT_FOUND: there is no more. */
 enum err sequences_next(struct sequences *s, struct sequence *out);
-uint64_t sequences_line(const struct sequences *s); /* the last one read */
 void sequence_free(struct sequence *q);
 
 #endif

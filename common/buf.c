@@ -126,14 +126,6 @@ enum err buf_json_string(struct buf *b, const char *text, size_t size)
     return buf_add(b, "\"", 1);
 }
 
-void buf_drop_front(struct buf *b, size_t size)
-{
-    CHECK(size <= b->size);
-    if (size == 0) return;
-    memmove(b->data, b->data + size, b->size - size + 1);
-    b->size -= size;
-}
-
 char *buf_take(struct buf *b)
 {
     char *text = NULL;

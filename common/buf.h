@@ -37,8 +37,6 @@ enum err buf_add_string(struct buf *b, const char *s);
 enum err buf_printf(struct buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 enum err buf_json_string(struct buf *b, const char *text, size_t size);
-/* Forgets the first `size` bytes. */
-void buf_drop_front(struct buf *b, size_t size);
 /* The content as a string of its own, which the caller frees with mem_free; b is empty afterwards.
  * NULL if b.error was set or memory is short. */
 char *buf_take(struct buf *b);

@@ -44,10 +44,6 @@ static inline void list_push_back(struct list_link *head, struct list_link *l)
 {
     list_insert_before(head, l);
 }
-static inline void list_push_front(struct list_link *head, struct list_link *l)
-{
-    list_insert_before(head->next, l);
-}
 static inline void list_remove(struct list_link *l)
 {
     l->previous->next = l->next;

@@ -141,11 +141,3 @@ int mailbox_fd(const struct mailbox *m)
 {
     return m->fd;
 }
-
-uint32_t mailbox_count(struct mailbox *m)
-{
-    pthread_mutex_lock(&m->lock);
-    uint32_t count = m->count;
-    pthread_mutex_unlock(&m->lock);
-    return count;
-}

@@ -42,6 +42,5 @@ void mailbox_close(struct mailbox *m);
 
 /* For poll, epoll or libevent: readable, level-triggered; never read it yourself. */
 int mailbox_fd(const struct mailbox *m);
-uint32_t mailbox_count(struct mailbox *m);
 
 #endif

@@ -93,19 +93,6 @@ void metric_observe(struct metric *m, double value)
     metric_count(m, 1);
 }
 
-double metric_percentile(const struct metric *m, double percent)
-{
-    uint64_t total = 0, seen = 0;
-    for (size_t i = 0; i <= m->spec.bounds_count; i++)
-        total += m->bucket[i];
-    if (total == 0) return 0;
-    for (size_t i = 0; i < m->spec.bounds_count; i++) {
-        seen += m->bucket[i];
-        if (seen > 0 && (double)seen >= percent * (double)total / 100) return m->spec.bounds[i];
-    }
-    return m->spec.bounds[m->spec.bounds_count - 1];
-}
-
 /* As short as it can be and still be read as the same number. */
 static void print_number(double value, struct buf *out)
 {
@@ -181,39 +168,4 @@ enum err metrics_prometheus(const struct metrics *m, struct buf *out)
             if (strcmp(m->series[k].spec.name, spec->name) == 0) print_series(&m->series[k], out);
     }
     return out->error;
-}
-
-static void json_value(const struct metric *m, struct buf *out)
-{
-    switch (m->spec.kind) {
-    case METRIC_COUNTER: buf_printf(out, "%llu", (unsigned long long)m->count); return;
-    case METRIC_GAUGE: /* JSON has no infinity */
-        buf_printf(out, isfinite(m->value) ? "%.17g" : "null", m->value);
-        return;
-    case METRIC_HISTOGRAM: break;
-    }
-    buf_printf(out, "{\"count\":%llu,\"sum\":%.17g,\"p50\":%g,\"p99\":%g}",
-               (unsigned long long)m->count, m->value, metric_percentile(m, 50),
-               metric_percentile(m, 99));
-}
-
-enum err metrics_json(const struct metrics *m, struct buf *out)
-{
-    size_t count = atomic_load_explicit(&m->count, memory_order_acquire);
-    buf_add_string(out, "{");
-    for (size_t i = 0; i < count; i++) {
-        const struct metric *one = &m->series[i];
-        struct buf name = {0};
-        const char *labels = labels_of(&one->spec);
-        buf_printf(&name, labels[0] ? "%s{%s}" : "%s", one->spec.name, labels);
-        if (i > 0) buf_add_string(out, ",");
-        if (name.error == OK)
-            buf_json_string(out, name.data, name.size);
-        else
-            out->error = name.error;
-        buf_fini(&name);
-        buf_add_string(out, ":");
-        json_value(one, out);
-    }
-    return buf_add_string(out, "}");
 }

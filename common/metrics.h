@@ -70,12 +70,8 @@ static inline void metric_show_count(struct metric *m, uint64_t count)
     atomic_store_explicit(&m->count, count, memory_order_relaxed);
 }
 void metric_observe(struct metric *m, double value);
-/* An estimate from the buckets, percent in 0 ... 100: the upper edge of the bucket it falls into. */
-double metric_percentile(const struct metric *m, double percent);
 
 /* Prometheus' text format, version 0.0.4. Series of one name stand together. */
 enum err metrics_prometheus(const struct metrics *m, struct buf *out);
-/* One object: {"name{labels}": value, ...}; a histogram is {"count","sum","p50","p99"}. */
-enum err metrics_json(const struct metrics *m, struct buf *out);
 
 #endif

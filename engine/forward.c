@@ -122,8 +122,7 @@ static void enqueue(void *ctx, uint32_t rows, uint32_t outputs)
     outputs -= s->left;
     if (s->status != OK || s->end == FORWARD_KV || outputs == 0) return;
     run_outputs(f, s->batch, 0, outputs);
-    if (s->end == FORWARD_DRAW && f->drawn)
-        ops->draw(f->parts.backend, f->drawn, f->logits, s->batch, outputs);
+    if (f->drawn) ops->draw(f->parts.backend, f->drawn, f->logits, s->batch, outputs);
 }
 
 enum err forward_run(struct forward *f, const struct batch *batch, uint32_t outputs_count,

@@ -39,9 +39,8 @@ struct forward_watch {
 
 /* What becomes of the batch's outputs. */
 enum forward_end {
-    FORWARD_KV,     /* nothing: forward_logits and forward_normed may be called for parts of them */
-    FORWARD_LOGITS, /* at most outputs_max rows of logits */
-    FORWARD_DRAW,   /* and a token for each, on devices that draw */
+    FORWARD_KV,   /* nothing: forward_logits and forward_normed may be called for parts of them */
+    FORWARD_DRAW, /* at most outputs_max rows of logits, and a token for each on devices that draw */
 };
 
 struct forward {

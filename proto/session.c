@@ -206,9 +206,3 @@ struct envelope session_envelope(struct session *s, uint64_t now_ns)
     s->said_ns = now_ns;
     return (struct envelope){.epoch = s->epoch, .from = s->self, .to = s->other};
 }
-
-const char *session_state_name(enum session_state state)
-{
-    static const char *const names[] = {"idle", "greeting", "up", "down"};
-    return state <= SESSION_DOWN ? names[state] : "?";
-}

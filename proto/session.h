@@ -87,6 +87,5 @@ bool session_on_lifeline(struct session *s, uint64_t now_ns, bool up);
 struct session_due session_on_timer(struct session *s, uint64_t now_ns);
 /* The envelope of an outgoing message; remaining_ms is the caller's. */
 struct envelope session_envelope(struct session *s, uint64_t now_ns);
-const char *session_state_name(enum session_state state);
 
 #endif

@@ -43,11 +43,6 @@ void wire_line_free(struct wire_line *line)
     if (line && atomic_fetch_sub(&line->holders, 1) == 1) mem_free(line);
 }
 
-size_t wire_line_bytes(const struct wire_line *line)
-{
-    return atomic_load(&line->bytes);
-}
-
 static void parcel_free(void *bytes, void *parcel)
 {
     struct parcel *p = parcel;

@@ -61,6 +61,5 @@ enum err wire_receive(struct wire *w, struct wire_name *from, const void **bytes
 /* Counts what waits; lives on until ZeroMQ has let go of the last message. */
 struct wire_line *wire_line_new(void);
 void wire_line_free(struct wire_line *line);
-size_t wire_line_bytes(const struct wire_line *line);
 
 #endif

@@ -475,33 +475,3 @@ enum err decoding_end(struct decoding *x)
     }
     return e;
 }
-
-/* ---- one token alone ---- */
-
-enum err decoding_token_bytes(struct decoding *x, const char *token, size_t length,
-                              struct buffer *out)
-{
-    static const struct buffer blank = {.bytes = (char *)" ", .length = 1};
-    for (size_t i = 0; i < x->decoder->steps_count; i++) {
-        const struct decoder_step *s = &x->decoder->step[i];
-        struct buffer *work = &x->step[i].work;
-        enum err e = OK;
-        char byte;
-        buffer_clear(work);
-        if (s->kind == STEP_BYTE_LEVEL) return bytelevel_bytes(token, length, out);
-        if (s->kind == STEP_BYTE_FALLBACK && is_byte_token(token, length, &byte))
-            return buffer_add(out, &byte, 1);
-        if (s->kind == STEP_STRIP && !s->fused) strip_whole(s, &token, &length);
-        if (s->kind == STEP_REPLACE || s->kind == STEP_SUFFIX)
-            e = pattern_replace(&s->pattern, x->scratch, token, length,
-                                s->kind == STEP_REPLACE ? &s->content : &blank, work);
-        else if (s->kind == STEP_METASPACE)
-            e = replace_marks(s->mark, false, token, length, work);
-        else
-            continue;
-        if (e != OK) return e;
-        token = work->length ? work->bytes : "";
-        length = work->length;
-    }
-    return buffer_add(out, token, length);
-}

@@ -59,8 +59,4 @@ enum err decoding_end(struct decoding *x);
 void decoding_reset(struct decoding *x, bool continues);
 void decoding_fini(struct decoding *x);
 
-/* Appends the bytes that a token stands for inside a text, perhaps a part of a character. */
-enum err decoding_token_bytes(struct decoding *x, const char *token, size_t length,
-                              struct buffer *out);
-
 #endif

@@ -167,14 +167,3 @@ bool tokenizer_is_special(const struct tokenizer *t, uint32_t id)
     const struct added_token *a = added_by_id(&t->added, id);
     return a && a->special;
 }
-
-bool tokenizer_token_bytes(const struct tokenizer *t, uint32_t id, const char **bytes,
-                           size_t *length)
-{
-    const char *string;
-    if (!tokenizer_string(t, id, &string, length)) return false;
-    uint32_t start = id ? t->bytes_end[id - 1] : 0;
-    *bytes = t->bytes.bytes + start;
-    *length = t->bytes_end[id] - start;
-    return true;
-}

@@ -70,9 +70,4 @@ uint32_t tokenizer_eos(const struct tokenizer *t);
 uint32_t tokenizer_find(const struct tokenizer *t, const char *content, size_t length);
 bool tokenizer_is_special(const struct tokenizer *t, uint32_t id);
 
-/* The bytes that a token stands for in the middle of a text (perhaps part of a character); they
- * live as long as the tokenizer. False: no token has this id. */
-bool tokenizer_token_bytes(const struct tokenizer *t, uint32_t id, const char **bytes,
-                           size_t *length);
-
 #endif

@@ -67,26 +67,6 @@ static enum err read_parts(struct tokenizer *t, const struct place *at, const js
     return e;
 }
 
-static enum err fill_bytes(struct tokenizer *t)
-{
-    struct decoding x;
-    t->bytes_end = mem_array(t->ids_end, sizeof *t->bytes_end);
-    if (!t->bytes_end) return ERR_MEMORY;
-    enum err e = decoding_begin(&x, &t->decoder, true);
-    if (e != OK) return e;
-    for (uint32_t id = 0; e == OK && id < t->ids_end; id++) {
-        const char *s;
-        size_t n;
-        if (tokenizer_string(t, id, &s, &n)) e = decoding_token_bytes(&x, s, n, &t->bytes);
-        if (e == OK && t->bytes.length > UINT32_MAX)
-            e = err_set(ERR_UNSUPPORTED, "a decoder that makes %zu bytes of the vocabulary",
-                        t->bytes.length);
-        t->bytes_end[id] = (uint32_t)t->bytes.length;
-    }
-    decoding_fini(&x);
-    return e;
-}
-
 /* "bos_token": "<s>" or {"content": "<s>"}; null or missing: none. */
 static enum err read_config_token(struct tokenizer *t, const struct place *at, const json_t *json,
                                   const char *key, uint32_t *id)
@@ -126,7 +106,6 @@ static enum err open_named(struct tokenizer **out, const struct tokenizer_source
     t->bos = t->eos = TOKEN_NONE;
     enum err e = parse(&json, source->name, source->json, source->json_length);
     if (e == OK) e = read_parts(t, &at, json);
-    if (e == OK) e = fill_bytes(t);
     if (e == OK && source->config)
         e = read_config(t, config_name, source->config, source->config_length);
     json_decref(json);
@@ -145,8 +124,6 @@ enum err tokenizer_open_bytes(struct tokenizer **out, const struct tokenizer_sou
 void tokenizer_close(struct tokenizer *t)
 {
     if (!t) return;
-    mem_free(t->bytes_end);
-    buffer_fini(&t->bytes);
     decoder_fini(&t->decoder);
     postprocessor_fini(&t->postprocessor);
     pretokenizer_fini(&t->pretokenizer);

@@ -22,8 +22,6 @@ struct tokenizer {
     struct decoder decoder;
     uint32_t ids_end;
     uint32_t bos, eos;
-    struct buffer bytes; /* what tokenizer_token_bytes hands out */
-    uint32_t *bytes_end; /* of each id in `bytes`; it starts where the one before ends */
 };
 
 /* The string of a token that the decoder gets; false: there is no such id. */

@@ -3,8 +3,8 @@
 #include <stdio.h>
 
 #include "common/clock.h"
-#include "common/histogram.h"
 #include "common/mailbox.h"
+#include "tests/bench/figures.h"
 
 enum { ROUNDS = 20000, STREAM = 1000000, DEPTH = 1024 };
 
@@ -32,7 +32,7 @@ static void *pour(void *arg)
 
 int main(void)
 {
-    static struct histogram round_trips;
+    struct samples round_trips_us = {0};
     struct pair p;
     pthread_t thread;
     uint64_t message = 0;
@@ -43,7 +43,7 @@ int main(void)
         uint64_t began_ns = clock_now_ns();
         mailbox_send(p.there, &message);
         mailbox_wait(p.back, &message, TIME_NEVER);
-        histogram_add(&round_trips, clock_now_ns() - began_ns);
+        samples_add(&round_trips_us, (double)(clock_now_ns() - began_ns) / 1e3);
     }
     mailbox_close(p.there);
     pthread_join(thread, NULL);
@@ -55,8 +55,8 @@ int main(void)
     double seconds = (double)(clock_now_ns() - began_ns) / 1e9;
     pthread_join(thread, NULL);
     printf("{\"round_trip_p50_us\":%.1f,\"round_trip_p99_us\":%.1f,\"messages_per_s\":%.0f}\n",
-           (double)histogram_percentile(&round_trips, 50) / 1e3,
-           (double)histogram_percentile(&round_trips, 99) / 1e3, STREAM / seconds);
+           samples_at(&round_trips_us, 0.5), samples_at(&round_trips_us, 0.99), STREAM / seconds);
+    samples_free(&round_trips_us);
     mailbox_free(p.there);
     mailbox_free(p.back);
     return 0;

@@ -10,9 +10,9 @@
 
 #include "common/clock.h"
 #include "common/hash.h"
-#include "common/histogram.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
+#include "tests/bench/figures.h"
 #include "xfer/xfer.h"
 
 enum { TOKENS = 1024, BLOCKS = TOKENS / BLOCK_TOKENS, ROUNDS = 60, WARM_UP = 5, FLOW_ROUNDS = 20 };
@@ -167,21 +167,20 @@ static double flow(struct lane *l)
 
 static void measure(struct lane *l, const char *link)
 {
-    static struct histogram latency;
+    struct samples latency_us = {0};
     double bytes_per_ns = 0;
-    memset(&latency, 0, sizeof latency);
     l->link = link;
     for (int i = 0; i < WARM_UP + ROUNDS; i++) {
         uint64_t ns = hand_over_ns(l);
-        if (i >= WARM_UP) histogram_add(&latency, ns);
+        if (i >= WARM_UP) samples_add(&latency_us, (double)ns / 1e3);
     }
     for (int i = 0; i < FLOW_ROUNDS; i++) {
         double now = flow(l);
         if (now > bytes_per_ns) bytes_per_ns = now;
     }
     printf("\"%s_last_layer_p50_us\":%.1f,\"%s_last_layer_p99_us\":%.1f,\"%s_gb_s\":%.2f,", link,
-           (double)histogram_percentile(&latency, 50) / 1e3, link,
-           (double)histogram_percentile(&latency, 99) / 1e3, link, bytes_per_ns);
+           samples_at(&latency_us, 0.5), link, samples_at(&latency_us, 0.99), link, bytes_per_ns);
+    samples_free(&latency_us);
 }
 
 /* The best of some rounds over a prompt's KV. */

@@ -15,13 +15,15 @@ static void read_sequences(const char *path, enum sequences_format format)
     struct sequences *s;
     struct sequence q;
     struct warm_plan plan = {0};
+    uint64_t line = 0;
     uint32_t i, given = 0;
     enum err e;
     CHECK(sequences_open(&s, path, format) == OK);
     while ((e = sequences_next(s, &q)) != ERR_NOT_FOUND) {
         CHECK(e == OK || (e == ERR_FORMAT && err_text()[0]));
         if (e != OK) continue;
-        CHECK((q.text != NULL) != (q.tokens != NULL) && q.line == sequences_line(s));
+        CHECK((q.text != NULL) != (q.tokens != NULL) && q.line > line);
+        line = q.line;
         CHECK(q.tokens ? q.count <= JOB_TOKENS_MAX : q.text[q.count] == '\0');
         CHECK(warm_plan_add(&plan, &q) == OK);
     }

@@ -17,8 +17,7 @@ static void appends_grow_and_keep_a_zero_behind(void **state)
     assert_ok(buf_printf(&b, "%s", long_text));
     assert_int_equal(b.size, 4 + strlen(long_text));
     assert_int_equal(strlen(b.data), b.size);
-    buf_drop_front(&b, 4);
-    assert_string_equal(b.data, long_text);
+    assert_string_equal(b.data + 4, long_text);
     buf_clear(&b);
     assert_string_equal(b.data, "");
     char *taken = buf_take(&b);

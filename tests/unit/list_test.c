@@ -27,7 +27,7 @@ static void links_join_leave_and_pop_in_order(void **state)
     assert_null(list_pop_front(&head));
     list_push_back(&head, &b.link);
     list_push_back(&head, &c.link);
-    list_push_front(&head, &a.link);
+    list_insert_before(&b.link, &a.link);
     expect(&head, "abc");
     list_remove(&b.link);
     list_remove(&b.link); /* in no list: harmless */

@@ -305,41 +305,6 @@ static void merges_that_hold_blanks_are_read(void **state)
     tokenizer_close(t);
 }
 
-static void token_bytes_are_those_inside_a_text(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *decoder, *bytes[3];
-    } rows[] = {
-        {"{\"type\":\"ByteLevel\"}", {" a", "<0xE4>", "\xE2\x96\x81z"}},
-        {"{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
-         "\"\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":"
-         "\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
-         {"\u0120a", "\xE4", " z"}},
-        {"null", {"\u0120a", "<0xE4>", "\u2581z"}},
-    };
-    for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        char json[512];
-        struct tokenizer *t;
-        const char *bytes;
-        size_t length;
-        snprintf(json, sizeof json,
-                 "{\"decoder\":%s,\"model\":{\"vocab\":{\"\u0120a\":0,\"<0xE4>\":1,\"\u2581z\":2,"
-                 "\"x\":5},\"merges\":[]}}",
-                 rows[i].decoder);
-        if (open_json(&t, json) != OK) fail_msg("%s", err_text());
-        for (uint32_t id = 0; id < 3; id++) {
-            assert_true(tokenizer_token_bytes(t, id, &bytes, &length));
-            assert_int_equal(length, strlen(rows[i].bytes[id]));
-            assert_memory_equal(bytes, rows[i].bytes[id], length);
-        }
-        assert_false(tokenizer_token_bytes(t, 4, &bytes, &length));
-        assert_true(tokenizer_token_bytes(t, 5, &bytes, &length));
-        assert_false(tokenizer_token_bytes(t, 6, &bytes, &length));
-        tokenizer_close(t);
-    }
-}
-
 /* A quadratic merge of one piece of a megabyte would take hours. */
 static void a_megabyte_of_one_letter_is_merged_at_once(void **state)
 {
@@ -477,7 +442,6 @@ int main(void)
         cmocka_unit_test(a_directory_without_a_tokenizer_is_named),
         cmocka_unit_test(text_that_is_no_text_is_refused),
         cmocka_unit_test(merges_that_hold_blanks_are_read),
-        cmocka_unit_test(token_bytes_are_those_inside_a_text),
         cmocka_unit_test(a_megabyte_of_one_letter_is_merged_at_once),
         cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(every_failed_allocation_is_an_error),

@@ -483,11 +483,6 @@ struct kv_link_facts device_link_facts(const struct kv_link *link)
                                   .slot_bytes = dslink_slot_bytes(s)};
 }
 
-const struct dslink_counts *device_link_counts(const struct kv_link *link)
-{
-    return dslink_counts(device_link(link)->session);
-}
-
 /* ---- making and closing ---- */
 
 void device_link_close(struct kv_link *link)

@@ -40,9 +40,6 @@ struct device_link_kind {
     const struct dslink_times *times;
 };
 
-/* What the session has counted; of a link of this file only. */
-const struct dslink_counts *device_link_counts(const struct kv_link *link);
-
 enum err device_link_listen(const struct device_link_kind *kind, struct kv_listener **listener,
                             const char *where, const struct kv_link_options *options);
 enum err device_link_dial(const struct device_link_kind *kind, struct kv_link **link,
