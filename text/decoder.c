@@ -145,34 +145,18 @@ static enum err add_step(struct decoder *d, enum step_kind kind, const struct pl
     return e == OK ? check_fused(s, at) : e;
 }
 
-static enum err read(struct decoder *d, const struct place *at, const json_t *json, int depth)
+static enum err read(void *part, const struct place *at, const json_t *json, const char *type)
 {
-    const char *type;
-    size_t length;
-    enum err e = place_object(at, json);
-    if (e == OK) e = place_string(at, json, "type", &type, &length);
-    if (e != OK) return e;
-    if (depth > DECODER_DEPTH_MAX)
-        return place_error(at, ERR_UNSUPPORTED, "nested more than %d deep", DECODER_DEPTH_MAX);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (strcmp(type, kinds[i].name) == 0) return add_step(d, kinds[i].kind, at, json);
-    if (strcmp(type, "Sequence") != 0)
-        return place_error(at, ERR_UNSUPPORTED, "decoder \"%.60s\"", type);
-    struct place list = place_field(at, "decoders");
-    const json_t *array = json_object_get(json, "decoders");
-    if ((e = place_array(&list, array)) != OK) return e;
-    for (size_t i = 0; e == OK && i < json_array_size(array); i++) {
-        struct place one = place_index(&list, i);
-        e = read(d, &one, json_array_get(array, i), depth + 1);
-    }
-    return e;
+        if (strcmp(type, kinds[i].name) == 0) return add_step(part, kinds[i].kind, at, json);
+    return place_error(at, ERR_UNSUPPORTED, "decoder \"%.60s\"", type);
 }
 
 enum err decoder_init(struct decoder *d, const struct place *at, const json_t *json)
 {
     *d = (struct decoder){0};
-    enum err e =
-        !json || json_is_null(json) ? add_step(d, STEP_JOIN, at, NULL) : read(d, at, json, 0);
+    enum err e = !json || json_is_null(json) ? add_step(d, STEP_JOIN, at, NULL)
+                                             : place_steps(at, json, "decoders", read, d);
     if (e != OK) decoder_fini(d);
     return e;
 }

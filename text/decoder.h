@@ -28,7 +28,6 @@
 #include "text/place.h"
 
 #define DECODER_STEPS_MAX 32
-#define DECODER_DEPTH_MAX 8
 #define DECODER_RUN_MAX ((size_t)1 << 20)
 #define DECODER_STRIP_MAX 1024
 

@@ -97,34 +97,18 @@ static enum err add_step(struct normalizer *n, enum step_kind kind, const struct
     return read_step(s, at, json);
 }
 
-static enum err read(struct normalizer *n, const struct place *at, const json_t *json, int depth)
+static enum err read(void *part, const struct place *at, const json_t *json, const char *type)
 {
-    const char *type;
-    size_t length;
-    enum err e = place_object(at, json);
-    if (e == OK) e = place_string(at, json, "type", &type, &length);
-    if (e != OK) return e;
-    if (depth > NORMALIZER_DEPTH_MAX)
-        return place_error(at, ERR_UNSUPPORTED, "nested more than %d deep", NORMALIZER_DEPTH_MAX);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (strcmp(type, kinds[i].name) == 0) return add_step(n, kinds[i].kind, at, json);
-    if (strcmp(type, "Sequence") != 0)
-        return place_error(at, ERR_UNSUPPORTED, "normalizer \"%.60s\"", type);
-    struct place list = place_field(at, "normalizers");
-    const json_t *array = json_object_get(json, "normalizers");
-    if ((e = place_array(&list, array)) != OK) return e;
-    for (size_t i = 0; e == OK && i < json_array_size(array); i++) {
-        struct place one = place_index(&list, i);
-        e = read(n, &one, json_array_get(array, i), depth + 1);
-    }
-    return e;
+        if (strcmp(type, kinds[i].name) == 0) return add_step(part, kinds[i].kind, at, json);
+    return place_error(at, ERR_UNSUPPORTED, "normalizer \"%.60s\"", type);
 }
 
 enum err normalizer_init(struct normalizer *n, const struct place *at, const json_t *json)
 {
     *n = (struct normalizer){0};
     if (!json || json_is_null(json)) return OK;
-    enum err e = read(n, at, json, 0);
+    enum err e = place_steps(at, json, "normalizers", read, n);
     if (e != OK) normalizer_fini(n);
     return e;
 }

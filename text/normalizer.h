@@ -19,7 +19,6 @@
 #include "text/place.h"
 
 #define NORMALIZER_STEPS_MAX 64
-#define NORMALIZER_DEPTH_MAX 8
 
 struct normalizer_step;
 

@@ -106,3 +106,37 @@ enum err place_number(const struct place *at, const json_t *value, uint64_t limi
     *n = (uint64_t)i;
     return OK;
 }
+
+struct steps {
+    const char *list;
+    place_step_fn *read;
+    void *part;
+};
+
+static enum err read_steps(const struct steps *s, const struct place *at, const json_t *json,
+                           int depth)
+{
+    const char *type;
+    size_t length;
+    enum err e = place_object(at, json);
+    if (e == OK) e = place_string(at, json, "type", &type, &length);
+    if (e != OK) return e;
+    if (depth > PLACE_DEPTH_MAX)
+        return place_error(at, ERR_UNSUPPORTED, "nested more than %d deep", PLACE_DEPTH_MAX);
+    if (strcmp(type, "Sequence") != 0) return s->read(s->part, at, json, type);
+    struct place list = place_field(at, s->list);
+    const json_t *array = json_object_get(json, s->list);
+    if ((e = place_array(&list, array)) != OK) return e;
+    for (size_t i = 0; e == OK && i < json_array_size(array); i++) {
+        struct place one = place_index(&list, i);
+        e = read_steps(s, &one, json_array_get(array, i), depth + 1);
+    }
+    return e;
+}
+
+enum err place_steps(const struct place *at, const json_t *json, const char *list,
+                     place_step_fn *read, void *part)
+{
+    struct steps s = {list, read, part};
+    return read_steps(&s, at, json, 0);
+}

@@ -19,6 +19,8 @@
 
 #include "common/err.h"
 
+#define PLACE_DEPTH_MAX 8
+
 struct place {
     const char *file;
     char where[96];
@@ -42,5 +44,12 @@ enum err place_bool_or(const struct place *at, const json_t *object, const char 
                        bool otherwise, bool *b);
 /* An integer from 0 to limit. */
 enum err place_number(const struct place *at, const json_t *value, uint64_t limit, uint64_t *n);
+
+/* A part of tokenizer.json: one step with its "type", or a Sequence, whose `list` has such parts again; `read`
+ * gets each step in its order. ERR_UNSUPPORTED: nested more than PLACE_DEPTH_MAX deep. */
+typedef enum err place_step_fn(void *part, const struct place *at, const json_t *json,
+                               const char *type);
+enum err place_steps(const struct place *at, const json_t *json, const char *list,
+                     place_step_fn *read, void *part);
 
 #endif

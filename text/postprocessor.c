@@ -92,37 +92,20 @@ static enum err read_around(struct postprocessor *p, const struct place *at, con
     return e == OK ? add(p, at, false, &outer, sep) : e;
 }
 
-static enum err read(struct postprocessor *p, const struct place *at, const json_t *json, int depth)
+static enum err read(void *part, const struct place *at, const json_t *json, const char *type)
 {
-    const char *type;
-    size_t length;
-    enum err e = place_object(at, json);
-    if (e == OK) e = place_string(at, json, "type", &type, &length);
-    if (e != OK) return e;
-    if (depth > POSTPROCESSOR_DEPTH_MAX)
-        return place_error(at, ERR_UNSUPPORTED, "nested more than %d deep",
-                           POSTPROCESSOR_DEPTH_MAX);
     if (strcmp(type, "ByteLevel") == 0) return OK;
-    if (strcmp(type, "TemplateProcessing") == 0) return read_template(p, at, json);
+    if (strcmp(type, "TemplateProcessing") == 0) return read_template(part, at, json);
     if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
-        return read_around(p, at, json);
-    if (strcmp(type, "Sequence") != 0)
-        return place_error(at, ERR_UNSUPPORTED, "post-processor \"%.60s\"", type);
-    struct place list = place_field(at, "processors");
-    const json_t *array = json_object_get(json, "processors");
-    if ((e = place_array(&list, array)) != OK) return e;
-    for (size_t i = 0; e == OK && i < json_array_size(array); i++) {
-        struct place one = place_index(&list, i);
-        e = read(p, &one, json_array_get(array, i), depth + 1);
-    }
-    return e;
+        return read_around(part, at, json);
+    return place_error(at, ERR_UNSUPPORTED, "post-processor \"%.60s\"", type);
 }
 
 enum err postprocessor_init(struct postprocessor *p, const struct place *at, const json_t *json)
 {
     *p = (struct postprocessor){0};
     if (!json || json_is_null(json)) return OK;
-    enum err e = read(p, at, json, 0);
+    enum err e = place_steps(at, json, "processors", read, p);
     if (e != OK) postprocessor_fini(p);
     return e;
 }

@@ -16,7 +16,6 @@
 #include "text/bpe.h"
 #include "text/place.h"
 
-#define POSTPROCESSOR_DEPTH_MAX 8
 #define POSTPROCESSOR_IDS_MAX 1024 /* on either side */
 
 struct postprocessor {

@@ -230,35 +230,18 @@ static enum err read_kind(struct pretokenizer *t, const struct place *at, const 
     return place_error(at, ERR_UNSUPPORTED, "pre-tokenizer \"%.60s\"", type);
 }
 
-static enum err read(struct pretokenizer *t, const struct place *at, const json_t *json, int depth)
+static enum err read(void *part, const struct place *at, const json_t *json, const char *type)
 {
-    const char *type;
-    size_t length;
-    enum err e = place_object(at, json);
-    if (e == OK) e = place_string(at, json, "type", &type, &length);
-    if (e != OK) return e;
-    if (depth > PRETOKENIZER_DEPTH_MAX)
-        return place_error(at, ERR_UNSUPPORTED, "nested more than %d deep", PRETOKENIZER_DEPTH_MAX);
-    if (strcmp(type, "BertPreTokenizer") == 0) {
-        e = read_kind(t, at, json, "WhitespaceSplit");
-        return e == OK ? read_kind(t, at, json, "Punctuation") : e;
-    }
-    if (strcmp(type, "Sequence") != 0) return read_kind(t, at, json, type);
-    struct place list = place_field(at, "pretokenizers");
-    const json_t *array = json_object_get(json, "pretokenizers");
-    if ((e = place_array(&list, array)) != OK) return e;
-    for (size_t i = 0; e == OK && i < json_array_size(array); i++) {
-        struct place one = place_index(&list, i);
-        e = read(t, &one, json_array_get(array, i), depth + 1);
-    }
-    return e;
+    if (strcmp(type, "BertPreTokenizer") != 0) return read_kind(part, at, json, type);
+    enum err e = read_kind(part, at, json, "WhitespaceSplit");
+    return e == OK ? read_kind(part, at, json, "Punctuation") : e;
 }
 
 enum err pretokenizer_init(struct pretokenizer *t, const struct place *at, const json_t *json)
 {
     *t = (struct pretokenizer){0};
     if (!json || json_is_null(json)) return OK;
-    enum err e = read(t, at, json, 0);
+    enum err e = place_steps(at, json, "pretokenizers", read, t);
     if (e != OK) pretokenizer_fini(t);
     return e;
 }

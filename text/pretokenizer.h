@@ -18,7 +18,6 @@
 #include "text/place.h"
 
 #define PRETOKENIZER_STEPS_MAX 64
-#define PRETOKENIZER_DEPTH_MAX 8
 
 struct pretokenizer_step;
 
