@@ -184,6 +184,16 @@ static void show_tenants(json_t *tenants)
     }
 }
 
+/* What a node has behind its pool and leaves alone for a while. */
+static void show_broken_tiers(json_t *nodes)
+{
+    json_t *n, *name;
+    size_t i, k;
+    json_array_foreach(nodes, i, n) json_array_foreach(json_object_get(n, "tiers_broken"), k, name)
+        printf("%s: its %s tier is out of order: left alone, and tried again by itself\n",
+               show_text(n, "name"), json_string_value(name) ? json_string_value(name) : "");
+}
+
 static void show_status(const char *argument, json_t *answer)
 {
     (void)argument;
@@ -208,6 +218,7 @@ static void show_status(const char *argument, json_t *answer)
         show_place(n);
     }
     if (i == 0) printf("no nodes have joined\n");
+    show_broken_tiers(json_object_get(answer, "nodes"));
     show_tenants(json_object_get(answer, "tenants"));
     show_memory(json_object_get(answer, "nodes"));
     show_paths(json_object_get(answer, "paths"));

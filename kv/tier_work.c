@@ -36,8 +36,9 @@ struct counts {
 
 struct row {
     const struct kv_tier_ops *ops;
-    struct kv_tier *tier; /* NULL: it could not be used when the node started */
-    struct kv_breaker read, write;
+    struct kv_tier_options options;
+    struct kv_tier *tier; /* NULL: it could not be opened yet */
+    struct kv_breaker open, read, write;
     struct counts counts;
     uint32_t not_worth_now;
     struct kv_tier_work *work;
@@ -188,30 +189,58 @@ static void publish(struct row *r)
     atomic_store(&r->counts.broken, r->read.pause_ns > 0 || r->write.pause_ns > 0);
 }
 
+static enum err open_row(struct kv_tier_work *w, struct row *r)
+{
+    enum err e = r->ops->open(&r->tier, &r->options);
+    if (e != OK) r->tier = NULL;
+    kv_breaker_note(&r->open, e == OK, kv_tier_work_now(w));
+    atomic_store(&r->counts.broken, e != OK);
+    publish(r);
+    return e;
+}
+
 static enum err open_rows(struct kv_tier_work *w)
 {
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct kv_tier_options o = w->options.tier[i].options;
         struct row *r = &w->row[i];
-        o.value_bytes = w->value_bytes;
-        o.space = w->options.space;
+        r->options = w->options.tier[i].options;
+        r->options.value_bytes = w->value_bytes;
+        r->options.space = w->options.space;
+        r->options.on_gone = on_gone;
+        r->options.gone_ctx = r;
         r->ops = w->options.tier[i].ops;
         r->work = w;
-        o.on_gone = on_gone;
-        o.gone_ctx = r;
+        r->open.failures_max = 1;
         r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
-        enum err e = r->ops->open(&r->tier, &o);
-        if (e == ERR_IO) {
-            log_warn("kv_tier_unusable", "tier=%s reason=\"%s\" note=\"goes on without it\"",
+        enum err e = open_row(w, r);
+        if (e == ERR_IO)
+            log_warn("kv_tier_unusable",
+                     "tier=%s reason=\"%s\" note=\"goes on without it, tried again later\"",
                      r->ops->name, err_text());
-            atomic_store(&r->counts.broken, true);
-            r->tier = NULL;
-        } else if (e != OK) {
+        else if (e != OK)
             return err_prefix(e, "%s", r->ops->name);
-        }
-        publish(r);
     }
     return OK;
+}
+
+void kv_tier_work_reopen(struct kv_tier_work *w)
+{
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct row *r = &w->row[i];
+        uint64_t now_ns = kv_tier_work_now(w), broke_ns = r->open.broke_ns;
+        if (r->tier || !kv_breaker_lets(&r->open, now_ns) || open_row(w, r) != OK) continue;
+        w->news_lost = true; /* routers do not know what it has */
+        log_info("kv_tier_back", "tier=%s doing=open after_ms=%llu", r->ops->name,
+                 (unsigned long long)((now_ns - broke_ns) / NS_PER_MS));
+    }
+}
+
+uint64_t kv_tier_work_reopen_in(const struct kv_tier_work *w)
+{
+    uint64_t now_ns = kv_tier_work_now(w), at_ns = TIME_NEVER;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++)
+        if (!w->row[i].tier && w->row[i].open.until_ns < at_ns) at_ns = w->row[i].open.until_ns;
+    return at_ns == TIME_NEVER ? TIME_NEVER : at_ns > now_ns ? at_ns - now_ns : 0;
 }
 
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry)
@@ -277,6 +306,7 @@ void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *sta
         const struct counts *c = &w->row[i].counts;
         stats->row[i] = (struct kv_tier_row){
             .name = w->row[i].ops->name,
+            .kind = w->row[i].ops->kind,
             .kept = {atomic_load(&c->entries_count), atomic_load(&c->bytes),
                      atomic_load(&c->evicted), atomic_load(&c->removed)},
             .hits = atomic_load(&c->hits),

@@ -47,6 +47,9 @@ bool kv_tier_work_store(struct kv_tier_work *work, struct kv_tier_job *job,
                         struct kv_tier_event *event);
 void kv_tier_work_list(struct kv_tier_work *work, const struct kv_tier_job *job,
                        struct kv_tier_event *event);
+/* Tries again to open what could not be opened, each after a pause of 1 s doubling to 60 s. */
+void kv_tier_work_reopen(struct kv_tier_work *work);
+uint64_t kv_tier_work_reopen_in(const struct kv_tier_work *work); /* ns; TIME_NEVER: all are open */
 void kv_tier_work_stats(const struct kv_tier_work *work, struct kv_tiers_stats *stats);
 
 #endif

@@ -59,13 +59,13 @@ static void end(struct kv_tiers *t, struct kv_tier_job *job, const struct kv_tie
     t->on_event(t->ctx, event);
 }
 
-/* Waits for an op if there is none. False: no more come. */
+/* Waits for an op if there is none, or until a tier is to be opened again. False: no more come. */
 static bool receive(struct kv_tiers *t)
 {
     struct kv_tier_job *job;
     enum err e = OK;
     if (!t->loads.first && !t->stores.first && !t->lists.first &&
-        (e = mailbox_wait(t->posted, &job, TIME_NEVER)) == OK)
+        (e = mailbox_wait(t->posted, &job, kv_tier_work_reopen_in(t->work))) == OK)
         sort_in(t, job);
     while (e == OK && (e = mailbox_receive(t->posted, &job)) == OK)
         sort_in(t, job);
@@ -104,8 +104,10 @@ static void end_all(struct kv_tiers *t)
 static void *run(void *arg)
 {
     struct kv_tiers *t = arg;
-    while (receive(t))
+    while (receive(t)) {
         work(t);
+        if (!t->loads.first) kv_tier_work_reopen(t->work);
+    }
     end_all(t);
     return NULL;
 }

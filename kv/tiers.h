@@ -130,7 +130,7 @@ void kv_tier_event_free(struct kv_tier_event *event); /* its news; who receives 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 
 /* Opens all tiers. ERR_INVALID, with the tier's name and what is wrong: but one that cannot be used as things
- * are (read-only, say) is done without, and the log says so. */
+ * are (read-only, say) is done without, the log says so, and the tier thread tries again. */
 enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
                        kv_tier_event_fn *on_event, void *ctx);
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);
@@ -148,6 +148,7 @@ bool kv_tiers_worth(uint64_t bytes, uint64_t rate, uint64_t open_ns, uint32_t to
 struct kv_tiers_stats {
     struct kv_tier_row {
         const char *name;
+        enum kv_tier_kind kind;
         struct kv_tier_stats kept;
         uint64_t hits, misses, not_worth, late, failures,
             wrong; /* blocks; calls; entries that failed the check */

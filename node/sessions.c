@@ -153,7 +153,8 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .handed_back = n.handed_back,
                                .host_block_ns = c->tier_stats.block_ns[KV_TIER_HOST],
                                .disk_block_ns = c->tier_stats.block_ns[KV_TIER_DISK],
-                               .shared_block_ns = c->tier_stats.block_ns[KV_TIER_SHARED]}},
+                               .shared_block_ns = c->tier_stats.block_ns[KV_TIER_SHARED],
+                               .tiers_broken = tiers_broken(c)}},
     };
     send(c, now_ns, r, &m);
 }

@@ -566,6 +566,7 @@ void inventory_news(struct node_core *c, const struct kv_tier_event *e);
 bool inventory_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
 
 /* tier_report.c */
+uint32_t tiers_broken(const struct node_core *c); /* bits of enum kv_tier_kind */
 struct json_t *tier_report_json(const struct node_core *c); /* docs/kv-memory.md */
 void tier_meters_show(struct node_core *c);
 

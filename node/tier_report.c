@@ -14,6 +14,14 @@ static json_t *number(uint64_t value)
     return json_integer((json_int_t)value);
 }
 
+uint32_t tiers_broken(const struct node_core *c)
+{
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < c->tier_stats.rows_count; i++)
+        if (c->tier_stats.row[i].broken) bits |= 1u << c->tier_stats.row[i].kind;
+    return bits;
+}
+
 static json_t *row_json(const struct kv_tier_row *r)
 {
     const struct {

@@ -118,6 +118,7 @@ struct node_load {
     /* What reading a block from its host tier, its disk and the shared store is expected to take; 0: it has
      * none, or leaves it alone. */
     uint32_t host_block_ns, disk_block_ns, shared_block_ns;
+    uint32_t tiers_broken; /* bits of enum kv_tier_kind: those that are left alone */
 };
 
 struct msg_hello {

@@ -98,6 +98,7 @@ static const struct field load_rows[] = {
     U32(host_block_ns, ANY),
     U32(disk_block_ns, ANY),
     U32(shared_block_ns, ANY),
+    U32(tiers_broken, 7),
 };
 PART(load, tandem__load__descriptor, load_rows);
 #undef C

@@ -55,6 +55,15 @@ static json_t *pressure_json(const struct node_load *l)
                      number(l->fork_copied_blocks));
 }
 
+static json_t *tiers_json(uint32_t bits)
+{
+    static const char *const names[] = {"memory", "disk", "redis"}; /* enum kv_tier_kind */
+    json_t *tiers = json_array();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (bits >> i & 1) json_array_append_new(tiers, json_string(names[i]));
+    return tiers;
+}
+
 static json_t *node_json(const struct node *n, uint64_t now_ns)
 {
     const struct node_load *l = &n->load;
@@ -74,11 +83,12 @@ static json_t *node_json(const struct node *n, uint64_t now_ns)
     json_object_set_new(load, "without_progress_s", json_real(idle_s));
     json_object_set_new(load, "sequences_max", number(n->hello.sequences_max));
     json_object_set_new(load, "context_max", number(n->hello.context_max));
-    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "name", n->hello.name, "role",
-                     role_name(n->hello.role), "state", n->draining ? "draining" : "up", "pid",
-                     (json_int_t)n->hello.pid, "host", n->hello.host, "device", n->hello.device,
-                     "place", place_json(&n->hello), "blocks", blocks, "load", load, "memory",
-                     memory_json(l), "pressure", pressure_json(l));
+    return json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o}", "name", n->hello.name,
+                     "role", role_name(n->hello.role), "state", n->draining ? "draining" : "up",
+                     "pid", (json_int_t)n->hello.pid, "host", n->hello.host, "device",
+                     n->hello.device, "place", place_json(&n->hello), "blocks", blocks, "load",
+                     load, "memory", memory_json(l), "pressure", pressure_json(l), "tiers_broken",
+                     tiers_json(l->tiers_broken));
 }
 
 /* Bytes a second of what requests waited for, by decode node. */

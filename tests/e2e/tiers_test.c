@@ -2,10 +2,12 @@
  * tier that is slow, dead, full, read-only or talks nonsense costs nothing but what it would have saved.
  * Every stream is compared with that of a cluster without tiers. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -338,6 +340,51 @@ static void a_directory_that_cannot_be_written_is_said_once(void **state)
     rig_finish(bench.rig);
 }
 
+static int64_t broken_wanted;
+static bool is_said_in_status(struct cluster *c, json_t *status)
+{
+    (void)c;
+    json_t *n = NULL;
+    size_t i;
+    json_array_foreach(json_object_get(status, "nodes"), i,
+                       n) if (strcmp(json_string_value(json_object_get(n, "role")), "prefill") ==
+                              0) break;
+    const json_t *broken = json_object_get(n, "tiers_broken");
+    return n && json_array_size(broken) == (size_t)broken_wanted &&
+           (broken_wanted == 0 ||
+            strcmp(json_string_value(json_array_get(broken, 0)), "disk") == 0);
+}
+
+static void a_disk_that_comes_later_is_used_then(void **state)
+{
+    (void)state;
+    char path[2 * PATH_MAX];
+    start("");
+    snprintf(path, sizeof path, "%s/disk", bench.folder);
+    assert_int_equal(mkdir(path, 0700), 0);
+    snprintf(path, sizeof path, "%s/disk/lock", bench.folder);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0); /* somebody has it */
+    const char *args = PAGES PATIENT "--kv-disk %s/disk";
+    struct process *p = start_prefill(args, bench.folder);
+    asks(0);
+    broken_wanted = 1;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    close(fd);
+    broken_wanted = 0;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    assert_int_equal(logged(p, "kv_tier_unusable tier=disk"), 1);
+    assert_int_equal(logged(p, "kv_tier_back tier=disk doing=open"), 1);
+    asks(1);
+    await_stored(p);
+    process_kill(p);
+    p = start_prefill(args, bench.folder);
+    struct stream *s = asks(1);
+    assert_int_equal(s->cached_tokens, whole_of(s));
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), whole_of(s));
+    rig_finish(bench.rig);
+}
+
 /* ---- a server ---- */
 
 static bool start_redis(const char *const *more)
@@ -505,6 +552,7 @@ int main(void)
         ROW(up_gives_each_node_a_directory),
         ROW(a_full_disk_stops_nothing),
         ROW(a_directory_that_cannot_be_written_is_said_once),
+        ROW(a_disk_that_comes_later_is_used_then),
         ROW(what_one_node_computed_another_one_finds),
         ROW(a_server_that_stops_answering_costs_a_deadline),
         ROW(a_server_that_evicts_costs_misses),

@@ -51,7 +51,7 @@ static struct fake {
         struct id128 key;
         char *value;
     } entry[VALUES_MAX];
-    uint32_t count, has_calls, get_calls, put_calls, removed;
+    uint32_t count, open_calls, has_calls, get_calls, put_calls, removed;
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
@@ -72,6 +72,7 @@ static uint32_t fake_find(const struct fake *f, struct id128 key)
 static enum err fake_open(struct kv_tier **tier, const struct kv_tier_options *o)
 {
     struct fake *f = &fake[o->where[0] - '0'];
+    f->open_calls++;
     if (f->broken == ERR_INVALID || f->broken == ERR_IO)
         return err_set(f->broken, "cannot be opened");
     f->value_bytes = o->value_bytes;
@@ -556,6 +557,37 @@ static void a_tier_that_is_not_usable_is_done_without(void **state)
     assert_int_equal(row(1).hits, 4);
 }
 
+static void what_could_not_be_opened_is_tried_again(void **state)
+{
+    (void)state;
+    fake[0].broken = ERR_IO;
+    open_tiers(2);
+    uint64_t pause_ns = NS_PER_S;
+    for (uint32_t i = 1; i < 9; i++) {
+        assert_int_equal(kv_tier_work_reopen_in(work), pause_ns);
+        clock_ns += pause_ns - 1;
+        kv_tier_work_reopen(work);
+        assert_int_equal(fake[0].open_calls, i);
+        clock_ns++;
+        fake[0].broken = i % 2 ? ERR_IO : ERR_INVALID; /* whatever it says now */
+        if (i == 8) fake[0].broken = OK;
+        kv_tier_work_reopen(work);
+        assert_int_equal(fake[0].open_calls, i + 1);
+        pause_ns = 2 * pause_ns < 60 * NS_PER_S ? 2 * pause_ns : 60 * NS_PER_S;
+    }
+    assert_int_equal(kv_tier_work_reopen_in(work), TIME_NEVER);
+    assert_int_equal(fake[1].open_calls, 1);
+    assert_false(row(0).broken);
+    struct kv_tier_op op = op_of(KV_TIER_STORE, 0, 4, numbers);
+    struct kv_tier_job *job = kv_tier_job_new(&op);
+    struct kv_tier_event e;
+    assert_true(kv_tier_work_store(work, job, &e));
+    assert_true(e.news_lost); /* it may have something that routers were never told of */
+    kv_tier_event_free(&e);
+    kv_tier_job_free(job);
+    assert_int_equal(load(0, 4).from[0], 4);
+}
+
 static void reading_is_worth_it_when_it_is_faster_than_computing(void **state)
 {
     (void)state;
@@ -806,6 +838,7 @@ int main(void)
         ROW(a_full_tier_is_still_read),
         ROW(a_tier_that_cannot_be_opened_is_said_by_name),
         ROW(a_tier_that_is_not_usable_is_done_without),
+        ROW(what_could_not_be_opened_is_tried_again),
         ROW(reading_is_worth_it_when_it_is_faster_than_computing),
         ROW(a_breaker_waits_longer_each_time_up_to_a_minute),
         ROW(each_op_ends_in_one_event_and_loads_go_first),
