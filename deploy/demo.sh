@@ -21,11 +21,13 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/tandem-demo-XXXXXX")
 cluster=
 say() { printf '\n== %s\n' "$*" >&2; }
 
-# Whatever happens, no process and no folder stays behind.
+# Whatever happens, no process and no folder stays behind. SIGTERM: a script's background jobs begin deaf
+# to SIGINT.
 clean_up() {
     local status=$?
-    if [ -n "$cluster" ] && kill -INT "$cluster" 2>/dev/null; then
-        timeout "$DRAIN_SECONDS" tail --pid="$cluster" -f /dev/null || kill -KILL "$cluster" || true
+    trap '' INT TERM
+    if [ -n "$cluster" ] && kill -TERM "$cluster" 2>/dev/null; then
+        timeout -s KILL "$DRAIN_SECONDS" tail --pid="$cluster" -f /dev/null || kill -KILL "$cluster" || true
     fi
     if [ $status != 0 ] && [ -s "$work/log" ]; then
         say "the cluster's last lines"
