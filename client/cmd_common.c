@@ -102,9 +102,12 @@ enum err cmd_parse_ids(const char *text, uint32_t **out, size_t *count)
         buf_add(&ids, &id, sizeof id);
         p = end;
     }
-    if (bracket && *p == ']') p += 1 + strspn(p + 1, " \t\r\n");
-    if (ids.error != OK || *p) {
-        enum err e = ids.error ? ids.error : err_set(ERR_INVALID, "\"%.20s\" behind the ids", p);
+    bool open = bracket && *p != ']';
+    if (bracket && !open) p += 1 + strspn(p + 1, " \t\r\n");
+    if (ids.error != OK || open || *p) {
+        enum err e = ids.error ? ids.error
+                     : open    ? err_set(ERR_INVALID, "behind the ids ] is missing")
+                               : err_set(ERR_INVALID, "\"%.20s\" behind the ids", p);
         buf_fini(&ids);
         return e;
     }

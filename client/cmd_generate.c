@@ -309,13 +309,14 @@ static void ask_why(struct tandem *t, struct run *run)
     tandem_query_explain(t, run->id, on_explained, run); /* an error: the stream tells more of it */
 }
 
-/* Until it has ended. The first interrupt cancels it, the second leaves. */
+/* Until it has ended. The first interrupt cancels it, and so does a stdout that takes no more; the second
+ * interrupt leaves. */
 static int wait_for_end(struct tandem *t, struct run *run)
 {
     while (!run->over) {
         tandem_wait(t, 200);
         ask_why(t, run);
-        if (interrupted) tandem_cancel(run->request);
+        if (interrupted || ferror(stdout)) tandem_cancel(run->request);
         if (interrupted > 1) return CMD_FAILED;
     }
     return print_result(run);

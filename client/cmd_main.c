@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/cmd.h"
+#include "common/file.h"
 #include "common/log.h"
 
 static const struct verb {
@@ -40,10 +41,17 @@ static void print_help(FILE *out)
             "check failed, 2 wrong usage, 3 no router reachable.\n");
 }
 
-int main(int argc, char **argv)
+/* What a full disk took is not done. */
+static int close_output(int code)
+{
+    if (file_close_stdout() == OK) return code;
+    fprintf(stderr, "tandem: %s\n", err_text());
+    return code == CMD_DONE ? CMD_FAILED : code;
+}
+
+static int run(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
-    log_setup(LOG_WARN, "tandem");
     for (size_t i = 0; i < COUNT_OF(verbs); i++)
         if (strcmp(name, verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
     if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
@@ -57,4 +65,10 @@ int main(int argc, char **argv)
     if (name[0]) fprintf(stderr, "tandem: \"%s\" is no verb\n\n", name);
     print_help(stderr);
     return CMD_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    log_setup(LOG_WARN, "tandem");
+    return close_output(run(argc, argv));
 }

@@ -163,7 +163,7 @@ static void add_metrics(struct argv *a, const struct up *up, uint32_t i)
     char host[ADDRESS_HOST_MAX], text[ADDRESS_HOST_MAX + 16];
     uint16_t port;
     if (!up->options->metrics) return;
-    CHECK(address_split(up->options->metrics, host, &port) == OK); /* check_metrics did */
+    CHECK(address_split(up->options->metrics, host, &port) == OK); /* as check_addresses saw */
     snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port ? port + i : 0);
     add_arg(a, "--metrics=%s", text);
 }
@@ -340,9 +340,9 @@ static void on_signal(void *ctx, uint64_t now_ns, int number)
     press(up);
 }
 
-static void fail(struct up *up)
+static void fail(struct up *up, int code)
 {
-    up->code = CMD_FAILED;
+    up->code = code;
     if (up->state != DRAINING) drain(up);
 }
 
@@ -352,7 +352,7 @@ static void start_or_fail(struct child *c)
 {
     if (child_start(c) == OK) return;
     fprintf(stderr, "tandem up: %s\n", err_text());
-    fail(c->up);
+    fail(c->up, CMD_FAILED);
 }
 
 static void become_ready(struct up *up)
@@ -443,8 +443,9 @@ static void on_death(struct child *c, pid_t pid, int status)
         if (c == &up->child[0] || running_count(up) == 1) drain(up);
         return;
     }
-    if (up->state == STARTING || !was_ready) {
-        fail(up);
+    if (up->state == STARTING || !was_ready) { /* what it was told wrongly, we were */
+        bool usage = WIFEXITED(status) && WEXITSTATUS(status) == CMD_USAGE;
+        fail(up, usage ? CMD_USAGE : CMD_FAILED);
         return;
     }
     fprintf(stderr, "tandem up: starting %s again\n", c->name);
@@ -578,17 +579,21 @@ static enum err find_model(struct up *up)
     return err_set(ERR_NOT_FOUND, "the demo model is not there: give --model DIR");
 }
 
-static enum err check_metrics(const struct up *up)
+static enum err check_addresses(const struct up *up)
 {
-    enum err e;
-    char host[ADDRESS_HOST_MAX];
-    uint16_t port;
-    const char *address = up->options->metrics;
-    if (!address) return OK;
-    if ((e = address_split(address, host, &port)) != OK) return err_prefix(e, "--metrics");
-    if (port + up->children_count - 1 <= UINT16_MAX) return OK;
-    return err_set(ERR_INVALID, "--metrics %s: %u processes have no ports from there on", address,
-                   up->children_count);
+    const struct options *o = up->options;
+    const struct {
+        const char *setting, *address;
+    } row[] = {{"--zmq", o->zmq}, {"--nodes", o->nodes}, {"--metrics", o->metrics}};
+    uint16_t port = 0;
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        char host[ADDRESS_HOST_MAX];
+        enum err e = row[i].address ? address_split(row[i].address, host, &port) : OK;
+        if (e != OK) return err_prefix(e, row[i].setting);
+    }
+    if (!o->metrics || port + up->children_count - 1 <= UINT16_MAX) return OK;
+    return err_set(ERR_INVALID, "--metrics %s: %u processes have no ports from there on",
+                   o->metrics, up->children_count);
 }
 
 static enum err make_kv_disk(const struct options *o)
@@ -604,7 +609,7 @@ static enum err prepare(struct up *up)
     snprintf(up->clients, sizeof up->clients, "%s", up->options->zmq);
     snprintf(up->nodes, sizeof up->nodes, "%s", up->options->nodes);
     if ((e = plan_gpus(up)) != OK) return e;
-    if ((e = plan_children(up)) != OK || (e = check_metrics(up)) != OK) return e;
+    if ((e = plan_children(up)) != OK || (e = check_addresses(up)) != OK) return e;
     if (up->options->dry_run) return OK;
     if ((e = make_kv_disk(up->options)) != OK) return e;
     if ((e = loop_new(&up->loop)) != OK) return e;

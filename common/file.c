@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -112,4 +113,19 @@ enum err file_write_whole(const char *path, const void *bytes, size_t size)
     if (e != OK) return e;
     file_write_add(&w, bytes, size);
     return file_write_commit(&w);
+}
+
+void file_keep_standard(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
+
+enum err file_close_stdout(void)
+{
+    bool lost = ferror(stdout) != 0;
+    return fclose(stdout) == 0 && !lost ? OK : err_set(ERR_IO, "stdout could not be written");
 }

@@ -43,4 +43,10 @@ void file_write_abort(struct file_write *w); /* nothing after a commit */
 /* The three above in one. */
 enum err file_write_whole(const char *path, const void *bytes, size_t size);
 
+/* A program's first act: where stdin, stdout or stderr are closed they become /dev/null, so that no socket
+ * gets their number and with it what is printed. */
+void file_keep_standard(void);
+/* And its last: ERR_IO if any of what was printed got lost. */
+enum err file_close_stdout(void);
+
 #endif

@@ -302,6 +302,7 @@ enum setting_source settings_source(const struct settings *s, const char *name)
 bool settings_main(struct settings *s, const struct settings_program *program, int argc,
                    char **argv, int *status)
 {
+    file_keep_standard();
     if (settings_read(s, program, argc, argv) != OK) {
         fprintf(stderr, "%s: %s\n", program->name, err_text());
         *status = 2;
@@ -313,7 +314,8 @@ bool settings_main(struct settings *s, const struct settings_program *program, i
         settings_help(program, &out);
     else
         settings_markdown(program, &out);
-    *status = out.error == OK && fwrite(out.data, 1, out.size, stdout) == out.size ? 0 : 1;
+    bool written = fwrite(out.data, 1, out.size, stdout) == out.size && fflush(stdout) == 0;
+    *status = out.error == OK && written ? 0 : 1;
     buf_fini(&out);
     settings_fini(s);
     return false;
@@ -331,7 +333,8 @@ static const char *type_word(enum setting_type type)
 static void help_row(const struct setting *row, struct buf *out)
 {
     char left[NAME_BYTES_MAX + 16], range[128];
-    snprintf(left, sizeof left, "--%s %s", row->name, type_word(row->type));
+    bool on = row->type == SETTING_TYPE_BOOL && row->fallback && strcmp(row->fallback, "true") == 0;
+    snprintf(left, sizeof left, "--%s%s %s", on ? "[no-]" : "", row->name, type_word(row->type));
     buf_printf(out, "  %-28s %s", left, row->help);
     setting_range(row, range, sizeof range);
     bool text = row->type == SETTING_TYPE_STRING || row->type == SETTING_TYPE_BOOL;

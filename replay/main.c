@@ -406,6 +406,7 @@ int main(int argc, char **argv)
         .about = "Replays a trace of prompts through the pool and prefix cache of a node, under "
                  "each policy\n"
                  "of eviction and pool size, and prints what was found beside the limits.",
+        .section = "tandem",
         .tables = tables,
         .tables_count = 1,
     };
@@ -415,6 +416,7 @@ int main(int argc, char **argv)
     if (!settings_main(&settings, &program, argc, argv, &status)) return status;
     s.options = &o;
     enum err e = simulate(&s, &o);
+    if (e == OK) e = file_close_stdout();
     if (e != OK) fprintf(stderr, "tandem sim: %s\n", err_text());
     for (uint32_t i = 0; i < POOLS_MAX * EVICT_POLICIES_COUNT; i++)
         mem_free(s.cell[i / EVICT_POLICIES_COUNT][i % EVICT_POLICIES_COUNT].tenants);

@@ -1,5 +1,6 @@
 #include "tests/unit/testing.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,8 @@ struct running {
     int out, err;
 };
 
-static struct running start(const char *const *args, const char *input)
+/* `path`: where its stdout goes; NULL: to us. */
+static struct running start_into(const char *path, const char *const *args, const char *input)
 {
     int in[2], out[2], err[2];
     const char *argv[ARGS_MAX] = {tandem};
@@ -38,7 +40,7 @@ static struct running start(const char *const *args, const char *input)
     struct running r = {fork(), out[0], err[0]};
     if (r.pid == 0) {
         dup2(in[0], 0);
-        dup2(out[1], 1);
+        dup2(path ? open(path, O_WRONLY) : out[1], 1);
         dup2(err[1], 2);
         close(in[1]);
         execv(tandem, (char *const *)argv);
@@ -47,6 +49,11 @@ static struct running start(const char *const *args, const char *input)
     assert_int_equal(write(in[1], input, strlen(input)), strlen(input));
     close(in[0]), close(in[1]), close(out[1]), close(err[1]);
     return r;
+}
+
+static struct running start(const char *const *args, const char *input)
+{
+    return start_into(NULL, args, input);
 }
 
 static void read_all(int fd, char *text, size_t size)
@@ -94,7 +101,7 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"score", ""}, "the text is empty"},
         {{"embed", "--pool", "first", "x"}, "last|mean"},
         {{"generate", "--token-ids", "1,x,2"}, "\"x,2\" is no token id"},
-        {{"generate", "--token-ids", "[1,2"}, NULL}, /* fine, but there is nobody: 3 */
+        {{"generate", "--token-ids", "[1,2"}, "] is missing"},
         {{"generate", "--router", "nowhere", "x"}, "write tcp://HOST:PORT"},
         {{"generate", "--stop", "", "x"}, "stop"},
         {{"status", "extra"}, ""},
@@ -111,7 +118,6 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"up", "--log-level", "loud"}, "debug|info"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (!rows[i].said) continue;
         struct result r = finish(start(rows[i].args, ""));
         if (r.code != 2 || !strstr(r.err, rows[i].said))
             fail_msg("row %zu: code %d, said: %s", i, r.code, r.err);
@@ -323,6 +329,30 @@ static void an_interrupt_cancels_the_request(void **state)
 
 #define MODEL TANDEM_SOURCE_DIR "/examples/demo_model/model"
 
+/* A full disk: 1, and the reason; a stream that nobody can read any more is cancelled. */
+static void what_cannot_be_written_to_stdout_is_a_failure(void **state)
+{
+    (void)state;
+    struct fake_script script = {.outputs_until_hold = 1, .answer = "{\"fake\":true}"};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    const char *const router = fake_router_address(r);
+    const char *const rows[][8] = {
+        {"generate", "--router", router, "--max-tokens", "50", "x"},
+        {"status", "--router", router, "--json"},
+        {"status", "--help"},
+        {"help"},
+        {"tokenize", "--model", MODEL, "x"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct result x = finish(start_into("/dev/full", rows[i], ""));
+        if (x.code != 1 || !strstr(x.err, "stdout could not be written"))
+            fail_msg("row %zu: code %d, said: %s", i, x.code, x.err);
+    }
+    fake_router_stop(r);
+    assert_int_equal(fake_router_seen(r)->cancels, 1);
+    fake_router_free(r);
+}
+
 static void tokenize_and_detokenize_are_each_others_inverse(void **state)
 {
     (void)state;
@@ -438,12 +468,17 @@ static void up_says_what_is_missing(void **state)
     struct result x = RUN("up", "--model", "/nowhere");
     assert_int_equal(x.code, 1);
     assert_non_null(strstr(x.err, "/nowhere"));
-    x = RUN("up", "--model", "/tmp", "--zmq", "nonsense");
+    x = RUN("up", "--model", "/tmp", "--zmq", "tcp://127.0.0.1:0");
     assert_int_equal(x.code, 1);
     assert_non_null(strstr(x.err, "tandem up: r0 (tandem-router"));
     x = RUN("up", "--model", MODEL, "--zmq", "nonsense");
-    assert_non_null(strstr(x.err, "\"nonsense\": it must look like"));
+    assert_int_equal(x.code, 2);
+    assert_non_null(strstr(x.err, "--zmq: address \"nonsense\": it must look like"));
+    x = RUN("up", "--model", MODEL, "--zmq", "tcp://127.0.0.1:0", "--nodes", "127.0.0.1");
+    assert_int_equal(x.code, 2);
+    assert_non_null(strstr(x.err, "--nodes: address \"127.0.0.1\": it must look like"));
     x = RUN("up", "--model", MODEL, "--zmq", "tcp://192.0.2.1:0");
+    assert_int_equal(x.code, 2); /* as the router ends that says it */
     assert_non_null(strstr(x.err, "say --trusted-network"));
     x = RUN("up", "--model", MODEL, "--zmq", "tcp://192.0.2.1:0", "--trusted-network");
     assert_int_equal(x.code, 1); /* the check is passed, the address is not this host's */
@@ -534,6 +569,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
         cmocka_unit_test(status_shows_nodes_and_links_in_order),
         cmocka_unit_test(an_interrupt_cancels_the_request),
+        cmocka_unit_test(what_cannot_be_written_to_stdout_is_a_failure),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
         cmocka_unit_test(version_is_one_line_on_stdout),

@@ -1,9 +1,11 @@
 #include "tests/unit/testing.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/file.h"
@@ -88,6 +90,22 @@ static void an_aborted_or_failed_write_leaves_the_old_file_and_nothing_else(void
     unlink(path);
 }
 
+/* In a process without any of the three, a file that is opened gets none of their numbers. */
+static void closed_standard_files_become_dev_null(void **state)
+{
+    (void)state;
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (int fd = 0; fd <= 2; fd++)
+            close(fd);
+        file_keep_standard();
+        _exit(write(1, "x", 1) == 1 && open("/dev/zero", O_RDONLY) > 2 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -107,6 +125,7 @@ int main(void)
         cmocka_unit_test(an_empty_file_maps_to_no_bytes),
         cmocka_unit_test(what_is_no_file_is_named_in_the_error),
         cmocka_unit_test(an_aborted_or_failed_write_leaves_the_old_file_and_nothing_else),
+        cmocka_unit_test(closed_standard_files_become_dev_null),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

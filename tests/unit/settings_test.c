@@ -10,7 +10,7 @@
 #include "common/settings.h"
 
 struct values {
-    bool verbose;
+    bool verbose, cached;
     int64_t threads;
     uint64_t pool_bytes, heartbeat_ns;
     double share;
@@ -24,6 +24,7 @@ struct other_values {
 
 static const struct setting rows[] = {
     SETTING_BOOL(struct values, verbose, "verbose", "false", "say more"),
+    SETTING_BOOL(struct values, cached, "cached", "true", "keep it"),
     SETTING_INT(struct values, threads, "threads", "2", 1, 64, "worker threads"),
     SETTING_SIZE(struct values, pool_bytes, "pool-bytes", "64M", 4096, 1e12, "room for KV"),
     SETTING_DURATION(struct values, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 10 * NS_PER_S,
@@ -262,6 +263,7 @@ static void help_and_markdown_name_every_setting(void **state)
         }
     }
     assert_non_null(strstr(help.data, "(1 ... 64; default 2)"));
+    assert_non_null(strstr(help.data, "  --[no-]cached ")); /* how it is switched off */
     assert_non_null(
         strstr(markdown.data, "| `link` | auto\\|shm\\|tcp | `auto` | how KV travels |"));
     buf_fini(&help);
