@@ -187,11 +187,11 @@ static void prepare(struct forward *f)
     const struct backend_ops *ops = f->parts.ops;
     const struct layer_weights *w = &f->parts.weights->layer[0];
     struct backend *b = f->parts.backend;
-    ops->prepare(b, &w->qkv, ROWS_PRODUCT, f->rows_max);
-    ops->prepare(b, &w->out, ROWS_STREAM, f->rows_max);
-    ops->prepare(b, &w->gate_up, ROWS_PRODUCT, f->mlp_rows);
-    ops->prepare(b, &w->down, ROWS_STREAM, f->mlp_rows);
-    ops->prepare(b, &f->parts.weights->lm_head, ROWS_STREAM, f->outputs_max);
+    ops->prepare(b, &w->qkv, ROWS_PRODUCT, w->qkv_bias, f->rows_max);
+    ops->prepare(b, &w->out, ROWS_STREAM, w->out_bias, f->rows_max);
+    ops->prepare(b, &w->gate_up, ROWS_PRODUCT, w->gate_up_bias, f->mlp_rows);
+    ops->prepare(b, &w->down, ROWS_STREAM, w->down_bias, f->mlp_rows);
+    ops->prepare(b, &f->parts.weights->lm_head, ROWS_STREAM, false, f->outputs_max);
 }
 
 static bool watch_nothing(void *ctx, uint32_t layer)

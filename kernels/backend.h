@@ -37,7 +37,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 5
+#define BACKEND_ABI 6
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
@@ -178,7 +178,7 @@ struct backend_ops {
 
     /* Told of each product of the model once before the first step, so that scratch grows and ways are
      * chosen then and not in a step. */
-    void (*prepare)(struct backend *b, const struct matrix *w, enum row_kind out_kind,
+    void (*prepare)(struct backend *b, const struct matrix *w, enum row_kind out_kind, bool biased,
                     uint32_t rows_max);
     /* Records decode steps of all sizes that this device keeps records of, anew if there are some
      * already; `enqueue` must do for any unwatched batch. NULL: records nothing. */

@@ -307,9 +307,10 @@ static const uint16_t *rounded_rows(struct backend *b, const float *x, uint32_t 
 }
 
 static void cpu_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,
-                        uint32_t rows_max)
+                        bool biased, uint32_t rows_max)
 {
     (void)out_kind;
+    (void)biased;
     if (w->dtype == DTYPE_BF16 && !rounded_room(b, w->k, rows_max)) b->status = ERR_MEMORY;
 }
 

@@ -177,7 +177,7 @@ enum err cuda_kv_from_slot(struct backend *b, const struct kv_view *kv, uint32_t
                            const void *slot, uint64_t *hash);
 
 /* ops.c; as backend.h has them. */
-void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,
+void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind, bool biased,
                 uint32_t rows_max);
 void op_embed(struct backend *b, float *x, const void *table, enum dtype dtype,
               const struct batch *batch, uint32_t rows, uint32_t dim);

@@ -15,10 +15,10 @@
  * …): lt_prepare times cublasLt's first few candidates for each, once per shape and bucket. A shape
  * that was not prepared takes cublasLt's first candidate, found at its first product.
  *
- * Rules: the bits of a row depend on the rows of the product: `deterministic` uses product.cu. A product
- * allocates no device memory, so that it can be recorded into a graph; bf16 rows with a bias need a
- * lt_prepare of at least that n before (with or without a bias, before anything is recorded). One
- * workspace, one stream.
+ * Rules: the bits of a row depend on the rows of the product, and on what was the fastest: `deterministic`
+ * uses product.cu. A product allocates no device memory, so that it can be recorded into a graph; bf16 rows
+ * with a bias need a lt_prepare of at least that n before (with or without a bias, before anything is
+ * recorded). One workspace, one stream.
  * Owner: the engine thread. */
 #ifndef TANDEM_KERNELS_CUDA_LT_H
 #define TANDEM_KERNELS_CUDA_LT_H

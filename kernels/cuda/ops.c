@@ -20,10 +20,11 @@ static struct cuda_attention attention_of(const struct attend_shape *s, const st
                                    .dtype = kv->geometry.dtype};
 }
 
-void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind,
+void op_prepare(struct backend *b, const struct matrix *w, enum row_kind out_kind, bool biased,
                 uint32_t rows_max)
 {
-    const struct lt_shape shape = {.n = w->n, .k = w->k, .out_wide = out_kind == ROWS_STREAM};
+    const struct lt_shape shape = {
+        .n = w->n, .k = w->k, .out_wide = out_kind == ROWS_STREAM, .bias = biased};
     backend_enter(b);
     if (!b->lt || w->dtype != DTYPE_BF16 || !backend_ok(b)) return;
     enum err e = lt_prepare(b->lt, &shape, w->packed, rows_max);

@@ -50,7 +50,7 @@ static float *run_product(const struct subject *s, const struct product_case *c,
     void *dx = rows_put(s, ROWS_OPERAND, x, (size_t)c->rows * c->k);
     void *out = c->residual ? rows_put(s, kind, residual, count) : rows_alloc(s, kind, count);
     float *db = c->bias ? rows_put(s, ROWS_STREAM, bias, c->n) : NULL;
-    s->ops->prepare(s->b, &m, kind, c->rows);
+    s->ops->prepare(s->b, &m, kind, c->bias, c->rows);
     s->ops->matmul(s->b, out, kind, dx, &m, db, c->residual ? out : NULL, c->rows);
     float *got = rows_get(s, kind, out, count);
     s->ops->free(s->b, dx);

@@ -334,10 +334,10 @@ static void ops_allocate_nothing_once_warm_and_report_failure_at_sync(void **sta
         s.ops->matmul(s.b, out, ROWS_PRODUCT, x, &m, NULL, NULL, ROWS);
         assert_int_equal(s.ops->sync(s.b), ERR_MEMORY);
         mem_fail_at(1);
-        s.ops->prepare(s.b, &m, ROWS_PRODUCT, ROWS);
+        s.ops->prepare(s.b, &m, ROWS_PRODUCT, false, ROWS);
         assert_int_equal(s.ops->sync(s.b), ERR_MEMORY);
         mem_fail_at(0);
-        s.ops->prepare(s.b, &m, ROWS_PRODUCT, ROWS);
+        s.ops->prepare(s.b, &m, ROWS_PRODUCT, false, ROWS);
         assert_ok(s.ops->sync(s.b));
         uint64_t before = mem_count();
         for (uint32_t rows = 1; rows <= ROWS; rows++)

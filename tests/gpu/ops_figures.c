@@ -216,7 +216,7 @@ static void products(struct bench *x)
     }
     for (uint32_t rows = 1; rows <= x->rows_max; rows *= rows == 1 ? 8 : 4) {
         for (int i = 0; i < PRODUCTS; i++)
-            x->ops->prepare(x->b, &x->layer[i], ROWS_PRODUCT, rows);
+            x->ops->prepare(x->b, &x->layer[i], ROWS_PRODUCT, false, rows);
         set_batch(x, 1, rows, 0);
         double seconds = seconds_of(x, op_products);
         double bytes_s = weights * 2 / seconds, flops = 2 * weights * rows / seconds;

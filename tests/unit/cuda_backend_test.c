@@ -367,6 +367,36 @@ static void every_call_that_fails_is_told(void **state)
     assert_int_equal(fake_reset(), 0);
 }
 
+/* A product that was announced is known: no step asks cublasLt how to compute it. */
+static void products_that_were_announced_are_not_looked_for_in_a_step(void **state)
+{
+    (void)state;
+    enum { N = 24, K = 16, ROWS = 39 };
+    struct backend_options o = options;
+    struct backend *b;
+    o.dtype = DTYPE_BF16;
+    for (int kind = 0; kind < 4; kind++) {
+        bool wide = kind % 2, biased = kind / 2;
+        enum row_kind out_kind = wide ? ROWS_STREAM : ROWS_PRODUCT;
+        assert_ok(ops->open(&b, &o));
+        struct matrix w = {ops->alloc(b, N * K * sizeof(uint16_t)), N, K, DTYPE_BF16};
+        void *x = ops->alloc(b, ROWS * K * sizeof(uint16_t));
+        void *out = ops->alloc(b, ROWS * N * sizeof(float));
+        float *bias = ops->alloc(b, N * sizeof(float));
+        ops->prepare(b, &w, out_kind, biased, ROWS_MAX);
+        assert_ok(ops->sync(b));
+        fake_knobs()->fail_call = "cublasLtMatmulAlgoGetHeuristic";
+        fake_knobs()->fail_at = 1;
+        fake_knobs()->fail_with = 14; /* CUBLAS_STATUS_INTERNAL_ERROR */
+        ops->matmul(b, out, out_kind, x, &w, biased ? bias : NULL, wide ? out : NULL, ROWS);
+        assert_ok(ops->sync(b));
+        fake_knobs()->fail_call = NULL;
+        ops->free(b, (void *)(uintptr_t)w.packed), ops->free(b, x);
+        ops->free(b, out), ops->free(b, bias);
+        ops->close(b);
+    }
+}
+
 /* Who is told of a failure lets go of the blocks and the slot: nothing may touch them after that. */
 static void kv_that_fails_to_move_is_not_moved_later(void **state)
 {
@@ -449,6 +479,7 @@ int main(void)
         TEST(nothing_is_written_before_it_was_read),
         TEST(recorded_steps_never_use_memory_that_went),
         TEST(closing_waits_for_steps_under_way),
+        TEST(products_that_were_announced_are_not_looked_for_in_a_step),
         cmocka_unit_test_setup_teardown(a_device_that_failed_stays_failed, reset, reset),
         TEST(any_thread_steps_on_the_backends_device),
         TEST(waiting_ends_with_its_time),
