@@ -74,6 +74,21 @@ enum err cuda_device_use(uint32_t index)
     return cuda_check(cudaSetDevice((int)index), "the device");
 }
 
+/* On a stream of its own: the whole device must not be waited for while another thread records a step, and
+ * would be waited for in vain where a link's kernel hangs. */
+static enum err clear(void *memory, uint64_t bytes, const char *what)
+{
+    cudaStream_t stream;
+    enum err e = cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), what);
+    if (e != OK) return e;
+    e = cuda_check(cudaMemsetAsync(memory, 0, bytes, stream), what);
+    if (e == OK) e = cuda_check(cudaStreamSynchronize(stream), what);
+    if (e != OK && cudaStreamSynchronize(stream) != cudaSuccess)
+        cudaGetLastError(); /* it is freed */
+    cudaStreamDestroy(stream);
+    return e;
+}
+
 enum err cuda_take(void **memory, uint64_t bytes, const char *what)
 {
     size_t free_bytes = 0, total = 0;
@@ -88,10 +103,7 @@ enum err cuda_take(void **memory, uint64_t bytes, const char *what)
                        (double)bytes / MIB, (double)free_bytes / MIB, (double)total / MIB);
     }
     if ((e = cuda_check(c, what)) != OK) return e;
-    /* Streams of the backend do not wait for the one that clears. */
-    e = cuda_check(cudaMemset(*memory, 0, bytes ? bytes : 1), what);
-    if (e == OK) e = cuda_check(cudaDeviceSynchronize(), what);
-    if (e == OK) return OK;
+    if ((e = clear(*memory, bytes ? bytes : 1, what)) == OK) return OK;
     cudaFree(*memory);
     *memory = NULL;
     return e;

@@ -703,10 +703,11 @@ static void tokens_drawn_on_the_device_are_the_samplers(void **state)
 
 /* --- memory --- */
 
+/* Devices take memory in pieces of some MiB, of which small allocations share one. */
 static void memory_is_zero_bounded_and_given_back(void **state)
 {
     (void)state;
-    enum { BYTES = 1 << 20 };
+    enum { BYTES = 32 << 20, PIECE = 4 << 20 };
     struct subject s = any_open(DTYPE_F32, false);
     uint64_t before = s.ops->memory_free(s.b);
     char *p = s.ops->alloc(s.b, BYTES), *host = mem_new(BYTES), *zero = mem_new(BYTES);
@@ -715,9 +716,9 @@ static void memory_is_zero_bounded_and_given_back(void **state)
     memset(host, 7, BYTES);
     assert_ok(s.ops->read(s.b, host, p, BYTES));
     assert_memory_equal(host, zero, BYTES);
-    if (before > 0) assert_true(s.ops->memory_free(s.b) <= before - BYTES);
+    if (before > 0) assert_true(s.ops->memory_free(s.b) <= before - BYTES + PIECE);
     s.ops->free(s.b, p);
-    assert_int_equal(s.ops->memory_free(s.b), before);
+    assert_true(s.ops->memory_free(s.b) + PIECE >= before);
     assert_null(s.ops->alloc(s.b, SIZE_MAX / 4));
     assert_non_null(p = s.ops->alloc(s.b, BYTES)); /* and it goes on */
     s.ops->free(s.b, p);

@@ -344,20 +344,12 @@ static void every_call_that_fails_is_told(void **state)
     static const struct {
         const char *call;
         uint32_t calls; /* at least so many */
-    } cases[] = {{"cudaSetDevice", 2},
-                 {"cudaStreamCreateWithFlags", 2},
-                 {"cudaEventCreateWithFlags", 70},
-                 {"cudaMalloc", 15},
-                 {"cudaMemset", 15},
-                 {"cudaHostAlloc", 30},
-                 {"cudaMemcpyAsync", 6},
-                 {"cudaEventRecord", 3},
-                 {"cudaEventSynchronize", 3},
-                 {"cudaLaunchKernel", 4},
-                 {"cudaStreamBeginCapture", 1},
-                 {"cudaGraphInstantiate", 1},
-                 {"cudaGraphLaunch", 2},
-                 {"cudaStreamSynchronize", 1}};
+    } cases[] = {
+        {"cudaSetDevice", 2},    {"cudaStreamCreateWithFlags", 2}, {"cudaEventCreateWithFlags", 70},
+        {"cudaMalloc", 15},      {"cudaMemsetAsync", 15},          {"cudaHostAlloc", 30},
+        {"cudaMemcpyAsync", 6},  {"cudaEventRecord", 3},           {"cudaEventSynchronize", 3},
+        {"cudaLaunchKernel", 4}, {"cudaStreamBeginCapture", 1},    {"cudaGraphInstantiate", 1},
+        {"cudaGraphLaunch", 2},  {"cudaStreamSynchronize", 1}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (uint32_t n = 1; n <= cases[i].calls; n += 1 + cases[i].calls / 8) {
             assert_int_equal(life_with(cases[i].call, n), ERR_DEVICE);

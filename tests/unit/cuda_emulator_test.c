@@ -407,6 +407,7 @@ static void mistakes_are_faults_with_a_text(void **state)
         [BAD_STACK] = {32, {"the end of its stack"}},
         [BAD_COPY_UNALIGNED] = {32, {"copy_async to", "not aligned to 16"}},
         [BAD_COPY_OUTSIDE] = {32, {"copy_async to 0 bytes behind the end of shared piece 0"}},
+        [BAD_COPY_LEFT] = {32, {"thread 3 of 32", "returns with 1 copies under way"}},
         [BAD_MATRIX_OUTSIDE] = {32, {"load_matrices from no shared memory"}},
         [BAD_MATRIX_UNALIGNED] = {32, {"load_matrices", "not aligned to 16"}},
         [BAD_LOAD_UNALIGNED] = {32, {"load_once from", "not aligned to 16"}},

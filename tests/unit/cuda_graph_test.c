@@ -384,6 +384,32 @@ static void a_capture_holds_other_threads_back_only_if_global(void **state)
     }
 }
 
+static void *synchronize_here(void *arg)
+{
+    *(cudaError_t *)arg = cudaDeviceSynchronize();
+    return NULL;
+}
+
+/* As NVIDIA's devices do it: who waits for the whole device ends every capture on it. */
+static void a_wait_for_the_device_ends_the_captures_of_all_threads(void **state)
+{
+    static const enum cudaStreamCaptureMode modes[] = {cudaStreamCaptureModeGlobal,
+                                                       cudaStreamCaptureModeThreadLocal,
+                                                       cudaStreamCaptureModeRelaxed};
+    (void)state;
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+        cudaError_t e = cudaSuccess;
+        pthread_t thread;
+        cudaGraph_t graph;
+        cudaStream_t s = begin(modes[i]);
+        assert_int_equal(pthread_create(&thread, NULL, synchronize_here, &e), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_int_equal(e, cudaErrorStreamCaptureUnsupported);
+        assert_int_equal(cudaStreamEndCapture(s, &graph), cudaErrorStreamCaptureInvalidated);
+        fake_reset();
+    }
+}
+
 static void an_event_of_an_ended_capture_is_no_event(void **state)
 {
     cudaEvent_t v = new_event();
@@ -412,6 +438,7 @@ int main(void)
         TEST(launches_of_one_graph_do_not_overlap),
         TEST(illegal_calls_spoil_the_capture),
         TEST(a_capture_holds_other_threads_back_only_if_global),
+        TEST(a_wait_for_the_device_ends_the_captures_of_all_threads),
         TEST(an_event_of_an_ended_capture_is_no_event),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -77,6 +77,7 @@ static void rig_close(struct rig *x)
 static void to_device(void *device, const void *host, size_t bytes)
 {
     assert_cuda(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+    assert_cuda(cudaDeviceSynchronize()); /* `stream` does not wait for it */
 }
 
 /* --- jobs and logits --- */

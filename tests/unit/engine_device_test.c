@@ -207,7 +207,8 @@ static void remember(const struct step *s, struct token_info *token)
         token[s->sequence[i].slot] = s->result[i];
 }
 
-/* Steps alone tell of their layers, so that none of them is a recorded one. */
+/* Steps alone tell of their layers, so that none of them is a recorded one. One engine has both: another one
+ * may find other products the fastest, whose last bits differ. */
 static void steps_in_flight_give_what_steps_alone_give(void **state)
 {
     struct fixture *f = *state;
@@ -223,11 +224,6 @@ static void steps_in_flight_give_what_steps_alone_give(void **state)
         assert_ok(next_done(f).status);
         remember(step[n], alone[n]);
     }
-    engine_stop(engine);
-    engine_close(engine);
-
-    engine = open_on(f, backend, DTYPE_BF16, false);
-    assert_ok(engine_start(engine, on_event, f));
     for (uint32_t n = 0; n < STEPS; n++) { /* all at once: none knows the token of the one before */
         plan(f, step[n], n);
         assert_ok(engine_submit(engine, step[n]));

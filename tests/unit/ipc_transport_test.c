@@ -58,6 +58,7 @@ static void serve(int line)
             uint32_t slot = SLOTS;
             size_t n = pattern(bytes, i);
             if (cudaMemcpy(ops->slot(t, i), bytes, n, cudaMemcpyHostToDevice) != cudaSuccess ||
+                cudaDeviceSynchronize() != cudaSuccess || /* who reads does not wait for it */
                 ops->begin(t, i, n) != OK || ops->ended(t, &slot) != OK || slot != i)
                 _exit(3);
         }

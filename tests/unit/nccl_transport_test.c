@@ -104,6 +104,7 @@ static void fill(struct transport *t, uint32_t slot, size_t bytes, uint32_t numb
     for (size_t i = 0; i < bytes; i++)
         host[i] = (uint8_t)(number * 31 + i * 7 + i / 251);
     assert_int_equal(cudaMemcpy(ops->slot(t, slot), host, bytes, cudaMemcpyHostToDevice), 0);
+    assert_int_equal(cudaDeviceSynchronize(), 0); /* other streams do not wait for it */
     mem_free(host);
 }
 

@@ -306,6 +306,8 @@ static void fiber_body(void *arg)
         m->thread[m->current].waited = false;
         m->launch->thread(m->launch->arg);
         if (!m->thread[m->current].waited) machine_fault("returns without a grid_wait");
+        if (m->thread[m->current].copies_count > 0)
+            machine_fault("returns with %u copies under way", m->thread[m->current].copies_count);
         struct fiber *self = m->running;
         int next = returned(m);
         if (next == NOBODY && m->returned_count < m->threads_count) stuck(m);

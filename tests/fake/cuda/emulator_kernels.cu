@@ -251,6 +251,7 @@ static __global__ void copied_kernel(float *out, const float *in, uint32_t count
             out[(stage - 1) * wide + own + i] = ready[(own + i) ^ 4];
         block_sync();
     }
+    copy_wait<0>();
 }
 void run_copied(float *out, const float *in, uint32_t count, uint32_t valid, uint32_t threads,
                 enum planted planted)
@@ -295,6 +296,7 @@ static __device__ void bad_piece(enum bad bad, uint32_t i, uint32_t *out, const 
                                                                                 : 1024);
     uint32_t r[4];
     if (bad == BAD_COPY_UNALIGNED) copy_async(piece + 1, in, true);
+    if (bad == BAD_COPY_LEFT && i == 3) copy_async(piece, in, true);
     if (bad == BAD_COPY_OUTSIDE) copy_async(piece + 1024, in, true);
     if (bad == BAD_MATRIX_OUTSIDE) load_matrices(r, out);
     if (bad == BAD_MATRIX_UNALIGNED) load_matrices(r, piece + 2);

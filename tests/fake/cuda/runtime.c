@@ -281,6 +281,7 @@ uint32_t fake_reset(void)
     }
     left += fake_memory_reset();
     fake.handles = NULL;
+    memset(fake.default_stream, 0, sizeof fake.default_stream);
     fake.sick = cudaSuccess;
     fake.random = 0;
     fake.fail_seen = NULL;

@@ -45,7 +45,8 @@ struct fake_state {
     uint64_t captures; /* ids of captures so far */
     pid_t threads_of;  /* the process that has the streams' threads */
     struct fake_handle *handles;
-    struct fake_capture *capture; /* those under way */
+    cudaStream_t default_stream[FAKE_DEVICES_MAX]; /* NULL: no call has used it */
+    struct fake_capture *capture;                  /* those under way */
     uint64_t used_bytes[FAKE_DEVICES_MAX];
 };
 extern struct fake_state fake;
@@ -63,6 +64,8 @@ struct fake_thread *fake_thread(void);
 
 enum {
     FAKE_UNSAFE = 1, /* refused while a capture forbids it, and spoils that capture */
+    FAKE_WHOLE_DEVICE =
+        2, /* by any capture on the thread's device, whoever's and of whatever mode */
 };
 /* Takes the lock; any error is the call's result. */
 cudaError_t fake_enter(const char *call, unsigned rules);
@@ -160,6 +163,9 @@ void fake_stream_push_wait(cudaStream_t stream, struct fake_moment *m);
 struct fake_moment *fake_stream_push_record(cudaStream_t stream);
 /* Until all that was pushed so far has ended. Gives the lock up meanwhile. */
 void fake_stream_wait(cudaStream_t stream);
+/* That of the thread's device for calls without a stream; NULL: there is no thread for it. */
+cudaStream_t fake_default_stream(void);
+void fake_default_stream_wait(void); /* as cudaFree does, among all that it waits for */
 /* Destroys every stream when its work has ended. Gives the lock up meanwhile. */
 void fake_streams_stop(void);
 void fake_event_fini(cudaEvent_t event);

@@ -95,23 +95,36 @@ cudaError_t cudaMemsetAsync(void *to, int byte, size_t size, cudaStream_t stream
     return fake_leave(e);
 }
 
-/* The calls without a stream are done at once, whatever other streams do: those made as non-blocking
- * are not waited for by the real ones either. */
+/* The calls without a stream go in order on one of their own, whatever other streams do: those made as
+ * non-blocking do not wait for it, nor it for them. As the real ones they return before device memory has
+ * been written, unless that is from pinned memory; what they read from a device is there. */
+static cudaError_t push_default(const char *name, const struct copy *c, bool is_done)
+{
+    cudaStream_t stream = fake_default_stream();
+    if (!stream) return cudaErrorMemoryAllocation;
+    cudaError_t e = push_copy(stream, name, c);
+    if (e != cudaSuccess || !is_done) return e;
+    fake_stream_wait(stream);
+    return fake.sick;
+}
+
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind)
 {
     static const char call[] = "cudaMemcpy";
     struct copy c = {.to = to, .from = from, .size = size};
     cudaError_t e = fake_enter(call, FAKE_UNSAFE);
     if (e == cudaSuccess) e = check_copy(call, &c, kind);
-    if (e == cudaSuccess && size > 0) memmove(to, from, size);
+    bool is_late = is_device(to) && (is_device(from) || !fake_memory_find(from));
+    if (e == cudaSuccess && size > 0) e = push_default(call, &c, !is_late);
     return fake_leave(e);
 }
 
 cudaError_t cudaMemset(void *to, int byte, size_t size)
 {
     static const char call[] = "cudaMemset";
+    struct copy c = {.to = to, .size = size, .byte = byte};
     cudaError_t e = fake_enter(call, FAKE_UNSAFE);
     if (e == cudaSuccess) e = fake_memory_check(call, to, size, true);
-    if (e == cudaSuccess && size > 0) memset(to, byte, size);
+    if (e == cudaSuccess && size > 0) e = push_default(call, &c, false);
     return fake_leave(e);
 }

@@ -15,6 +15,8 @@ enum {
     PROCESSOR_BLOCKS = 32,
     L2_BYTES = 1 << 20,
     PRIORITY_GREATEST = -5,
+    CHUNK_BYTES =
+        2 << 20, /* of memory that cudaMalloc takes at once: what is free falls in such steps */
 };
 
 static cudaError_t check_device(int device)
@@ -142,7 +144,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 
 cudaError_t cudaDeviceSynchronize(void)
 {
-    cudaError_t e = fake_enter("cudaDeviceSynchronize", FAKE_UNSAFE);
+    cudaError_t e = fake_enter("cudaDeviceSynchronize", FAKE_WHOLE_DEVICE);
     for (struct fake_handle *h = fake.handles; h && e == cudaSuccess; h = h->next) {
         cudaStream_t s = (cudaStream_t)h;
         if (h->kind == FAKE_STREAM && s->device == fake_thread()->device) fake_stream_wait(s);
@@ -155,6 +157,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
     cudaError_t e = fake_enter("cudaMemGetInfo", 0);
     if (e == cudaSuccess) {
         uint64_t used = fake.used_bytes[fake_thread()->device];
+        used = (used + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
         *total_bytes = fake_device_bytes();
         *free_bytes = *total_bytes > used ? *total_bytes - used : 0;
     }

@@ -85,9 +85,11 @@ static bool holds_back(const struct fake_capture *c)
 cudaError_t fake_capture_forbids(unsigned rules)
 {
     cudaError_t e = cudaSuccess;
-    if (!(rules & FAKE_UNSAFE)) return e;
-    for (struct fake_capture *c = fake.capture; c; c = c->next)
-        if (holds_back(c)) e = fake_capture_spoil(c, cudaErrorStreamCaptureUnsupported);
+    for (struct fake_capture *c = fake.capture; c; c = c->next) {
+        bool here = (rules & FAKE_WHOLE_DEVICE) && c->origin->device == fake_thread()->device;
+        if (here || ((rules & FAKE_UNSAFE) && holds_back(c)))
+            e = fake_capture_spoil(c, cudaErrorStreamCaptureUnsupported);
+    }
     return e;
 }
 

@@ -352,6 +352,7 @@ cudaError_t cudaMalloc(void **memory, size_t size)
 cudaError_t cudaFree(void *memory)
 {
     cudaError_t e = fake_enter("cudaFree", FAKE_UNSAFE);
+    if (e == cudaSuccess) fake_default_stream_wait();
     if (e == cudaSuccess) e = free_piece(memory, FAKE_DEVICE, "cudaFree");
     return fake_leave(e);
 }
@@ -379,6 +380,7 @@ cudaError_t cudaMallocHost(void **memory, size_t size)
 cudaError_t cudaFreeHost(void *memory)
 {
     cudaError_t e = fake_enter("cudaFreeHost", FAKE_UNSAFE);
+    if (e == cudaSuccess) fake_default_stream_wait();
     if (e == cudaSuccess) e = free_piece(memory, FAKE_PINNED, "cudaFreeHost");
     return fake_leave(e);
 }

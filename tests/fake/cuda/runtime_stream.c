@@ -163,9 +163,9 @@ cudaError_t fake_stream_check(cudaStream_t stream, const char *call)
 
 /* --- streams --- */
 
-static cudaError_t create_stream(cudaStream_t *stream, unsigned flags)
+static cudaError_t open_stream(cudaStream_t *stream)
 {
-    if (flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
+    if (fake.threads_of != getpid()) memset(fake.default_stream, 0, sizeof fake.default_stream);
     cudaStream_t s = fake_handle_new(FAKE_STREAM, sizeof *s);
     s->device = fake_thread()->device;
     s->end = &s->first;
@@ -177,6 +177,26 @@ static cudaError_t create_stream(cudaStream_t *stream, unsigned flags)
     fake.threads_of = getpid();
     *stream = s;
     return cudaSuccess;
+}
+
+static cudaError_t create_stream(cudaStream_t *stream, unsigned flags)
+{
+    return flags > cudaStreamNonBlocking ? cudaErrorInvalidValue : open_stream(stream);
+}
+
+cudaStream_t fake_default_stream(void)
+{
+    cudaStream_t *own = &fake.default_stream[fake_thread()->device];
+    if (*own && fake.threads_of == getpid()) return *own;
+    if (open_stream(own) != cudaSuccess) return *own = NULL;
+    (*own)->handle.live = false; /* nobody has to destroy it */
+    return *own;
+}
+
+void fake_default_stream_wait(void)
+{
+    cudaStream_t own = fake.default_stream[fake_thread()->device];
+    if (own && fake.threads_of == getpid()) fake_stream_wait(own);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
