@@ -19,6 +19,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
 void *mem_new(size_t size);
 void *mem_array(size_t count, size_t size);
 /* Grows or shrinks to count x size bytes, new bytes undefined; NULL leaves `p` as it was. */

@@ -101,8 +101,6 @@ struct setting {
         name, SETTING_TYPE_LIST, SETTING_FIELD(s, f, struct setting_list), NULL, 0, 0, NULL, help  \
     }
 
-#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
-
 struct settings_table {
     const struct setting *rows;
     size_t rows_count;

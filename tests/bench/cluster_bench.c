@@ -43,6 +43,7 @@
 #include "tests/e2e/page.h"
 #include "tests/e2e/streams.h"
 #include "tests/unit/redis_rig.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum {
@@ -680,7 +681,7 @@ static void prefix(void)
         tell("prefix", rest, cold_ms[n]);
     }
     compare("pool", cold_ms, again_ms);
-    rig_directory(folder);
+    scratch_make(folder);
     snprintf(args, sizeof args, LITTLE_POOL "--kv-disk %s/disk", folder);
     prefixes_over("disk", args, true, unused_ms, again_ms);
     compare("disk", cold_ms, again_ms);
@@ -690,7 +691,7 @@ static void prefix(void)
         compare("redis", cold_ms, again_ms);
     }
     redis_rig_stop(&redis);
-    rig_delete(folder);
+    scratch_remove(folder);
 }
 
 /* ---- */

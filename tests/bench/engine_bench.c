@@ -19,6 +19,7 @@
 #include "engine/sampler.h"
 #include "tests/bench/ceilings.h"
 #include "tests/bench/shape_s.h"
+#include "tests/unit/scratch.h"
 
 enum {
     PREFILL_MAX = 2048,
@@ -162,12 +163,10 @@ static void decode(struct bench *x, uint32_t sequences)
 /* Cold: the cache folder is empty. The model's own files are in the system's page cache. */
 static void starts(struct bench *x)
 {
-    char dir[] = "/tmp/tandem-bench-XXXXXX", command[64];
+    char dir[SCRATCH_BYTES];
     double cold = 1e9, cached = 1e9;
-    if (!mkdtemp(dir)) exit(1);
-    snprintf(command, sizeof command, "rm -rf %s/*", dir);
     for (int run = 0; run < 3; run++) {
-        if (system(command) != 0) exit(1);
+        scratch_make(dir);
         for (int warm = 0; warm < 2; warm++) {
             open_engine(x, dir);
             double took = (double)engine_facts(x->engine)->load_ns / NS_PER_S;
@@ -176,9 +175,8 @@ static void starts(struct bench *x)
             if (took < *best) *best = took;
             engine_close(x->engine);
         }
+        scratch_remove(dir);
     }
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    if (system(command) != 0) exit(1);
     figure(x, "start_cold_ms", cold * 1e3);
     figure(x, "start_cached_ms", cached * 1e3);
 }

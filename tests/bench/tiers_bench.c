@@ -16,6 +16,7 @@
 #include "kv/tier_entry.h"
 #include "tests/bench/figures.h"
 #include "tests/unit/redis_rig.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { RUN = 8, PASSES = 3 };
@@ -72,12 +73,12 @@ static void bench_init(struct bench *b, const struct size *size)
             memcpy(b->from[i] + at, &r, 16);
         }
     }
-    rig_directory(b->dir);
+    scratch_make(b->dir);
 }
 
 static void bench_fini(struct bench *b)
 {
-    rig_delete(b->dir);
+    scratch_remove(b->dir);
     mem_free(b->key);
     for (uint32_t i = 0; i < RUN; i++) {
         mem_free(b->from[i]);

@@ -10,6 +10,7 @@
 #include "common/rng.h"
 #include "kv/tier.h"
 #include "tests/unit/redis_rig.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { VALUES = 64, SLOTS = 24 };
@@ -63,7 +64,7 @@ static int open_subject(void **state, const char *name)
     s->name = name;
     assert_ok(kv_tier_find(name, &s->ops));
     assert_string_equal(s->ops->name, name);
-    rig_directory(s->dir);
+    scratch_make(s->dir);
     snprintf(s->where, sizeof s->where, "%.*s/deep/down", PATH_MAX, s->dir);
     bool server = strcmp(name, "redis") == 0;
     if (server) assert_true(redis_rig_start(&s->redis, s->dir, NULL));
@@ -105,7 +106,7 @@ static int close_subject(void **state)
         mem_free(s->room[i]);
         mem_free(s->value[i]);
     }
-    rig_delete(s->dir);
+    scratch_remove(s->dir);
     mem_free(s);
     return 0;
 }
@@ -490,10 +491,10 @@ static bool redis_is_there(void)
 {
     struct redis_rig rig;
     char dir[PATH_MAX];
-    rig_directory(dir);
+    scratch_make(dir);
     bool there = redis_rig_start(&rig, dir, NULL);
     redis_rig_stop(&rig);
-    rig_delete(dir);
+    scratch_remove(dir);
     return there;
 }
 

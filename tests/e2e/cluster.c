@@ -490,8 +490,7 @@ struct cluster *cluster_new(const char *model)
     struct cluster *c = mem_new(sizeof *c);
     assert_non_null(c);
     c->model = model;
-    snprintf(c->folder, sizeof c->folder, "/tmp/tandem-e2e-XXXXXX");
-    assert_non_null(mkdtemp(c->folder));
+    scratch_make(c->folder);
     return c;
 }
 
@@ -589,18 +588,6 @@ void cluster_expect_memory(const struct cluster *c, size_t pool_bytes)
 #endif
 }
 
-static void remove_folder(const char *folder)
-{
-    DIR *d = opendir(folder);
-    for (const struct dirent *f; d && (f = readdir(d));) {
-        char path[PATH_MAX];
-        snprintf(path, sizeof path, "%s/%s", folder, f->d_name);
-        unlink(path);
-    }
-    if (d) closedir(d);
-    rmdir(folder);
-}
-
 static void end_process(struct process *p)
 {
     int status;
@@ -617,6 +604,6 @@ void cluster_free(struct cluster *c)
         print_log(c->process[i]);
     for (uint32_t i = 0; i < c->count; i++)
         end_process(c->process[i]);
-    remove_folder(c->folder);
+    scratch_remove(c->folder);
     mem_free(c);
 }

@@ -27,6 +27,7 @@
 #include <sys/types.h>
 
 #include "client/tandem.h"
+#include "tests/unit/scratch.h"
 
 enum { CLUSTER_PROCESSES_MAX = 256, CLUSTER_WAIT_MS = 60000 };
 
@@ -47,7 +48,7 @@ struct process {
 };
 
 struct cluster {
-    char folder[64];
+    char folder[SCRATCH_BYTES];
     const char *model; /* NULL: a program has the one that its args tell, a router may have none */
     struct process *process[CLUSTER_PROCESSES_MAX];
     uint32_t count;

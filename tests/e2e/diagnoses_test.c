@@ -169,7 +169,7 @@ static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
 {
     struct rig *rig = *state;
     struct command r;
-    char path[128];
+    char path[PATH_MAX];
     rig->cluster = cluster_new(cluster_demo_model());
     cluster_router(rig->cluster, "--disaggregate always");
     cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
@@ -531,7 +531,7 @@ static void a_node_that_computes_nothing_hangs(void **state)
 /* What the doctor says of this status and the one now. */
 static json_t *look_since(const struct rig *rig, json_t *before)
 {
-    char path[128];
+    char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/samples.json", rig->cluster->folder);
     json_t *samples = json_pack("{s:[{s:o},{s:o}]}", "samples", "status", before, "status",
                                 cluster_status(rig->cluster));

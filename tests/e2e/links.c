@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 /* ---- what status shows ---- */
@@ -118,7 +119,7 @@ uint32_t links_cut_shm(const struct process *node)
 
 /* ---- model and plugins ---- */
 
-static char model[TINY_DIR_BYTES];
+static char model[SCRATCH_BYTES];
 
 const char *links_model(void)
 {
@@ -136,7 +137,7 @@ const char *links_model(void)
     static const char *const files[] = {"tokenizer.json", "tokenizer_config.json"};
     char from[PATH_MAX], to[PATH_MAX];
     if (model[0]) return model;
-    tiny_dir_make(model);
+    scratch_make(model);
     tiny_model_write(model, &shape);
     for (size_t i = 0; i < 2; i++) {
         snprintf(from, sizeof from, "%s/%s", cluster_demo_model(), files[i]);
@@ -148,7 +149,7 @@ const char *links_model(void)
 
 void links_model_remove(void)
 {
-    if (model[0]) tiny_dir_remove(model);
+    if (model[0]) scratch_remove(model);
     model[0] = '\0';
 }
 

@@ -219,7 +219,7 @@ static void twice_the_memory_of_long_generations_is_swapped_to_disk(void **state
 {
     struct rig *rig = *state;
     static char page[PAGE_MAX];
-    char args[256];
+    char args[SCRATCH_BYTES + 160];
     rig->cluster = cluster_new(cluster_demo_model());
     cluster_router(rig->cluster, "--disaggregate always");
     cluster_node(rig->cluster, PROGRAM_PREFILL, "");

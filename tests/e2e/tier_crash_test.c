@@ -19,6 +19,7 @@
 #include "common/mem.h"
 #include "common/rng.h"
 #include "tests/unit/disk_faults.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { NAMES = 200, RUN = 24, SLOTS_SOME = 60, WRITES_MAX = 120 };
@@ -165,7 +166,7 @@ static void whatever_is_read_after_a_kill_is_right(void **state)
     struct store *store = mem_array(2, sizeof *store);
     assert_non_null(store);
     for (uint32_t i = 0; i < 2; i++) {
-        rig_directory(store[i].dir);
+        scratch_make(store[i].dir);
         store[i].roomy = i == 0;
     }
     for (uint32_t i = 0; i < rounds; i++)
@@ -177,7 +178,7 @@ static void whatever_is_read_after_a_kill_is_right(void **state)
                (unsigned long long)store[i].emptied);
         assert_true(store[i].right > rounds);
         assert_int_equal(store[i].emptied, 0);
-        rig_delete(store[i].dir);
+        scratch_remove(store[i].dir);
     }
     mem_free(store);
 }

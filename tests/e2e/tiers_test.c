@@ -19,6 +19,7 @@
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
 #include "tests/unit/redis_rig.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { PROMPTS = 10, PROMPT_MAX = 2048 };
@@ -83,7 +84,7 @@ static int set_up(void **state)
 {
     rig_setup(state);
     bench = (struct bench){.rig = *state};
-    rig_directory(bench.folder);
+    scratch_make(bench.folder);
     return 0;
 }
 
@@ -91,7 +92,7 @@ static int tear_down(void **state)
 {
     rig_teardown(state);
     redis_rig_stop(&bench.redis);
-    rig_delete(bench.folder);
+    scratch_remove(bench.folder);
     return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "tests/e2e/page.h"
 #include "tests/unit/exposition.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 #define OF_ROUTER "tandem_router_"
@@ -88,7 +89,7 @@ void whole_start(struct whole *w, const char *router_args, const char *node_args
     char args[512];
     *w = (struct whole){.cluster = cluster_new(cluster_demo_model())};
     snprintf(w->node_args, sizeof w->node_args, "%s", node_args);
-    rig_directory(w->folder);
+    scratch_make(w->folder);
     w->has_redis = redis && redis_rig_start(&w->redis, w->folder, NULL);
     snprintf(args, sizeof args, "--metrics 127.0.0.1:0 --deaths-max 100 --lone-deaths-max 100 %s",
              router_args);
@@ -104,7 +105,7 @@ void whole_end(struct whole *w)
 {
     cluster_free(w->cluster);
     redis_rig_stop(&w->redis);
-    if (w->folder[0]) rig_delete(w->folder);
+    if (w->folder[0]) scratch_remove(w->folder);
 }
 
 void whole_replace(struct whole *w, uint32_t node)

@@ -8,6 +8,7 @@
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/streams.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 enum { WINDOW = 48, SINKS = 32, CONTEXT = 1024, ASKS = 6, PROMPT_MAX = 900, TOKENS = 60 };
@@ -30,10 +31,10 @@ static const struct tiny_shape shape = {.hidden = 64,
                                         .seed = 5};
 
 struct world {
-    char model[TINY_DIR_BYTES];
+    char model[SCRATCH_BYTES];
     uint32_t prompt[ASKS + 1][PROMPT_MAX], prompt_count[ASKS + 1];
     uint32_t want[ASKS + 1][TOKENS];
-    char disk[TINY_DIR_BYTES];
+    char disk[SCRATCH_BYTES];
     struct cluster *cluster;
     struct streams *streams;
 };
@@ -79,7 +80,7 @@ static void learn(struct world *w, bool of_model)
     struct engine *engine;
     struct step *step;
     own.window = of_model ? WINDOW : 0;
-    tiny_dir_make(w->model);
+    scratch_make(w->model);
     tiny_model_write(w->model, &own);
     struct engine_options o = {.model_dir = w->model,
                                .cache_dir = "none",
@@ -118,14 +119,14 @@ static int teardown(void **state)
     struct world *w = *state;
     streams_free(w->streams);
     cluster_free(w->cluster);
-    if (w->model[0]) tiny_dir_remove(w->model);
-    if (w->disk[0]) tiny_dir_remove(w->disk);
+    if (w->model[0]) scratch_remove(w->model);
+    if (w->disk[0]) scratch_remove(w->disk);
     return 0;
 }
 
 static void start(struct world *w, uint32_t decodes)
 {
-    char prefill[TINY_DIR_BYTES + 128], decode[TINY_DIR_BYTES + 128];
+    char prefill[SCRATCH_BYTES + 128], decode[SCRATCH_BYTES + 128];
     snprintf(prefill, sizeof prefill, NODES "16 --model %s", w->model);
     snprintf(decode, sizeof decode, NODES "14 --model %s", w->model);
     w->cluster = cluster_new(NULL); /* token ids only: the router needs no model */
@@ -279,7 +280,7 @@ static void turns(struct world *w, bool of_model)
 {
     learn(w, of_model);
     for (uint32_t alone = 0; alone < 2; alone++) {
-        char args[TINY_DIR_BYTES + 128];
+        char args[SCRATCH_BYTES + 128];
         snprintf(args, sizeof args, CACHING "--model %s", w->model);
         w->cluster = cluster_new(NULL);
         cluster_router(w->cluster, alone ? "--disaggregate never" : "--disaggregate always");
@@ -323,7 +324,7 @@ static bool nothing_is_stored(struct cluster *c, json_t *status)
 static void a_later_turn_goes_where_its_window_is(void **state)
 {
     struct world *w = *state;
-    char args[TINY_DIR_BYTES + 128];
+    char args[SCRATCH_BYTES + 128];
     learn(w, true);
     snprintf(args, sizeof args, CACHING "--model %s", w->model);
     w->cluster = cluster_new(NULL);
@@ -344,9 +345,9 @@ static void a_later_turn_goes_where_its_window_is(void **state)
 static void a_killed_node_serves_the_window_that_it_knew(void **state)
 {
     struct world *w = *state;
-    char args[2 * TINY_DIR_BYTES + 128];
+    char args[2 * SCRATCH_BYTES + 128];
     learn(w, true);
-    tiny_dir_make(w->disk);
+    scratch_make(w->disk);
     snprintf(args, sizeof args, CACHING "--kv-tier-deadline 20s --kv-disk %s/d --model %s", w->disk,
              w->model);
     w->cluster = cluster_new(NULL);

@@ -6,7 +6,6 @@
  *     gpu_bench --probe                                  says which device there is, or what is missing
  *
  * The model is made in the folder (the temporary one) and taken away at the end. */
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,7 @@
 #include "tests/gpu/ceilings_cuda.h"
 #include "tests/gpu/model.h"
 #include "tests/gpu/ops_figures.h"
+#include "tests/unit/scratch.h"
 
 /* ROUNDS_MAX: as many steps as an engine queues. */
 enum { ROUNDS_MAX = 64, RUNS = 3, GAP_RUNS = 5, CHUNK_MAX = 8192 };
@@ -199,14 +199,7 @@ static char model_dir[512];
 
 static void remove_model(void)
 {
-    char path[1024];
-    DIR *dir = opendir(model_dir);
-    for (struct dirent *d; dir && (d = readdir(dir));) {
-        snprintf(path, sizeof path, "%s/%s", model_dir, d->d_name);
-        if (d->d_name[0] != '.') unlink(path);
-    }
-    if (dir) closedir(dir);
-    rmdir(model_dir);
+    scratch_remove(model_dir);
 }
 
 /* Gone when the program ends, however that is. */

@@ -1,10 +1,6 @@
-#include "common/address.h"
+#include "tests/unit/testing.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "common/address.h"
 
 static void splits_what_users_write(void **state)
 {
@@ -22,7 +18,7 @@ static void splits_what_users_write(void **state)
     char host[ADDRESS_HOST_MAX];
     uint16_t port;
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
-        assert_int_equal(address_split(good[i].address, host, &port), OK);
+        assert_ok(address_split(good[i].address, host, &port));
         assert_string_equal(host, good[i].host);
         assert_int_equal(port, good[i].port);
     }

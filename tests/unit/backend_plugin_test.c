@@ -1,18 +1,12 @@
 /* The plugins are those of tests/fake/plugin, built into PLUGINS/NAME/libtandem_cuda.so. */
-#include "kernels/plugin.h"
+#include "tests/unit/testing.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
-#include <unistd.h>
 
-#include "common/file.h"
 #include "common/mem.h"
+#include "kernels/plugin.h"
+#include "tests/unit/scratch.h"
 
 static void a_plugin_uses_the_programs_errors_and_memory(void **state)
 {
@@ -20,7 +14,7 @@ static void a_plugin_uses_the_programs_errors_and_memory(void **state)
     const struct backend_ops *ops = NULL;
     struct backend *b;
     setenv("TANDEM_PLUGIN_DIR", PLUGINS "/good", 1);
-    assert_int_equal(backend_find("cuda", &ops), OK);
+    assert_ok(backend_find("cuda", &ops));
     assert_string_equal(ops->name, "cuda");
     const struct backend_options o = {.device_index = 3};
     assert_int_equal(ops->open(&b, &o), ERR_DEVICE);
@@ -55,15 +49,13 @@ static void a_file_that_is_no_library_is_refused(void **state)
 {
     (void)state;
     const struct backend_ops *ops;
-    char dir[] = "/tmp/backend_plugin_test.XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/libtandem_cuda.so", dir);
-    assert_int_equal(file_write_whole(path, "text", 4), OK);
+    char dir[SCRATCH_BYTES];
+    scratch_make(dir);
+    scratch_write(dir, "libtandem_cuda.so", "text", 4);
     setenv("TANDEM_PLUGIN_DIR", dir, 1);
     assert_int_equal(backend_find("cuda", &ops), ERR_UNSUPPORTED);
     assert_non_null(strstr(err_text(), "cannot be loaded"));
-    unlink(path);
-    rmdir(dir);
+    scratch_remove(dir);
 }
 
 int main(void)

@@ -1,15 +1,10 @@
 /* The kernel emulator: each primitive of device.cuh against a plain computation, and each kind of
  * mistake found. Launches run at once, on the thread of the test. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "tests/unit/testing.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "tests/fake/cuda/emulator_kernels.h"

@@ -11,11 +11,13 @@
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 enum {
     TEXTS = 4, /* scored, summed, its last row, and one that samples */
     TOKENS_MAX = 52,
+    HIDDEN = 32,
     BLOCKS_EACH = 4,
     OUTPUTS = TEXTS, /* fewer than rows: results are read in pieces */
 };
@@ -26,12 +28,12 @@ static const enum step_want wants[TEXTS] = {STEP_WANT_SCORES, STEP_WANT_SUM, STE
 
 struct result {
     float scores[TOKENS_MAX];
-    double sum[2][TINY_DIR_BYTES]; /* of texts 1 and 2 */
+    double sum[2][HIDDEN]; /* of texts 1 and 2 */
     uint32_t token;
 };
 
 struct fixture {
-    char dir[TINY_DIR_BYTES];
+    char dir[SCRATCH_BYTES];
     struct tiny_shape shape;
     uint32_t tokens[TEXTS][TOKENS_MAX], count[TEXTS];
     struct job job[TEXTS];
@@ -45,9 +47,9 @@ static int setup(void **state)
     struct fixture *f = mem_new(sizeof *f);
     *state = f;
     f->shape = (struct tiny_shape)TINY_SHAPE;
-    f->shape.hidden = 32;
+    f->shape.hidden = HIDDEN;
     f->shape.head_dim = 8;
-    tiny_dir_make(f->dir);
+    scratch_make(f->dir);
     tiny_model_write(f->dir, &f->shape);
     for (uint32_t i = 0; i < TEXTS; i++) {
         f->count[i] = TOKENS_MAX - 11 * i;
@@ -67,7 +69,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct fixture *f = *state;
-    tiny_dir_remove(f->dir);
+    scratch_remove(f->dir);
     mem_free(f);
     return 0;
 }
@@ -191,7 +193,7 @@ static void results_are_the_same_bits_in_any_chunks_and_company(void **state)
 static void a_mean_is_of_all_rows_and_a_last_of_one(void **state)
 {
     struct fixture *f = *state;
-    double one[TINY_DIR_BYTES] = {0}, all[TINY_DIR_BYTES] = {0}, size = 0;
+    double one[HIDDEN] = {0}, all[HIDDEN] = {0}, size = 0;
     open_on(f, backends[0], DTYPE_F32);
     f->count[1] = f->count[2];
     memcpy(f->tokens[1], f->tokens[2], sizeof f->tokens[1]);

@@ -11,6 +11,7 @@
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "tests/unit/testing.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 #define WAIT_NS (60ull * 1000000000)
@@ -27,7 +28,7 @@ enum {
 static const char *backend = "cpu";
 
 struct fixture {
-    char dir[TINY_DIR_BYTES];
+    char dir[SCRATCH_BYTES];
     struct tiny_shape shape;
     struct mailbox *events;
     uint32_t prompt[SEQUENCES][PROMPT_MAX], prompt_count[SEQUENCES];
@@ -66,7 +67,7 @@ static int setup(void **state)
                                    .tied = true,
                                    .dtype = DTYPE_BF16,
                                    .seed = 3};
-    tiny_dir_make(f->dir);
+    scratch_make(f->dir);
     tiny_model_write(f->dir, &f->shape);
     assert_ok(mailbox_new(&f->events, sizeof(struct engine_event), 256));
     fill(f);
@@ -77,7 +78,7 @@ static int teardown(void **state)
 {
     struct fixture *f = *state;
     mailbox_free(f->events);
-    tiny_dir_remove(f->dir);
+    scratch_remove(f->dir);
     mem_free(f);
     return 0;
 }

@@ -14,6 +14,7 @@
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "tests/unit/testing.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 enum {
@@ -39,7 +40,7 @@ struct live {
 
 struct round {
     uint64_t seed, draws;
-    char dir[TINY_DIR_BYTES], label[160];
+    char dir[SCRATCH_BYTES], label[160];
     struct tiny_shape shape;
     enum dtype dtype;
     struct text text[TEXTS];
@@ -283,7 +284,7 @@ static void run_round(uint64_t seed)
 {
     struct round *r = mem_new(sizeof *r);
     r->seed = seed;
-    tiny_dir_make(r->dir);
+    scratch_make(r->dir);
     random_shape(r);
     random_texts(r);
     tiny_model_write(r->dir, &r->shape);
@@ -305,7 +306,7 @@ static void run_round(uint64_t seed)
         mem_free(r->text[i].logits);
         mem_free(r->text[i].kv);
     }
-    tiny_dir_remove(r->dir);
+    scratch_remove(r->dir);
     mem_free(r->logits);
     mem_free(r);
 }

@@ -9,12 +9,13 @@
 #include "common/mem.h"
 #include "engine/engine.h"
 #include "tests/unit/testing.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 #define WAIT_NS (20ull * 1000000000)
 
 struct fixture {
-    char dir[TINY_DIR_BYTES], cache[TINY_DIR_BYTES + 16];
+    char dir[SCRATCH_BYTES], cache[SCRATCH_BYTES + 16];
     struct tiny_shape shape;
     struct engine_options options;
     struct engine *engine;
@@ -29,7 +30,7 @@ static int setup(void **state)
     struct fixture *f = mem_new(sizeof *f);
     *state = f;
     f->shape = (struct tiny_shape)TINY_SHAPE;
-    tiny_dir_make(f->dir);
+    scratch_make(f->dir);
     tiny_model_write(f->dir, &f->shape);
     snprintf(f->cache, sizeof f->cache, "%s/cache", f->dir);
     f->options = (struct engine_options){.model_dir = f->dir,
@@ -51,7 +52,7 @@ static int teardown(void **state)
     mailbox_free(f->events);
     step_free(f->step);
     engine_close(f->engine);
-    tiny_dir_remove(f->dir);
+    scratch_remove(f->dir);
     mem_free(f);
     return 0;
 }

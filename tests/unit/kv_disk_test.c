@@ -18,6 +18,7 @@
 #include "kv/disk_index.h"
 #include "kv/disk_meta.h"
 #include "tests/unit/disk_faults.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { VALUES = 40, SLOT_BYTES = 12288 };
@@ -38,7 +39,7 @@ static int set_up(void **state)
 {
     struct store *s = mem_new(sizeof *s);
     assert_non_null(s);
-    rig_directory(s->dir);
+    scratch_make(s->dir);
     s->value = mem_aligned(RIG_VALUE_BYTES, 64);
     s->options = (struct kv_tier_options){.where = s->dir,
                                           .bytes_max = bytes_for(VALUES),
@@ -54,7 +55,7 @@ static int tear_down(void **state)
     struct store *s = *state;
     disk_faults = (struct disk_faults){0};
     kv_tier_disk.close(s->tier);
-    rig_delete(s->dir);
+    scratch_remove(s->dir);
     mem_free(s->value);
     mem_free(s);
     return 0;
@@ -430,7 +431,7 @@ static void a_directory_that_is_removed_under_it_is_no_crash(void **state)
 {
     struct store *s = *state;
     fill(s);
-    rig_delete(s->dir);
+    scratch_remove(s->dir);
     count(s);
     for (uint32_t n = 0; n < 2 * VALUES; n++)
         put(s, n);
@@ -486,7 +487,7 @@ static void a_disk_that_is_full_at_open_is_no_error(void **state)
 {
     struct store *s = *state;
     shut(s);
-    rig_delete(s->dir);
+    scratch_remove(s->dir);
     disk_faults = (struct disk_faults){DISK_WRITE, 1, ENOSPC, 0};
     assert_ok(kv_tier_disk.open(&s->tier, &s->options));
     assert_int_equal(put(s, 1), ERR_FULL);
@@ -516,7 +517,7 @@ static void a_file_system_that_reserves_nothing_will_do(void **state)
 {
     struct store *s = *state;
     shut(s);
-    rig_delete(s->dir);
+    scratch_remove(s->dir);
     disk_faults = (struct disk_faults){DISK_RESERVE, 1, EOPNOTSUPP, 0};
     assert_ok(kv_tier_disk.open(&s->tier, &s->options));
     fill(s);

@@ -15,6 +15,7 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "tests/unit/redis_rig.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { VALUES = 12 };
@@ -33,7 +34,7 @@ static int set_up(void **state)
 {
     struct world *w = mem_new(sizeof *w);
     assert_non_null(w);
-    rig_directory(w->dir);
+    scratch_make(w->dir);
     w->options = (struct kv_tier_options){
         .where = w->redis.where, .value_bytes = RIG_VALUE_BYTES, .space = rig_space()};
     for (uint32_t i = 0; i < VALUES; i++)
@@ -47,7 +48,7 @@ static int tear_down(void **state)
     struct world *w = *state;
     kv_tier_redis.close(w->tier);
     redis_rig_stop(&w->redis);
-    rig_delete(w->dir);
+    scratch_remove(w->dir);
     for (uint32_t i = 0; i < VALUES; i++)
         mem_free(w->value[i]);
     mem_free(w);

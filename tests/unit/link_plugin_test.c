@@ -1,13 +1,9 @@
 /* The plugins are those of tests/fake/plugin, built into PLUGINS/NAME/libtandem_nccl.so. */
-#include "xfer/plugin.h"
+#include "tests/unit/testing.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
+
+#include "xfer/plugin.h"
 
 static void a_plugin_has_the_programs_errors_and_links(void **state)
 {
@@ -15,7 +11,7 @@ static void a_plugin_has_the_programs_errors_and_links(void **state)
     const struct kv_link_ops *ops = NULL;
     struct kv_link *link;
     setenv("TANDEM_PLUGIN_DIR", PLUGINS "/link_good", 1);
-    assert_int_equal(link_plugin_find("nccl", &ops), OK);
+    assert_ok(link_plugin_find("nccl", &ops));
     assert_string_equal(ops->name, "nccl");
     assert_int_equal(ops->dial(&link, "nccl:x", NULL), ERR_DEVICE);
     assert_string_equal(err_text(), "no device for nccl:x");

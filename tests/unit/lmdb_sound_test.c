@@ -11,6 +11,7 @@
 #include "common/rng.h"
 #include "kv/disk_index.h"
 #include "kv/lmdb_sound.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tier_rig.h"
 
 enum { SLOTS = 3000, PAGE = 4096 };
@@ -24,7 +25,7 @@ static int set_up(void **state)
 {
     struct world *w = mem_new(sizeof *w);
     assert_non_null(w);
-    rig_directory(w->dir);
+    scratch_make(w->dir);
     snprintf(w->path, sizeof w->path, "%.*s/index", PATH_MAX, w->dir);
     assert_ok(disk_index_open(&w->index, w->path, SLOTS));
     *state = w;
@@ -35,7 +36,7 @@ static int tear_down(void **state)
 {
     struct world *w = *state;
     disk_index_close(w->index);
-    rig_delete(w->dir);
+    scratch_remove(w->dir);
     mem_free(w);
     return 0;
 }

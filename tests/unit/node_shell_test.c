@@ -10,8 +10,9 @@
 #include "decode_node/policy.h"
 #include "node/op_queue.h"
 #include "node/shell.h"
+#include "tests/unit/scratch.h"
 
-static char cache_dir[] = "/tmp/tandem-node-XXXXXX"; /* of packed weights */
+static char cache_dir[SCRATCH_BYTES]; /* of packed weights */
 
 /* ---- options ---- */
 
@@ -166,7 +167,7 @@ static void ops_beyond_the_mailbox_wait_and_follow(void **state)
 int main(void)
 {
     log_setup(LOG_OFF, NULL);
-    if (!mkdtemp(cache_dir)) return 1;
+    scratch_make(cache_dir);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_options_are_named),
         cmocka_unit_test(what_cannot_be_opened_is_named),
@@ -174,7 +175,6 @@ int main(void)
         cmocka_unit_test(ops_beyond_the_mailbox_wait_and_follow),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    char command[64 + sizeof cache_dir];
-    snprintf(command, sizeof command, "rm -rf %s", cache_dir);
-    return system(command) != 0 || failed;
+    scratch_remove(cache_dir);
+    return failed;
 }

@@ -1,19 +1,12 @@
 /* Patterns: Oniguruma's meaning under PCRE2, and texts that make matchers slow. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/testing.h"
 
-#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "common/mem.h"
 #include "text/oniguruma.h"
 #include "text/pattern.h"
-
-#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
 
 /* All matches, each followed by |. */
 static enum err matches(const char *source, const char *text, size_t length, struct buffer *out)
@@ -22,11 +15,11 @@ static enum err matches(const char *source, const char *text, size_t length, str
     struct pattern_scratch *scratch;
     enum err e = pattern_init(&p, PATTERN_REGEX, source, strlen(source));
     if (e != OK) return e;
-    assert_int_equal(pattern_scratch_new(&scratch), OK);
+    assert_ok(pattern_scratch_new(&scratch));
     struct pattern_walk w = {.text = text, .length = length};
     while ((e = pattern_next(&p, scratch, &w)) == OK && w.found) {
-        assert_int_equal(buffer_add(out, text + w.start, w.end - w.start), OK);
-        assert_int_equal(buffer_add(out, "|", 1), OK);
+        assert_ok(buffer_add(out, text + w.start, w.end - w.start));
+        assert_ok(buffer_add(out, "|", 1));
     }
     pattern_scratch_free(scratch);
     pattern_fini(&p);
@@ -184,10 +177,10 @@ static void blanks_at_the_end_are_found_at_once(void **state)
     memset(text, ' ', length);
     struct buffer out = {0};
     text[length - 1] = 'x';
-    assert_int_equal(matches("\\s+$", text, length, &out), OK);
+    assert_ok(matches("\\s+$", text, length, &out));
     assert_int_equal(out.length, 0);
     text[length / 2] = '\n';
-    assert_int_equal(matches("\\s+$", text, length, &out), OK);
+    assert_ok(matches("\\s+$", text, length, &out));
     assert_int_equal(out.length, length / 2 + 1);
     buffer_fini(&out);
     free(text);

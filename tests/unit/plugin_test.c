@@ -1,13 +1,9 @@
 /* What is the same for all plugins; what they are told and tell: backend_plugin_test, link_plugin_test. */
-#include "common/plugin.h"
+#include "tests/unit/testing.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
-#include <cmocka.h>
+
+#include "common/plugin.h"
 
 static void without_a_folder_set_the_usual_places_are_named(void **state)
 {

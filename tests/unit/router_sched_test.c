@@ -1,10 +1,6 @@
-#include "router/sched.h"
+#include "tests/unit/testing.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
+#include "router/sched.h"
 
 #define NS_PER_MS 1000000ull
 

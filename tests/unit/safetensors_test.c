@@ -6,6 +6,7 @@
 #include "common/mem.h"
 #include "engine/safetensors.h"
 #include "tests/unit/testing.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 #define A "\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]}"
@@ -126,15 +127,15 @@ static void write_tensor(const char *dir, const char *file, const char *name)
 
 static void write_index(const char *dir, const char *text)
 {
-    tiny_file_write(dir, "model.safetensors.index.json", text, strlen(text));
+    scratch_write(dir, "model.safetensors.index.json", text, strlen(text));
 }
 
 static void a_sharded_model_is_one(void **state)
 {
-    char dir[TINY_DIR_BYTES];
+    char dir[SCRATCH_BYTES];
     struct tensors t;
     (void)state;
-    tiny_dir_make(dir);
+    scratch_make(dir);
     write_tensor(dir, "m2.safetensors", "a");
     write_tensor(dir, "m1.safetensors", "b");
     write_index(dir, "{\"weight_map\":{\"a\":\"m2.safetensors\",\"b\":\"m1.safetensors\"}}");
@@ -146,7 +147,7 @@ static void a_sharded_model_is_one(void **state)
     assert_null(tensors_find(&t, "c"));
     tensors_close(&t);
     tensors_close(&t); /* a second time does nothing */
-    tiny_dir_remove(dir);
+    scratch_remove(dir);
 }
 
 static void a_bad_index_is_an_error_that_names_the_thing(void **state)
@@ -173,9 +174,9 @@ static void a_bad_index_is_an_error_that_names_the_thing(void **state)
         {"{\"weight_map\":{\"a\":\"m1.safetensors\",\"a\":\"m1.safetensors\"}}", ERR_FORMAT,
          "duplicate"},
     };
-    char dir[TINY_DIR_BYTES];
+    char dir[SCRATCH_BYTES];
     (void)state;
-    tiny_dir_make(dir);
+    scratch_make(dir);
     write_tensor(dir, "m1.safetensors", "a");
     write_tensor(dir, "m2.safetensors", "a");
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
@@ -185,18 +186,18 @@ static void a_bad_index_is_an_error_that_names_the_thing(void **state)
         if (e != row[i].wanted || !strstr(err_text(), row[i].said))
             fail_msg("%s: %s \"%s\"", row[i].index, err_name(e), err_text());
     }
-    tiny_dir_remove(dir);
+    scratch_remove(dir);
 }
 
 static void a_folder_without_weights_is_not_found(void **state)
 {
-    char dir[TINY_DIR_BYTES];
+    char dir[SCRATCH_BYTES];
     struct tensors t;
     (void)state;
-    tiny_dir_make(dir);
+    scratch_make(dir);
     assert_int_equal(tensors_open(&t, dir), ERR_NOT_FOUND);
     assert_non_null(strstr(err_text(), dir));
-    tiny_dir_remove(dir);
+    scratch_remove(dir);
 }
 
 int main(void)

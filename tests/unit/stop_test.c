@@ -1,17 +1,10 @@
 /* Stop strings: which one is hit, what is shown and what is held back, however the text is cut. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/testing.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "common/mem.h"
 #include "text/stop.h"
-
-#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
 
 struct row {
     const char *stops[4];
@@ -45,7 +38,7 @@ static struct stop *make(const struct row *r)
     for (; count < 4 && r->stops[count]; count++)
         strings[count] = (struct stop_string){r->stops[count], strlen(r->stops[count])};
     struct stop *s;
-    assert_int_equal(stop_new(&s, strings, count), OK);
+    assert_ok(stop_new(&s, strings, count));
     return s;
 }
 
@@ -57,7 +50,7 @@ static void check(const struct row *r, size_t piece)
     struct stop_shown out = {.hit = STOP_NONE};
     for (size_t at = 0; at < text_length; at += piece) {
         size_t n = text_length - at < piece ? text_length - at : piece;
-        assert_int_equal(stop_push(s, r->text + at, n, &out), OK);
+        assert_ok(stop_push(s, r->text + at, n, &out));
         memcpy(shown + length, out.text, out.length);
         length += out.length;
     }
@@ -84,9 +77,9 @@ static void only_what_could_begin_a_stop_string_is_held_back(void **state)
     static const struct row r = {{"END", "\n"}, NULL, NULL, 0};
     struct stop *s = make(&r);
     struct stop_shown out;
-    assert_int_equal(stop_push(s, "the EN", 6, &out), OK);
+    assert_ok(stop_push(s, "the EN", 6, &out));
     assert_int_equal(out.length, 4);
-    assert_int_equal(stop_push(s, "T", 1, &out), OK);
+    assert_ok(stop_push(s, "T", 1, &out));
     assert_int_equal(out.length, 3);
     assert_memory_equal(out.text, "ENT", 3);
     stop_free(s);
@@ -98,9 +91,9 @@ static void text_behind_a_hit_is_ignored(void **state)
     static const struct row r = {{"."}, NULL, NULL, 0};
     struct stop *s = make(&r);
     struct stop_shown out;
-    assert_int_equal(stop_push(s, "a.b", 3, &out), OK);
+    assert_ok(stop_push(s, "a.b", 3, &out));
     assert_int_equal(out.hit, 0);
-    assert_int_equal(stop_push(s, "c.", 2, &out), OK);
+    assert_ok(stop_push(s, "c.", 2, &out));
     assert_int_equal(out.hit, 0);
     assert_int_equal(out.length, 0);
     stop_free(s);
@@ -115,7 +108,7 @@ static void limits_are_kept(void **state)
     for (size_t i = 0; i < COUNT_OF(strings); i++)
         strings[i] = (struct stop_string){longest, STOP_LENGTH_MAX};
     struct stop *s;
-    assert_int_equal(stop_new(&s, strings, STOP_STRINGS_MAX), OK);
+    assert_ok(stop_new(&s, strings, STOP_STRINGS_MAX));
     stop_free(s);
     assert_int_equal(stop_new(&s, strings, STOP_STRINGS_MAX + 1), ERR_INVALID);
     strings[1].length = STOP_LENGTH_MAX + 1;
@@ -147,9 +140,9 @@ static void a_failed_allocation_leaves_it_usable(void **state)
         assert_int_equal(stop_push(s, "a st", 4, &out), ERR_MEMORY);
     }
     mem_fail_at(0);
-    assert_int_equal(stop_push(s, "a st", 4, &out), OK);
+    assert_ok(stop_push(s, "a st", 4, &out));
     assert_int_equal(out.length, 2);
-    assert_int_equal(stop_push(s, "op", 2, &out), OK);
+    assert_ok(stop_push(s, "op", 2, &out));
     assert_int_equal(out.hit, 0);
     stop_free(s);
 }

@@ -1,18 +1,11 @@
 /* Streams: whole characters only, and together the decoded text. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/testing.h"
 
-#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "common/mem.h"
 #include "text/stream.h"
-
-#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
 
 /* Ids are the positions in the vocabulary. */
 #define SPM_VOCAB                                                                                  \
@@ -55,14 +48,14 @@ static void check(const struct tokenizer *t, const struct row *r)
     struct stream *s;
     const char *text;
     size_t length;
-    assert_int_equal(stream_new(&s, t, r->flags), OK);
+    assert_ok(stream_new(&s, t, r->flags));
     for (int round = 0; round < 2; round++) /* after the end a stream is as new */
         for (size_t i = 0; i <= r->ids_count; i++) {
             const char *want = r->pieces[i] ? r->pieces[i] : "";
             if (i < r->ids_count)
-                assert_int_equal(stream_push(s, r->ids[i], &text, &length), OK);
+                assert_ok(stream_push(s, r->ids[i], &text, &length));
             else
-                assert_int_equal(stream_finish(s, &text, &length), OK);
+                assert_ok(stream_finish(s, &text, &length));
             if (length != strlen(want) || memcmp(text, want, length) != 0)
                 fail_msg("token %zu gave \"%.*s\", not \"%s\"", i, (int)length, text, want);
         }
@@ -165,12 +158,12 @@ static void a_warm_stream_allocates_nothing(void **state)
     struct stream *s;
     const char *text;
     size_t length;
-    assert_int_equal(stream_new(&s, t, 0), OK);
+    assert_ok(stream_new(&s, t, 0));
     for (uint32_t i = 0; i < 100; i++)
-        assert_int_equal(stream_push(s, i % 10, &text, &length), OK);
+        assert_ok(stream_push(s, i % 10, &text, &length));
     uint64_t before = mem_count();
     for (uint32_t i = 0; i < 1000; i++)
-        assert_int_equal(stream_push(s, i % 10, &text, &length), OK);
+        assert_ok(stream_push(s, i % 10, &text, &length));
     assert_int_equal(mem_count(), before);
     stream_free(s);
     tokenizer_close(t);

@@ -1,6 +1,5 @@
 #include "tests/unit/tier_rig.h"
 
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,23 +49,4 @@ bool rig_is(const void *value, uint32_t n)
     bool is = memcmp(want, value, RIG_VALUE_BYTES) == 0;
     free(want);
     return is;
-}
-
-void rig_directory(char path[PATH_MAX])
-{
-    const char *parent = getenv("TANDEM_TEST_DIR");
-    if (!parent) parent = getenv("TMPDIR");
-    snprintf(path, PATH_MAX, "%s/tandem-tier-XXXXXX", parent ? parent : "/tmp");
-    CHECK(mkdtemp(path));
-}
-
-static int delete_one(const char *path, const struct stat *s, int kind, struct FTW *at)
-{
-    (void)s, (void)kind, (void)at;
-    return remove(path);
-}
-
-void rig_delete(const char *path)
-{
-    nftw(path, delete_one, 16, FTW_DEPTH | FTW_PHYS);
 }

@@ -1,16 +1,13 @@
-/* tier_rig: what the tests of tiers share: entries whose every byte follows from their number, and temporary
- * directories.
+/* tier_rig: entries of tiers whose every byte follows from their number.
  *
  *     struct id128 key = rig_key(7);
  *     rig_fill(value, 7);                          // RIG_VALUE_BYTES, sealed
  *     assert_true(rig_is(value, 7));
- *     char dir[PATH_MAX]; rig_directory(dir); ... rig_delete(dir);
  *
  * Rules: numbers below 2^32. Any thread. */
 #ifndef TANDEM_TESTS_TIER_RIG_H
 #define TANDEM_TESTS_TIER_RIG_H
 
-#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,9 +21,5 @@ struct id128 rig_space(void);
 struct id128 rig_key(uint32_t n);
 void rig_fill(void *value, uint32_t n);
 bool rig_is(const void *value, uint32_t n);
-
-/* TANDEM_TEST_DIR, TMPDIR or /tmp, with a name of its own. */
-void rig_directory(char path[PATH_MAX]);
-void rig_delete(const char *path); /* with all that is in it */
 
 #endif

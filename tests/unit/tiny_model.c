@@ -1,6 +1,5 @@
 #include "tests/unit/tiny_model.h"
 
-#include <ftw.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,35 +10,8 @@
 #include "common/hash.h"
 #include "common/rng.h"
 #include "kernels/numbers.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/testing.h"
-
-void tiny_dir_make(char dir[TINY_DIR_BYTES])
-{
-    const char *base = getenv("TMPDIR");
-    snprintf(dir, TINY_DIR_BYTES, "%s/tandem-test-XXXXXX", base && *base ? base : "/tmp");
-    assert_non_null(mkdtemp(dir));
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st, (void)type, (void)ftw;
-    return remove(path);
-}
-
-void tiny_dir_remove(const char *dir)
-{
-    assert_int_equal(nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
-}
-
-void tiny_file_write(const char *dir, const char *name, const void *bytes, uint64_t size)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(bytes, 1, size, f), size);
-    assert_int_equal(fclose(f), 0);
-}
 
 static void add(struct tiny_tensor *list, uint32_t *count, enum dtype dtype, const char *prefix,
                 const char *name, uint32_t rows, uint32_t columns)
@@ -139,7 +111,7 @@ void tiny_tensors_write(const char *dir, const char *file, const struct tiny_ten
     for (uint32_t i = 0; i < count; i++)
         add_values(&out, &list[i], seed);
     assert_ok(out.error);
-    tiny_file_write(dir, file, out.data, out.size);
+    scratch_write(dir, file, out.data, out.size);
     buf_fini(&header);
     buf_fini(&out);
 }
@@ -160,7 +132,7 @@ void tiny_config_write(const char *dir, const struct tiny_shape *s)
     if (s->window) buf_printf(&b, ",\"sliding_window\":%u", s->window);
     buf_add_string(&b, "}");
     assert_ok(b.error);
-    tiny_file_write(dir, "config.json", b.data, b.size);
+    scratch_write(dir, "config.json", b.data, b.size);
     buf_fini(&b);
 }
 

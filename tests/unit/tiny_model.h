@@ -1,15 +1,15 @@
 /* tiny_model: random Llama and Mistral models of a few kilobytes, for tests.
  *
- *     char dir[TINY_DIR_BYTES];
+ *     char dir[SCRATCH_BYTES];
  *     struct tiny_shape shape = TINY_SHAPE;
- *     tiny_dir_make(dir);
+ *     scratch_make(dir);
  *     tiny_model_write(dir, &shape);                   // config.json and model.safetensors
  *
  *     struct tiny_tensor list[TINY_TENSORS_MAX];       // or with something wrong in it:
  *     uint32_t count = tiny_tensors(&shape, list);
  *     list[3].dim[0]++;
  *     tiny_tensors_write(dir, "model.safetensors", list, count, shape.seed);
- *     tiny_dir_remove(dir);
+ *     scratch_remove(dir);
  *
  * Weights are a pure function of name, shape and seed, scaled so that logits neither vanish nor
  * saturate. What fails here fails the test. */
@@ -21,7 +21,7 @@
 
 #include "common/geometry.h"
 
-enum { TINY_DIR_BYTES = 256, TINY_TENSORS_MAX = 384, TINY_NAME_BYTES = 96 };
+enum { TINY_TENSORS_MAX = 384, TINY_NAME_BYTES = 96 };
 
 struct tiny_shape {
     uint32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab, context;
@@ -41,10 +41,6 @@ struct tiny_tensor {
     uint32_t dim[2], dims_count;
     enum dtype dtype;
 };
-
-void tiny_dir_make(char dir[TINY_DIR_BYTES]);
-void tiny_dir_remove(const char *dir); /* with all that is in it */
-void tiny_file_write(const char *dir, const char *name, const void *bytes, uint64_t size);
 
 uint32_t tiny_tensors(const struct tiny_shape *shape, struct tiny_tensor list[TINY_TENSORS_MAX]);
 void tiny_tensors_write(const char *dir, const char *file, const struct tiny_tensor *list,

@@ -1,15 +1,10 @@
 /* Tokenizers against what the reference says: the vectors of the shared data, where they are there,
  * and the project's own fixture, which tests/golden/tokenizer_random.py made. */
-#include <glob.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/testing.h"
 
-#include <cmocka.h>
+#include <glob.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "common/mem.h"
 #include "text/stream.h"
@@ -62,7 +57,7 @@ static void check_encode(const struct tokenizer *t, unsigned flags, const char *
 {
     uint32_t *ids;
     size_t count;
-    assert_int_equal(tokenizer_encode(t, text, length, flags, &ids, &count), OK);
+    assert_ok(tokenizer_encode(t, text, length, flags, &ids, &count));
     if (count != want_count || memcmp(ids, want, count * sizeof *ids) != 0)
         fail_msg("\"%.*s\": %zu ids differ from the reference's %zu", (int)length, text, count,
                  want_count);
@@ -73,7 +68,7 @@ static char *decode(const struct tokenizer *t, unsigned flags, const uint32_t *i
                     size_t *length)
 {
     char *text;
-    assert_int_equal(tokenizer_decode(t, ids, count, flags, &text, length), OK);
+    assert_ok(tokenizer_decode(t, ids, count, flags, &text, length));
     return text;
 }
 
@@ -85,10 +80,10 @@ static void check_stream(const struct tokenizer *t, unsigned flags, const uint32
     char *whole = decode(t, flags, ids, count, &length);
     struct stream *s;
     const char *text;
-    assert_int_equal(stream_new(&s, t, flags), OK);
+    assert_ok(stream_new(&s, t, flags));
     for (size_t i = 0; i <= count; i++) {
         enum err e = i < count ? stream_push(s, ids[i], &text, &n) : stream_finish(s, &text, &n);
-        assert_int_equal(e, OK);
+        assert_ok(e);
         assert_true(n <= length - done);
         assert_memory_equal(text, whole + done, n);
         done += n;

@@ -1,21 +1,14 @@
 /* Tokenizers from memory: what opens and what is refused, added tokens, limits, speed of growth. */
+#include "tests/unit/testing.h"
+
 #include <jansson.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "common/mem.h"
+#include "tests/unit/scratch.h"
 #include "text/tokenizer.h"
-
-#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
 
 static enum err open_json(struct tokenizer **t, const char *json)
 {
@@ -200,10 +193,9 @@ static void new_tokens_are_numbered_behind_the_vocabulary(void **state)
 {
     (void)state;
     struct tokenizer *t;
-    assert_int_equal(
+    assert_ok(
         open_json(&t, "{\"added_tokens\":[" TOKEN(4, "<x>", NO_FLAGS) "," TOKEN(
-                          90, "<y>", NO_FLAGS) "," TOKEN(7, "<yy>", NO_FLAGS) "]," MODEL "}"),
-        OK);
+                          90, "<y>", NO_FLAGS) "," TOKEN(7, "<yy>", NO_FLAGS) "]," MODEL "}"));
     check_ids(t, "<y><yy><x>ab", 0, "5 6 4 2 ");
     assert_int_equal(tokenizer_ids_end(t), 7);
     assert_int_equal(tokenizer_find(t, "<yy>", 4), 6);
@@ -218,12 +210,10 @@ static void special_tokens_in_a_text_can_be_plain_text(void **state)
 {
     (void)state;
     struct tokenizer *t;
-    assert_int_equal(
-        open_json(&t,
-                  "{\"added_tokens\":[" TOKEN(
-                      0, "ab", NO_FLAGS) "],"
-                                         "\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]}}"),
-        OK);
+    assert_ok(open_json(
+        &t, "{\"added_tokens\":[" TOKEN(
+                0, "ab", NO_FLAGS) "],"
+                                   "\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]}}"));
     check_ids(t, "abb", 0, "2 1 ");
     check_ids(t, "abb", TOKENIZER_PLAIN_SPECIAL, "0 1 1 ");
     tokenizer_close(t);
@@ -262,19 +252,14 @@ static void a_directory_without_a_tokenizer_is_named(void **state)
 {
     (void)state;
     struct tokenizer *t;
-    char dir[] = "/tmp/tandem_text_XXXXXX", path[128];
-    assert_non_null(mkdtemp(dir));
+    char dir[SCRATCH_BYTES];
+    scratch_make(dir);
     assert_int_equal(tokenizer_open(&t, dir), ERR_NOT_FOUND);
     assert_non_null(strstr(err_text(), "tokenizer.json"));
-    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-    FILE *f = fopen(path, "w");
-    assert_non_null(f);
-    assert_true(fputs("{" MODEL "}", f) >= 0);
-    fclose(f);
-    assert_int_equal(tokenizer_open(&t, dir), OK);
+    scratch_write(dir, "tokenizer.json", "{" MODEL "}", strlen("{" MODEL "}"));
+    assert_ok(tokenizer_open(&t, dir));
     tokenizer_close(t);
-    unlink(path);
-    rmdir(dir);
+    scratch_remove(dir);
 }
 
 static void text_that_is_no_text_is_refused(void **state)
@@ -283,11 +268,11 @@ static void text_that_is_no_text_is_refused(void **state)
     struct tokenizer *t;
     uint32_t *ids;
     size_t count;
-    assert_int_equal(open_json(&t, "{" MODEL "}"), OK);
+    assert_ok(open_json(&t, "{" MODEL "}"));
     assert_int_equal(tokenizer_encode(t, "a\xff", 2, 0, &ids, &count), ERR_INVALID);
     assert_string_equal(err_text(), "the text is not UTF-8 at byte 1");
     assert_int_equal(tokenizer_encode(t, "", TOKENIZER_TEXT_MAX + 1, 0, &ids, &count), ERR_INVALID);
-    assert_int_equal(tokenizer_encode(t, "", 0, 0, &ids, &count), OK);
+    assert_ok(tokenizer_encode(t, "", 0, 0, &ids, &count));
     assert_non_null(ids);
     assert_int_equal(count, 0);
     mem_free(ids);
@@ -298,9 +283,8 @@ static void merges_that_hold_blanks_are_read(void **state)
 {
     (void)state;
     struct tokenizer *t;
-    assert_int_equal(open_json(&t, "{\"model\":{\"vocab\":{\" \":0,\"  \":1,\"   \":2,\"a\":3,"
-                                   "\" a\":4},\"merges\":[\"   \",\"    \",\"  a\"]}}"),
-                     OK);
+    assert_ok(open_json(&t, "{\"model\":{\"vocab\":{\" \":0,\"  \":1,\"   \":2,\"a\":3,"
+                            "\" a\":4},\"merges\":[\"   \",\"    \",\"  a\"]}}"));
     check_ids(t, " a   ", 0, "4 1 0 ");
     tokenizer_close(t);
 }
@@ -315,10 +299,9 @@ static void a_megabyte_of_one_letter_is_merged_at_once(void **state)
     char *text = malloc(length);
     assert_non_null(text);
     memset(text, 'a', length);
-    assert_int_equal(open_json(&t, "{\"model\":{\"vocab\":{\"a\":0,\"aa\":1,\"aaaa\":2},\"merges\":"
-                                   "[\"a a\",\"aa aa\"]}}"),
-                     OK);
-    assert_int_equal(tokenizer_encode(t, text, length, 0, &ids, &count), OK);
+    assert_ok(open_json(&t, "{\"model\":{\"vocab\":{\"a\":0,\"aa\":1,\"aaaa\":2},\"merges\":"
+                            "[\"a a\",\"aa aa\"]}}"));
+    assert_ok(tokenizer_encode(t, text, length, 0, &ids, &count));
     assert_int_equal(count, length / 4);
     for (size_t i = 0; i < count; i++)
         assert_int_equal(ids[i], 2);

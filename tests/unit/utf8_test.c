@@ -1,18 +1,12 @@
 /* UTF-8, its replacement characters, and the normal forms. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/testing.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "common/mem.h"
 #include "text/unicode.h"
 #include "text/utf8.h"
 
-#define COUNT_OF(a) (sizeof(a) / sizeof *(a))
 #define R UTF8_REPLACEMENT
 
 static void valid_text_ends_where_it_stops_being_valid(void **state)
@@ -71,10 +65,10 @@ static void one_replacement_stands_for_the_longest_broken_beginning(void **state
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         size_t length = strlen(rows[i].bytes), used;
         struct buffer out = {0};
-        assert_int_equal(utf8_append_lossy(&out, rows[i].bytes, length, false, &used), OK);
+        assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, false, &used));
         assert_int_equal(length - used, rows[i].held);
         buffer_clear(&out);
-        assert_int_equal(utf8_append_lossy(&out, rows[i].bytes, length, true, &used), OK);
+        assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, true, &used));
         assert_int_equal(used, length);
         assert_int_equal(out.length, strlen(rows[i].lossy));
         assert_memory_equal(out.bytes, rows[i].lossy, out.length);
@@ -103,7 +97,7 @@ static void normal_forms_are_those_of_unicode(void **state)
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         struct buffer out = {0};
         enum err e = unicode_normalize(rows[i].form, rows[i].text, strlen(rows[i].text), &out);
-        assert_int_equal(e, OK);
+        assert_ok(e);
         assert_int_equal(out.length, strlen(rows[i].normal));
         assert_memory_equal(out.bytes, rows[i].normal, out.length);
         buffer_fini(&out);
@@ -123,7 +117,7 @@ static void a_long_run_of_accents_is_sorted_at_once(void **state)
         memcpy(text + 1 + 2 * (pairs + i), "\u0316", 2);
     }
     struct buffer out = {0};
-    assert_int_equal(unicode_normalize(UNICODE_NFC, text, 1 + 4 * pairs, &out), OK);
+    assert_ok(unicode_normalize(UNICODE_NFC, text, 1 + 4 * pairs, &out));
     assert_int_equal(out.length, 1 + 4 * pairs);
     assert_memory_equal(out.bytes + 1, "\u0316", 2);
     assert_memory_equal(out.bytes + out.length - 2, "\u0301", 2);
@@ -136,7 +130,7 @@ static void lower_case_of_a_letter_may_be_two_characters(void **state)
     (void)state;
     static const char text[] = "\u00C9A\u0130\u03A3\u1E9E", lower[] = "\u00E9ai\u0307\u03C3\u00DF";
     struct buffer out = {0};
-    assert_int_equal(unicode_lower(text, strlen(text), &out), OK);
+    assert_ok(unicode_lower(text, strlen(text), &out));
     assert_int_equal(out.length, strlen(lower));
     assert_memory_equal(out.bytes, lower, out.length);
     buffer_fini(&out);

@@ -14,10 +14,11 @@
 #include "engine/fingerprint.h"
 #include "engine/weights.h"
 #include "tests/unit/testing.h"
+#include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
 struct fixture {
-    char dir[TINY_DIR_BYTES], cache[TINY_DIR_BYTES + 16];
+    char dir[SCRATCH_BYTES], cache[SCRATCH_BYTES + 16];
     struct tiny_shape shape;
     struct model_config config;
     struct tensors tensors;
@@ -31,7 +32,7 @@ static int setup(void **state)
     struct fixture *f = mem_new(sizeof *f);
     *state = f;
     f->shape = (struct tiny_shape)TINY_SHAPE;
-    tiny_dir_make(f->dir);
+    scratch_make(f->dir);
     snprintf(f->cache, sizeof f->cache, "%s/cache", f->dir);
     tiny_model_write(f->dir, &f->shape);
     assert_ok(backend_find("cpu-c", &f->ops));
@@ -44,7 +45,7 @@ static int teardown(void **state)
     struct fixture *f = *state;
     weights_close(&f->weights);
     f->ops->close(f->backend);
-    tiny_dir_remove(f->dir);
+    scratch_remove(f->dir);
     mem_free(f);
     return 0;
 }
@@ -151,7 +152,7 @@ static void data_that_does_not_lie_evenly_packs_the_same(void **state)
     memcpy(odd + 8, map.data + 8, header_bytes);
     odd[8 + header_bytes] = ' ';
     memcpy(odd + 9 + header_bytes, map.data + 8 + header_bytes, map.size_bytes - 8 - header_bytes);
-    tiny_file_write(f->dir, "model.safetensors", odd, map.size_bytes + 1);
+    scratch_write(f->dir, "model.safetensors", odd, map.size_bytes + 1);
     file_map_close(&map);
 
     assert_ok(load(f, NULL, DTYPE_BF16));
@@ -251,7 +252,7 @@ static void a_cache_that_cannot_be_written_is_done_without(void **state)
     struct fixture *f = *state;
     char path[PATH_MAX];
     log_setup(LOG_OFF, NULL);
-    tiny_file_write(f->dir, "file", "", 0);
+    scratch_write(f->dir, "file", "", 0);
     snprintf(path, sizeof path, "%s/file/below", f->dir);
     assert_ok(load(f, path, DTYPE_F32));
     assert_false(f->weights.file.in_file);
@@ -268,8 +269,8 @@ static void two_copies_of_a_model_have_one_name(void **state)
 {
     struct fixture *f = *state;
     struct id128 here, there;
-    char copy[TINY_DIR_BYTES];
-    tiny_dir_make(copy);
+    char copy[SCRATCH_BYTES];
+    scratch_make(copy);
     tiny_model_write(copy, &f->shape);
     assert_ok(tensors_open(&f->tensors, f->dir));
     assert_ok(model_fingerprint(&here, &f->tensors, NULL));
@@ -284,7 +285,7 @@ static void two_copies_of_a_model_have_one_name(void **state)
     assert_ok(model_fingerprint(&there, &f->tensors, NULL));
     tensors_close(&f->tensors);
     assert_false(id128_equal(here, there));
-    tiny_dir_remove(copy);
+    scratch_remove(copy);
 }
 
 int main(void)
