@@ -419,7 +419,15 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
             const struct facts_tier *t = &f->node[i].tier[k];
             if (!t->broken && t->wrong <= 0) continue;
             struct finding *o = add(d, rule, true, f->node[i].name);
-            if (t->broken) {
+            if (t->stuck_s > 0) {
+                say(o->what, "the %s tier of %s hangs", t->name, f->node[i].name);
+                say(o->why, "a call of it has not returned for %.0f s", t->stuck_s);
+                say(o->todo,
+                    "look at what is behind --kv-%s, a disk or a file system over the network; "
+                    "requests go on without tiers, all blocks are back in the pool, and it is used "
+                    "again when the call returns",
+                    t->name);
+            } else if (t->broken) {
                 say(o->what, "the %s tier of %s is out of order", t->name, f->node[i].name);
                 say(o->why,
                     "it failed so often in a row that it is left alone for a while "

@@ -128,6 +128,7 @@ static void read_tiers(struct facts_node *n, const json_t *before, const json_t 
         t->hit_blocks = show_real(row, "hits");
         t->not_worth_blocks = show_real(row, "not_worth");
         t->read_rate = show_real(row, "read_rate");
+        t->stuck_s = show_real(row, "stuck_ms") / 1000;
         t->failures = first ? growth(first, row, "failures") : show_real(row, "failures");
         t->wrong = first ? growth(first, row, "wrong") : show_real(row, "wrong");
     }

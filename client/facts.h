@@ -33,7 +33,7 @@ enum { FACTS_TIERS_MAX = 4 };
 struct facts_tier {
     char name[16];
     bool broken;
-    double hit_blocks, not_worth_blocks, failures, wrong, read_rate;
+    double hit_blocks, not_worth_blocks, failures, wrong, read_rate, stuck_s;
 };
 
 struct facts_node {

@@ -56,6 +56,9 @@ struct kv_tier_work {
     uint32_t news_count;
     bool news_lost;
     _Atomic uint64_t loads_late;
+    /* The call of a tier that is under way: of which row, and since when; 0: none. */
+    _Atomic uint32_t called_row;
+    _Atomic uint64_t called_ns;
 };
 
 /* ---- jobs ---- */
@@ -96,6 +99,17 @@ void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv
                                     .bytes = job->bytes,
                                     .ended_ns = now_ns,
                                     .end_block = job->end_block};
+}
+
+bool kv_tier_job_touch(const struct kv_tier_job *job)
+{
+    uint32_t posted = KV_TIER_POSTED;
+    return !job->held || atomic_compare_exchange_strong(job->held, &posted, KV_TIER_TOUCHED);
+}
+
+void kv_tier_job_leave(const struct kv_tier_job *job)
+{
+    if (job->held) atomic_store(job->held, KV_TIER_POSTED);
 }
 
 /* ---- news ---- */
@@ -189,9 +203,28 @@ static void publish(struct row *r)
     atomic_store(&r->counts.broken, r->read.pause_ns > 0 || r->write.pause_ns > 0);
 }
 
+/* Each call of a tier is between these two: it may not return. */
+static void called(struct row *r)
+{
+    struct kv_tier_work *w = r->work;
+    atomic_store(&w->called_row, (uint32_t)(r - w->row));
+    atomic_store(&w->called_ns, kv_tier_work_now(w));
+}
+
+/* One that was stuck has failed, and the breaker (NULL: no matter) opens at once. */
+static enum err returned(struct row *r, struct kv_breaker *b, enum err e)
+{
+    struct kv_tier_work *w = r->work;
+    uint64_t took_ns = kv_tier_work_now(w) - atomic_exchange(&w->called_ns, 0);
+    if (!b || took_ns < KV_TIERS_STUCK_NS) return e;
+    b->failures = b->failures_max;
+    return err_set(ERR_PEER, "a call took %llu ms", (unsigned long long)(took_ns / NS_PER_MS));
+}
+
 static enum err open_row(struct kv_tier_work *w, struct row *r)
 {
-    enum err e = r->ops->open(&r->tier, &r->options);
+    called(r);
+    enum err e = returned(r, NULL, r->ops->open(&r->tier, &r->options));
     if (e != OK) r->tier = NULL;
     kv_breaker_note(&r->open, e == OK, kv_tier_work_now(w));
     atomic_store(&r->counts.broken, e != OK);
@@ -278,11 +311,22 @@ enum err kv_tier_work_new(struct kv_tier_work **out, const struct kv_tiers_optio
     return OK;
 }
 
+void kv_tier_work_close(struct kv_tier_work *w)
+{
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct row *r = &w->row[i];
+        if (!r->tier) continue;
+        called(r);
+        r->ops->close(r->tier);
+        returned(r, NULL, OK);
+        r->tier = NULL;
+    }
+}
+
 void kv_tier_work_free(struct kv_tier_work *w)
 {
     if (!w) return;
-    for (uint32_t i = 0; i < w->options.tiers_count; i++)
-        if (w->row[i].ops) w->row[i].ops->close(w->row[i].tier);
+    kv_tier_work_close(w);
     mem_free(w->own_staging);
     mem_free(w);
 }
@@ -323,6 +367,14 @@ void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *sta
         };
         stats->block_ns[w->row[i].ops->kind] = block_ns(w, c, w->row[i].ops->kind);
     }
+    uint32_t row = atomic_load(&w->called_row);
+    uint64_t since_ns = atomic_load(&w->called_ns), now_ns = kv_tier_work_now(w);
+    if (since_ns == 0) return;
+    stats->calling = w->row[row].ops->name;
+    if (now_ns < since_ns + KV_TIERS_STUCK_NS) return;
+    stats->row[row].stuck_ns = now_ns - since_ns;
+    stats->row[row].broken = true;
+    memset(stats->block_ns, 0, sizeof stats->block_ns); /* the others wait for it */
 }
 
 /* ---- what is known of a tier ---- */
@@ -375,7 +427,7 @@ struct load {
     uint64_t deadline_ns;
     uint32_t lacks[KV_TIERS_MAX]; /* this tier has not this block; UINT32_MAX: not asked */
     uint32_t from[KV_TIERS_MAX];  /* blocks that it gave */
-    bool broken;                  /* the pool cannot be written */
+    bool broken;                  /* the pool cannot be written, or not any more */
 };
 
 /* An entry that is not what it should be goes. */
@@ -386,7 +438,8 @@ static void remove_wrong(struct kv_tier_work *w, struct row *r, const struct id1
         log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
                  r->ops->name);
     if (r->ops->kind == KV_TIER_SHARED) tell(r, *key, true);
-    enum err e = r->ops->remove(r->tier, key, 1, deadline_ns);
+    called(r);
+    enum err e = returned(r, &r->write, r->ops->remove(r->tier, key, 1, deadline_ns));
     if (e != OK) note(w, r, &r->write, e);
 }
 
@@ -403,10 +456,12 @@ static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint
             return i;
         }
         const struct kv_tier_bytes *b = &w->options.bytes;
-        if (b->write(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i])) != OK) {
-            l->broken = true; /* the device says so itself */
-            return i;
-        }
+        l->broken = !kv_tier_job_touch(job);
+        if (l->broken) return i;
+        enum err e = b->write(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i]));
+        kv_tier_job_leave(job);
+        l->broken = e != OK; /* the device says so itself */
+        if (l->broken) return i;
     }
     return got;
 }
@@ -420,8 +475,10 @@ static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l,
         uint32_t n = count - done < w->chunk ? count - done : w->chunk;
         uint64_t began_ns = kv_tier_work_now(w);
         got = 0;
-        enum err e =
-            r->ops->get(r->tier, keys_at(l->job, first + done), n, w->value, l->deadline_ns, &got);
+        called(r);
+        enum err e = returned(
+            r, &r->read,
+            r->ops->get(r->tier, keys_at(l->job, first + done), n, w->value, l->deadline_ns, &got));
         uint64_t bytes = got * w->value_bytes;
         measure(&r->counts.read_rate, bytes, kv_tier_work_now(w) - began_ns);
         atomic_fetch_add(&r->counts.read_bytes, bytes);
@@ -447,6 +504,15 @@ static bool worth(struct kv_tier_work *w, struct row *r, const struct kv_tier_op
     return ++r->not_worth_now % RETRY_WORTH == 0;
 }
 
+/* How many of these keys it says it has. */
+static enum err ask(struct row *r, struct kv_breaker *b, const struct id128 *keys, uint32_t count,
+                    uint64_t deadline_ns, uint32_t *found)
+{
+    *found = 0;
+    called(r);
+    return returned(r, b, r->ops->has(r->tier, keys, count, deadline_ns, found));
+}
+
 /* What tier i gives from block `first` on. */
 static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, uint32_t first)
 {
@@ -454,7 +520,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     uint32_t count = l->job->op.count - first, found = 0;
     uint64_t now_ns = kv_tier_work_now(w);
     if (!r->tier || l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
-    enum err e = r->ops->has(r->tier, keys_at(l->job, first), count, l->deadline_ns, &found);
+    enum err e = ask(r, &r->read, keys_at(l->job, first), count, l->deadline_ns, &found);
     average(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
     if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
     /* That it finds something says nothing of reading it. */
@@ -504,8 +570,8 @@ static uint32_t held_run(struct kv_tier_work *w, const struct load *l, uint32_t 
             struct row *r = &w->row[i];
             uint32_t found = 0;
             if (!r->tier || !kv_breaker_lets(&r->read, kv_tier_work_now(w))) continue;
-            enum err e = r->ops->has(r->tier, keys_at(l->job, first + done), count - done,
-                                     l->deadline_ns, &found);
+            enum err e = ask(r, &r->read, keys_at(l->job, first + done), count - done,
+                             l->deadline_ns, &found);
             if (e != OK) note(w, r, &r->read, e);
             done += found;
         }
@@ -596,7 +662,7 @@ static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_t
     uint32_t found = 0;
     *asked = false;
     if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
-    enum err e = r->ops->has(r->tier, keys_at(job, job->done), n, deadline_ns, &found);
+    enum err e = ask(r, &r->write, keys_at(job, job->done), n, deadline_ns, &found);
     if (e != OK) {
         note(w, r, &r->write, e);
         return n;
@@ -610,8 +676,10 @@ static uint32_t put(struct kv_tier_work *w, struct row *r, const struct kv_tier_
 {
     uint32_t kept = 0;
     uint64_t began_ns = kv_tier_work_now(w);
-    enum err e = r->ops->put(r->tier, keys_at(job, job->done + first), n - first,
-                             (const void *const *)w->value + first, deadline_ns, &kept);
+    called(r);
+    enum err e = returned(r, &r->write,
+                          r->ops->put(r->tier, keys_at(job, job->done + first), n - first,
+                                      (const void *const *)w->value + first, deadline_ns, &kept));
     uint64_t bytes = kept * w->value_bytes;
     measure(&r->counts.write_rate, bytes, kv_tier_work_now(w) - began_ns);
     atomic_fetch_add(&r->counts.written_bytes, bytes);
@@ -626,7 +694,9 @@ static enum err seal(struct kv_tier_work *w, const struct kv_tier_job *job, uint
     const struct kv_tier_bytes *b = &w->options.bytes;
     for (uint32_t i = first; i < n; i++) {
         uint32_t at = job->done + i;
+        if (!kv_tier_job_touch(job)) return err_set(ERR_CANCELLED, "taken back");
         enum err e = b->read(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i]));
+        kv_tier_job_leave(job);
         if (e != OK) return e; /* the device says so itself */
         struct kv_tier_name name = name_at(job, at);
         kv_tier_entry_seal(w->value[i], w->value_bytes, w->options.space, &name);

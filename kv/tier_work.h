@@ -30,7 +30,19 @@ struct kv_tier_job {
     uint32_t known, end_block; /* LOAD with a window: blocks that the node has; the result */
     uint32_t done;             /* STORE: blocks that some tier holds */
     uint64_t bytes;
+    uint32_t place;         /* among those that were posted */
+    _Atomic uint32_t *held; /* enum kv_tier_held of that place; NULL: nobody takes it back */
 };
+
+/* Whose an op's blocks are: a tier's call may never return, and the node needs them. */
+enum kv_tier_held {
+    KV_TIER_UNUSED,
+    KV_TIER_POSTED,  /* may be taken back: nobody touches its blocks now */
+    KV_TIER_TOUCHED, /* a block is being read or written */
+    KV_TIER_TAKEN    /* taken back: its blocks are not to be touched, and its event was given */
+};
+bool kv_tier_job_touch(const struct kv_tier_job *job); /* false: it was taken back */
+void kv_tier_job_leave(const struct kv_tier_job *job);
 
 struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op); /* NULL: no memory */
 void kv_tier_job_free(struct kv_tier_job *job);
@@ -38,7 +50,8 @@ void kv_tier_job_free(struct kv_tier_job *job);
 void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv_tier_event *event);
 
 enum err kv_tier_work_new(struct kv_tier_work **work, const struct kv_tiers_options *options);
-void kv_tier_work_free(struct kv_tier_work *work); /* NULL is allowed */
+void kv_tier_work_free(struct kv_tier_work *work);  /* NULL is allowed */
+void kv_tier_work_close(struct kv_tier_work *work); /* the tiers; only stats are asked afterwards */
 uint64_t kv_tier_work_now(const struct kv_tier_work *work);
 void kv_tier_work_load(struct kv_tier_work *work, struct kv_tier_job *job,
                        struct kv_tier_event *event);

@@ -1,4 +1,8 @@
-/* The tier thread around kv/tier_work.h: a mailbox in, LOADs before STOREs, one event for each op. */
+/* The tier thread around kv/tier_work.h: a mailbox in, LOADs before STOREs, one event for each op.
+ *
+ * An op that was posted has a place, which says whose its blocks are (enum kv_tier_held): the tier thread
+ * makes it TOUCHED while it reads or writes one, the loop thread may make it TAKEN in between, and then has
+ * given the event itself. The tier thread leaves the place when it lets go of the job. */
 #include "kv/tiers.h"
 
 #include <pthread.h>
@@ -6,6 +10,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
 #include "kv/tier_work.h"
@@ -14,9 +19,19 @@ struct job_queue {
     struct kv_tier_job *first, *last;
 };
 
+struct place {
+    _Atomic uint32_t held;
+    uint64_t id; /* the loop thread's */
+    enum kv_tier_op_kind kind;
+};
+
 struct kv_tiers {
     struct kv_tier_work *work;
     struct mailbox *posted; /* of struct kv_tier_job * */
+    struct mailbox *ended;  /* the thread's last word, a byte */
+    struct place *place;    /* [ops_max] */
+    bool stuck;             /* the loop thread's */
+    uint64_t stop_ns;
     uint32_t ops_max, blocks_max;
     kv_tier_event_fn *on_event;
     void *ctx;
@@ -52,11 +67,17 @@ static void sort_in(struct kv_tiers *t, struct kv_tier_job *job)
     push(queue[job->op.kind], job);
 }
 
-static void end(struct kv_tiers *t, struct kv_tier_job *job, const struct kv_tier_event *event)
+/* One that was taken back has had its event: what is left are the tiers' news. */
+static void end(struct kv_tiers *t, struct kv_tier_job *job, struct kv_tier_event *event)
 {
+    uint32_t posted = KV_TIER_POSTED;
+    struct place *p = &t->place[job->place];
+    bool ours = atomic_compare_exchange_strong(&p->held, &posted, KV_TIER_UNUSED);
+    if (!ours) atomic_store(&p->held, KV_TIER_UNUSED);
     kv_tier_job_free(job);
     atomic_fetch_sub(&t->waiting, 1);
-    t->on_event(t->ctx, event);
+    if (!ours) event->id = 0;
+    if (ours || event->news_count > 0 || event->news_lost) t->on_event(t->ctx, event);
 }
 
 /* Waits for an op if there is none, or until a tier is to be opened again. False: no more come. */
@@ -109,6 +130,8 @@ static void *run(void *arg)
         if (!t->loads.first) kv_tier_work_reopen(t->work);
     }
     end_all(t);
+    kv_tier_work_close(t->work);
+    CHECK(mailbox_send(t->ended, &(char){0}) == OK);
     return NULL;
 }
 
@@ -122,7 +145,11 @@ enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *opt
     t->ctx = ctx;
     t->ops_max = options->ops_max;
     t->blocks_max = options->blocks_max;
-    enum err e = mailbox_new(&t->posted, sizeof(struct kv_tier_job *), options->ops_max);
+    t->stop_ns = options->stop_ns > 0 ? options->stop_ns : KV_TIERS_STOP_NS;
+    t->place = mem_array(options->ops_max, sizeof *t->place);
+    enum err e = t->place ? OK : ERR_MEMORY;
+    if (e == OK) e = mailbox_new(&t->posted, sizeof(struct kv_tier_job *), options->ops_max);
+    if (e == OK) e = mailbox_new(&t->ended, 1, 1);
     if (e == OK) e = kv_tier_work_new(&t->work, options);
     if (e != OK) {
         kv_tiers_close(t);
@@ -140,6 +167,19 @@ enum err kv_tiers_start(struct kv_tiers *t)
     return OK;
 }
 
+/* There is one: so many do not wait. */
+static uint32_t take_place(struct kv_tiers *t, const struct kv_tier_op *op)
+{
+    uint32_t i = 0;
+    while (i < t->ops_max && atomic_load(&t->place[i].held) != KV_TIER_UNUSED)
+        i++;
+    CHECK(i < t->ops_max);
+    t->place[i].id = op->id;
+    t->place[i].kind = op->kind;
+    atomic_store(&t->place[i].held, KV_TIER_POSTED);
+    return i;
+}
+
 enum err kv_tiers_post(struct kv_tiers *t, const struct kv_tier_op *op)
 {
     bool store = op->kind == KV_TIER_STORE;
@@ -151,32 +191,83 @@ enum err kv_tiers_post(struct kv_tiers *t, const struct kv_tier_op *op)
         if (store) atomic_fetch_add(&t->stores_dropped, 1);
         return err_set(ERR_FULL, "%u ops wait", waiting);
     }
+    if (t->stuck) return err_set(ERR_AGAIN, "a call of a tier has not returned");
     struct kv_tier_job *job = kv_tier_job_new(op);
     if (!job) return ERR_MEMORY;
+    job->place = take_place(t, op);
+    job->held = &t->place[job->place].held;
     atomic_fetch_add(&t->waiting, 1);
     enum err e = mailbox_send(t->posted, &job);
     if (e == OK) return OK;
+    atomic_store(job->held, KV_TIER_UNUSED);
     atomic_fetch_sub(&t->waiting, 1);
     kv_tier_job_free(job);
     return e == ERR_FULL ? err_set(e, "%u ops wait", waiting) : e;
 }
 
-void kv_tiers_stop(struct kv_tiers *t)
+/* All that nobody touches at the moment; the rest next time. */
+static void take_back(struct kv_tiers *t)
 {
+    for (uint32_t i = 0; i < t->ops_max; i++) {
+        struct place *p = &t->place[i];
+        uint32_t posted = KV_TIER_POSTED;
+        if (!atomic_compare_exchange_strong(&p->held, &posted, KV_TIER_TAKEN)) continue;
+        const struct kv_tier_event event = {
+            .id = p->id, .kind = p->kind, .ended_ns = kv_tier_work_now(t->work)};
+        t->on_event(t->ctx, &event);
+    }
+}
+
+void kv_tiers_watch(struct kv_tiers *t, struct kv_tiers_stats *stats)
+{
+    uint64_t stuck_ns = 0;
+    kv_tiers_stats(t, stats);
+    for (uint32_t i = 0; i < stats->rows_count && stuck_ns == 0; i++)
+        stuck_ns = stats->row[i].stuck_ns;
+    if (stuck_ns > 0 && !t->stuck)
+        log_error("kv_tier_stuck",
+                  "tier=%s for_ms=%llu note=\"a call does not return; goes on without tiers until "
+                  "it does\"",
+                  stats->calling, (unsigned long long)(stuck_ns / NS_PER_MS));
+    t->stuck = stuck_ns > 0;
+    if (t->stuck) take_back(t);
+}
+
+/* Waits for the thread's end, up to stop_ns. */
+static enum err join(struct kv_tiers *t)
+{
+    struct kv_tiers_stats stats;
+    char done;
+    if (mailbox_wait(t->ended, &done, t->stop_ns) == OK) {
+        pthread_join(t->thread, NULL);
+        return OK;
+    }
+    kv_tiers_stats(t, &stats);
+    return err_set(ERR_TIMEOUT, "tier %s: a call has not returned for %llu ms",
+                   stats.calling ? stats.calling : "?",
+                   (unsigned long long)(t->stop_ns / NS_PER_MS));
+}
+
+enum err kv_tiers_stop(struct kv_tiers *t)
+{
+    enum err e = OK;
     mailbox_close(t->posted);
     if (t->started)
-        pthread_join(t->thread, NULL);
+        e = join(t);
     else
         end_all(t);
-    t->started = false;
+    if (e == OK) t->started = false;
+    return e;
 }
 
 void kv_tiers_close(struct kv_tiers *t)
 {
     if (!t) return;
-    if (t->started) kv_tiers_stop(t);
+    if (t->started) CHECK(kv_tiers_stop(t) == OK);
     kv_tier_work_free(t->work);
     mailbox_free(t->posted);
+    mailbox_free(t->ended);
+    mem_free(t->place);
     mem_free(t);
 }
 

@@ -26,18 +26,24 @@
  * or is late `breaker_failures` times in a row is left alone for a while (1 s doubling to 60 s), said once
  * in the log when it begins and once when it ends; one that is full, at once. A full mailbox refuses STOREs first: what is not kept is
  * computed again one day.
+ * A call that does not return for KV_TIERS_STUCK_NS (a disk that hangs) stops the only thread there is: kv_tiers_watch
+ * says so once in the log, takes back all ops, whose blocks nobody touches from then on, and no op is taken
+ * until it has returned.
  * Owner: the loop thread posts and reads stats; the tier thread does all else. */
 #ifndef TANDEM_KV_TIERS_H
 #define TANDEM_KV_TIERS_H
 
 #include <stdbool.h>
 
+#include "common/clock.h"
 #include "common/geometry.h"
 #include "kv/tier.h"
 
 struct kv_tiers;
 
 enum { KV_TIERS_MAX = 3 };
+#define KV_TIERS_STUCK_NS (5 * NS_PER_S)
+#define KV_TIERS_STOP_NS (5 * NS_PER_S)
 
 /* A block of the pool to and from host memory, all layers, in the pool's order; called on the tier thread,
  * for blocks that an op holds. */
@@ -58,6 +64,7 @@ struct kv_tiers_options {
     uint32_t tiers_count;
     uint64_t deadline_ns; /* of a LOAD as a whole: 20 ms, of which an eighth is for the way back;
                                 * STOREs have ten times that for each few MB */
+    uint64_t stop_ns;     /* kv_tiers_stop waits no longer; 0: KV_TIERS_STOP_NS */
     uint32_t breaker_failures; /* 3 */
     uint32_t ops_max;          /* waiting at once: 1024 */
     uint32_t blocks_max;       /* of one op: longer ones are refused */
@@ -135,9 +142,12 @@ enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *o
                        kv_tier_event_fn *on_event, void *ctx);
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);
 enum err kv_tiers_start(struct kv_tiers *tiers);
-/* ERR_FULL: too many wait, ERR_INVALID, ERR_CANCELLED after kv_tiers_stop: then nothing was done. */
+/* ERR_FULL: too many wait, ERR_AGAIN: a tier is stuck, ERR_INVALID, ERR_CANCELLED after kv_tiers_stop: then
+ * nothing was done. */
 enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
-void kv_tiers_stop(struct kv_tiers *tiers);
+/* ERR_TIMEOUT, with the tier's name: a call has not returned, and its thread goes on: nothing of what it was
+ * given may be freed, so the process has to end. Else the thread has ended and the tiers are closed. */
+enum err kv_tiers_stop(struct kv_tiers *tiers);
 void kv_tiers_close(struct kv_tiers *tiers); /* NULL is allowed */
 
 /* Whether reading so many blocks is expected to be faster than computing their tokens; pure. rate 0: not
@@ -153,16 +163,20 @@ struct kv_tiers_stats {
         uint64_t hits, misses, not_worth, late, failures,
             wrong; /* blocks; calls; entries that failed the check */
         uint64_t read_bytes, written_bytes, read_rate,
-            write_rate; /* rates: bytes/s, smoothed; 0: not measured */
-        bool broken;    /* the breaker is open */
+            write_rate;    /* rates: bytes/s, smoothed; 0: not measured */
+        bool broken;       /* the breaker is open, or it could not be opened, or it is stuck */
+        uint64_t stuck_ns; /* for so long a call has not returned; 0: less than KV_TIERS_STUCK_NS */
     } row[KV_TIERS_MAX];
     uint32_t rows_count;
+    const char *calling; /* the tier of which a call is under way; NULL: none */
     /* By enum kv_tier_kind: what reading a block is expected to take, from the rates or before there are some
      * from usual ones; 0: there is no such tier, or it is left alone. */
     uint32_t block_ns[KV_TIERS_MAX];
     uint64_t stores_dropped; /* refused because too many waited */
     uint64_t loads_late;     /* whose deadline was over when their turn came */
 };
+/* The same, and does what is to be done about a tier that is stuck; the loop thread, now and then. */
+void kv_tiers_watch(struct kv_tiers *tiers, struct kv_tiers_stats *stats);
 /* Any thread. */
 void kv_tiers_stats(const struct kv_tiers *tiers, struct kv_tiers_stats *stats);
 

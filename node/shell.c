@@ -175,7 +175,7 @@ static void awake(struct node_shell *s, uint64_t now_ns)
     node_core_slow_callbacks(s->core, loop_slow_callbacks(s->loop));
     if (s->tiers.tiers) {
         struct kv_tiers_stats stats;
-        kv_tiers_stats(s->tiers.tiers, &stats);
+        kv_tiers_watch(s->tiers.tiers, &stats);
         node_core_tier_stats(s->core, &stats);
     }
     if (slept_ns <= s->options.session.dead_ns) return;

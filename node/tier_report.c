@@ -42,6 +42,7 @@ static json_t *row_json(const struct kv_tier_row *r)
         {"written_bytes", r->written_bytes},
         {"read_rate", r->read_rate},
         {"write_rate", r->write_rate},
+        {"stuck_ms", r->stuck_ns / NS_PER_MS},
     };
     json_t *o = json_pack("{s:s,s:b}", "name", r->name, "broken", r->broken);
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)

@@ -1,7 +1,9 @@
 #include "node/tiers.h"
 
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/address.h"
 #include "common/clock.h"
@@ -10,7 +12,8 @@
 #include "kv/tier_entry.h"
 
 enum {
-    OPS_MAX = 128, /* the core has fewer under way (NODE_LOADS_MAX + NODE_STORES_MAX) */
+    OPS_MAX = 128,            /* the core has fewer under way (NODE_LOADS_MAX + NODE_STORES_MAX) */
+    EVENTS_MAX = 2 * OPS_MAX, /* of one that is taken back there are two */
     BREAKER_FAILURES = 3,
 };
 
@@ -125,7 +128,7 @@ enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *
         .staging = t->staging,
     };
     if ((e = add_all(&k, o)) != OK) return e;
-    if ((e = mailbox_new(&t->events, sizeof(struct kv_tier_event), OPS_MAX)) != OK) return e;
+    if ((e = mailbox_new(&t->events, sizeof(struct kv_tier_event), EVENTS_MAX)) != OK) return e;
     if ((e = kv_tiers_open(&t->tiers, &k, on_event, t)) != OK) return e;
     for (uint32_t i = 0; i < k.tiers_count; i++)
         log_info("kv_tier", "tier=%s where=%s bytes=%llu deadline_ms=%llu", k.tier[i].ops->name,
@@ -146,7 +149,10 @@ enum err node_tiers_start(struct node_tiers *t)
 void node_tiers_stop(struct node_tiers *t)
 {
     if (t->events) mailbox_close(t->events);
-    if (t->started) kv_tiers_stop(t->tiers);
+    if (t->started && kv_tiers_stop(t->tiers) != OK) {
+        log_error("kv_tier_stuck_at_end", "reason=\"%s\" note=\"ends the process\"", err_text());
+        _exit(EXIT_FAILURE);
+    }
     t->started = false;
 }
 

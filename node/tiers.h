@@ -36,7 +36,9 @@ enum err node_tiers_check(const struct node_tiers_options *options, bool prefix_
 enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *options,
                          struct engine *engine);
 enum err node_tiers_start(struct node_tiers *t);
-void node_tiers_stop(struct node_tiers *t);  /* what still runs is for nobody */
+/* What still runs is for nobody. Ends the process, which the log says, if a call of a tier does not return: its
+ * thread has memory of ours. */
+void node_tiers_stop(struct node_tiers *t);
 void node_tiers_close(struct node_tiers *t); /* before the engine */
 
 #endif

@@ -356,16 +356,24 @@ static bool is_said_in_status(struct cluster *c, json_t *status)
             strcmp(json_string_value(json_array_get(broken, 0)), "disk") == 0);
 }
 
+/* Makes it, and has it, as another process would; until the descriptor is closed. */
+static int lock_directory(const char *where)
+{
+    char path[3 * PATH_MAX];
+    assert_int_equal(mkdir(where, 0700), 0);
+    snprintf(path, sizeof path, "%s/lock", where);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
+    return fd;
+}
+
 static void a_disk_that_comes_later_is_used_then(void **state)
 {
     (void)state;
     char path[2 * PATH_MAX];
     start("");
     snprintf(path, sizeof path, "%s/disk", bench.folder);
-    assert_int_equal(mkdir(path, 0700), 0);
-    snprintf(path, sizeof path, "%s/disk/lock", bench.folder);
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0); /* somebody has it */
+    int fd = lock_directory(path);
     const char *args = PAGES PATIENT "--kv-disk %s/disk";
     struct process *p = start_prefill(args, bench.folder);
     asks(0);
@@ -383,6 +391,64 @@ static void a_disk_that_comes_later_is_used_then(void **state)
     struct stream *s = asks(1);
     assert_int_equal(s->cached_tokens, whole_of(s));
     assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), whole_of(s));
+    rig_finish(bench.rig);
+}
+
+static volatile sig_atomic_t somebody_waits;
+static void on_wanted(int number)
+{
+    (void)number;
+    somebody_waits = 1;
+}
+
+/* Whoever opens the file waits, for 45 s at most (/proc/sys/fs/lease-break-time); -1: not on this file system. */
+static int hold_up(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    somebody_waits = 0;
+    signal(SIGIO, on_wanted);
+    if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0) return fd;
+    close(fd);
+    return -1;
+}
+
+static bool hangs(struct cluster *c, json_t *status)
+{
+    (void)c, (void)status;
+    return somebody_waits;
+}
+
+static bool is_noticed(struct cluster *c, json_t *status)
+{
+    (void)c, (void)status;
+    return logged(watched, "kv_tier_stuck tier=disk") > 0;
+}
+
+/* The node cannot have the directory, and then, when it tries again, waits in the kernel. */
+static void a_disk_that_hangs_stops_neither_requests_nor_the_end(void **state)
+{
+    (void)state;
+    char path[2 * PATH_MAX];
+    start("");
+    snprintf(path, sizeof path, "%s/disk", bench.folder);
+    int fd = lock_directory(path);
+    struct process *p = watched = start_prefill(PAGES "--kv-disk %s", path);
+    close(fd);
+    if ((fd = hold_up(strcat(path, "/lock"))) < 0) skip();
+    cluster_await(bench.rig->cluster, hangs, "the tier to hang");
+    for (uint32_t i = 0; i < 4; i++)
+        asks(i);
+    assert_true(value_of(p, "tandem_node_kv_blocks{state=\"transfer\"}") > 0);
+    cluster_await(bench.rig->cluster, is_noticed, "the node to notice");
+    cluster_await(bench.rig->cluster, nothing_is_stored, "nothing to be held for it any more");
+    asks(5);
+    assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
+    p->expendable = true;
+    process_signal(p, SIGTERM);
+    assert_int_equal(process_await_exit(p), 1);
+    assert_int_equal(logged(p, "kv_tier_stuck_at_end"), 1);
+    close(fd);
     rig_finish(bench.rig);
 }
 
@@ -554,6 +620,7 @@ int main(void)
         ROW(a_full_disk_stops_nothing),
         ROW(a_directory_that_cannot_be_written_is_said_once),
         ROW(a_disk_that_comes_later_is_used_then),
+        ROW(a_disk_that_hangs_stops_neither_requests_nor_the_end),
         ROW(what_one_node_computed_another_one_finds),
         ROW(a_server_that_stops_answering_costs_a_deadline),
         ROW(a_server_that_evicts_costs_misses),

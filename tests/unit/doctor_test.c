@@ -240,6 +240,9 @@ static void a_tier_is_told_broken_late_or_slower_than_computing(void **state)
     assert_non_null(strstr(found(&w, "tier-broken")->why, "2 entries failed"));
     t->broken = true;
     assert_string_equal(found(&w, "tier-broken")->what, "the disk tier of p0 is out of order");
+    t->stuck_s = 7;
+    assert_non_null(strstr(found(&w, "tier-broken")->why, "has not returned for 7 s"));
+    t->stuck_s = 0;
 }
 
 static void a_slow_device_is_not_hung(void **state)

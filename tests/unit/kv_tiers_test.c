@@ -3,6 +3,7 @@
 #include "tests/unit/testing.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -21,7 +22,7 @@ static const struct id128 space = {11, 12};
 
 /* ---- the test's clock, pool and tiers ---- */
 
-static uint64_t clock_ns;
+static _Atomic uint64_t clock_ns; /* a thread may read it */
 static uint64_t clock_of(void *ctx)
 {
     (void)ctx;
@@ -55,6 +56,7 @@ static struct fake {
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
+    sem_t *hangs, *hung; /* get and put wait for the one, and post the other before */
     size_t value_bytes;
 } fake[KV_TIERS_MAX];
 
@@ -88,6 +90,13 @@ static enum err fake_call(struct fake *f)
     clock_ns += f->call_ns;
     return f->broken == OK ? OK : err_set(f->broken, "planted");
 }
+static void fake_hang(struct fake *f)
+{
+    sem_t *hangs = f->hangs;
+    if (!hangs) return;
+    sem_post(f->hung);
+    sem_wait(hangs);
+}
 static enum err fake_has(struct kv_tier *t, const struct id128 *keys, uint32_t count,
                          uint64_t deadline_ns, uint32_t *found)
 {
@@ -105,6 +114,7 @@ static enum err fake_get(struct kv_tier *t, const struct id128 *keys, uint32_t c
 {
     struct fake *f = fake_of(t);
     f->get_calls++;
+    fake_hang(f);
     *got = 0;
     enum err e = fake_call(f);
     if (f->loses) return e;
@@ -125,6 +135,7 @@ static enum err fake_put(struct kv_tier *t, const struct id128 *keys, uint32_t c
     struct fake *f = fake_of(t);
     (void)deadline_ns;
     f->put_calls++;
+    fake_hang(f);
     *kept = 0;
     enum err e = fake_call(f);
     if (e == OK && f->full) return err_set(ERR_FULL, "planted: full");
@@ -755,6 +766,116 @@ static void each_op_ends_in_one_event_and_loads_go_first(void **state)
     mailbox_free(events);
 }
 
+static uint32_t events_count(struct mailbox *events)
+{
+    struct kv_tier_event e;
+    uint32_t n = 0;
+    for (; mailbox_receive(events, &e) == OK; n++) {
+        assert_int_equal(e.count, 0);
+        kv_tier_event_free(&e);
+    }
+    return n;
+}
+
+/* One that hangs in its first call, and what it was opened with. */
+struct hanging {
+    struct kv_tiers *tiers;
+    struct mailbox *events;
+    sem_t hangs, hung;
+};
+
+static void open_hanging(struct hanging *h, enum kv_tier_op_kind kind)
+{
+    struct kv_tiers_options o = options_of(2);
+    struct kv_tier_op op = op_of(kind, 0, 4, kind == KV_TIER_LOAD ? numbers + 32 : numbers);
+    o.stop_ns = NS_PER_MS;
+    sem_init(&h->hangs, 0, 0);
+    sem_init(&h->hung, 0, 0);
+    h->tiers = open_thread(&h->events, &o);
+    fake[0].hangs = &h->hangs, fake[0].hung = &h->hung;
+    for (op.id = 1; op.id <= 2; op.id++)
+        assert_int_equal(kv_tiers_post(h->tiers, &op), OK);
+    assert_int_equal(kv_tiers_start(h->tiers), OK);
+    sem_wait(&h->hung);
+}
+
+static void release(struct hanging *h)
+{
+    fake[0].hangs = NULL;
+    sem_post(&h->hangs);
+}
+
+static void close_hanging(struct hanging *h)
+{
+    while (kv_tiers_stop(h->tiers) != OK)
+        ;
+    kv_tiers_close(h->tiers);
+    mailbox_free(h->events);
+    sem_destroy(&h->hangs);
+    sem_destroy(&h->hung);
+}
+
+static void ops_of_a_tier_that_is_stuck_are_taken_back(void **state)
+{
+    (void)state;
+    for (int kind = KV_TIER_LOAD; kind <= KV_TIER_STORE; kind++) {
+        struct hanging h;
+        struct kv_tiers_stats stats;
+        if (kind == KV_TIER_LOAD) { /* what a LOAD would find */
+            open_tiers(1);
+            store(0, 4);
+        }
+        open_hanging(&h, kind);
+        clock_ns += KV_TIERS_STUCK_NS - 1;
+        kv_tiers_watch(h.tiers, &stats);
+        assert_int_equal(stats.row[0].stuck_ns, 0);
+        assert_int_equal(events_count(h.events), 0);
+        clock_ns += 1;
+        pool_writes = 0;
+        kv_tiers_watch(h.tiers, &stats);
+        assert_int_equal(stats.row[0].stuck_ns, KV_TIERS_STUCK_NS);
+        assert_true(stats.row[0].broken && !stats.row[1].broken);
+        assert_string_equal(stats.calling, "fake");
+        assert_int_equal(stats.block_ns[KV_TIER_HOST], 0);
+        assert_int_equal(events_count(h.events),
+                         2); /* the one that hangs, and who waits behind it */
+        kv_tiers_watch(h.tiers, &stats);
+        assert_int_equal(events_count(h.events), 0);
+        struct kv_tier_op op = op_of(KV_TIER_STORE, 8, 4, numbers + 8);
+        assert_int_equal(kv_tiers_post(h.tiers, &op), ERR_AGAIN);
+        release(&h);
+        do
+            kv_tiers_watch(h.tiers, &stats);
+        while (stats.row[0].stuck_ns > 0);
+        op.id = 9;
+        assert_int_equal(kv_tiers_post(h.tiers, &op), OK);
+        struct kv_tier_event e;
+        do { /* of those that were taken back there is news at most */
+            assert_int_equal(mailbox_wait(h.events, &e, 20 * NS_PER_S), OK);
+            kv_tier_event_free(&e);
+            assert_true(e.id == 0 || e.id == 9);
+        } while (e.id == 0);
+        assert_int_equal(e.count, 4);
+        assert_int_equal(pool_writes, 0); /* they are others' now */
+        kv_tiers_stats(h.tiers, &stats);
+        assert_true(stats.row[0].broken); /* the breaker's: it is left alone at once */
+        close_hanging(&h);
+        finish(NULL);
+        begin(NULL);
+    }
+}
+
+static void the_end_does_not_wait_for_a_tier_that_is_stuck(void **state)
+{
+    (void)state;
+    struct hanging h;
+    open_hanging(&h, KV_TIER_STORE);
+    assert_int_equal(kv_tiers_stop(h.tiers), ERR_TIMEOUT);
+    assert_non_null(strstr(err_text(), "tier fake: a call has not returned"));
+    release(&h);
+    close_hanging(&h);
+}
+
 static void what_waits_at_the_end_ends_with_none(void **state)
 {
     (void)state;
@@ -842,6 +963,8 @@ int main(void)
         ROW(reading_is_worth_it_when_it_is_faster_than_computing),
         ROW(a_breaker_waits_longer_each_time_up_to_a_minute),
         ROW(each_op_ends_in_one_event_and_loads_go_first),
+        ROW(ops_of_a_tier_that_is_stuck_are_taken_back),
+        ROW(the_end_does_not_wait_for_a_tier_that_is_stuck),
         ROW(what_waits_at_the_end_ends_with_none),
         ROW(stores_are_refused_before_loads),
         ROW(every_failing_allocation_is_an_error),
