@@ -115,6 +115,7 @@ static const struct stream *first_turn(struct rig *rig, struct talk *t, struct l
 static struct streams *wanted(struct rig *rig, struct talk *t, struct lengths n, const char *args)
 {
     struct cluster *c = rig->cluster = cluster_new(model);
+    c->own_hosts = true;
     cluster_start(c, 1, 1, "--disaggregate always --backfill never", args);
     rig_connect(rig);
     first_turn(rig, t, n);
@@ -147,6 +148,7 @@ static void an_answer_comes_back(struct rig *rig, struct lengths n, const char *
     static struct talk t, again;
     struct streams *want = wanted(rig, &t, n, args);
     rig->cluster = cluster_new(model);
+    rig->cluster->own_hosts = true;
     cluster_start(rig->cluster, 1, 1, "--disaggregate always --backfill always", args);
     rig_connect(rig);
     first_turn(rig, &again, n);

@@ -159,8 +159,10 @@ struct process *cluster_spawn(struct cluster *c, enum program program, const cha
     assert_true(log_fd >= 0);
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
     pid_t parent = getpid();
+    if (c->own_hosts) setenv("NCCL_HOSTID", p->name, 1);
     p->pid = fork();
     if (p->pid == 0) become(l.arg, out[1], log_fd, parent, c->apart);
+    if (c->own_hosts) unsetenv("NCCL_HOSTID");
     close(log_fd);
     close(out[1]);
     p->out_fd = out[0];

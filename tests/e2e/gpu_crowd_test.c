@@ -138,6 +138,7 @@ static void whoever_comes_and_goes_no_stream_changes(struct rig *rig, const char
     char args[512];
     snprintf(args, sizeof args, NODE "--link %s", link);
     rig->cluster = cluster_new(links_model());
+    rig->cluster->own_hosts = true;
     cluster_start(rig->cluster, EACH, EACH, ROUTER, args);
     rig_connect(rig);
     disturb(rig, args);

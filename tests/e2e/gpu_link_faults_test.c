@@ -107,6 +107,7 @@ static struct process *start_node(enum program program, const struct way *way)
 static void serve(const struct way *way)
 {
     rig = (struct rig){.cluster = cluster_new(links_model())};
+    rig.cluster->own_hosts = true;
     links_use_plugins(rig.cluster, way->plugins);
     cluster_router(rig.cluster, ROUTER);
     start_node(PROGRAM_PREFILL, way);
@@ -315,6 +316,7 @@ static int learn(void **state)
     links_use_plugins(NULL, "");
     setenv("TANDEM_LINK_HASTE", HASTE, 1);
     rig.cluster = cluster_new(links_model());
+    rig.cluster->own_hosts = true;
     cluster_start(rig.cluster, 0, 1, "", LINKS_CUDA);
     rig_connect(&rig);
     wanted = rig.streams;

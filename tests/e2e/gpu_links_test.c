@@ -102,6 +102,7 @@ static struct process *node(struct rig *rig, enum program program, const char *a
 static void start(struct rig *rig, const char *plugins, const char *args, const char *knobs)
 {
     rig->cluster = cluster_new(links_model());
+    rig->cluster->own_hosts = true;
     if (plugins) links_use_plugins(rig->cluster, plugins);
     cluster_router(rig->cluster, ALWAYS);
     node(rig, PROGRAM_PREFILL, args, knobs);
@@ -260,6 +261,7 @@ static void mixed(struct rig *rig, const char *prefill_args, const char *decode_
                   const char *kind)
 {
     rig->cluster = cluster_new(links_model());
+    rig->cluster->own_hosts = true;
     cluster_router(rig->cluster, "--exact=false " ALWAYS);
     cluster_node(rig->cluster, PROGRAM_PREFILL, prefill_args);
     cluster_node(rig->cluster, PROGRAM_DECODE, decode_args);
@@ -353,8 +355,11 @@ static void tandem_up_starts_a_node_again_whose_abort_hangs(void **state)
     rig->cluster = cluster_new(links_model());
     set_short_deadlines();
     setenv("TANDEM_FAKE_NCCL", "abort_hangs=1", 1);
-    struct process *up = cluster_up(rig->cluster, "--device cuda --link nccl --blocks 64");
+    setenv("TANDEM_FAKE_CUDA", "devices=2", 1);
+    struct process *up = cluster_up(
+        rig->cluster, "--device cuda --link nccl --prefill-gpus 0 --decode-gpus 1 --blocks 64");
     unsetenv("TANDEM_FAKE_NCCL");
+    unsetenv("TANDEM_FAKE_CUDA");
     unset_short_deadlines();
     up->expendable = true; /* aborts hang when it ends, too */
     rig_connect(rig);

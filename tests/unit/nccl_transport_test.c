@@ -37,17 +37,35 @@ static enum err open_end(struct transport **t, bool dialler)
                                                     .peer = dialler ? "d0" : "p0"});
 }
 
+struct offer {
+    uint8_t bytes[TRANSPORT_OFFER_MAX];
+    size_t size;
+};
+
+static enum err make_offer(struct transport *t, struct offer *o)
+{
+    return ops->offer(t, o->bytes, &o->size);
+}
+
+/* The acceptor offers first, as the session has it. */
 static enum err open_pair(struct pair *p)
 {
-    uint8_t offer[TRANSPORT_OFFER_MAX];
-    size_t size = 0;
+    struct offer of[2];
     enum err e;
     *p = (struct pair){0};
-    if ((e = open_end(&p->end[0], true)) != OK) return e;
     if ((e = open_end(&p->end[1], false)) != OK) return e;
-    if ((e = ops->offer(p->end[0], offer, &size)) != OK) return e;
-    if ((e = ops->join(p->end[0], NULL, 0)) != OK) return e;
-    return ops->join(p->end[1], offer, size);
+    if ((e = make_offer(p->end[1], &of[1])) != OK) return e;
+    if ((e = open_end(&p->end[0], true)) != OK) return e;
+    if ((e = make_offer(p->end[0], &of[0])) != OK) return e;
+    if ((e = ops->join(p->end[0], of[1].bytes, of[1].size)) != OK) return e;
+    return ops->join(p->end[1], of[0].bytes, of[0].size);
+}
+
+/* What an acceptor that never comes would have offered: as this side, with registered slots or without. */
+static enum err join_alone(struct transport *t, bool registers)
+{
+    const struct offer o = {.bytes = {22809 & 255, 22809 >> 8, 0, 0, registers}, .size = 8};
+    return ops->join(t, o.bytes, o.size);
 }
 
 /* Until one of the fds is readable. */
@@ -215,8 +233,9 @@ static void every_call_that_fails_is_told(void **state)
         const char *says;
     } cases[] = {
         {"ncclGetVersion", 1, 0, "nccl: its version: internal error"},
-        {"ncclGetVersion", 3, 0, "nccl: a unique id"},
+        {"ncclGetVersion", 2, 0, "nccl: its version"},
         {"ncclGetVersion", 4, 0, "nccl: its version"},
+        {"ncclGetVersion", 5, 0, "nccl: its version"},
         {"ncclGetUniqueId", 1, ncclSystemError, "nccl: a unique id: unhandled system error"},
         {"ncclCommInitRankConfig", 1, 0, "nccl: a communicator"},
         {"ncclCommInitRankConfig", 2, ncclInvalidUsage, "a communicator: invalid usage"},
@@ -257,8 +276,8 @@ static void every_call_that_fails_is_told(void **state)
 
 static void what_can_be_done_without_is_done_without(void **state)
 {
-    static const char *const calls[] = {"ncclMemAlloc", "ncclCommRegister", "ncclCommDeregister",
-                                        "ncclCommFinalize", "finalize"};
+    static const char *const calls[] = {"ncclMemAlloc", "ncclCommDeregister", "ncclCommFinalize",
+                                        "finalize"};
     for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
         struct pair p;
         start(state);
@@ -319,21 +338,65 @@ static void the_interface_that_is_told_is_the_one(void **state)
 
 static void an_offer_that_is_none_is_refused(void **state)
 {
-    uint8_t offer[TRANSPORT_OFFER_MAX];
-    size_t size;
     struct pair p = {0};
     (void)state;
     assert_ok(open_end(&p.end[0], true));
     assert_ok(open_end(&p.end[1], false));
-    assert_ok(ops->offer(p.end[0], offer, &size));
-    assert_int_equal(ops->join(p.end[1], offer, size - 1), ERR_FORMAT);
-    assert_int_equal(ops->join(p.end[1], offer, size + 1), ERR_FORMAT);
-    assert_int_equal(ops->join(p.end[1], NULL, 0), ERR_FORMAT);
-    offer[0]++;
-    assert_int_equal(ops->join(p.end[1], offer, size), ERR_UNSUPPORTED);
-    assert_non_null(strstr(err_text(), "code 22810, this side 22809"));
+    for (int i = 0; i < 2; i++) { /* the dialler's to the acceptor, and the other way round */
+        struct transport *other = p.end[1 - i];
+        struct offer o;
+        assert_ok(make_offer(p.end[i], &o));
+        assert_int_equal(o.size, i == 0 ? 136 : 8);
+        assert_int_equal(ops->join(other, o.bytes, o.size - 1), ERR_FORMAT);
+        assert_int_equal(ops->join(other, o.bytes, o.size + 1), ERR_FORMAT);
+        assert_int_equal(ops->join(other, NULL, 0), ERR_FORMAT);
+        o.bytes[4] = 2;
+        assert_int_equal(ops->join(other, o.bytes, o.size), ERR_FORMAT);
+        o.bytes[4] = 1;
+        o.bytes[0]++;
+        assert_int_equal(ops->join(other, o.bytes, o.size), ERR_UNSUPPORTED);
+        assert_non_null(strstr(err_text(), "code 22810, this side 22809"));
+    }
     close_pair(&p, TRANSPORT_BROKEN);
     fake_nccl_reset(); /* the id */
+}
+
+/* The other one's ncclMemAlloc has failed: NCCL leaves it undefined what becomes of a pair of which one has
+ * registered its slots. The stand-in finds that. */
+static void slots_are_registered_by_both_or_by_none(void **state)
+{
+    for (uint32_t i = 1; i <= 2; i++) {
+        struct pair p;
+        start(state);
+        fake_nccl_knobs()->fail_call = "ncclMemAlloc";
+        fake_nccl_knobs()->fail_at = i;
+        assert_ok(whole_life(&p));
+        close_pair(&p, TRANSPORT_DRAINED);
+        assert_int_equal(finish(state), 0);
+    }
+}
+
+static void two_ranks_on_one_gpu_are_refused_for_good(void **state)
+{
+    struct pair p;
+    enum err e;
+    (void)state;
+    fake_knobs()->devices = 1;
+    for (int i = 0; i < 2; i++) {
+        struct transport_options o = {
+            .slots_count = 1, .slot_bytes = 100, .dialler = i == 0, .peer = "d0"};
+        assert_ok(ops->open(&p.end[i], &o));
+    }
+    struct offer of[2];
+    assert_ok(make_offer(p.end[0], &of[0]));
+    assert_ok(make_offer(p.end[1], &of[1]));
+    assert_ok(ops->join(p.end[0], of[1].bytes, of[1].size));
+    assert_ok(ops->join(p.end[1], of[0].bytes, of[0].size));
+    p.joined[0] = p.joined[1] = false;
+    e = join_pair(&p);
+    assert_int_equal(e, ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_text(), "Duplicate GPU"));
+    close_pair(&p, TRANSPORT_BROKEN);
 }
 
 /* --- peers that are not there --- */
@@ -424,7 +487,8 @@ static int child_accepts(void)
     uint32_t slot;
     fake_knobs()->devices = 2;
     ssize_t size = read(CHILD_FD, offer, sizeof offer);
-    if (size <= 0 || open_end(&p.end[1], false) != OK) return 2;
+    struct offer own;
+    if (size <= 0 || open_end(&p.end[1], false) != OK || make_offer(p.end[1], &own) != OK) return 2;
     if (ops->join(p.end[1], offer, (size_t)size) != OK) return 2;
     while (ops->joined(p.end[1]) == ERR_AGAIN)
         wait_for(&p);
@@ -440,13 +504,12 @@ static int child_accepts(void)
 static int child_hangs(void)
 {
     struct pair p = {0};
-    uint8_t offer[TRANSPORT_OFFER_MAX];
-    size_t size;
+    struct offer o;
     alarm(CHILD_S);
     setenv("TANDEM_ABORT_MS", "50", 1);
     fake_nccl_knobs()->abort_hangs = 1;
-    if (open_end(&p.end[0], true) != OK || ops->offer(p.end[0], offer, &size) != OK) return 2;
-    if (ops->join(p.end[0], NULL, 0) != OK) return 2;
+    if (open_end(&p.end[0], true) != OK || make_offer(p.end[0], &o) != OK) return 2;
+    if (join_alone(p.end[0], true) != OK) return 2;
     ops->close(p.end[0], TRANSPORT_BROKEN);
     if (write(CHILD_FD, "closed", 6) != 6) return 2;
     for (;;)
@@ -463,6 +526,58 @@ static void leave(void *arg)
 {
     (void)arg;
     _exit(0);
+}
+
+/* Dials until it is refused; who should come never does. One registration that fails, by the way, changes
+ * what is offered from then on. */
+static int child_tries(void)
+{
+    uint32_t tries = 0;
+    alarm(CHILD_S * 4);
+    fake_nccl_knobs()->init_hangs = 1;
+    for (;; tries++) {
+        struct transport *t;
+        struct offer o;
+        if (open_end(&t, true) != OK) return 2;
+        enum err e = make_offer(t, &o);
+        if (e == OK && join_alone(t, true) != OK) return 3;
+        ops->close(t, TRANSPORT_BROKEN);
+        while (nccl_held_count() > 0)
+            usleep(500);
+        if (e == OK && tries < 2u * NCCL_IDS_PENDING_MAX) continue;
+        if (fake_nccl_ids() != NCCL_IDS_PENDING_MAX || tries != NCCL_IDS_PENDING_MAX) return 4;
+        return e == ERR_UNSUPPORTED && strstr(err_text(), "start this node again") ? 0 : 5;
+    }
+}
+
+/* NCCL reads its own files when it is first asked for something, and sets the environment by them. */
+static int child_is_told_late(void)
+{
+    struct pair p = {0};
+    struct offer o;
+    alarm(CHILD_S);
+    fake_knobs()->devices = 2;
+    if (open_end(&p.end[0], true) != OK || make_offer(p.end[0], &o) != OK) return 2;
+    setenv("NCCL_COMM_BLOCKING", "1", 1);
+    if (join_alone(p.end[0], true) != ERR_UNSUPPORTED) return 3;
+    close_pair(&p, TRANSPORT_BROKEN);
+    return 0;
+}
+
+/* The first try fails to register and says so, the second one does without. */
+static int child_cannot_register(void)
+{
+    struct pair p;
+    alarm(CHILD_S);
+    fake_knobs()->devices = 2;
+    fake_nccl_knobs()->fail_call = "ncclCommRegister";
+    fake_nccl_knobs()->fail_at = 1;
+    if (open_pair(&p) != OK || join_pair(&p) == OK) return 2;
+    if (!strstr(err_text(), "registering the slots")) return 3;
+    close_pair(&p, TRANSPORT_BROKEN);
+    if (whole_life(&p) != OK) return 4;
+    close_pair(&p, TRANSPORT_DRAINED);
+    return cudaPeekAtLastError() == cudaSuccess ? 0 : 5;
 }
 
 /* Takes down what returns when it is told to. */
@@ -533,7 +648,7 @@ static void a_peer_that_is_killed_leaves_an_operation_that_is_aborted(void **sta
         assert_ok(open_end(&p.end[0], true));
         assert_ok(ops->offer(p.end[0], offer, &size));
         assert_int_equal(write(fd, offer, size), size);
-        assert_ok(ops->join(p.end[0], NULL, 0));
+        assert_ok(join_alone(p.end[0], true));
         enum err e;
         while ((e = ops->joined(p.end[0])) == ERR_AGAIN)
             wait_for(&p);
@@ -591,6 +706,35 @@ static void a_process_that_was_stopped_has_not_waited(void **state)
     close(fd);
 }
 
+/* These change what the process does from then on. */
+static void in_a_process_of_its_own(const char *role)
+{
+    char said[2000];
+    int fd, status;
+    pid_t child = start_child(role, &fd);
+    while (read(fd, said, sizeof said) > 0)
+        continue;
+    close(fd);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+static void tries_that_come_to_nothing_have_an_end(void **state)
+{
+    (void)state;
+    in_a_process_of_its_own("tries");
+}
+static void nccls_own_files_make_no_call_wait(void **state)
+{
+    (void)state;
+    in_a_process_of_its_own("told_late");
+}
+static void a_registration_that_fails_is_done_without(void **state)
+{
+    (void)state;
+    in_a_process_of_its_own("cannot_register");
+}
+
 static void a_process_that_exits_waits_for_what_is_taken_down(void **state)
 {
     char said[2000];
@@ -610,6 +754,9 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "hangs") == 0) return child_hangs();
     if (argc > 1 && strcmp(argv[1], "waits") == 0) return child_waits();
     if (argc > 1 && strcmp(argv[1], "exits") == 0) return child_exits();
+    if (argc > 1 && strcmp(argv[1], "tries") == 0) return child_tries();
+    if (argc > 1 && strcmp(argv[1], "told_late") == 0) return child_is_told_late();
+    if (argc > 1 && strcmp(argv[1], "cannot_register") == 0) return child_cannot_register();
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, finish)
     const struct CMUnitTest tests[] = {
         TEST(bytes_are_there_when_their_operation_has_ended),
@@ -620,6 +767,11 @@ int main(int argc, char **argv)
         TEST(an_environment_that_makes_calls_wait_is_refused),
         TEST(the_interface_that_is_told_is_the_one),
         TEST(an_offer_that_is_none_is_refused),
+        TEST(slots_are_registered_by_both_or_by_none),
+        TEST(two_ranks_on_one_gpu_are_refused_for_good),
+        TEST(tries_that_come_to_nothing_have_an_end),
+        TEST(nccls_own_files_make_no_call_wait),
+        TEST(a_registration_that_fails_is_done_without),
         TEST(slots_are_freed_when_the_abort_has_returned),
         TEST(what_never_connects_can_be_closed),
         TEST(what_is_taken_down_counts_until_its_memory_is_free),

@@ -29,7 +29,8 @@
 
 enum {
     VERSION_MIN = 21900,
-    OFFER_BYTES = 4 + NCCL_UNIQUE_ID_BYTES,
+    HEAD_BYTES = 8, /* of an offer; the dialler's goes on with the id */
+    OFFER_BYTES = HEAD_BYTES + NCCL_UNIQUE_ID_BYTES,
     SLOT_ALIGN = 4096,
     CTAS_MIN = 1, /* few: the multiprocessors are needed to compute */
     CTAS_MAX = 4,
@@ -55,8 +56,10 @@ struct nccl {
     size_t slot_stride, memory_bytes;
     char *memory;
     bool memory_is_ncclmem;
+    bool registers; /* as agreed: NCCL wants it of both ranks or of none */
     void *registration;
     ncclUniqueId id;
+    bool id_pending; /* not known to have been used by both */
     ncclComm_t comm;
     cudaStream_t stream;
     struct operation ring[TRANSPORT_SLOTS_MAX];
@@ -66,7 +69,9 @@ struct nccl {
     bool launching;        /* the next one is NCCL's to launch */
 };
 
-static atomic_uint held_count; /* transports with memory */
+static atomic_uint held_count;        /* transports with memory */
+static atomic_uint ids_pending;       /* unique ids that NCCL may still hold a thread for */
+static atomic_bool registering_fails; /* here, as has turned out */
 
 uint32_t nccl_held_count(void)
 {
@@ -82,7 +87,10 @@ static struct nccl *of(const struct transport *t)
 
 static enum err failed(const struct nccl *t, ncclResult_t r, const char *what)
 {
-    enum err e = r == ncclRemoteError ? ERR_PEER : r == ncclSystemError ? ERR_IO : ERR_DEVICE;
+    enum err e = r == ncclRemoteError    ? ERR_PEER
+                 : r == ncclSystemError  ? ERR_IO
+                 : r == ncclInvalidUsage ? ERR_UNSUPPORTED /* two ranks on one GPU, say */
+                                         : ERR_DEVICE;
     const char *more = ncclGetLastError(t ? t->comm : NULL);
     return err_set(e, "nccl: %s: %s%s%.200s", what, ncclGetErrorString(r),
                    more && *more ? ": " : "", more ? more : "");
@@ -110,10 +118,20 @@ static bool is_on(const char *name)
     return value && *value && strcmp(value, "0") != 0;
 }
 
-/* Before the first communicator, since NCCL reads its environment once. */
+static enum err check_blocking(void)
+{
+    static const char *const names[] = {"NCCL_COMM_BLOCKING", "CUDA_LAUNCH_BLOCKING"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (is_on(names[i]))
+            return err_set(ERR_UNSUPPORTED,
+                           "nccl: %s is set: calls would wait for the peer; unset it", names[i]);
+    return OK;
+}
+
+/* Before the first communicator, since NCCL reads its environment once. Threads of NCCL may be reading it
+ * later, so it is written only if it has to be. */
 static enum err check_process(const char *interface)
 {
-    static const char *const blocking[] = {"NCCL_COMM_BLOCKING", "CUDA_LAUNCH_BLOCKING"};
     static atomic_flag told = ATOMIC_FLAG_INIT;
     int version = 0;
     ncclResult_t r = ncclGetVersion(&version);
@@ -121,12 +139,13 @@ static enum err check_process(const char *interface)
     if (version < VERSION_MIN)
         return err_set(ERR_UNSUPPORTED, "nccl: version code %d: NCCL 2.19 or later is needed",
                        version);
-    for (size_t i = 0; i < sizeof blocking / sizeof blocking[0]; i++)
-        if (is_on(blocking[i]))
-            return err_set(ERR_UNSUPPORTED,
-                           "nccl: %s is set: calls would wait for the peer; unset it", blocking[i]);
-    if (interface && *interface) setenv("NCCL_SOCKET_IFNAME", interface, 1);
+    enum err e = check_blocking();
+    if (e != OK) return e;
     const char *chosen = getenv("NCCL_SOCKET_IFNAME");
+    if (interface && *interface && (!chosen || strcmp(chosen, interface) != 0)) {
+        setenv("NCCL_SOCKET_IFNAME", interface, 1);
+        chosen = interface;
+    }
     if (!atomic_flag_test_and_set(&told))
         log_info("nccl_begins", "version=%d interface=%s", version, chosen ? chosen : "any");
     return OK;
@@ -228,29 +247,72 @@ static enum err nccl_open(struct transport **transport, const struct transport_o
 
 /* --- connecting --- */
 
+static bool would_register(const struct nccl *t)
+{
+    const char *set = getenv("NCCL_LOCAL_REGISTER");
+    return t->memory_is_ncclmem && !atomic_load(&registering_fails) &&
+           !(set && strcmp(set, "0") == 0);
+}
+
+/* Each id has a thread and a socket of NCCL's, in this process, until both ranks have come to it; if one
+ * never does, for good. So there is an end to trying. */
+static enum err take_id(struct nccl *t)
+{
+    if (atomic_load(&ids_pending) >= NCCL_IDS_PENDING_MAX && !PLANTED("ids_without_end"))
+        return err_set(
+            ERR_UNSUPPORTED,
+            "nccl: %d tries to connect came to nothing, and NCCL keeps a thread for each: "
+            "mend its network, then start this node again",
+            NCCL_IDS_PENDING_MAX);
+    ncclResult_t r = ncclGetUniqueId(&t->id);
+    if (r != ncclSuccess) return failed(t, r, "a unique id");
+    t->id_pending = true;
+    atomic_fetch_add(&ids_pending, 1);
+    return OK;
+}
+
+static void id_used(struct nccl *t)
+{
+    if (t->id_pending) atomic_fetch_sub(&ids_pending, 1);
+    t->id_pending = false;
+}
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)(v >> 8 * i);
+}
+
+static uint32_t get32(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
 static enum err nccl_offer(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
                            size_t *size)
 {
     struct nccl *t = of(transport);
     int version = 0;
+    enum err e;
     ncclResult_t r = ncclGetVersion(&version);
-    if (r == ncclSuccess) r = ncclGetUniqueId(&t->id);
-    if (r != ncclSuccess) return failed(t, r, "a unique id");
-    for (int i = 0; i < 4; i++)
-        bytes[i] = (uint8_t)((uint32_t)version >> 8 * i);
-    memcpy(bytes + 4, t->id.internal, NCCL_UNIQUE_ID_BYTES);
-    *size = OFFER_BYTES;
+    if (r != ncclSuccess) return failed(t, r, "its version");
+    if (t->dialler && (e = take_id(t)) != OK) return e;
+    t->registers = would_register(t);
+    put32(bytes, (uint32_t)version);
+    put32(bytes + 4, t->registers);
+    if (t->dialler) memcpy(bytes + HEAD_BYTES, t->id.internal, NCCL_UNIQUE_ID_BYTES);
+    *size = t->dialler ? OFFER_BYTES : HEAD_BYTES;
     return OK;
 }
 
 static enum err take_offer(struct nccl *t, const uint8_t *bytes, size_t size)
 {
-    uint32_t theirs = 0;
+    size_t wanted = t->dialler ? HEAD_BYTES : OFFER_BYTES;
     int ours = 0;
-    if (size != OFFER_BYTES)
-        return err_set(ERR_FORMAT, "nccl: an offer of %zu bytes, it has %d", size, OFFER_BYTES);
-    for (int i = 0; i < 4; i++)
-        theirs |= (uint32_t)bytes[i] << 8 * i;
+    if (size != wanted)
+        return err_set(ERR_FORMAT, "nccl: an offer of %zu bytes, it has %zu", size, wanted);
+    uint32_t theirs = get32(bytes), registers = get32(bytes + 4);
+    if (registers > 1) return err_set(ERR_FORMAT, "nccl: an offer with %u for a truth", registers);
     ncclResult_t r = ncclGetVersion(&ours);
     if (r != ncclSuccess) return failed(t, r, "its version");
     if (theirs != (uint32_t)ours)
@@ -258,7 +320,8 @@ static enum err take_offer(struct nccl *t, const uint8_t *bytes, size_t size)
                        "nccl: the peer has NCCL of version code %u, this side %d: both need the "
                        "same",
                        theirs, ours);
-    memcpy(t->id.internal, bytes + 4, NCCL_UNIQUE_ID_BYTES);
+    if (!PLANTED("registered_by_one")) t->registers &= registers == 1;
+    if (!t->dialler) memcpy(t->id.internal, bytes + HEAD_BYTES, NCCL_UNIQUE_ID_BYTES);
     return OK;
 }
 
@@ -277,7 +340,8 @@ static enum err nccl_join(struct transport *transport, const uint8_t *bytes, siz
     struct nccl *t = of(transport);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     enum err e;
-    if (!t->dialler && (e = take_offer(t, bytes, size)) != OK) return e;
+    if ((e = take_offer(t, bytes, size)) != OK) return e;
+    if ((e = check_blocking()) != OK) return e; /* NCCL has read its own files meanwhile */
     if ((e = device_check(cudaSetDevice(t->device), "the device")) != OK) return e;
     config.blocking = 0;
     config.cgaClusterSize = 0;
@@ -301,16 +365,16 @@ static enum err nccl_joined(struct transport *transport)
     struct nccl *t = of(transport);
     enum err e;
     drain_fds(t);
-    if ((e = look(t, "connecting")) != OK) return e;
+    e = look(t, "connecting");
+    if (e == OK || e == ERR_UNSUPPORTED) id_used(t); /* what is refused was compared by both */
+    if (e != OK) return e;
     if ((e = device_check(cudaSetDevice(t->device), "the device")) != OK) return e;
-    if (!t->registration) {
-        ncclResult_t r = ncclCommRegister(t->comm, t->memory, t->memory_bytes, &t->registration);
-        if (r != ncclSuccess) {
-            t->registration = NULL; /* NCCL copies by way of its own buffers then */
-            log_debug("nccl_register", "result=\"%s\"", ncclGetErrorString(r));
-        }
-    }
-    return set_timer(t, 0);
+    if (!t->registers) return set_timer(t, 0); /* NCCL copies by way of its own buffers */
+    ncclResult_t r = ncclCommRegister(t->comm, t->memory, t->memory_bytes, &t->registration);
+    if (r == ncclSuccess) return set_timer(t, 0);
+    t->registration = NULL;
+    atomic_store(&registering_fails, true); /* the next try is one without */
+    return failed(t, r, "registering the slots");
 }
 
 static int nccl_fd(const struct transport *transport)
@@ -501,6 +565,7 @@ const struct transport_ops transport_nccl = {
     .name = "nccl",
     .posted = true,
     .dialler_offers = true,
+    .acceptor_offers = true,
     .open = nccl_open,
     .offer = nccl_offer,
     .join = nccl_join,

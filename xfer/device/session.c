@@ -25,6 +25,7 @@
  * joined   -         -         -         WARMING       -              -           -           -
  * ended    -         -         -         -             READY          frame       frame       -
  * broken   -         -         again     again         again          dead        dead        -
+ *          (unsupported: dead in every state)
  * lost     CLOSED in every state; the frames that have come are still handed out
  * deadline dead      dead      again     again         again          dead        dead        d: OPENING
  *                                                                                             a: dead
@@ -409,7 +410,8 @@ static enum err on_ended(struct dslink *s, const struct control *m, uint64_t now
 
 static enum err on_broken(struct dslink *s, const struct control *m, uint64_t now_ns)
 {
-    if (s->state >= DSLINK_READY) return dead(s, m->error, m->text);
+    if (s->state >= DSLINK_READY || m->error == ERR_UNSUPPORTED)
+        return dead(s, m->error, m->text); /* no try would end otherwise */
     return again(s, m->error, m->text, true, now_ns);
 }
 

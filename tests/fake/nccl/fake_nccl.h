@@ -23,6 +23,7 @@ struct fake_nccl_knobs {
     uint32_t abort_hangs;    /* ncclCommAbort stops nothing and never returns */
     uint32_t
         one_at_a_time; /* an operation begins when the device's last one, of any comm, is over */
+    uint32_t same_gpu; /* two ranks may be on one GPU of one host */
     uint32_t register_unsupported; /* ncclMemAlloc and ncclCommRegister are ncclInvalidUsage */
     uint32_t version;              /* what ncclGetVersion says; 0: 22809 */
 };
@@ -34,6 +35,8 @@ struct fake_nccl_knobs *fake_nccl_knobs(void);
 uint32_t fake_nccl_reset(void);
 /* Operations that are under way on streams. */
 uint32_t fake_nccl_moving(void);
+/* Unique ids that hold a thread: made here, and not yet used by both ranks. */
+uint32_t fake_nccl_ids(void);
 /* Devices of which one has the turn (one_at_a_time). */
 uint32_t fake_nccl_turns(void);
 

@@ -49,7 +49,7 @@ struct fake_nccl_state {
     bool knobs_read;
     const char *fail_seen;
     uint32_t fail_seen_at, fail_calls;
-    uint32_t moving_count, jobs_count;
+    uint32_t moving_count, jobs_count, ids_count;
     struct ncclComm *comms, *turn[FAKE_NCCL_DEVICES_MAX];
     struct fake_listener *listeners;
     uint64_t ids;
@@ -78,6 +78,7 @@ enum fake_mark { FAKE_SEND = 1, FAKE_RECEIVE, FAKE_WARM, FAKE_FINAL };
 struct fake_meeting {
     uint32_t magic, mark;
     uint64_t number, bytes;
+    uint64_t registered; /* 1: what it moves, with the communicator */
 };
 /* Tells the peer what this side does and waits for what that side does; false: stopped. Dead peers
  * are waited for until then. */

@@ -86,10 +86,24 @@ static void move_bytes(const struct fake_move *m)
     free(buffer);
 }
 
+static bool is_registered(const struct fake_move *m)
+{
+    bool found = false;
+    pthread_mutex_lock(&fake_nccl.lock);
+    for (const struct fake_registration *g = m->comm->registrations; g && !found; g = g->next)
+        found =
+            m->memory >= (char *)g->memory && m->memory + m->bytes <= (char *)g->memory + g->size;
+    pthread_mutex_unlock(&fake_nccl.lock);
+    return found;
+}
+
 static void run(void *arg)
 {
     struct fake_move *m = arg;
-    struct fake_meeting theirs, mine = {.mark = m->mark, .number = m->number, .bytes = m->bytes};
+    struct fake_meeting theirs, mine = {.mark = m->mark,
+                                        .number = m->number,
+                                        .bytes = m->bytes,
+                                        .registered = is_registered(m)};
     bool turn = take_turn(m->comm), met = turn && fake_nccl_exchange(m->comm, &mine, &theirs);
     if (memory_is_there(m) && met)
         move_bytes(m); /* the kernel may have begun before it was stopped */

@@ -15,15 +15,20 @@ struct fake_nccl_state fake_nccl = {
     .changed = PTHREAD_COND_INITIALIZER,
 };
 
-static _Thread_local char last_error[400];
+static struct {
+    pthread_mutex_t lock;
+    char text[400]; /* the process's, whoever asks */
+} last_error = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* --- what is said --- */
 
 static void say(const char *kind, const char *format, va_list args)
 {
     char text[512];
-    vsnprintf(last_error, sizeof last_error, format, args);
-    int n = snprintf(text, sizeof text, "fake nccl: %s%s\n", kind, last_error);
+    pthread_mutex_lock(&last_error.lock);
+    vsnprintf(last_error.text, sizeof last_error.text, format, args);
+    int n = snprintf(text, sizeof text, "fake nccl: %s%s\n", kind, last_error.text);
+    pthread_mutex_unlock(&last_error.lock);
     if (write(STDERR_FILENO, text, (size_t)n) < 0) /* one write: lines of processes do not mix */
         return;
 }
@@ -62,8 +67,12 @@ const char *ncclGetErrorString(ncclResult_t result)
 
 const char *ncclGetLastError(ncclComm_t comm)
 {
+    static _Thread_local char copy[sizeof last_error.text];
     (void)comm;
-    return last_error;
+    pthread_mutex_lock(&last_error.lock);
+    strcpy(copy, last_error.text);
+    pthread_mutex_unlock(&last_error.lock);
+    return copy;
 }
 
 /* --- knobs --- */
@@ -82,6 +91,7 @@ static void set_knob(struct fake_nccl_knobs *k, const char *name, const char *va
         {"init_hangs", &k->init_hangs},
         {"abort_hangs", &k->abort_hangs},
         {"one_at_a_time", &k->one_at_a_time},
+        {"same_gpu", &k->same_gpu},
         {"register_unsupported", &k->register_unsupported},
         {"version", &k->version},
     };
@@ -455,10 +465,6 @@ static ncclResult_t move(const char *call, ncclDataType_t type, int peer,
     struct fake_move *m = fake_nccl_move_new(wanted);
     struct job j = {.comm = comm, .name = "launch", .move = m};
     j.run = comm->warm ? run_launch : run_warm;
-    if (comm->warm && knobs_locked()->in_progress_ms == 0) {
-        leave(ncclSuccess);
-        return fake_nccl_move_launch(m);
-    }
     comm->warm = true;
     return leave(start(&j));
 }
@@ -487,6 +493,14 @@ uint32_t fake_nccl_moving(void)
 {
     pthread_mutex_lock(&fake_nccl.lock);
     uint32_t count = fake_nccl.moving_count;
+    pthread_mutex_unlock(&fake_nccl.lock);
+    return count;
+}
+
+uint32_t fake_nccl_ids(void)
+{
+    pthread_mutex_lock(&fake_nccl.lock);
+    uint32_t count = fake_nccl.ids_count;
     pthread_mutex_unlock(&fake_nccl.lock);
     return count;
 }
@@ -526,6 +540,7 @@ uint32_t fake_nccl_reset(void)
         free(l);
         left++;
     }
+    fake_nccl.ids_count = 0;
     fake_nccl.knobs = (struct fake_nccl_knobs){0};
     fake_nccl.knobs_read = false;
     fake_nccl.fail_seen = NULL;

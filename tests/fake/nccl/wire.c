@@ -41,6 +41,7 @@ ncclResult_t fake_nccl_listen(ncclUniqueId *id)
         return ncclSystemError;
     }
     fake_nccl.listeners = l;
+    fake_nccl.ids_count++;
     return ncclSuccess;
 }
 
@@ -110,13 +111,14 @@ bool fake_nccl_exchange(struct ncclComm *comm, const struct fake_meeting *mine,
                 : mine->mark == FAKE_RECEIVE ? theirs->mark == FAKE_SEND
                                              : theirs->mark == mine->mark;
     if (theirs->magic == MAGIC && fits && theirs->number == mine->number &&
-        theirs->bytes == mine->bytes)
+        theirs->bytes == mine->bytes && theirs->registered == mine->registered)
         return true;
-    fake_nccl_fault("rank %d: %s %llu of %llu bytes meets %s %llu of %llu bytes", comm->rank,
+    fake_nccl_fault("rank %d: %s %llu of %llu%s bytes meets %s %llu of %llu%s bytes", comm->rank,
                     name[mine->mark], (unsigned long long)mine->number,
-                    (unsigned long long)mine->bytes,
+                    (unsigned long long)mine->bytes, mine->registered ? " registered" : "",
                     theirs->mark <= FAKE_FINAL ? name[theirs->mark] : "rubbish",
-                    (unsigned long long)theirs->number, (unsigned long long)theirs->bytes);
+                    (unsigned long long)theirs->number, (unsigned long long)theirs->bytes,
+                    theirs->registered ? " registered" : "");
     wait_for(comm, -1, 0, -1);
     return false;
 }
@@ -164,10 +166,38 @@ static ncclResult_t meet_as_caller(struct ncclComm *comm)
     return ncclSuccess;
 }
 
+/* What tells GPUs apart: the host as NCCL sees it, and the device there. */
+struct place {
+    char host[64];
+    int device;
+};
+
+static struct place place_of(const struct ncclComm *comm)
+{
+    struct place p = {.device = comm->device};
+    const char *told = getenv("NCCL_HOSTID");
+    if (told)
+        snprintf(p.host, sizeof p.host, "%s", told);
+    else
+        gethostname(p.host, sizeof p.host - 1);
+    return p;
+}
+
 ncclResult_t fake_nccl_meet(struct ncclComm *comm)
 {
-    struct fake_meeting theirs, mine = {.mark = FAKE_WARM, .number = UINT64_MAX};
+    struct fake_meeting met, mine = {.mark = FAKE_WARM, .number = UINT64_MAX};
+    struct place theirs, ours = place_of(comm);
     ncclResult_t r = comm->rank == 0 ? meet_as_listener(comm) : meet_as_caller(comm);
     if (r != ncclSuccess) return r;
-    return fake_nccl_exchange(comm, &mine, &theirs) ? ncclSuccess : ncclInProgress;
+    if (!fake_nccl_exchange(comm, &mine, &met)) return ncclInProgress;
+    pthread_mutex_lock(&fake_nccl.lock);
+    bool same_gpu = fake_nccl.knobs.same_gpu;
+    if (comm->rank == 0) fake_nccl.ids_count--;
+    pthread_mutex_unlock(&fake_nccl.lock);
+    if (!fake_nccl_put(comm, &ours, sizeof ours) || !fake_nccl_get(comm, &theirs, sizeof theirs))
+        return ncclInProgress;
+    if (same_gpu || memcmp(&ours, &theirs, sizeof ours) != 0) return ncclSuccess;
+    fake_nccl_say("Duplicate GPU detected : rank %d and rank %d both on CUDA device %d", comm->rank,
+                  1 - comm->rank, comm->device);
+    return ncclInvalidUsage;
 }
