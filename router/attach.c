@@ -37,7 +37,7 @@ void node_release_window(struct router_core *core, struct choice *c)
     c->prefill->sched.outstanding_tokens -= c->window_held;
     if (c->under_share) c->prefill->sched.outstanding_under -= c->window_held;
     c->window_held = 0;
-    core->dispatch_wanted = true;
+    core->dispatch_wanted |= core->window_wanted;
 }
 
 void node_detach_prefill(struct router_core *core, struct choice *c)

@@ -200,9 +200,25 @@ static bool may_be_filled(const struct choice *c)
     return kind == JOB_GENERATE || kind == JOB_EMBED_LAST;
 }
 
+/* What decode nodes have room for, [1]: of tenants above their share. */
+struct rooms {
+    bool known[2];
+    struct sched_room of[2];
+};
+
+static bool finds_no_room(const struct router_core *core, uint64_t now_ns,
+                          const struct sched_job *job, struct rooms *rooms)
+{
+    struct sched_room *room = &rooms->of[job->over_share];
+    if (!rooms->known[job->over_share])
+        *room = sched_room(core->sched, core->nodes_count, job->keep_percent, now_ns);
+    rooms->known[job->over_share] = true;
+    return sched_no_room(core->sched, room, job);
+}
+
 /* Tries the first choice of the tenant whose turn it is. */
 static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns, struct choice *c,
-                                      struct sched_job *job)
+                                      struct sched_job *job, struct rooms *rooms)
 {
     struct sched_rules rules = {core->config.disaggregate, core->hand_over_ns,
                                 core->config.backfill};
@@ -217,6 +233,7 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
         }
         a = pick_only(entry->node, job, &rules, now_ns, &pair);
     } else if (!fork_pick(core, now_ns, c, *job, &pair)) {
+        if (finds_no_room(core, now_ns, job, rooms)) return SCHED_NO_DECODE;
         job->cached = prefixes_look(core, c);
         job->pooled = job->cached && may_be_filled(c) ? core->pooled : NULL;
         job->load_ns = core->load_ns;
@@ -237,21 +254,26 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     struct choice *passed[ROUTER_BYPASS_MAX];
     uint32_t passed_count = 0, rests = 0;
     bool promised = false; /* what comes free */
+    bool no_room = false;
+    struct rooms rooms = {0};
     struct fair_tenant *t;
     enum sched_answer blocked_by =
         core->nodes_count == 0 && core->queue.count > 0 ? SCHED_NO_NODES : SCHED_PICKED;
-    core->dispatch_wanted = false;
-    core->retry_ns = TIME_NEVER;
+    core->dispatch_wanted = core->window_wanted = false;
     while (core->nodes_count > 0 && rests < ROUTER_BYPASS_MAX && (t = fair_next(&core->fair))) {
         struct choice *c = list_member(heap_first(&t->queue), struct choice, turn);
         struct sched_job job = {.over_share = fair_over(&core->fair, t)};
         enum sched_answer a = SCHED_NO_DECODE;
-        if (!promised || !job.over_share) a = dispatch_one(core, now_ns, c, &job);
-        if (a == SCHED_PICKED) continue;
+        if (!promised || !job.over_share) a = dispatch_one(core, now_ns, c, &job, &rooms);
+        if (a == SCHED_PICKED) {
+            rooms = (struct rooms){0};
+            continue;
+        }
         if (blocked_by == SCHED_PICKED) blocked_by = a;
+        core->window_wanted |= a == SCHED_NO_PREFILL;
+        no_room |= a != SCHED_NO_PREFILL;
         /* Who has less than a share may take more than the others: without room for it there is none. */
         if (passed_count == ROUTER_BYPASS_MAX || (a == SCHED_NO_PREFILL && !job.over_share)) break;
-        if (a != SCHED_NO_PREFILL) core->retry_ns = next_full_ns(core, now_ns);
         /* It has waited long for memory: what comes free is for it, unless for one with less than its
          * share. One whose nodes are not there holds nobody up. */
         bool waited = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
@@ -268,5 +290,6 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     for (uint32_t i = 0; i < passed_count; i++)
         fair_put_back(&core->fair, passed[i]->request->tenant, &passed[i]->turn);
     fair_wake(&core->fair);
+    core->retry_ns = no_room ? next_full_ns(core, now_ns) : TIME_NEVER;
     waits_note_blocked(core, now_ns, blocked_by);
 }

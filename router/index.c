@@ -286,6 +286,22 @@ struct index_held index_match(const struct index *x, uint16_t node, const uint64
     return (struct index_held){pool, host, boundary(x, node, hashes, host, count, WHERE)};
 }
 
+struct index_set index_holders(const struct index *x, uint64_t hash)
+{
+    struct place p = place_of(x, hash);
+    struct index_set set = {0};
+    for (int b = 0; b < 2; b++)
+        for (int i = 0; i < SLOTS; i++) {
+            const struct slot *s = &p.bucket[b]->slot[i];
+            for (int k = 0; k < HOLDERS && has_tag(s, &p); k++) {
+                uint16_t node = s->holder[k] >> 6;
+                if (s->holder[k] && !is_dead(x, s->holder[k]))
+                    set.nodes[node / 64] |= UINT64_C(1) << node % 64;
+            }
+        }
+    return set;
+}
+
 /* Whether blocks [first, end) are likely to be there. */
 static bool holds_run(const struct index *x, uint16_t node, const uint64_t *hashes, uint32_t first,
                       uint32_t end, uint16_t wanted)

@@ -26,6 +26,7 @@
 #ifndef TANDEM_ROUTER_INDEX_H
 #define TANDEM_ROUTER_INDEX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "common/err.h"
@@ -69,7 +70,17 @@ struct index_held {
  * about log2(count) of them are looked up. */
 struct index_held index_match(const struct index *index, uint16_t node, const uint64_t *hashes,
                               uint32_t count);
-/* The same of a prompt with a window: up to where the node holds what the window before its end, and the sinks,
+/* The nodes that have this block, anywhere: bit n % 64 of nodes[n / 64] for node n. */
+enum { INDEX_SET_WORDS = INDEX_NODES_MAX / 64 };
+struct index_set {
+    uint64_t nodes[INDEX_SET_WORDS];
+};
+struct index_set index_holders(const struct index *index, uint64_t hash);
+static inline bool index_set_has(const struct index_set *set, uint16_t node)
+{
+    return node != INDEX_NONE && set->nodes[node / 64] >> node % 64 & 1;
+}
+/* index_match of a prompt with a window: up to where the node holds what the window before its end, and the sinks,
  * lie in; the beginning it may have let go of. Looked at are one block of each of the last INDEX_WINDOWS_MAX
  * windows, and where there is one, its run's end and INDEX_SAMPLES of the blocks that are needed. */
 enum { INDEX_WINDOWS_MAX = 256, INDEX_SAMPLES = 16 };

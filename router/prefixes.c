@@ -85,6 +85,11 @@ struct found {
     uint32_t reach; /* so many of them are read at most */
 };
 
+static bool reads_shared(const struct node *n, enum role readers)
+{
+    return n->holder != INDEX_NONE && n->sched.role == readers && n->load.shared_block_ns > 0;
+}
+
 static struct found found_by(const struct router_core *core, const struct choice *c,
                              const struct node *n, enum role readers)
 {
@@ -100,7 +105,7 @@ static struct found found_by(const struct router_core *core, const struct choice
     }
     if (n->sched.role != readers) f.held.host = f.held.any = f.held.pool;
     f.shared = f.held.any;
-    if (n->sched.role != readers || n->load.shared_block_ns == 0 || window.tokens > 0) return f;
+    if (!reads_shared(n, readers) || window.tokens > 0) return f;
     f.shared += index_match(core->index, core->shared_holder, r->hashes + f.held.any,
                             r->hashes_count - f.held.any)
                     .any;
@@ -131,12 +136,21 @@ static uint32_t worth(const struct node *n, const struct found *f, uint32_t *loa
 
 const uint32_t *prefixes_look(struct router_core *core, const struct choice *c)
 {
-    bool any = false;
+    const struct request *r = c->request;
+    bool any = false, window = choice_window(c, core->cluster.window).tokens > 0;
     enum role readers = role_of_readers(core);
-    if (c->request->hashes_count == 0) return NULL;
+    if (r->hashes_count == 0) return NULL;
+    /* Without a window, who does not have its first block has nothing of it, but for what nodes share. */
+    struct index_set first = index_holders(core->index, r->hashes[0]);
+    uint32_t shared = index_match(core->index, core->shared_holder, r->hashes, r->hashes_count).any;
     for (uint32_t i = 0; i < core->nodes_count; i++) {
-        struct found f = found_by(core, c, core->nodes[i], readers);
-        uint32_t blocks = worth(core->nodes[i], &f, &core->load_ns[i]);
+        const struct node *n = core->nodes[i];
+        struct found f = {.reach = UINT32_MAX};
+        if (window || index_set_has(&first, n->holder))
+            f = found_by(core, c, n, readers);
+        else if (reads_shared(n, readers))
+            f.shared = shared;
+        uint32_t blocks = worth(n, &f, &core->load_ns[i]);
         core->cached[i] = blocks * BLOCK_TOKENS;
         core->pooled[i] = f.held.pool * BLOCK_TOKENS;
         any = any || blocks > 0;

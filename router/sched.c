@@ -92,11 +92,43 @@ static uint32_t kept(const struct sched_node *n, const struct sched_job *job, ui
     return n->running > 0 ? (uint32_t)(((uint64_t)all * job->keep_percent + 99) / 100) : 0;
 }
 
+/* The most that a job may ask for; 0: there is no place for one more. */
+static uint32_t room_for(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
+{
+    uint32_t left = blocks_left(n), keeps = kept(n, job, n->blocks_total);
+    bool place = n->running + kept(n, job, n->sequences_max) < n->sequences_max;
+    return now_ns >= n->full_until_ns && place && left > keeps ? left - keeps : 0;
+}
+
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns)
 {
-    return now_ns >= n->full_until_ns &&
-           n->running + kept(n, job, n->sequences_max) < n->sequences_max &&
-           blocks_left(n) >= (uint64_t)job->blocks + kept(n, job, n->blocks_total);
+    uint32_t room = room_for(n, job, now_ns);
+    return room > 0 && job->blocks <= room;
+}
+
+struct sched_room sched_room(const struct sched_node *const *nodes, uint32_t nodes_count,
+                             uint32_t keep_percent, uint64_t now_ns)
+{
+    const struct sched_job job = {.keep_percent = keep_percent};
+    struct sched_room all = {.largest = SCHED_NODE_NONE};
+    for (uint32_t i = 0; i < nodes_count; i++) {
+        const struct sched_node *n = nodes[i];
+        if (!n->open || n->role != ROLE_DECODE) continue;
+        uint32_t room = room_for(n, &job, now_ns);
+        if (room > all.blocks) all.blocks = room;
+        if (all.largest == SCHED_NODE_NONE || n->blocks_total > nodes[all.largest]->blocks_total)
+            all.largest = i;
+    }
+    return all;
+}
+
+bool sched_no_room(const struct sched_node *const *nodes, const struct sched_room *room,
+                   const struct sched_job *job)
+{
+    if (job->prefill_only || job->no_token || room->largest == SCHED_NODE_NONE) return false;
+    const struct sched_node *n = nodes[room->largest];
+    return job->blocks > room->blocks &&
+           sched_blocks_at_once(n, job, job->blocks_full) <= n->blocks_total;
 }
 
 uint64_t sched_link(const char *address)
@@ -171,6 +203,64 @@ struct sched_fill sched_fill(const struct sched_node *const *nodes, uint32_t nod
     return best;
 }
 
+/* Nodes of a role that could compute the prompt, whoever would have done so first before the others; those with
+ * closed windows are last. */
+struct line {
+    struct place {
+        uint64_t cost_ns; /* until it would be computed there; UINT64_MAX: its window is closed */
+        uint32_t index;
+    } place[SCHED_NODES_MAX];
+    uint32_t count;
+};
+
+static bool goes_before(const struct place *a, const struct place *b)
+{
+    return a->cost_ns != b->cost_ns ? a->cost_ns < b->cost_ns : a->index < b->index;
+}
+
+/* In a heap that has the last of all first, moves the one at `at` down to where it belongs. */
+static void sift(struct place *heap, uint32_t at, uint32_t count)
+{
+    struct place p = heap[at];
+    for (uint32_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && goes_before(&heap[child], &heap[child + 1])) child++;
+        if (!goes_before(&p, &heap[child])) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = p;
+}
+
+static void sort(struct place *place, uint32_t count)
+{
+    for (uint32_t i = count / 2; i-- > 0;)
+        sift(place, i, count);
+    while (count-- > 1) {
+        struct place last = place[0];
+        place[0] = place[count];
+        place[count] = last;
+        sift(place, 0, count);
+    }
+}
+
+static void line_up(const struct sched_node *const *nodes, uint32_t nodes_count,
+                    const struct sched_job *job, enum role role, struct line *line)
+{
+    line->count = 0;
+    /* One whose speed is not known yet is the first choice, unless there is something to lose. */
+    uint32_t usual_ns = job->cached ? usual_token_ns(nodes, nodes_count) : 0;
+    for (uint32_t i = 0; i < nodes_count; i++) {
+        const struct sched_node *n = nodes[i];
+        uint32_t left = sched_left(job, i);
+        if (!n->open || n->role != role || !prompt_fits(n, job)) continue;
+        uint64_t cost_ns = UINT64_MAX;
+        if (window_open(n, job, left)) cost_ns = work_ahead(n, left, usual_ns);
+        /* else it is no time */
+        if (cost_ns != UINT64_MAX && (n->token_ns || usual_ns)) cost_ns += load_on(job, i);
+        line->place[line->count++] = (struct place){cost_ns, i};
+    }
+    sort(line->place, line->count);
+}
+
 struct prefill_pick {
     uint32_t index;   /* SCHED_NODE_NONE: none has an open window */
     uint64_t cost_ns; /* until the prompt would be computed, and be on D */
@@ -179,38 +269,21 @@ struct prefill_pick {
 };
 
 /* For the D of index `to`, with a link to it; SCHED_NODE_NONE: for none. */
-static struct prefill_pick pick_among(const struct sched_node *const *nodes, uint32_t count,
-                                      const struct sched_job *job, enum role role, uint32_t to)
+static struct prefill_pick pick_from(const struct line *line, const struct sched_node *const *nodes,
+                                     const struct sched_job *job, uint32_t to)
 {
     struct prefill_pick best = {.index = SCHED_NODE_NONE, .cost_ns = UINT64_MAX};
-    /* One whose speed is not known yet is the first choice, unless there is something to lose. */
-    uint32_t usual_ns = job->cached ? usual_token_ns(nodes, count) : 0;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct sched_node *n = nodes[i];
-        if (!n->open || n->role != role || !prompt_fits(n, job)) continue;
-        if (to != SCHED_NODE_NONE && !sched_share_link(n, nodes[to])) continue;
+    for (uint32_t i = 0; i < line->count && line->place[i].cost_ns <= best.cost_ns; i++) {
+        struct place p = line->place[i];
+        if (to != SCHED_NODE_NONE && !sched_share_link(nodes[p.index], nodes[to])) continue;
         best.any = true;
-        if (!window_open(n, job, sched_left(job, i))) continue;
-        uint64_t cost_ns = work_ahead(n, sched_left(job, i), usual_ns);
-        if (n->token_ns || usual_ns) cost_ns += load_on(job, i); /* else it is no time */
-        if (to != SCHED_NODE_NONE) cost_ns += sched_transfer_ns(nodes, n, to, job);
-        if (cost_ns >= best.cost_ns) continue;
-        best.index = i;
-        best.cost_ns = cost_ns;
+        if (p.cost_ns == UINT64_MAX) break;
+        if (to != SCHED_NODE_NONE) p.cost_ns += sched_transfer_ns(nodes, nodes[p.index], to, job);
+        if (!goes_before(&p, &(struct place){best.cost_ns, best.index})) continue;
+        best.index = p.index;
+        best.cost_ns = p.cost_ns;
     }
     return best;
-}
-
-static struct prefill_pick pick_prefill(const struct sched_node *const *nodes, uint32_t count,
-                                        const struct sched_job *job,
-                                        const struct sched_rules *rules, uint32_t to)
-{
-    struct prefill_pick p = pick_among(nodes, count, job, ROLE_PREFILL, to);
-    if (p.index == SCHED_NODE_NONE) return p;
-    p.fill = sched_fill(nodes, count, job, rules, p.index);
-    uint64_t saved_ns = p.fill.compute_ns > p.fill.fill_ns ? p.fill.compute_ns - p.fill.fill_ns : 0;
-    p.cost_ns -= saved_ns < p.cost_ns ? saved_ns : p.cost_ns;
-    return p;
 }
 
 /* Negative: a has the emptier batch. */
@@ -229,7 +302,22 @@ struct view {
     const struct sched_rules *rules;
     uint32_t usual_token_ns;
     bool by_cost; /* a D holds some of the prompt */
+    struct line *prefills;
+    uint32_t filled; /* whose fill this is; SCHED_NODE_NONE: nobody's */
+    struct sched_fill fill;
 };
+
+static struct prefill_pick pick_prefill(struct view *v, uint32_t to)
+{
+    struct prefill_pick p = pick_from(v->prefills, v->nodes, v->job, to);
+    if (p.index == SCHED_NODE_NONE) return p;
+    if (v->filled != p.index) v->fill = sched_fill(v->nodes, v->count, v->job, v->rules, p.index);
+    v->filled = p.index;
+    p.fill = v->fill;
+    uint64_t saved_ns = p.fill.compute_ns > p.fill.fill_ns ? p.fill.compute_ns - p.fill.fill_ns : 0;
+    p.cost_ns -= saved_ns < p.cost_ns ? saved_ns : p.cost_ns;
+    return p;
+}
 
 static bool some_decode_holds(const struct sched_node *const *nodes, uint32_t count,
                               const struct sched_job *job)
@@ -286,10 +374,9 @@ static uint64_t batch_ns(const struct view *v, uint32_t d)
     return v->nodes[d]->running * (uint64_t)SCHED_STREAM_TOKENS * (row_ns ? row_ns : 1);
 }
 
-static struct offer offer_of(const struct view *v, uint32_t d)
+static struct offer offer_of(struct view *v, uint32_t d)
 {
-    struct offer o = {.decode = d,
-                      .prefill = pick_prefill(v->nodes, v->count, v->job, v->rules, d)};
+    struct offer o = {.decode = d, .prefill = pick_prefill(v, d)};
     bool is_free = o.prefill.index != SCHED_NODE_NONE;
     o.local = !o.prefill.any || cheaper_local(v, d, &o.prefill);
     o.ready = is_free || (v->by_cost && o.local);
@@ -317,7 +404,7 @@ static int compare_offers(const struct view *v, const struct offer *a, const str
 
 /* The D with room and the P for it. One that a free P has a link to goes before one that must wait or
  * prefill itself. Returns SCHED_PICKED, or why there is no D. */
-static enum sched_answer pick_decode(const struct view *v, uint64_t now_ns, struct offer *best)
+static enum sched_answer pick_decode(struct view *v, uint64_t now_ns, struct offer *best)
 {
     enum sched_answer none = SCHED_NO_NODES;
     *best = (struct offer){.decode = SCHED_NODE_NONE};
@@ -329,6 +416,7 @@ static enum sched_answer pick_decode(const struct view *v, uint64_t now_ns, stru
         none = SCHED_NO_DECODE;
         if (!sched_has_room(n, v->job, now_ns)) continue;
         bool first = best->decode == SCHED_NODE_NONE;
+        if (first) line_up(v->nodes, v->count, v->job, ROLE_PREFILL, v->prefills);
         /* Looking for a P takes longer than comparing the batches, which mostly decides. */
         if (!first && !v->by_cost && best->ready && compare_load(n, v->nodes[best->decode]) > 0)
             continue;
@@ -350,27 +438,33 @@ enum sched_answer sched_pick_pair(const struct sched_node *const *nodes, uint32_
                                   uint64_t now_ns, struct sched_pair *pair)
 {
     struct offer o;
+    struct line line;
+    struct view v = {.nodes = nodes,
+                     .count = nodes_count,
+                     .job = job,
+                     .rules = rules,
+                     .usual_token_ns = usual_token_ns(nodes, nodes_count),
+                     .by_cost = some_decode_holds(nodes, nodes_count, job),
+                     .prefills = &line,
+                     .filled = SCHED_NODE_NONE};
     *pair = (struct sched_pair){.prefill = SCHED_NODE_NONE, .decode = SCHED_NODE_NONE};
+    CHECK(nodes_count <= SCHED_NODES_MAX);
     if (job->prefill_only) {
-        struct prefill_pick alone = pick_prefill(nodes, nodes_count, job, rules, SCHED_NODE_NONE);
+        line_up(nodes, nodes_count, job, ROLE_PREFILL, &line);
+        struct prefill_pick alone = pick_prefill(&v, SCHED_NODE_NONE);
         if (alone.any && alone.index == SCHED_NODE_NONE) return SCHED_NO_PREFILL;
         pair->prefill = alone.index;
         pair->fill = alone.fill;
         if (alone.any) return SCHED_PICKED;
     }
     if (job->no_token) {
-        struct prefill_pick d = pick_among(nodes, nodes_count, job, ROLE_DECODE, SCHED_NODE_NONE);
+        line_up(nodes, nodes_count, job, ROLE_DECODE, &line);
+        struct prefill_pick d = pick_from(&line, nodes, job, SCHED_NODE_NONE);
         pair->prefill = d.index;
         return d.index != SCHED_NODE_NONE ? SCHED_PICKED
                : d.any                    ? SCHED_NO_DECODE
                                           : never(nodes, nodes_count);
     }
-    const struct view v = {.nodes = nodes,
-                           .count = nodes_count,
-                           .job = job,
-                           .rules = rules,
-                           .usual_token_ns = usual_token_ns(nodes, nodes_count),
-                           .by_cost = some_decode_holds(nodes, nodes_count, job)};
     enum sched_answer a = pick_decode(&v, now_ns, &o);
     if (a != SCHED_PICKED) return a;
     pair->decode = o.decode;

@@ -71,7 +71,7 @@ struct sched_rules {
 /* So many tokens of its stream are reckoned with when a fuller batch is weighed against a prefix that is
  * there: each costs the time of one more row for each sequence of the batch. */
 enum { SCHED_STREAM_TOKENS = 64 };
-enum { SCHED_NODE_NONE = UINT32_MAX };
+enum { SCHED_NODE_NONE = UINT32_MAX, SCHED_NODES_MAX = 1024 };
 /* Leading tokens that go from a node which has them cached to a P, before that computes the rest. */
 struct sched_fill {
     uint32_t tokens; /* 0: none do */
@@ -122,11 +122,22 @@ struct sched_fill sched_fill(const struct sched_node *const *nodes, uint32_t nod
                              const struct sched_job *job, const struct sched_rules *rules,
                              uint32_t to);
 
-/* Whether this D takes so many blocks and one more sequence now. */
 /* How many a job of so many blocks takes of this node's at a time: fewer with a window. */
 uint32_t sched_blocks_at_once(const struct sched_node *n, const struct sched_job *job,
                               uint32_t blocks);
+/* Whether this D takes the job's blocks and one more sequence now. */
 bool sched_has_room(const struct sched_node *n, const struct sched_job *job, uint64_t now_ns);
+
+/* What all decode nodes have room for, of jobs of one keep_percent: looked at once, it tells of any number of
+ * jobs whether they would get SCHED_NO_DECODE, whatever is cached of them (sched_no_room; false: who knows). */
+struct sched_room {
+    uint32_t blocks;  /* that one of them takes, at the most */
+    uint32_t largest; /* index of the one with the largest pool; SCHED_NODE_NONE: there is none */
+};
+struct sched_room sched_room(const struct sched_node *const *nodes, uint32_t nodes_count,
+                             uint32_t keep_percent, uint64_t now_ns);
+bool sched_no_room(const struct sched_node *const *nodes, const struct sched_room *room,
+                   const struct sched_job *job);
 
 /* Nodes whose whole pool is smaller than the request are passed over. D: the room with the fewest sequences;
  * P: the open window with the least time until the prompt would be computed there and be on D. Among D's of

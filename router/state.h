@@ -21,7 +21,7 @@
 #include "text/stream.h"
 
 enum {
-    ROUTER_NODES_MAX = 1024,
+    ROUTER_NODES_MAX = SCHED_NODES_MAX,
     ROUTER_TRAIL_MAX = 24,
     ROUTER_FAILURES_MAX =
         16, /* attempts of a choice that nodes failed for other reasons than room */
@@ -370,7 +370,8 @@ struct router_core {
     uint64_t woken_ns;               /* what out.wake_at was told */
     uint64_t goodbye_ns;             /* when the clients were told that it leaves; 0: not yet */
     bool dispatch_wanted, draining, left;
-    struct buf text; /* of the OUTPUT that is being made */
+    bool window_wanted; /* some that wait could go if a P's window opened */
+    struct buf text;    /* of the OUTPUT that is being made */
     struct router_counts counts;
     struct router_facts facts;
     struct metrics *metrics;

@@ -85,6 +85,8 @@ static void agree(const struct index *x, const uint16_t *number, const struct na
             assert_int_equal(got.pool, naive_has(n, node, h, TIER_POOL));
             assert_int_equal(got.host, naive_has(n, node, h, TIER_HOST));
             assert_int_equal(got.any, naive_has(n, node, h, TIER_DISK));
+            struct index_set holders = index_holders(x, hash);
+            assert_int_equal(index_set_has(&holders, number[node]), got.any);
             pairs += got.any;
         }
     assert_true(index_stats(x).entries >= pairs); /* dead ones are swept later */
