@@ -253,7 +253,7 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
 {
     struct choice *passed[ROUTER_BYPASS_MAX];
     uint32_t passed_count = 0, rests = 0;
-    bool promised = false; /* what comes free */
+    bool held_up = false; /* those above their share: what comes free is for one of them */
     bool no_room = false;
     struct rooms rooms = {0};
     struct fair_tenant *t;
@@ -264,7 +264,7 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         struct choice *c = list_member(heap_first(&t->queue), struct choice, turn);
         struct sched_job job = {.over_share = fair_over(&core->fair, t)};
         enum sched_answer a = SCHED_NO_DECODE;
-        if (!promised || !job.over_share) a = dispatch_one(core, now_ns, c, &job, &rooms);
+        if (!held_up || !job.over_share) a = dispatch_one(core, now_ns, c, &job, &rooms);
         if (a == SCHED_PICKED) {
             rooms = (struct rooms){0};
             continue;
@@ -272,14 +272,14 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         if (blocked_by == SCHED_PICKED) blocked_by = a;
         core->window_wanted |= a == SCHED_NO_PREFILL;
         no_room |= a != SCHED_NO_PREFILL;
-        /* Who has less than a share may take more than the others: without room for it there is none. */
-        if (passed_count == ROUTER_BYPASS_MAX || (a == SCHED_NO_PREFILL && !job.over_share)) break;
-        /* It has waited long for memory: what comes free is for it, unless for one with less than its
-         * share. One whose nodes are not there holds nobody up. */
-        bool waited = a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns;
-        if (waited && !job.over_share) break;
-        promised |= waited;
-        if (a == SCHED_NO_PREFILL || promised) {
+        /* It waits for a window, or has waited long for memory: what comes free is for it, unless for one with
+         * less than its share, which may take more than the others: without room for that one there is none. One
+         * whose nodes are not there holds nobody up. */
+        bool waited = a == SCHED_NO_PREFILL ||
+                      (a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns);
+        if (passed_count == ROUTER_BYPASS_MAX || (waited && !job.over_share)) break;
+        held_up |= waited;
+        if (held_up && job.over_share) {
             fair_rest(&core->fair, t);
             rests++;
         } else {

@@ -21,6 +21,35 @@ static struct job_key reserve_at(struct world *w, uint32_t d)
     return reserve_held(w, d, 0);
 }
 
+/* One with a stream that goes on. */
+static void submit_running(struct world *w, const char *tenant, uint32_t d)
+{
+    submit_ids(w, tenant, 20, 50);
+    struct job_key key = reserve_at(w, d);
+    tell_first(w, P0, key, 0);
+    tell_prefilled(w, P0, key);
+}
+
+static void a_long_prompt_waits_for_its_window_no_longer_than_short_ones_before_it(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    for (uint32_t i = 0; i < 2; i++) {
+        submit_running(&w, "a", D0);
+        submit_running(&w, "b", D1);
+    }
+    submit_ids(&w, "b", 20, 50);
+    struct job_key before = reserve_at(&w, D0);
+    submit_ids(&w, "a", 60, 50); /* of a window of 64 */
+    submit_ids(&w, "b", 20, 50); /* b was served more */
+    assert_false(was_sent(&w, D0, MSG_RESERVE));
+    assert_false(was_sent(&w, D1, MSG_RESERVE));
+    tell_first(&w, P0, before, 0);
+    assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.prompt_count, 60);
+    world_close(&w);
+}
+
 /* Requests of which a decode node has no second one beside it: 44 of 50 blocks. */
 static void fill_decode_nodes(struct world *w)
 {
@@ -182,6 +211,7 @@ static void what_finds_no_room_by_the_sums_finds_none_at_any_node(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_long_prompt_waits_for_its_window_no_longer_than_short_ones_before_it),
         cmocka_unit_test(a_window_that_opens_is_used_while_the_first_waits_for_memory),
         cmocka_unit_test(a_request_that_fits_no_pool_is_told_so_behind_others_that_wait),
         cmocka_unit_test(of_many_prefill_nodes_the_first_of_the_soonest_is_taken),
