@@ -1,8 +1,12 @@
 /* CUDA IPC as a transport, between two processes on the stand-in runtime. The child dials. */
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,6 +69,8 @@ static void serve(int line)
         if (order == 'c') {
             ops->close(t, TRANSPORT_DRAINED);
             t = NULL;
+            while (ipc_held_count() > 0) /* until it has let the slots go */
+                poll(NULL, 0, 1);
         }
         if (send(line, &order, 1, 0) != 1) _exit(4);
     }
@@ -112,6 +118,14 @@ static void end_child(struct world *w)
     assert_int_equal(status, 0);
 }
 
+/* Until what was closed is taken down, but for `left`. */
+static void await_held(uint32_t left)
+{
+    for (int i = 0; ipc_held_count() > left && i < WAIT_MS; i++)
+        poll(NULL, 0, 1);
+    assert_int_equal(ipc_held_count(), left);
+}
+
 static size_t memory_used(void)
 {
     size_t free_bytes = 0, total = 0;
@@ -134,6 +148,7 @@ static void what_the_dialler_gathers_is_in_the_acceptors_slots(void **state)
     }
     order(&w, 'c');
     ops->close(w.acceptor, TRANSPORT_DRAINED);
+    await_held(0);
     assert_int_equal(memory_used(), 0);
     end_child(&w);
 }
@@ -149,8 +164,9 @@ static void slots_stay_until_the_dialler_has_let_them_go(void **state)
     order(&w, 'w'); /* as a stopped process does that goes on later: hurts nobody */
     order(&w, 'c');
     struct transport *next = open_side(false);
-    assert_int_equal(memory_used(), used);
+    await_held(1);                      /* the other one's are no longer mapped */
     ops->close(next, TRANSPORT_BROKEN); /* nobody came to this one */
+    await_held(0);
     assert_int_equal(memory_used(), 0);
     end_child(&w);
 }
@@ -165,10 +181,11 @@ static void slots_of_a_killed_dialler_come_back(void **state)
     kill(w.child, SIGKILL);
     assert_int_equal(waitpid(w.child, &status, 0), w.child);
     close(w.line);
-    for (int i = 0; memory_used() > 0 && i < WAIT_MS; i++) { /* a while after its death */
+    for (int i = 0; ipc_held_count() > 0 && i < WAIT_MS; i++) { /* a while after its death */
         poll(NULL, 0, 1);
         ops->close(open_side(false), TRANSPORT_BROKEN);
     }
+    await_held(0);
     assert_int_equal(memory_used(), 0);
 }
 
@@ -194,7 +211,86 @@ static void offers_that_are_none_are_refused(void **state)
     assert_non_null(strstr(err_text(), "cudaErrorDeviceUninitialized"));
     ops->close(d, TRANSPORT_BROKEN);
     ops->close(a, TRANSPORT_BROKEN);
+    await_held(0);
     assert_int_equal(memory_used(), 0);
+}
+
+/* Opens the door after all, so that who waits in vain fails instead of hanging. */
+struct watch {
+    struct door door;
+    atomic_bool closed;
+    bool late;
+};
+static void *open_late(void *arg)
+{
+    struct watch *w = arg;
+    for (int i = 0; !atomic_load(&w->closed) && i < WAIT_MS / 5; i++)
+        poll(NULL, 0, 1);
+    w->late = !atomic_load(&w->closed);
+    open_door(&w->door);
+    return NULL;
+}
+
+/* Giving memory back may wait for all that runs on the device, for a kernel of NCCL whose peer has died,
+ * say: which only the thread that closes links would end. */
+static void closing_waits_for_nothing_that_the_device_does(void **state)
+{
+    (void)state;
+    struct watch watch = {.door = DOOR};
+    struct world w;
+    pthread_t thread;
+    open_world(&w);
+    order(&w, 'c');
+    fake_knobs()->free_waits = true;
+    cudaStream_t stream = new_stream();
+    put_door(stream, &watch.door);
+    assert_int_equal(pthread_create(&thread, NULL, open_late, &watch), 0);
+    ops->close(w.acceptor, TRANSPORT_DRAINED);
+    atomic_store(&watch.closed, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_false(watch.late);
+    await_held(0);
+    assert_cuda(cudaStreamDestroy(stream));
+    end_child(&w);
+}
+
+/* Whoever is on the host can read the socket's name, and call before the dialler does. */
+static void a_stranger_takes_no_dialers_place(void **state)
+{
+    (void)state;
+    enum { NOBODY = 65534 };
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size;
+    int line[2], status;
+    char byte;
+    if (geteuid() != 0) skip();
+    struct transport *a = open_side(false);
+    assert_non_null(a);
+    assert_ok(ops->offer(a, offer, &size));
+    assert_ok(ops->join(a, NULL, 0));
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, line), 0);
+    pid_t stranger = fork();
+    if (stranger == 0) {
+        struct sockaddr_un un = {.sun_family = AF_UNIX};
+        uint64_t name[2];
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        memcpy(name, offer + size - sizeof name, sizeof name);
+        int n = snprintf(un.sun_path + 1, sizeof un.sun_path - 1, "tandem-ipc-%016llx%016llx",
+                         (unsigned long long)name[0], (unsigned long long)name[1]);
+        if (setresuid(NOBODY, NOBODY, NOBODY) != 0) _exit(2);
+        socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+        if (connect(fd, (struct sockaddr *)&un, bytes) != 0) _exit(3);
+        if (send(line[1], "c", 1, 0) != 1) _exit(4);
+        _exit(recv(fd, &byte, 1, 0) == 0 ? 0 : 5); /* sent away, without a byte */
+    }
+    assert_int_equal(recv(line[0], &byte, 1, 0), 1);
+    assert_int_equal(ops->joined(a), ERR_AGAIN);
+    assert_int_equal(waitpid(stranger, &status, 0), stranger);
+    assert_int_equal(status, 0);
+    close(line[0]);
+    close(line[1]);
+    ops->close(a, TRANSPORT_BROKEN);
+    await_held(0);
 }
 
 static void a_call_that_fails_is_told_and_costs_nothing(void **state)
@@ -212,6 +308,7 @@ static void a_call_that_fails_is_told_and_costs_nothing(void **state)
     struct transport *t = open_side(false);
     assert_int_equal(ops->offer(t, offer, &size), ERR_UNSUPPORTED);
     ops->close(t, TRANSPORT_BROKEN);
+    await_held(0);
 }
 
 int main(void)
@@ -221,6 +318,8 @@ int main(void)
         TEST(slots_stay_until_the_dialler_has_let_them_go),
         TEST(slots_of_a_killed_dialler_come_back),
         TEST(offers_that_are_none_are_refused),
+        TEST(closing_waits_for_nothing_that_the_device_does),
+        TEST(a_stranger_takes_no_dialers_place),
         TEST(a_call_that_fails_is_told_and_costs_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -580,6 +580,34 @@ static int child_cannot_register(void)
     return cudaPeekAtLastError() == cudaSuccess ? 0 : 5;
 }
 
+/* What it closes has its memory freed when the device is done with other work, which lasts for longer than
+ * an abort may. */
+static void wait_long(void *arg)
+{
+    (void)arg;
+    usleep(150000);
+}
+static void forget_nothing(void *arg)
+{
+    (void)arg;
+}
+static int child_frees(void)
+{
+    struct transport *t;
+    cudaStream_t stream;
+    alarm(CHILD_S);
+    setenv("TANDEM_ABORT_MS", "50", 1);
+    fake_knobs()->free_waits = true;
+    fake_nccl_knobs()->register_unsupported = 1; /* cudaFree then */
+    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return 2;
+    if (open_end(&t, true) != OK) return 3;
+    fake_enqueue(stream, "other", wait_long, forget_nothing, NULL);
+    ops->close(t, TRANSPORT_BROKEN);
+    while (nccl_held_count() > 0)
+        usleep(500);
+    return 0;
+}
+
 /* Takes down what returns when it is told to. */
 static int child_waits(void)
 {
@@ -735,6 +763,12 @@ static void a_registration_that_fails_is_done_without(void **state)
     in_a_process_of_its_own("cannot_register");
 }
 
+static void memory_that_waits_for_other_links_is_waited_for(void **state)
+{
+    (void)state;
+    in_a_process_of_its_own("frees");
+}
+
 static void a_process_that_exits_waits_for_what_is_taken_down(void **state)
 {
     char said[2000];
@@ -754,6 +788,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "hangs") == 0) return child_hangs();
     if (argc > 1 && strcmp(argv[1], "waits") == 0) return child_waits();
     if (argc > 1 && strcmp(argv[1], "exits") == 0) return child_exits();
+    if (argc > 1 && strcmp(argv[1], "frees") == 0) return child_frees();
     if (argc > 1 && strcmp(argv[1], "tries") == 0) return child_tries();
     if (argc > 1 && strcmp(argv[1], "told_late") == 0) return child_is_told_late();
     if (argc > 1 && strcmp(argv[1], "cannot_register") == 0) return child_cannot_register();
@@ -769,6 +804,7 @@ int main(int argc, char **argv)
         TEST(an_offer_that_is_none_is_refused),
         TEST(slots_are_registered_by_both_or_by_none),
         TEST(two_ranks_on_one_gpu_are_refused_for_good),
+        TEST(memory_that_waits_for_other_links_is_waited_for),
         TEST(tries_that_come_to_nothing_have_an_end),
         TEST(nccls_own_files_make_no_call_wait),
         TEST(a_registration_that_fails_is_done_without),

@@ -15,6 +15,7 @@
  * ids; what else the process had is taken down in no particular order, hence the grace. */
 #include <cuda_runtime_api.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -27,9 +28,12 @@
 #include "common/mem.h"
 #include "common/plant.h"
 #include "xfer/device/ipc.h"
+#include "xfer/device/reaper.h"
 #include "xfer/same_user.h"
 
-enum { LENT_MAX = 64, SLOT_ALIGN = 256 };
+/* CUDA carves small allocations out of larger blocks, and a handle shares the block: with whole ones the
+ * dialler sees nothing else. */
+enum { LENT_MAX = 64, SLOT_ALIGN = 256, WHOLE_BYTES = 2 << 20, BACKLOG = 16 };
 #define GRACE_NS NS_PER_S /* from the end of a connection that ended without a word */
 
 struct ipc_offer {
@@ -40,6 +44,7 @@ _Static_assert(sizeof(struct ipc_offer) <= TRANSPORT_OFFER_MAX, "an offer holds 
 
 struct ipc {
     struct transport base;
+    struct reaper_work work;
     struct transport_options options;
     struct list_link lent;
     int listener, connection; /* negative: none */
@@ -54,6 +59,12 @@ struct ipc {
 /* Closed by the acceptor, and perhaps still mapped by the dialler. The link thread's. */
 static struct list_link lent;
 static uint32_t lent_count;
+static atomic_uint held_count; /* all of them, and what is being taken down */
+
+uint32_t ipc_held_count(void)
+{
+    return atomic_load(&held_count);
+}
 
 /* From one slot to the next, whatever was agreed with the other side: kernels read whole vectors. */
 static size_t slot_stride(const struct ipc *t)
@@ -66,12 +77,22 @@ static struct ipc *ipc(const struct transport *t)
     return (struct ipc *)t;
 }
 
+/* What no further try would change: no way between the devices, or namespaces between the processes. */
+static bool is_for_good(cudaError_t c)
+{
+    return c == cudaErrorNotSupported || c == cudaErrorPeerAccessUnsupported ||
+           c == cudaErrorTooManyPeers || c == cudaErrorDeviceUninitialized ||
+           c == cudaErrorInvalidDevice || c == cudaErrorNotPermitted;
+}
+
 static enum err check(cudaError_t c, const char *what)
 {
     if (c == cudaSuccess) return OK;
     cudaGetLastError();
-    return err_set(c == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_UNSUPPORTED,
-                   "ipc link: %s: %s: %s", what, cudaGetErrorName(c), cudaGetErrorString(c));
+    enum err e = c == cudaErrorMemoryAllocation ? ERR_MEMORY
+                 : is_for_good(c)               ? ERR_UNSUPPORTED
+                                                : ERR_DEVICE;
+    return err_set(e, "ipc link: %s: %s: %s", what, cudaGetErrorName(c), cudaGetErrorString(c));
 }
 
 static socklen_t socket_name(struct sockaddr_un *un, const uint64_t name[2])
@@ -84,17 +105,22 @@ static socklen_t socket_name(struct sockaddr_un *un, const uint64_t name[2])
 
 /* --- the acceptor's memory --- */
 
-/* ERR_AGAIN: the dialler has not come yet. */
+/* ERR_AGAIN: the dialler has not come yet. Anybody on the host can read the socket's name and call: who is
+ * of another user is sent away. */
 static enum err take_connection(struct ipc *t)
 {
-    if (t->connection >= 0) return OK;
-    int fd = accept4(t->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0)
-        return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED
-                   ? ERR_AGAIN
-                   : err_set(ERR_IO, "ipc link: %s", strerror(errno));
-    t->connection = fd;
-    if (send(fd, "!", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1) return OK;
+    while (t->connection < 0) {
+        int fd = accept4(t->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return errno == EAGAIN || errno == EINTR || errno == ECONNABORTED
+                       ? ERR_AGAIN
+                       : err_set(ERR_IO, "ipc link: %s", strerror(errno));
+        if (link_same_user(fd, "ipc") == OK || PLANTED("ipc_takes_any_caller"))
+            t->connection = fd;
+        else
+            close(fd);
+    }
+    if (send(t->connection, "!", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1) return OK;
     return err_set(ERR_PEER, "ipc link: %s", strerror(errno));
 }
 
@@ -113,13 +139,47 @@ static bool is_back(struct ipc *t)
     return now_ns - t->gone_ns >= GRACE_NS;
 }
 
-static void free_slots(struct ipc *t)
+static void unmap(struct ipc *t)
 {
+    bool unmapped = !t->slots || cudaIpcCloseMemHandle(t->slots) == cudaSuccess;
+    if (unmapped && t->connection >= 0)
+        (void)!send(t->connection, ".", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+/* On the reaper's thread, since both wait for whatever the device is doing. */
+static void give_back(void *arg)
+{
+    struct ipc *t = arg;
+    reaper_frees(&t->work);
+    if (cudaSetDevice((int)t->options.device_index) == cudaSuccess) {
+        if (t->options.dialler)
+            unmap(t);
+        else if (t->slots)
+            cudaFree(t->slots);
+    }
+    cudaGetLastError();
+}
+
+static void forget(void *arg)
+{
+    struct ipc *t = arg;
     if (t->listener >= 0) close(t->listener);
     if (t->connection >= 0) close(t->connection);
-    if (t->slots && cudaSetDevice((int)t->options.device_index) == cudaSuccess) cudaFree(t->slots);
-    cudaGetLastError();
     mem_free(t);
+    atomic_fetch_sub(&held_count, 1);
+}
+
+static void take_down(struct ipc *t)
+{
+    t->work.run = give_back;
+    t->work.done = forget;
+    t->work.arg = t;
+    if (t->slots && !PLANTED("ipc_frees_on_the_link_thread") && !PLANTED("ipc_slots_freed_early")) {
+        reaper_start(&t->work);
+        return;
+    }
+    give_back(t);
+    forget(t);
 }
 
 static void sweep(void)
@@ -131,7 +191,7 @@ static void sweep(void)
         if (!is_back(t)) continue;
         list_remove(l);
         lent_count--;
-        free_slots(t);
+        take_down(t);
     }
 }
 
@@ -143,7 +203,7 @@ static enum err listen_for_dialler(struct ipc *t)
     t->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (t->listener < 0) return err_set(ERR_IO, "socket: %s", strerror(errno));
     socklen_t size = socket_name(&un, t->name);
-    if (bind(t->listener, (struct sockaddr *)&un, size) != 0 || listen(t->listener, 1) != 0)
+    if (bind(t->listener, (struct sockaddr *)&un, size) != 0 || listen(t->listener, BACKLOG) != 0)
         return err_set(ERR_IO, "ipc link: %s", strerror(errno));
     return OK;
 }
@@ -151,6 +211,8 @@ static enum err listen_for_dialler(struct ipc *t)
 static enum err make_slots(struct ipc *t)
 {
     size_t bytes = t->options.slots_count * slot_stride(t);
+    if (!PLANTED("ipc_slots_beside_others"))
+        bytes = (bytes + WHOLE_BYTES - 1) / WHOLE_BYTES * WHOLE_BYTES;
     if (lent_count >= LENT_MAX)
         return err_set(ERR_FULL,
                        "ipc link: the slots of %d closed links are still mapped by others",
@@ -165,19 +227,12 @@ static void ipc_close(struct transport *transport, enum transport_end end)
     (void)end; /* the connection tells more than what the two have agreed on */
     if (!t) return;
     sweep();
-    if (t->options.dialler) {
-        bool unmapped = !t->slots || (cudaSetDevice((int)t->options.device_index) == cudaSuccess &&
-                                      cudaIpcCloseMemHandle(t->slots) == cudaSuccess);
-        if (unmapped && t->connection >= 0)
-            (void)!send(t->connection, ".", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-        cudaGetLastError();
-        t->slots = NULL;
-    } else if (!is_back(t) && !PLANTED("ipc_slots_freed_early")) {
-        list_push_back(&lent, &t->lent);
-        lent_count++;
+    if (t->options.dialler || is_back(t) || PLANTED("ipc_slots_freed_early")) {
+        take_down(t);
         return;
     }
-    free_slots(t);
+    list_push_back(&lent, &t->lent);
+    lent_count++;
 }
 
 /* --- both sides --- */
@@ -193,13 +248,15 @@ static enum err ipc_open(struct transport **out, const struct transport_options 
     t->options = *options;
     t->listener = t->connection = -1;
     list_init(&t->lent);
+    snprintf(t->work.peer, sizeof t->work.peer, "%s", options->peer ? options->peer : "unknown");
+    atomic_fetch_add(&held_count, 1);
     e = check(cudaSetDevice((int)options->device_index), "the device");
     if (e == OK && !options->dialler) e = make_slots(t);
     if (e == OK) {
         *out = &t->base;
         return OK;
     }
-    free_slots(t);
+    take_down(t);
     return e;
 }
 
@@ -248,8 +305,7 @@ static enum err ipc_joined(struct transport *transport)
 {
     struct ipc *t = ipc(transport);
     if (t->options.dialler) return map_slots(t);
-    enum err e = take_connection(t);
-    return e != OK ? e : link_same_user(t->connection, "ipc");
+    return take_connection(t);
 }
 
 static int ipc_fd(const struct transport *transport)

@@ -7,4 +7,7 @@
 
 extern const struct transport_ops transport_ipc;
 
+/* Transports that are open, whose slots are still mapped by others, or that are being taken down. */
+uint32_t ipc_held_count(void);
+
 #endif

@@ -531,6 +531,7 @@ static void take_down(void *arg)
         cudaStreamSynchronize(t->stream);
         cudaStreamDestroy(t->stream);
     }
+    reaper_frees(&t->work);
     free_memory(t);
     cudaGetLastError();
 }

@@ -47,8 +47,13 @@ static void *watch_main(void *arg)
 {
     struct reaper_work *work = arg;
     uint64_t left_ns = wait_ms() * NS_PER_MS, last_ns = clock_now_ns();
+    bool frees = false;
     start_thread(work, run_main);
     while (!atomic_load(&work->over)) {
+        if (!frees && atomic_load(&work->frees) && !PLANTED("frees_as_an_abort")) {
+            frees = true;
+            left_ns = REAPER_FREE_TIMES * wait_ms() * NS_PER_MS;
+        }
         uint64_t now_ns = clock_now_ns();
         uint64_t passed_ns = now_ns - last_ns < LOOK_NS_MAX ? now_ns - last_ns : LOOK_NS_MAX;
         last_ns = now_ns;
@@ -79,7 +84,13 @@ void reaper_start(struct reaper_work *work)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_exit);
+    atomic_store(&work->frees, false);
     atomic_store(&work->over, false);
     atomic_fetch_add(&under_way_count, 1);
     start_thread(work, watch_main);
+}
+
+void reaper_frees(struct reaper_work *work)
+{
+    atomic_store(&work->frees, true);
 }

@@ -44,6 +44,7 @@ struct fake_knobs {
     uint32_t devices;         /* 0: one */
     const char *pci;          /* addresses of devices, "0000:17:00.0+0000:65:00.0"; NULL: made up */
     bool ipc_same_process; /* a process may open its own handles, which no real one may */
+    bool free_waits;       /* for all streams of the device: cudaFree, cudaIpcCloseMemHandle */
     uint32_t processor_shared_bytes; /* shared memory of a multiprocessor; 0: 228 KiB */
 };
 /* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a

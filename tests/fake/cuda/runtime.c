@@ -68,6 +68,8 @@ static void set_knob(struct fake_knobs *k, const char *name, const char *value)
         k->pci = value;
     else if (!strcmp(name, "ipc_same_process"))
         k->ipc_same_process = number != 0;
+    else if (!strcmp(name, "free_waits"))
+        k->free_waits = number != 0;
     else if (!strcmp(name, "processor_shared_bytes"))
         k->processor_shared_bytes = (uint32_t)number;
     else
@@ -119,6 +121,11 @@ uint64_t fake_device_bytes(void)
 {
     uint64_t bytes = knobs_locked()->device_bytes;
     return bytes ? bytes : 1ull << 30;
+}
+
+bool fake_free_waits(void)
+{
+    return knobs_locked()->free_waits;
 }
 
 bool fake_own_handles(void)
@@ -327,6 +334,8 @@ static const struct {
     ERROR(cudaErrorHostMemoryNotRegistered, "the memory is not registered"),
     ERROR(cudaErrorMisalignedAddress, "misaligned address"),
     ERROR(cudaErrorLaunchFailure, "unspecified launch failure"),
+    ERROR(cudaErrorPeerAccessUnsupported, "peer access is not supported between these two devices"),
+    ERROR(cudaErrorTooManyPeers, "peer mapping resources exhausted"),
     ERROR(cudaErrorNotPermitted, "operation not permitted"),
     ERROR(cudaErrorNotSupported, "operation not supported"),
     ERROR(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),

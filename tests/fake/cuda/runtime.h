@@ -81,6 +81,7 @@ void *fake_zeroed(size_t size);
 int fake_devices_count(void);
 uint32_t fake_processor_shared_bytes(void);
 bool fake_own_handles(void);
+bool fake_free_waits(void);
 uint64_t fake_device_bytes(void);
 const char *fake_devices_pci(void);
 
@@ -154,6 +155,8 @@ struct CUevent_st {
     struct fake_nodes captured;
 };
 
+/* Until all that has been given to the device's streams is over. */
+void fake_device_wait(int device);
 /* The default stream is an error: whatever used it would wait where it should not. */
 cudaError_t fake_stream_check(cudaStream_t stream, const char *call);
 /* Behind the work that is there, or into the capture. Takes over the caller's reference. */

@@ -142,13 +142,18 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
     return fake_leave(e);
 }
 
+void fake_device_wait(int device)
+{
+    for (struct fake_handle *h = fake.handles; h; h = h->next) {
+        cudaStream_t s = (cudaStream_t)h;
+        if (h->kind == FAKE_STREAM && s->device == device) fake_stream_wait(s);
+    }
+}
+
 cudaError_t cudaDeviceSynchronize(void)
 {
     cudaError_t e = fake_enter("cudaDeviceSynchronize", FAKE_WHOLE_DEVICE);
-    for (struct fake_handle *h = fake.handles; h && e == cudaSuccess; h = h->next) {
-        cudaStream_t s = (cudaStream_t)h;
-        if (h->kind == FAKE_STREAM && s->device == fake_thread()->device) fake_stream_wait(s);
-    }
+    if (e == cudaSuccess) fake_device_wait(fake_thread()->device);
     return fake_leave(e == cudaSuccess ? fake.sick : e);
 }
 

@@ -9,7 +9,7 @@
 
 #include "tests/fake/cuda/runtime.h"
 
-enum { HANDLE_MAGIC = 0x1bc0fa4e };
+enum { HANDLE_MAGIC = 0x1bc0fa4e, WHOLE_BYTES = 2 << 20 };
 
 /* What a handle holds. */
 struct lent {
@@ -64,6 +64,10 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *memory)
     cudaError_t e = fake_enter("cudaIpcGetMemHandle", FAKE_UNSAFE);
     struct fake_memory *m = fake_memory_at(memory);
     if (e == cudaSuccess && (!m || m->kind != FAKE_DEVICE || m->opened)) e = cudaErrorInvalidValue;
+    if (e == cudaSuccess && m->size % WHOLE_BYTES != 0)
+        e = fake_fault_locked("cudaIpcGetMemHandle: %zu bytes share 2 MiB with other allocations, "
+                              "which would be shared, too",
+                              m->size);
     if (e == cudaSuccess) e = share(m);
     if (e == cudaSuccess) {
         struct lent lent = {HANDLE_MAGIC, getpid(), m->shared_file, m->size, inner_bytes(m), m->id};
@@ -77,7 +81,8 @@ static cudaError_t open_lent(void **memory, const struct lent *lent)
 {
     char path[64];
     if (lent->magic != HANDLE_MAGIC) return cudaErrorInvalidValue;
-    if (lent->pid == getpid() && !fake_own_handles()) return cudaErrorDeviceUninitialized; /* as the real one has it */
+    if (lent->pid == getpid() && !fake_own_handles())
+        return cudaErrorDeviceUninitialized; /* as the real one has it */
     snprintf(path, sizeof path, "/proc/%d/fd/%d", lent->pid, lent->file);
     int file = open(path, O_RDWR | O_CLOEXEC);
     if (file < 0) return cudaErrorMapBufferObjectFailed;
@@ -109,6 +114,7 @@ cudaError_t cudaIpcOpenMemHandle(void **memory, cudaIpcMemHandle_t handle, unsig
 cudaError_t cudaIpcCloseMemHandle(void *memory)
 {
     cudaError_t e = fake_enter("cudaIpcCloseMemHandle", FAKE_UNSAFE);
+    if (e == cudaSuccess && fake_free_waits()) fake_device_wait(fake_thread()->device);
     struct fake_memory *m = fake_memory_at(memory);
     if (e == cudaSuccess && (!m || !m->opened)) e = cudaErrorInvalidValue;
     if (e == cudaSuccess) e = fake_memory_unmap(m, "cudaIpcCloseMemHandle");

@@ -353,6 +353,7 @@ cudaError_t cudaFree(void *memory)
 {
     cudaError_t e = fake_enter("cudaFree", FAKE_UNSAFE);
     if (e == cudaSuccess) fake_default_stream_wait();
+    if (e == cudaSuccess && memory && fake_free_waits()) fake_device_wait(fake_thread()->device);
     if (e == cudaSuccess) e = free_piece(memory, FAKE_DEVICE, "cudaFree");
     return fake_leave(e);
 }
