@@ -3,10 +3,11 @@
  *     if (PLANTED("no_step_fence")) return;       // in the product's code, where the bug would be
  *     for (i = 0; i < count + PLANTED("one_too_far"); i++)
  *
- * Rules: without TANDEM_PLANTS, which only tests' own builds of the cores, the CUDA backend
- * and the transports define, PLANTED is 0 at compile time and nothing of it is left. One bug is planted per process,
- * before anything runs (plant_set, or TANDEM_PLANT in the environment). tests/sim/plants.txt and
- * tests/fake/backend/plants.txt say what each one is and list them for the test run. */
+ * Rules: without TANDEM_PLANTS, which only tests' own builds of the cores, the CUDA backend and the
+ * transports define, PLANTED is 0 at compile time and nothing of it is left. One bug is planted per
+ * process, before anything runs (plant_set, or TANDEM_PLANT in the environment), then any thread asks.
+ * tests/sim/plants.txt and tests/fake/backend/plants.txt say what each one is and list them for the
+ * test run. */
 #ifndef TANDEM_COMMON_PLANT_H
 #define TANDEM_COMMON_PLANT_H
 
@@ -17,6 +18,9 @@ extern "C" {
 #endif
 void plant_set(const char *name); /* a static string */
 bool plant_is(const char *name);
+/* For simulators: runs seeds in a child with this bug. 0, the exit code wanted, if it ends by a CHECK, an exit
+ * that is not 0, or after so many seconds: a bug may make it run for ever. */
+int plant_try(const char *name, unsigned seconds, void (*run)(void *seeds), void *seeds);
 #ifdef __cplusplus
 }
 #endif

@@ -9,38 +9,16 @@
 #include "common/plant.h"
 #include "common/smooth.h"
 
-static void step_arrays_free(struct step *step)
-{
-    if (!step) return;
-    mem_free(step->sequence);
-    mem_free(step->tokens);
-    mem_free(step->table);
-    mem_free(step->copy);
-    mem_free(step->result);
-    mem_free(step);
-}
-
-static enum err flight_init(struct flight *f, const struct step_limits *limits)
-{
-    struct step *step = f->step = mem_new(sizeof *step);
-    f->part = mem_array(limits->sequences_max, sizeof *f->part);
-    if (!step || !f->part) return ERR_MEMORY;
-    step->sequence = mem_array(limits->sequences_max, sizeof *step->sequence);
-    step->tokens = mem_array(limits->rows_max, sizeof *step->tokens);
-    step->table = mem_array(limits->table_max, sizeof *step->table);
-    step->result = mem_array(limits->sequences_max, sizeof *step->result);
-    step->copy = mem_array(limits->sequences_max, sizeof *step->copy);
-    bool all = step->sequence && step->tokens && step->table && step->result && step->copy;
-    return all ? OK : ERR_MEMORY;
-}
-
 enum err flights_new(struct node_core *c)
 {
     c->flight = mem_array(c->config.steps_in_flight, sizeof *c->flight);
     if (!c->flight) return ERR_MEMORY;
     for (uint32_t i = 0; i < c->config.steps_in_flight; i++) {
-        enum err e = flight_init(&c->flight[i], &c->config.limits);
+        struct flight *f = &c->flight[i];
+        enum err e = step_new(&f->step, &c->config.limits);
         if (e != OK) return e;
+        f->part = mem_array(c->config.limits.sequences_max, sizeof *f->part);
+        if (!f->part) return ERR_MEMORY;
     }
     return OK;
 }
@@ -48,7 +26,7 @@ enum err flights_new(struct node_core *c)
 void flights_free(struct node_core *c)
 {
     for (uint32_t i = 0; c->flight && i < c->config.steps_in_flight; i++) {
-        step_arrays_free(c->flight[i].step);
+        step_free(c->flight[i].step);
         mem_free(c->flight[i].part);
     }
     mem_free(c->flight);

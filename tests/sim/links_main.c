@@ -2,8 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "common/plant.h"
 #include "tests/sim/links.h"
@@ -15,35 +13,17 @@ static int usage(void)
     return 2;
 }
 
-static void run_seeds(uint64_t first, uint64_t count, struct links_totals *t)
-{
-    for (uint64_t seed = first; seed < first + count; seed++)
-        links_run(seed, seed % 10 != 0, t); /* every tenth is undisturbed */
-}
+struct seeds {
+    uint64_t first, count;
+    struct links_totals totals;
+};
 
-#ifdef TANDEM_PLANTS
-/* 0 if a seed fails, by its exit or by a CHECK. */
-static int run_planted(const char *plant, uint64_t first, uint64_t count)
+static void run_seeds(void *ctx)
 {
-    static struct links_totals t;
-    int status = 0;
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        plant_set(plant);
-        alarm(100);
-        run_seeds(first, count, &t);
-        _exit(0);
-    }
-    if (child < 0 || waitpid(child, &status, 0) != child) return 1;
-    if (status != 0) {
-        printf("%s: found\n", plant);
-        return 0;
-    }
-    fprintf(stderr, "%s: not found in %llu seeds\n", plant, (unsigned long long)count);
-    return 1;
+    struct seeds *s = ctx;
+    for (uint64_t seed = s->first; seed < s->first + s->count; seed++)
+        links_run(seed, seed % 10 != 0, &s->totals); /* every tenth is undisturbed */
 }
-#endif
 
 static void report(uint64_t count, const struct links_totals *t)
 {
@@ -60,16 +40,15 @@ static void report(uint64_t count, const struct links_totals *t)
 
 int main(int argc, char **argv)
 {
-    static struct links_totals t;
+    static struct seeds s = {1, 100};
     const char *plant = NULL;
-    uint64_t first = 1, count = 100;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--seeds") == 0 && i + 2 < argc) {
-            first = strtoull(argv[++i], NULL, 10);
-            count = strtoull(argv[++i], NULL, 10);
+            s.first = strtoull(argv[++i], NULL, 10);
+            s.count = strtoull(argv[++i], NULL, 10);
         } else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) {
-            first = strtoull(argv[++i], NULL, 10);
-            count = 1;
+            s.first = strtoull(argv[++i], NULL, 10);
+            s.count = 1;
         } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
             plant = argv[++i];
         } else {
@@ -77,10 +56,10 @@ int main(int argc, char **argv)
         }
     }
 #ifdef TANDEM_PLANTS
-    if (plant) return run_planted(plant, first, count);
+    if (plant) return plant_try(plant, 100, run_seeds, &s);
 #endif
     if (plant) return usage(); /* this build has no bugs to plant */
-    run_seeds(first, count, &t);
-    report(count, &t);
-    return links_reached(&t, count >= 1000) ? 0 : 1;
+    run_seeds(&s);
+    report(s.count, &s.totals);
+    return links_reached(&s.totals, s.count >= 1000) ? 0 : 1;
 }
