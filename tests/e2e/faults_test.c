@@ -16,24 +16,6 @@ static int learn(void **state)
     return rig_learn(SEED, ASKS);
 }
 
-static bool half_is_here(void *ctx)
-{
-    const struct rig *rig = ctx;
-    return rig->streams->tokens_count >= rig->wanted->tokens_count / 2;
-}
-
-static void ask_and_await_half(struct rig *rig)
-{
-    asks_start(&rig->asks, rig->streams);
-    streams_run_until(rig->streams, half_is_here, rig, "half of all tokens");
-}
-
-static void expect_the_rest(struct rig *rig)
-{
-    streams_run(rig->streams);
-    asks_expect(&rig->asks, rig->streams, 0, rig->wanted);
-}
-
 /* ---- routers ---- */
 
 static void streams_go_on_at_a_second_router(void **state)
@@ -48,9 +30,9 @@ static void streams_go_on_at_a_second_router(void **state)
     }
     cluster_await_nodes(rig->cluster);
     rig_connect(rig);
-    ask_and_await_half(rig);
+    rig_ask_half(rig);
     process_kill(first);
-    expect_the_rest(rig);
+    rig_expect_rest(rig);
     rig_finish(rig);
 }
 
@@ -60,12 +42,12 @@ static void streams_go_on_at_the_same_address_when_a_router_was_replaced(void **
     char args[256];
     rig_start(rig, 1, 2, "", "");
     struct process *first = rig->cluster->process[0];
-    ask_and_await_half(rig);
+    rig_ask_half(rig);
     process_kill(first);
     snprintf(args, sizeof args, "--listen-clients %s --listen-nodes %s", first->clients,
              first->nodes);
     process_await_ready(cluster_spawn(rig->cluster, PROGRAM_ROUTER, args));
-    expect_the_rest(rig);
+    rig_expect_rest(rig);
     cluster_await_nodes(rig->cluster);
     rig_finish(rig);
 }
@@ -87,11 +69,11 @@ static void a_frozen_node_is_left_and_rejoins(struct rig *rig, const char *name,
     snprintf(args, sizeof args, SOON "%s", node_args);
     rig_start(rig, 2, 2, SOON_ROUTER, args);
     frozen = cluster_process(rig->cluster, name);
-    ask_and_await_half(rig);
+    rig_ask_half(rig);
     process_signal(frozen, SIGSTOP);
     cluster_await(rig->cluster, frozen_is_gone, "the frozen node counts as dead");
     process_signal(frozen, SIGCONT);
-    expect_the_rest(rig);
+    rig_expect_rest(rig);
     cluster_await_nodes(rig->cluster);
     rig_finish(rig);
 }
@@ -121,7 +103,7 @@ static void when_all_nodes_freeze_the_streams_wait(void **state)
 {
     struct rig *rig = *state;
     rig_start(rig, 1, 1, SOON_ROUTER, SOON);
-    ask_and_await_half(rig);
+    rig_ask_half(rig);
     for (uint32_t i = 1; i <= 2; i++) {
         frozen = rig->cluster->process[i];
         process_signal(frozen, SIGSTOP);
@@ -129,7 +111,7 @@ static void when_all_nodes_freeze_the_streams_wait(void **state)
     }
     for (uint32_t i = 1; i <= 2; i++)
         process_signal(rig->cluster->process[i], SIGCONT);
-    expect_the_rest(rig);
+    rig_expect_rest(rig);
     cluster_await_nodes(rig->cluster);
     rig_finish(rig);
 }
@@ -147,11 +129,11 @@ static void a_frozen_router_wakes_and_serves_on(void **state)
 {
     struct rig *rig = *state;
     rig_start(rig, 1, 1, SOON_ROUTER, SOON);
-    ask_and_await_half(rig);
+    rig_ask_half(rig);
     process_signal(rig->cluster->process[0], SIGSTOP);
     streams_run_until(rig->streams, router_is_dead, rig, "the nodes gave the router up");
     process_signal(rig->cluster->process[0], SIGCONT);
-    expect_the_rest(rig);
+    rig_expect_rest(rig);
     cluster_await_nodes(rig->cluster);
     rig_finish(rig);
 }

@@ -1,7 +1,6 @@
 /* The known greedy continuation of stories260K comes out of the whole cluster, whatever the link, the
  * threads, the chunks, and whoever dies in the middle. */
-#include "tests/e2e/cluster.h"
-#include "tests/e2e/streams.h"
+#include "tests/e2e/rig.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -19,27 +18,6 @@ static struct {
     uint32_t prompt[1 + TOKENS];
 } known;
 
-struct run {
-    struct cluster *cluster;
-    struct streams *streams;
-};
-
-static int setup(void **state)
-{
-    static struct run run;
-    run = (struct run){.cluster = NULL};
-    *state = &run;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    struct run *run = *state;
-    streams_free(run->streams);
-    cluster_free(run->cluster);
-    return 0;
-}
-
 static void look_up_model(void)
 {
     static char model[PATH_MAX];
@@ -56,12 +34,12 @@ static void look_up_model(void)
         known.text_bytes--; /* the file's own end */
 }
 
-static void start(struct run *run, uint32_t prefills, uint32_t decodes, const char *node_args)
+static void start(struct rig *rig, uint32_t prefills, uint32_t decodes, const char *node_args)
 {
     look_up_model();
-    run->cluster = cluster_new(known.model);
-    cluster_start(run->cluster, prefills, decodes, "--disaggregate always", node_args);
-    run->streams = streams_new(run->cluster->addresses);
+    rig->cluster = cluster_new(known.model);
+    cluster_start(rig->cluster, prefills, decodes, "--disaggregate always", node_args);
+    rig_connect(rig);
 }
 
 /* The continuation of BOS and the first `known_count` tokens of the answer. */
@@ -89,30 +67,22 @@ static void expect_known(const struct stream *s, uint32_t known_count)
     memcpy(known.prompt + 1, o->tokens, sizeof *o->tokens * TOKENS);
 }
 
-static void ask_and_expect(struct run *run, uint32_t known_count)
+static void ask_and_expect(struct rig *rig, uint32_t known_count)
 {
     known.prompt[0] = BOS;
     struct ask ask = ask_after(known_count);
-    expect_known(streams_ask(run->streams, &ask), known_count);
-}
-
-static void finish(struct run *run)
-{
-    streams_free(run->streams);
-    run->streams = NULL;
-    cluster_await_idle(run->cluster);
-    cluster_stop(run->cluster);
+    expect_known(streams_ask(rig->streams, &ask), known_count);
 }
 
 /* ---- promises ---- */
 
-static void the_text_is_the_known_one(struct run *run, const char *node_args)
+static void the_text_is_the_known_one(struct rig *rig, const char *node_args)
 {
     static const uint32_t counts[] = {0, 1, 14, 15, 16, 100, 201, 255};
-    start(run, 1, 1, node_args);
+    start(rig, 1, 1, node_args);
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
-        ask_and_expect(run, counts[i]);
-    finish(run);
+        ask_and_expect(rig, counts[i]);
+    rig_finish(rig);
 }
 
 static void over_shm_with_one_thread(void **state)
@@ -155,9 +125,9 @@ static void in_chunks_of_64(void **state)
     the_text_is_the_known_one(*state, "--link tcp --chunk 64 --prefix-cache=false");
 }
 
-static void signal_decode_nodes(struct run *run, int number)
+static void signal_decode_nodes(struct rig *rig, int number)
 {
-    struct cluster *c = run->cluster;
+    struct cluster *c = rig->cluster;
     for (uint32_t i = 0; i < c->count; i++)
         if (c->process[i]->pid > 0 && c->process[i]->program == PROGRAM_DECODE)
             process_signal(c->process[i], number);
@@ -166,34 +136,34 @@ static void signal_decode_nodes(struct run *run, int number)
 /* A request whose beginning is a prompt of `known_count` tokens; the node that decodes it is killed
  * when the answer has begun, and another one takes over. The node is stopped while it is looked for. On a
  * busy machine all may have been said by then: that one is let go, and asked again. */
-static void kill_its_decode_node(struct run *run, uint32_t known_count, const char *node_args)
+static void kill_its_decode_node(struct rig *rig, uint32_t known_count, const char *node_args)
 {
     for (int i = 0; i < TRIES; i++) {
         char state[32] = "";
         struct ask ask = ask_after(known_count);
-        struct stream *s = streams_start(run->streams, 0, &ask);
+        struct stream *s = streams_start(rig->streams, 0, &ask);
         streams_until_tokens(s, (TOKENS - known_count) / 8);
-        signal_decode_nodes(run, SIGSTOP);
-        cluster_state_of(run->cluster, s->id, state, sizeof state);
+        signal_decode_nodes(rig, SIGSTOP);
+        cluster_state_of(rig->cluster, s->id, state, sizeof state);
         bool over = strcmp(state, "ended") == 0;
-        if (!over) process_kill(cluster_process_of(run->cluster, s->id, "decode"));
-        signal_decode_nodes(run, SIGCONT);
-        streams_run(run->streams);
+        if (!over) process_kill(cluster_process_of(rig->cluster, s->id, "decode"));
+        signal_decode_nodes(rig, SIGCONT);
+        streams_run(rig->streams);
         expect_known(s, known_count);
         if (s->attempts > 1) return;
-        if (!over) cluster_node(run->cluster, PROGRAM_DECODE, node_args);
+        if (!over) cluster_node(rig->cluster, PROGRAM_DECODE, node_args);
     }
     fail_msg("%d streams were over before their node could be killed", TRIES);
 }
 
-static void after_a_decode_node_died(struct run *run, const char *node_args)
+static void after_a_decode_node_died(struct rig *rig, const char *node_args)
 {
-    start(run, 1, 2, node_args);
-    ask_and_expect(run, 0);
-    kill_its_decode_node(run, 0, node_args);
-    cluster_node(run->cluster, PROGRAM_DECODE, node_args);
-    kill_its_decode_node(run, 100, node_args);
-    finish(run);
+    start(rig, 1, 2, node_args);
+    ask_and_expect(rig, 0);
+    kill_its_decode_node(rig, 0, node_args);
+    cluster_node(rig->cluster, PROGRAM_DECODE, node_args);
+    kill_its_decode_node(rig, 100, node_args);
+    rig_finish(rig);
 }
 
 static void over_shm_after_a_decode_node_died(void **state)
@@ -208,20 +178,20 @@ static void over_tcp_after_a_decode_node_died(void **state)
 
 static void after_the_only_decode_node_was_replaced(void **state)
 {
-    struct run *run = *state;
-    start(run, 1, 1, "");
+    struct rig *rig = *state;
+    start(rig, 1, 1, "");
     struct ask ask = ask_after(0);
-    struct stream *s = streams_start(run->streams, 0, &ask);
+    struct stream *s = streams_start(rig->streams, 0, &ask);
     streams_until_tokens(s, TOKENS / 2);
-    process_kill(cluster_process_of(run->cluster, s->id, "decode"));
-    cluster_node(run->cluster, PROGRAM_DECODE, "--threads 2");
-    streams_run(run->streams);
+    process_kill(cluster_process_of(rig->cluster, s->id, "decode"));
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 2");
+    streams_run(rig->streams);
     expect_known(s, 0);
-    finish(run);
+    rig_finish(rig);
 }
 
 struct asked {
-    struct run *run;
+    struct rig *rig;
     struct stream *stream;
 };
 
@@ -229,28 +199,28 @@ static bool is_prefilling(void *ctx)
 {
     const struct asked *a = ctx;
     char state[32] = "";
-    if (a->stream->accepted) cluster_state_of(a->run->cluster, a->stream->id, state, sizeof state);
+    if (a->stream->accepted) cluster_state_of(a->rig->cluster, a->stream->id, state, sizeof state);
     return strcmp(state, "prefilling") == 0;
 }
 
 /* The prefill node that has the prompt is stopped, so that the kill finds it in the middle for sure. */
-static void after_a_prefill_node_died_in_the_middle(struct run *run, const char *node_args)
+static void after_a_prefill_node_died_in_the_middle(struct rig *rig, const char *node_args)
 {
-    start(run, 2, 1, node_args);
-    ask_and_expect(run, 0);
-    struct process *p[] = {run->cluster->process[1], run->cluster->process[2]};
+    start(rig, 2, 1, node_args);
+    ask_and_expect(rig, 0);
+    struct process *p[] = {rig->cluster->process[1], rig->cluster->process[2]};
     for (int i = 0; i < 2; i++)
         process_signal(p[i], SIGSTOP);
     struct ask ask = ask_after(200);
-    struct asked asked = {run, streams_start(run->streams, 0, &ask)};
-    streams_run_until(run->streams, is_prefilling, &asked, "a prefill node has the prompt");
-    struct process *its = cluster_process_of(run->cluster, asked.stream->id, "prefill");
+    struct asked asked = {rig, streams_start(rig->streams, 0, &ask)};
+    streams_run_until(rig->streams, is_prefilling, &asked, "a prefill node has the prompt");
+    struct process *its = cluster_process_of(rig->cluster, asked.stream->id, "prefill");
     process_kill(its);
     process_signal(its == p[0] ? p[1] : p[0], SIGCONT);
-    streams_run(run->streams);
+    streams_run(rig->streams);
     expect_known(asked.stream, 200);
     assert_true(asked.stream->attempts > 1);
-    finish(run);
+    rig_finish(rig);
 }
 
 static void over_shm_after_a_prefill_node_died(void **state)
@@ -263,24 +233,22 @@ static void over_tcp_after_a_prefill_node_died(void **state)
     after_a_prefill_node_died_in_the_middle(*state, "--link tcp");
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(over_shm_with_one_thread),
-        TEST(over_tcp_with_one_thread),
-        TEST(over_shm_with_two_threads),
-        TEST(over_tcp_with_two_threads),
-        TEST(in_chunks_of_1),
-        TEST(in_chunks_of_7),
-        TEST(in_chunks_of_16),
-        TEST(in_chunks_of_64),
-        TEST(over_shm_after_a_decode_node_died),
-        TEST(over_tcp_after_a_decode_node_died),
-        TEST(after_the_only_decode_node_was_replaced),
-        TEST(over_shm_after_a_prefill_node_died),
-        TEST(over_tcp_after_a_prefill_node_died),
+        RIG_TEST(over_shm_with_one_thread),
+        RIG_TEST(over_tcp_with_one_thread),
+        RIG_TEST(over_shm_with_two_threads),
+        RIG_TEST(over_tcp_with_two_threads),
+        RIG_TEST(in_chunks_of_1),
+        RIG_TEST(in_chunks_of_7),
+        RIG_TEST(in_chunks_of_16),
+        RIG_TEST(in_chunks_of_64),
+        RIG_TEST(over_shm_after_a_decode_node_died),
+        RIG_TEST(over_tcp_after_a_decode_node_died),
+        RIG_TEST(after_the_only_decode_node_was_replaced),
+        RIG_TEST(over_shm_after_a_prefill_node_died),
+        RIG_TEST(over_tcp_after_a_prefill_node_died),
     };
     return cmocka_run_group_tests_name("e2e/greedy", tests, NULL, NULL);
 }

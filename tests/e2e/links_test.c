@@ -15,20 +15,12 @@ static int learn(void **state)
     return rig_learn(SEED, ASKS);
 }
 
-static bool half_is_here(void *ctx)
-{
-    const struct rig *rig = ctx;
-    return rig->streams->tokens_count >= rig->wanted->tokens_count / 2;
-}
-
 /* In the middle of all streams. */
 static void cut_and_expect_the_rest(struct rig *rig)
 {
-    asks_start(&rig->asks, rig->streams);
-    streams_run_until(rig->streams, half_is_here, rig, "half of all tokens");
+    rig_ask_half(rig);
     assert_true(links_cut_shm(cluster_process(rig->cluster, "d0")) > 0);
-    streams_run(rig->streams);
-    asks_expect(&rig->asks, rig->streams, 0, rig->wanted);
+    rig_expect_rest(rig);
 }
 
 /* The link of this kind from p0 to d0, borrowed; NULL: none is known. */

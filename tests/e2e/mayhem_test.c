@@ -131,8 +131,6 @@ static void round_of(struct rig *rig, uint64_t seed)
     rig_finish(rig);
     print_message("seed %lu: %u killed, %u frozen, %u drained: the same streams\n", seed,
                   c.killed_count, c.frozen_count, c.drained_count);
-    cluster_free(rig->cluster);
-    rig->cluster = NULL;
     streams_free(wanted);
     asks_free(asks);
 }

@@ -84,22 +84,15 @@ static uint64_t sample(struct rig *rig, uint32_t samples, const char *router_arg
     return bytes;
 }
 
-static void end_cluster(struct rig *rig)
-{
-    cluster_stop(rig->cluster);
-    cluster_free(rig->cluster);
-    rig->cluster = NULL;
-}
-
 static void samples_of_one_prompt_get_its_kv_once(void **state)
 {
     struct rig *rig = *state;
     struct streams *one, *apart, *forked;
     uint64_t bytes_of_one = sample(rig, 1, "", &one);
-    end_cluster(rig);
+    rig_finish(rig);
     sample(rig, SAMPLES, "--forks=false", &apart);
     assert_int_equal(pressure(rig->cluster, "forks"), 0);
-    end_cluster(rig);
+    rig_finish(rig);
     uint64_t bytes = sample(rig, SAMPLES, "", &forked);
     uint32_t last = forked->stream[0]->prompt_tokens - 1;
     await_count(rig->cluster, "pressure", "forks", SAMPLES - 1);
@@ -109,7 +102,7 @@ static void samples_of_one_prompt_get_its_kv_once(void **state)
     assert_true(last / 16 > 2 && last % 16 > 0);
     assert_int_equal(bytes, bytes_of_one);
     stream_expect_equal(forked->stream[0], apart->stream[0]);
-    end_cluster(rig);
+    rig_finish(rig);
     streams_free(one);
     streams_free(apart);
     streams_free(forked);
@@ -166,7 +159,8 @@ static int learn_long(void **state)
     streams_run(rig.streams);
     assert_int_equal(pressure(rig.cluster, "preemptions"), 0);
     wanted_long = rig.streams;
-    end_cluster(&rig);
+    rig.streams = NULL;
+    rig_finish(&rig);
     return 0;
 }
 

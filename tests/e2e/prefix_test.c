@@ -97,11 +97,9 @@ static void later_turns_go_where_their_kv_is_and_streams_do_not_show_it(void **s
     assert_int_equal(number_of(rig, "false_hits"), 0);
     assert_true(number_of(rig, "bytes") > 0);
     struct streams *kept = rig->streams; /* its streams are looked at below */
-    cluster_await_idle(rig->cluster);
-    cluster_stop(rig->cluster);
-    cluster_free(rig->cluster);
-
     rig->streams = NULL;
+    rig_finish(rig);
+
     rig_start(rig, 2, 2, "--disaggregate auto --prefix-index 0", "");
     hold_talks(rig, false, without);
     assert_int_equal(number_of(rig, "lookups"), 0);

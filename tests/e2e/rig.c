@@ -56,10 +56,30 @@ void rig_expect_wanted(struct rig *rig)
     asks_expect(&rig->asks, rig->streams, first, rig->wanted);
 }
 
+static bool half_is_here(void *ctx)
+{
+    const struct rig *rig = ctx;
+    return rig->streams->tokens_count >= rig->wanted->tokens_count / 2;
+}
+
+void rig_ask_half(struct rig *rig)
+{
+    asks_start(&rig->asks, rig->streams);
+    streams_run_until(rig->streams, half_is_here, rig, "half of all tokens");
+}
+
+void rig_expect_rest(struct rig *rig)
+{
+    streams_run(rig->streams);
+    asks_expect(&rig->asks, rig->streams, 0, rig->wanted);
+}
+
 void rig_finish(struct rig *rig)
 {
     streams_free(rig->streams);
     rig->streams = NULL;
     cluster_await_idle(rig->cluster);
     cluster_stop(rig->cluster);
+    cluster_free(rig->cluster);
+    rig->cluster = NULL;
 }

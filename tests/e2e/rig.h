@@ -34,6 +34,9 @@ void rig_start(struct rig *rig, uint32_t prefills, uint32_t decodes, const char 
 /* For a cluster that the test has started: its streams. */
 void rig_connect(struct rig *rig);
 void rig_expect_wanted(struct rig *rig);
-void rig_finish(struct rig *rig);
+/* The same in two halves: until half of all tokens are here, and what comes behind them. */
+void rig_ask_half(struct rig *rig);
+void rig_expect_rest(struct rig *rig);
+void rig_finish(struct rig *rig); /* streams and cluster are gone */
 
 #endif

@@ -129,14 +129,6 @@ static struct cluster *start(struct rig *rig, uint32_t prefills, uint32_t decode
     return rig->cluster;
 }
 
-static void finish(struct rig *rig)
-{
-    cluster_await_idle(rig->cluster);
-    cluster_stop(rig->cluster);
-    cluster_free(rig->cluster);
-    rig->cluster = NULL;
-}
-
 static void results_are_the_same_bits_whatever_computes_them(void **state)
 {
     static const struct {
@@ -158,13 +150,13 @@ static void results_are_the_same_bits_whatever_computes_them(void **state)
     }
     assert_true(cached > 0); /* the last-pooled ones came from the cache */
     mem_free(again);
-    finish(rig);
+    rig_finish(rig);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         c = start(rig, rows[i].prefills, rows[i].decodes, rows[i].args);
         struct answer *got = ask_all(c, NULL);
         expect_equal(got, wanted);
         mem_free(got);
-        finish(rig);
+        rig_finish(rig);
     }
     mem_free(wanted);
 }
@@ -183,7 +175,7 @@ static void a_prefill_node_that_dies_changes_no_number(void **state)
     assert_true(repeated > 0); /* it was in the middle of them */
     mem_free(wanted);
     mem_free(got);
-    finish(rig);
+    rig_finish(rig);
 }
 
 static void scores_of_the_bundled_model_are_those_of_transformers(void **state)
@@ -223,7 +215,7 @@ static void scores_of_the_bundled_model_are_those_of_transformers(void **state)
             fail_msg("score %u is %g, wanted %g", i, got, (double)pair[0]);
     }
     json_decref(o);
-    finish(rig);
+    rig_finish(rig);
     file_map_close(&map);
 }
 
@@ -235,7 +227,7 @@ static void a_prompt_that_was_only_prefilled_is_there_for_the_next(void **state)
     struct cluster *c = start(rig, 1, 1, "");
     struct streams *s = streams_new(c->addresses);
     struct stream *cold = streams_ask(s, &ask);
-    finish(rig);
+    rig_finish(rig);
     c = start(rig, 1, 1, "");
     struct streams *warm = streams_new(c->addresses);
     struct command r;
@@ -253,7 +245,7 @@ static void a_prompt_that_was_only_prefilled_is_there_for_the_next(void **state)
     assert_int_equal(hit->cached_tokens, 384); /* the last token is always computed */
     streams_free(s);
     streams_free(warm);
-    finish(rig);
+    rig_finish(rig);
 }
 
 static void what_cannot_be_worked_on_is_said(void **state)
@@ -273,7 +265,7 @@ static void what_cannot_be_worked_on_is_said(void **state)
     command_run(&r, "tandem", "embed --router %s --token-ids 900000", c->addresses);
     assert_int_equal(r.status, 1);
     assert_non_null(strstr(r.err, "the vocabulary has"));
-    finish(rig);
+    rig_finish(rig);
 }
 
 int main(void)

@@ -74,14 +74,6 @@ static struct cluster *start(struct rig *rig, const char *node_args)
     return rig->cluster;
 }
 
-static void finish(struct rig *rig)
-{
-    cluster_await_idle(rig->cluster);
-    cluster_stop(rig->cluster);
-    cluster_free(rig->cluster);
-    rig->cluster = NULL;
-}
-
 /* What the last run's JSON says at "a" or "a"."b". */
 static json_int_t said(const char *a, const char *b)
 {
@@ -114,7 +106,7 @@ static void what_was_warmed_is_found_whole_and_streams_as_cold(void **state)
                                                      .temperature = 0.8f,
                                                      .seed = i,
                                                      .max_tokens = 12});
-    finish(rig);
+    rig_finish(rig);
     c = start(rig, "");
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/lines.jsonl", c->folder);
@@ -137,7 +129,7 @@ static void what_was_warmed_is_found_whole_and_streams_as_cold(void **state)
     assert_int_equal(said("tokens", "new"), 0); /* all is there */
     streams_free(without);
     streams_free(with);
-    finish(rig);
+    rig_finish(rig);
 }
 
 static uint64_t prompts_done(struct cluster *c)
@@ -178,7 +170,7 @@ static void an_interrupted_run_goes_on_where_it_was(void **state)
     command_run(&warm_run, "tandem", "%s", args);
     assert_int_equal(said("sequences", "skipped"), LINES_MAX);
     assert_int_equal(said("sequences", "done"), 0);
-    finish(rig);
+    rig_finish(rig);
 }
 
 static void a_budget_ends_it_and_a_larger_one_goes_on(void **state)
@@ -213,7 +205,7 @@ static void a_budget_ends_it_and_a_larger_one_goes_on(void **state)
     assert_int_equal(said("sequences", "skipped") + said("sequences", "done"), COUNT);
     assert_int_equal(said("bytes", "new_of_all_runs"),
                      distinct_tokens(COUNT) * (uint64_t)said("token_bytes", NULL));
-    finish(rig);
+    rig_finish(rig);
 }
 
 /* With a disk tier: nodes that were replaced since, and a pool that held a part of it only. */
@@ -232,7 +224,7 @@ static void what_was_warmed_yesterday_comes_from_the_disk(void **state)
     struct cluster *c = start(rig, "--prefix-cache=false");
     struct streams *without = streams_new(c->addresses);
     struct stream *cold = streams_ask(without, &ask);
-    finish(rig);
+    rig_finish(rig);
     c = rig->cluster = cluster_new(cluster_demo_model());
     cluster_router(c, "--disaggregate always");
     cluster_node(c, PROGRAM_DECODE, "");
@@ -255,7 +247,7 @@ static void what_was_warmed_yesterday_comes_from_the_disk(void **state)
     assert_int_equal(hit->cached_tokens, ask.tokens_count / BLOCK_TOKENS * BLOCK_TOKENS);
     streams_free(without);
     streams_free(with);
-    finish(rig);
+    rig_finish(rig);
 }
 
 static void what_cannot_be_warmed_is_said_and_the_rest_is(void **state)
@@ -279,7 +271,7 @@ static void what_cannot_be_warmed_is_said_and_the_rest_is(void **state)
     assert_non_null(strstr(warm_run.err, "line 2: no JSON object"));
     assert_non_null(strstr(warm_run.err, "line 3: "));
     assert_non_null(strstr(warm_run.err, "line 4: the prompt has 71 tokens, the context is 64"));
-    finish(rig);
+    rig_finish(rig);
     command_run(&warm_run, "tandem", "warm --router tcp://127.0.0.1:1 --patience 100ms %s",
                 "/dev/null");
     assert_int_equal(warm_run.status, 3);
