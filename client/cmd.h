@@ -1,7 +1,8 @@
 /* cmd: what the verbs of the `tandem` command share. Each verb is a function that gets its own argv
  * (argv[0] is the verb) and returns the exit code; cmd_main.c has the table.
  *
- * Rules: --json prints one JSON value and nothing else on stdout; prose and errors go to stderr. */
+ * Rules: --json prints one JSON value and nothing else on stdout; prose and errors go to stderr.
+ * Owner: the process's only thread. */
 #ifndef TANDEM_CLIENT_CMD_H
 #define TANDEM_CLIENT_CMD_H
 

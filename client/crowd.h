@@ -5,7 +5,8 @@
  *     if (end.status != TANDEM_OK) ...      // no router, no memory: what was not done is not told
  *
  * Rules: a request that the cluster has no room for is submitted again when it says. After *stop is set
- * (a signal's handler may) nothing more is taken, and what runs is cancelled and not told. */
+ * (a signal's handler may) nothing more is taken, and what runs is cancelled and not told.
+ * Owner: the thread of the connection. */
 #ifndef TANDEM_CLIENT_CROWD_H
 #define TANDEM_CLIENT_CROWD_H
 

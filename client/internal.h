@@ -3,7 +3,8 @@
  *
  * One tandem_process: receive and dispatch messages, look at the lifeline, run the session's timer,
  * give up what waited too long, send what is due, set the timer descriptor. A callback of the user's
- * may free its request and make new ones, so whoever walks a list starts again after each callback. */
+ * may free its request and make new ones, so whoever walks a list starts again after each callback.
+ * Owner: the thread that calls (client/tandem.h). */
 #ifndef TANDEM_CLIENT_INTERNAL_H
 #define TANDEM_CLIENT_INTERNAL_H
 

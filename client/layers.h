@@ -11,7 +11,7 @@
  * '#' is computing: from the end of the layer before; '=' is sending: from then on, or from when the one
  * before was sent, to the last byte that the link took; '%' is both.
  *
- * Rules: never fails; prints nothing if the answer has no layers. */
+ * Rules: never fails; prints nothing if the answer has no layers. Any thread. */
 #ifndef TANDEM_CLIENT_LAYERS_H
 #define TANDEM_CLIENT_LAYERS_H
 

@@ -16,7 +16,7 @@
  *            prompts with half of their answers; then tokens a second over what a node gives at `use` of it
  *
  * Rules: pure; no allocation, no clock. A rate that is not given is estimated from flops and bandwidth: the
- * slower of computing and reading. Nothing here is measured. */
+ * slower of computing and reading. Nothing here is measured. Any thread. */
 #ifndef TANDEM_CLIENT_PLAN_H
 #define TANDEM_CLIENT_PLAN_H
 

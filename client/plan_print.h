@@ -2,7 +2,7 @@
  *
  *     plan_print(&plan, &files, stdout);               // files: what the headers said; zero: nothing
  *     json_t *json = plan_json(&plan, &files);         // NULL: no memory; the caller's to free
- */
+ * Any thread. */
 #ifndef TANDEM_CLIENT_PLAN_PRINT_H
 #define TANDEM_CLIENT_PLAN_PRINT_H
 

@@ -11,7 +11,7 @@
  *     transfer tail  what was still to be sent when the last layer was done, up to prefilled
  *     decode NODE    first token .. ended
  *
- * Rules: never fails; what is missing in the answer is shown as 0 or not at all. */
+ * Rules: never fails; what is missing in the answer is shown as 0 or not at all. Any thread. */
 #ifndef TANDEM_CLIENT_TIMELINE_H
 #define TANDEM_CLIENT_TIMELINE_H
 

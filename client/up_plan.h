@@ -8,7 +8,8 @@
  *
  * Rules: "cuda:N" is the N-th GPU by PCI address, of those in CUDA_VISIBLE_DEVICES if these are numbers;
  * CUDA_DEVICE_ORDER is set for the children, so that CUDA counts the same way. Where it cannot be known
- * which GPU a number means, the node is placed nowhere here and finds its place itself. */
+ * which GPU a number means, the node is placed nowhere here and finds its place itself.
+ * Owner: the main thread of `tandem up`. */
 #ifndef TANDEM_CLIENT_UP_PLAN_H
 #define TANDEM_CLIENT_UP_PLAN_H
 

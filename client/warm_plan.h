@@ -10,7 +10,8 @@
  *
  * Sequences are sorted, so that those that begin alike are neighbours. One that shares WARM_SHARED_… or more
  * with others waits for the first of those: when that is done, the shared part is cached, and the rest of
- * them go out together. Pure, but for memory; ties break by the sequences' places in the file. */
+ * them go out together. Pure, but for memory; ties break by the sequences' places in the file.
+ * Owner: the thread that sends. */
 #ifndef TANDEM_CLIENT_WARM_PLAN_H
 #define TANDEM_CLIENT_WARM_PLAN_H
 

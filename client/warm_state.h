@@ -9,7 +9,8 @@
  *
  * The file is text: "tandem-warm 1 MODEL", "new_bytes N", then a line of 32 hex digits for each sequence, a hash
  * of its content and tenant. Rules: it is written whole beside itself and renamed, at most every second and
- * less often when it has grown; a run that dies loses what was done since, which is done again. */
+ * less often when it has grown; a run that dies loses what was done since, which is done again.
+ * Owner: the thread that sends. */
 #ifndef TANDEM_CLIENT_WARM_STATE_H
 #define TANDEM_CLIENT_WARM_STATE_H
 

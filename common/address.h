@@ -3,7 +3,7 @@
  *     char host[ADDRESS_HOST_MAX]; uint16_t port;
  *     if ((e = address_split("tcp://[::1]:5700", host, &port)) != OK) return e;   // "::1", 5700
  *
- * Rules: nothing is looked up. "localhost", 127.0.0.0/8 and ::1 are loopback, nothing else is. */
+ * Rules: nothing is looked up. "localhost", 127.0.0.0/8 and ::1 are loopback, nothing else is. Any thread. */
 #ifndef TANDEM_COMMON_ADDRESS_H
 #define TANDEM_COMMON_ADDRESS_H
 

@@ -1,4 +1,4 @@
-/* clock: the two clocks. Only shells read them; cores get now_ns as an argument. */
+/* clock: the two clocks. Only shells read them; cores get now_ns as an argument. Any thread. */
 #ifndef TANDEM_COMMON_CLOCK_H
 #define TANDEM_COMMON_CLOCK_H
 

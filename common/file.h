@@ -12,7 +12,8 @@
  *
  * Rules: only regular files are mapped; an empty one has size 0 and data "". A mapped file that
  * someone truncates kills the reader with SIGBUS: map files that are replaced, not rewritten.
- * file_write_add keeps the first error, so that it need not be looked at until commit. */
+ * file_write_add keeps the first error, so that it need not be looked at until commit.
+ * A struct is one thread's at a time. */
 #ifndef TANDEM_COMMON_FILE_H
 #define TANDEM_COMMON_FILE_H
 

@@ -10,7 +10,7 @@
  *     V, fp32  [kv_heads][16 tokens][head_dim]
  *
  * so that attention needs no horizontal sums (docs/numerics.md, A7). That order is KV_LAYOUT_CPU; in
- * KV_LAYOUT_CUDA both K and V are [kv_heads][16 tokens][head_dim], as tensor cores take them. */
+ * KV_LAYOUT_CUDA both K and V are [kv_heads][16 tokens][head_dim], as tensor cores take them. Any thread. */
 #ifndef TANDEM_COMMON_GEOMETRY_H
 #define TANDEM_COMMON_GEOMETRY_H
 

@@ -5,7 +5,7 @@
  *     char text[ID128_TEXT];
  *     id128_print(id, text);                         // 32 lower-case hex digits
  *
- * Rules: {0, 0} means none and is never minted. */
+ * Rules: {0, 0} means none and is never minted. Any thread. */
 #ifndef TANDEM_COMMON_ID_H
 #define TANDEM_COMMON_ID_H
 

@@ -3,7 +3,7 @@
  *
  * Rules: pointers point into the holder's memory (a message's arena, a sequence's slot) and live as
  * long as it does. Values were checked when they came in (job_check), so that nobody checks twice.
- */
+ * Owner: the holder's thread. */
 #ifndef TANDEM_COMMON_JOB_H
 #define TANDEM_COMMON_JOB_H
 

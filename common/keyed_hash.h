@@ -4,7 +4,7 @@
  *     static const uint64_t key[2] = {...};                  // secret
  *     uint64_t salt = keyed_hash(key, name, strlen(name));
  *
- * Rules: pure; values are the same on every machine and may be stored and sent. */
+ * Rules: pure; values are the same on every machine and may be stored and sent. Any thread. */
 #ifndef TANDEM_COMMON_KEYED_HASH_H
 #define TANDEM_COMMON_KEYED_HASH_H
 

@@ -10,7 +10,7 @@
  * Rules: nodes on GPUs are served first: those whose GPUs are near the same cores share these evenly,
  * also with nodes on CPUs if there are any; beside these, four cores are enough. Nodes on CPUs share out
  * what is left, in cores that stand together. Where there are fewer cores than nodes, none of these is
- * given cores of its own. The same facts give the same places; nothing is read or bound here. */
+ * given cores of its own. The same facts give the same places; nothing is read or bound here. Any thread. */
 #ifndef TANDEM_COMMON_PLACEMENT_H
 #define TANDEM_COMMON_PLACEMENT_H
 

@@ -7,7 +7,7 @@
  *
  * Rules: the tenant's salt is the parent of the first block, so one tenant's prompts have other hashes than
  * another's. Two prompts may share a hash: who serves KV by it compares the tokens too (kv/prefix.h).
- * Values are the same on every machine of one byte order. Pure. */
+ * Values are the same on every machine of one byte order. Pure. Any thread. */
 #ifndef TANDEM_COMMON_PREFIX_HASH_H
 #define TANDEM_COMMON_PREFIX_HASH_H
 

@@ -2,7 +2,7 @@
  *
  *     core->step_ns = smooth(core->step_ns, took_ns);      // 0: nothing was measured yet
  *
- * Pure. */
+ * Pure. Any thread. */
 #ifndef TANDEM_COMMON_SMOOTH_H
 #define TANDEM_COMMON_SMOOTH_H
 

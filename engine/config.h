@@ -10,7 +10,7 @@
  * ignored. A plain value: nothing to free.
  *
  * Families differ in few points, and those are columns of one table in config.c: adding one is a
- * row there (and what its row says that nobody said before, in weights.c and forward.c). */
+ * row there (and what its row says that nobody said before, in weights.c and forward.c). Any thread. */
 #ifndef TANDEM_ENGINE_CONFIG_H
 #define TANDEM_ENGINE_CONFIG_H
 

@@ -7,7 +7,7 @@
  * Positions are split as 256 a + b and the angles added by the addition theorem, so a table of
  * 131,072 x 64 takes some 20 ms; the split is by absolute position, so tables of different lengths
  * agree. The C library's sin and cos are in these numbers, which is why their hash is part of the
- * numerics id (docs/numerics.md, G5). */
+ * numerics id (docs/numerics.md, G5). Any thread. */
 #ifndef TANDEM_ENGINE_ROPE_H
 #define TANDEM_ENGINE_ROPE_H
 

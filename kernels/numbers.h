@@ -2,7 +2,7 @@
  * to bf16 gives the same bits.
  *
  * bf16 rounds to nearest even; fp32 numbers below the smallest normal one become zero of the same
- * sign and NaN stays a (quiet) NaN, as vcvtneps2bf16 does it. */
+ * sign and NaN stays a (quiet) NaN, as vcvtneps2bf16 does it. Pure: any thread. */
 #ifndef TANDEM_KERNELS_NUMBERS_H
 #define TANDEM_KERNELS_NUMBERS_H
 

@@ -9,7 +9,8 @@
  * what a histogram holds is halved when it is full. The answer is a length that LENGTHS_SHARE of the requests
  * that got this far did not exceed.
  *
- * Rules: pure and small; nothing is allocated. Never below `generated`, never above the limit. */
+ * Rules: pure and small; nothing is allocated. Never below `generated`, never above the limit.
+ * Owner: the loop thread. */
 #ifndef TANDEM_NODE_LENGTHS_H
 #define TANDEM_NODE_LENGTHS_H
 

@@ -6,7 +6,7 @@
  *
  * Rules: every decode gets its one row before any prompt gets one, because a stream that waits is
  * seen and a prompt that waits a step is not. What is left goes to prompts in their order, several in
- * one step, each as much as it wants. Nothing here reads a clock or changes anything. */
+ * one step, each as much as it wants. Nothing here reads a clock or changes anything. Any thread. */
 #ifndef TANDEM_NODE_PLAN_H
 #define TANDEM_NODE_PLAN_H
 

@@ -3,7 +3,7 @@
  *
  *     extern const struct node_policy decode_policy;
  *     config.slots_count = policy->slots(batch);
- */
+ * Constants: any thread. */
 #ifndef TANDEM_NODE_POLICY_H
 #define TANDEM_NODE_POLICY_H
 

@@ -4,16 +4,18 @@
  *     sessions.c   a session per router, heartbeats, the live set
  *     jobs.c       messages about jobs: checked and turned into sequences; tombstones in tombs.c
  *     sequence.c   the state machine of a sequence
- *     accounts.c   blocks: who holds what, prefix cache, room, preemption
+ *     queue.c      who gets blocks, and when: starting, growing, preempting
+ *     accounts.c   blocks: who holds what, prefix cache
  *     fork.c       samples that begin with the blocks of another one of their request
- *     room.c       who is taken, and taken back, by how long sequences are expected to become
+ *     room.c       who is taken, and taken back, by how long sequences are expected to become (lengths.c)
  *     waste.c      what memory holds, and what contiguous memory would
  *     fair.c       the order of jobs, among tenants
  *     flight.c     steps: what goes in, what comes out
  *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
  *     backfill.c   cached blocks that go from node to node
- *     tier.c       what is loaded from tiers and stored in them
+ *     tier.c       what is loaded from tiers and stored in them; tier_report.c how they do
+ *     inventory.c  what tiers hold, for the routers
  *     links.c      how the links to other nodes do, for the routers
  *     kv_report.c  what the cache holds, for who asks; kv_usage.c how well it is used
  *     events.c     which blocks entered and left the cache, for the routers
@@ -23,7 +25,7 @@
  *
  * Rules: a sequence's index is its slot in the engine. Its key leaves the map when its job is over for
  * the router; the slot itself stays taken (SEQ_ENDING) until no submitted step and no ticket refers
- * to it. Whoever changes a sequence's state is in sequence.c. */
+ * to it. Whoever changes a sequence's state is in sequence.c. Owner: the loop thread. */
 #ifndef TANDEM_NODE_STATE_H
 #define TANDEM_NODE_STATE_H
 

@@ -23,7 +23,7 @@
  *                ENCODED R->C
  *                QUERY C->R     ANSWER R->C       and of what a node caches: QUERY R->N, ANSWER N->R
  *     pins       PIN C->R, R->N  PINNED N->R
- */
+ * An arena is one thread's; the rest is any thread's. */
 #ifndef TANDEM_PROTO_MSG_H
 #define TANDEM_PROTO_MSG_H
 

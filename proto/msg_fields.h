@@ -6,7 +6,7 @@
  *     for (i < part->fields_count) ... part->fields[i] ...
  *
  * Rules: `c` and `c_count` are offsets in the C struct, `w` and `w_count` in protobuf-c's. min and max
- * bound a number's value, a string's bytes or an array's count. */
+ * bound a number's value, a string's bytes or an array's count. Constant: any thread. */
 #ifndef TANDEM_PROTO_MSG_FIELDS_H
 #define TANDEM_PROTO_MSG_FIELDS_H
 

@@ -4,7 +4,8 @@
  *     if ((e = tcp_dial("127.0.0.1:5702", &fd)) != OK) return e;          // connecting
  *     ... fd is writable:  if ((e = tcp_connected(fd)) != OK) ...
  *
- * Rules: the caller closes fd. A host that is a name is looked up, which may block: use numbers. */
+ * Rules: the caller closes fd. A host that is a name is looked up, which may block: use numbers.
+ * Any thread. */
 #ifndef TANDEM_PROTO_TCP_H
 #define TANDEM_PROTO_TCP_H
 

@@ -9,7 +9,7 @@
  * measured clearly slower than another loses to it until its measurement is LINK_STALE_NS old. The best
  * one that is ready takes the ticket. Better ones that are healthy are made meanwhile; of those that
  * are quickly made only the best. A link that broke is left alone until retry_ns unless nothing
- * else is left to try. Pure: facts and the time in, an answer out. */
+ * else is left to try. Pure: facts and the time in, an answer out. Any thread. */
 #ifndef TANDEM_XFER_CHOOSE_H
 #define TANDEM_XFER_CHOOSE_H
 

@@ -1,5 +1,5 @@
 /* core_state: the structs behind core.h, for core.c, session.c, ticket.c, peer.c, sender.c,
- * receiver.c, part.c and message.c only. */
+ * receiver.c, part.c and message.c only. Owner: the link thread. */
 #ifndef TANDEM_XFER_CORE_STATE_H
 #define TANDEM_XFER_CORE_STATE_H
 

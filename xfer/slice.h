@@ -10,7 +10,7 @@
  * of a block of 16 tokens and of heads_count heads: K, then V. Where the pool's heads or tokens lie
  * further apart than that, a slice is many pieces: rows of equal length and distance.
  * Rules: pure. The geometry's layout is known (KV_LAYOUT_…), its block_tokens a multiple of 16, and the
- * slice lies in it: that is checked by whoever takes numbers from outside. */
+ * slice lies in it: that is checked by whoever takes numbers from outside. Any thread. */
 #ifndef TANDEM_XFER_SLICE_H
 #define TANDEM_XFER_SLICE_H
 

@@ -1,5 +1,5 @@
 /* The transport between devices of one host (ipc.c). Its control channel is a shm link, which stands
- * only between processes of one kernel and one user. */
+ * only between processes of one kernel and one user. Owner: the link thread. */
 #ifndef TANDEM_XFER_DEVICE_IPC_H
 #define TANDEM_XFER_DEVICE_IPC_H
 

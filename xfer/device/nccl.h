@@ -12,7 +12,7 @@
  * peer. NCCL_SOCKET_IFNAME is set to
  * options.interface unless that is "", whatever it was: the environment does not decide what network is to
  * be trusted. This is of the process. NCCL's traffic is neither encrypted nor authenticated: the owner of
- * the settings says so at start. */
+ * the settings says so at start. Owner: the link thread. */
 #ifndef TANDEM_XFER_DEVICE_NCCL_H
 #define TANDEM_XFER_DEVICE_NCCL_H
 

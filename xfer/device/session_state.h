@@ -1,5 +1,5 @@
 /* session_state: the struct behind session.h, for session.c (states and events) and session_acts.c (what is
- * to be done about them) only. */
+ * to be done about them) only. Owner: the link thread. */
 #ifndef TANDEM_XFER_DEVICE_SESSION_STATE_H
 #define TANDEM_XFER_DEVICE_SESSION_STATE_H
 
