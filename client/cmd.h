@@ -6,6 +6,8 @@
 #ifndef TANDEM_CLIENT_CMD_H
 #define TANDEM_CLIENT_CMD_H
 
+#include <jansson.h>
+
 #include "client/tandem.h"
 #include "common/buf.h"
 #include "common/clock.h"
@@ -47,9 +49,11 @@ int cmd_fail(const char *verb, enum tandem_status status, const char *text);
 /* Asks the router one question and waits for the answer. */
 typedef enum tandem_status cmd_question_fn(struct tandem *t, const char *argument,
                                            tandem_answer_fn *fn, void *ctx);
-/* CMD_DONE with the answer in `text`, or the exit code after the error was said. */
+cmd_question_fn cmd_question_status; /* without an argument */
+/* CMD_DONE with the answer in `text`, and in *answer, which is the caller's to free; or the exit code after the
+ * error was said, and no *answer. */
 int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn *question,
-            const char *argument, struct buf *text);
+            const char *argument, struct buf *text, json_t **answer);
 
 /* All of stdin if `argument` is "-", else the argument itself, into `text`. */
 enum err cmd_read_text(const char *argument, struct buf *text);

@@ -49,10 +49,19 @@ static void on_answer(void *ctx, enum tandem_status status, const char *text, si
     buf_add(q->text, text, bytes);
 }
 
+enum tandem_status cmd_question_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
+                                       void *ctx)
+{
+    (void)argument;
+    return tandem_query_status(t, fn, ctx);
+}
+
 int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn *question,
-            const char *argument, struct buf *text)
+            const char *argument, struct buf *text, json_t **answer)
 {
     struct question q = {.verb = verb, .text = text};
+    json_error_t error;
+    *answer = NULL;
     struct tandem *t = cmd_connect(options);
     if (!t) return CMD_USAGE;
     int code = CMD_DONE;
@@ -66,7 +75,11 @@ int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn 
     if (code == CMD_DONE && q.status != TANDEM_OK)
         code = cmd_fail(verb, q.status, text->size ? text->data : tandem_status_name(q.status));
     tandem_close(t);
-    return code;
+    if (code != CMD_DONE) return code;
+    if ((*answer = json_loadb(text->data ? text->data : "", text->size, 0, &error)))
+        return CMD_DONE;
+    fprintf(stderr, "tandem %s: the router's answer is no JSON: %s\n", verb, error.text);
+    return CMD_FAILED;
 }
 
 enum err cmd_read_text(const char *argument, struct buf *text)

@@ -40,22 +40,13 @@ static int plot(const char *path, const json_t *answer)
     return fclose(f) != 0 || failed ? say_failed(path) : CMD_DONE;
 }
 
-static int show(const struct options *o, const struct buf *text)
+static int show(const struct options *o, const struct buf *text, const json_t *answer)
 {
-    json_error_t error;
-    json_t *answer = json_loadb(text->data ? text->data : "", text->size, 0, &error);
-    int code = CMD_DONE;
-    if (!answer) {
-        fprintf(stderr, "tandem kv: the router's answer is no JSON: %s\n", error.text);
-        return CMD_FAILED;
-    }
-    if (o->plot) code = plot(o->plot, answer);
     if (o->json)
         printf("%s\n", text->data);
     else
         kv_show(stdout, answer);
-    json_decref(answer);
-    return code;
+    return o->plot ? plot(o->plot, answer) : CMD_DONE;
 }
 
 /* The last sample is what is shown too. */
@@ -84,11 +75,13 @@ int cmd_kv(int argc, char **argv)
         .tables_count = COUNT_OF(tables)};
     struct settings s;
     struct buf text = {0};
+    json_t *answer = NULL;
     int code;
     if (!settings_main(&s, &program, argc, argv, &code)) return code;
     code = o.save ? save(&o, &router) : CMD_DONE;
-    if (code == CMD_DONE) code = cmd_ask("kv", &router, tandem_query_kv, o.node, &text);
-    if (code == CMD_DONE) code = show(&o, &text);
+    if (code == CMD_DONE) code = cmd_ask("kv", &router, tandem_query_kv, o.node, &text, &answer);
+    if (code == CMD_DONE) code = show(&o, &text, answer);
+    json_decref(answer);
     buf_fini(&text);
     settings_fini(&s);
     return code;

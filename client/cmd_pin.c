@@ -74,6 +74,7 @@ int cmd_pin(int argc, char **argv)
         .args_max = 2};
     struct settings s;
     struct buf text = {0}, answer = {0};
+    json_t *json;
     uint32_t *ids = NULL;
     int status;
     if (!settings_main(&s, &program, argc, argv, &status)) return status;
@@ -86,9 +87,8 @@ int cmd_pin(int argc, char **argv)
         fprintf(stderr, "tandem pin: %s\n", err_text());
         status = e == ERR_INVALID ? CMD_USAGE : CMD_FAILED;
     } else {
-        status = cmd_ask("pin", &router, ask, s.args[0], &answer);
-        json_t *json = status == CMD_DONE ? json_loadb(answer.data, answer.size, 0, NULL) : NULL;
-        if (status == CMD_DONE && (o.json || !json))
+        status = cmd_ask("pin", &router, ask, s.args[0], &answer, &json);
+        if (status == CMD_DONE && o.json)
             printf("%s\n", answer.data);
         else if (status == CMD_DONE)
             printf("%s: %lld tokens, %lld blocks; %lld nodes were asked, tandem pins tells what "
@@ -120,11 +120,13 @@ int cmd_unpin(int argc, char **argv)
                                              .args_max = 1};
     struct settings s;
     struct buf answer = {0};
+    json_t *json;
     int status;
     if (!settings_main(&s, &program, argc, argv, &status)) return status;
     question.remove = true;
     question.pin.tenant = o.tenant;
-    status = cmd_ask("unpin", &router, ask, s.args[0], &answer);
+    status = cmd_ask("unpin", &router, ask, s.args[0], &answer, &json);
+    json_decref(json);
     buf_fini(&answer);
     settings_fini(&s);
     return status;
@@ -144,13 +146,6 @@ static void show_pin(json_t *pin)
     putchar('\n');
 }
 
-static enum tandem_status ask_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
-                                     void *ctx)
-{
-    (void)argument;
-    return tandem_query_status(t, fn, ctx);
-}
-
 int cmd_pins(int argc, char **argv)
 {
     struct options o = {0};
@@ -166,11 +161,10 @@ int cmd_pins(int argc, char **argv)
     struct settings s;
     struct buf answer = {0};
     size_t i;
-    json_t *pin;
+    json_t *json, *pin;
     int status;
     if (!settings_main(&s, &program, argc, argv, &status)) return status;
-    status = cmd_ask("pins", &router, ask_status, "", &answer);
-    json_t *json = status == CMD_DONE ? json_loadb(answer.data, answer.size, 0, NULL) : NULL;
+    status = cmd_ask("pins", &router, cmd_question_status, "", &answer, &json);
     json_t *pins = json_object_get(json, "pins");
     if (status == CMD_DONE && o.json) {
         json_dumpf(pins, stdout, JSON_COMPACT);

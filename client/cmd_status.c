@@ -244,31 +244,7 @@ static void show_drain(const char *node, json_t *answer)
     fprintf(stderr, "%s has left\n", node[0] ? node : "the cluster");
 }
 
-static int show(const char *verb, const char *argument, const struct buf *text, bool json,
-                show_fn *fn)
-{
-    json_error_t error;
-    json_t *answer = json_loadb(text->data ? text->data : "", text->size, 0, &error);
-    if (!answer) {
-        fprintf(stderr, "tandem %s: the router's answer is no JSON: %s\n", verb, error.text);
-        return CMD_FAILED;
-    }
-    if (json)
-        printf("%s\n", text->data);
-    else
-        fn(argument, answer);
-    json_decref(answer);
-    return CMD_DONE;
-}
-
 /* ---- the verbs ---- */
-
-static enum tandem_status ask_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
-                                     void *ctx)
-{
-    (void)argument;
-    return tandem_query_status(t, fn, ctx);
-}
 
 /* A verb's own part: what the usage says, what it asks, how the answer is shown. */
 struct question {
@@ -291,11 +267,16 @@ static int run(int argc, char **argv, const struct question *q)
     program.tables_count = COUNT_OF(tables);
     struct settings s;
     struct buf text = {0};
+    json_t *answer;
     int code;
     if (!settings_main(&s, &program, argc, argv, &code)) return code;
     const char *argument = s.args_count ? s.args[0] : "";
-    code = cmd_ask(q->verb, &router, q->ask, argument, &text);
-    if (code == CMD_DONE) code = show(q->verb, argument, &text, o.json, q->show);
+    code = cmd_ask(q->verb, &router, q->ask, argument, &text, &answer);
+    if (code == CMD_DONE && o.json)
+        printf("%s\n", text.data);
+    else if (code == CMD_DONE)
+        q->show(argument, answer);
+    json_decref(answer);
     buf_fini(&text);
     settings_fini(&s);
     return code;
@@ -306,7 +287,7 @@ int cmd_status(int argc, char **argv)
     static const struct question q = {
         "status",
         {.name = "tandem status", .about = "Nodes, queues and links of a cluster."},
-        ask_status,
+        cmd_question_status,
         show_status};
     return run(argc, argv, &q);
 }

@@ -274,21 +274,14 @@ static int finish(struct run *run, const struct crowd_end *end)
 
 /* ---- the command ---- */
 
-static enum tandem_status ask_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
-                                     void *ctx)
-{
-    (void)argument;
-    return tandem_query_status(t, fn, ctx);
-}
-
 /* Whose KV it will be, and how much a token has. Waits for a node to join. */
 static int look(struct run *run, const struct cmd_router *router, char *model, size_t model_size)
 {
     uint64_t end_ns = clock_now_ns() + router->patience_ns;
     do {
         struct buf text = {0};
-        int code = cmd_ask("warm", router, ask_status, "", &text);
-        json_t *o = code == CMD_DONE ? json_loadb(text.data, text.size, 0, NULL) : NULL;
+        json_t *o;
+        int code = cmd_ask("warm", router, cmd_question_status, "", &text, &o);
         const json_t *kv = json_object_get(json_object_get(o, "router"), "kv");
         const char *name = json_string_value(json_object_get(kv, "model"));
         run->token_bytes = (uint64_t)json_integer_value(json_object_get(kv, "token_bytes"));

@@ -5,24 +5,12 @@
 #include <string.h>
 #include <time.h>
 
-static enum tandem_status ask_status(struct tandem *t, const char *argument, tandem_answer_fn *fn,
-                                     void *ctx)
-{
-    (void)argument;
-    return tandem_query_status(t, fn, ctx);
-}
-
 static int ask(const char *verb, const struct cmd_router *router, cmd_question_fn *question,
                json_t *sample, const char *name)
 {
     struct buf text = {0};
-    json_error_t error;
-    int code = cmd_ask(verb, router, question, "", &text);
-    json_t *answer = code == CMD_DONE ? json_loadb(text.data, text.size, 0, &error) : NULL;
-    if (code == CMD_DONE && !answer) {
-        fprintf(stderr, "tandem %s: the router's answer is no JSON: %s\n", verb, error.text);
-        code = CMD_FAILED;
-    }
+    json_t *answer;
+    int code = cmd_ask(verb, router, question, "", &text, &answer);
     if (answer) json_object_set_new(sample, name, answer);
     buf_fini(&text);
     return code;
@@ -43,7 +31,7 @@ int sample_take(const char *verb, const struct cmd_router *router, uint64_t apar
     for (int i = 0; i < 2 && code == CMD_DONE; i++) {
         json_t *sample = json_object();
         if (i > 0) wait_for(apart_ns);
-        code = ask(verb, router, ask_status, sample, "status");
+        code = ask(verb, router, cmd_question_status, sample, "status");
         if (code == CMD_DONE) code = ask(verb, router, tandem_query_kv, sample, "kv");
         json_array_append_new(list, sample);
     }
