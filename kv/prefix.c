@@ -384,14 +384,6 @@ uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *
     return kv_prefix_hold_of(cache, &p, kind, blocks, blocks_max);
 }
 
-uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                         uint32_t blocks_max)
-{
-    struct kv_prompt p = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
-    return kv_prefix_match_of(cache, &p, kind, blocks, blocks_max);
-}
-
 static void note_use(struct kv_prefix *cache, struct block_id block)
 {
     struct entry *e = &cache->entry[entry_with(cache, block)];
@@ -416,13 +408,6 @@ uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_
     }
     cache->stats.regret_tokens += n - found;
     return n - found;
-}
-
-uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                        uint32_t tokens_count)
-{
-    struct kv_prompt p = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
-    return kv_prefix_peek_of(cache, &p);
 }
 
 uint32_t kv_prefix_peek_of(const struct kv_prefix *cache, const struct kv_prompt *p)
@@ -487,13 +472,6 @@ static bool make_place(struct kv_prefix *cache, uint32_t slot)
     if (!may_go(cache, own)) return false;
     evict(cache, own);
     return true;
-}
-
-void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                      uint32_t tokens_count, enum hold kind, struct block_id *blocks)
-{
-    struct kv_prompt p = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
-    kv_prefix_insert_of(cache, (struct kv_owner){salt, 0}, &p, kind, blocks);
 }
 
 /* The caller's block becomes the one that is known. */

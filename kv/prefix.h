@@ -2,9 +2,10 @@
  *
  *     struct kv_prefix *cache;
  *     if ((e = kv_prefix_new(&cache, pool, blocks_count, &config)) != OK) return e;
- *     uint32_t n = kv_prefix_match(cache, salt, tokens, tokens_count, HOLD_SEQUENCE, blocks, max);
+ *     struct kv_prompt prompt = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
+ *     uint32_t n = kv_prefix_match_of(cache, &prompt, HOLD_SEQUENCE, blocks, max);
  *     kv_prefix_used(cache, blocks, n);       // held for the caller, who has room for the rest
- *     kv_prefix_insert(cache, salt, tokens, n_full * 16, HOLD_SEQUENCE, blocks);  // KV is complete
+ *     kv_prefix_insert_of(cache, owner, &prompt, HOLD_SEQUENCE, blocks);      // KV is complete
  *     kv_prefix_evict(cache, wanted);                                     // when the pool is empty
  *
  * A block's key is the chain hash XXH3(parent's hash, its 16 tokens), the first parent being the
@@ -20,9 +21,9 @@
  * search looks at no more.
  *
  * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but
- * always behind their children; with a window those go first which no leaf's window reaches back to. If all that is left are such blocks with children that somebody
- * holds (a transfer of the tail of a sequence, say), those children are first forgotten: their holder
- * keeps them, nobody finds them any more. So every block in state cached can be had, but for the
+ * always behind their children; with a window those go first which no leaf's window reaches back to. If
+ * all that is left are such blocks with children that somebody holds (a transfer of the tail of a
+ * sequence, say), those children are first forgotten: their holder keeps them, nobody finds them any more. So every block in state cached can be had, but for the
  * pinned ones: a prefix that is pinned stays, and all of them together are at most half of the pool.
  *
  * Costs: matching and inserting a hash for each block of the prompt that is not known to be known; a block that
@@ -60,29 +61,7 @@ enum err kv_prefix_new(struct kv_prefix **cache, struct kv_pool *pool, uint32_t 
 /* Drops all its holds. */
 void kv_prefix_free(struct kv_prefix *cache);
 
-/* Puts the longest cached prefix's blocks into blocks[0 … n) and adds one hold of `kind` to each; n
- * is at most blocks_max and at most (tokens_count - 1) / 16. */
-uint32_t kv_prefix_match(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                         uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                         uint32_t blocks_max);
-/* The same without counting as a query: for who prepares one. */
-uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                        uint32_t blocks_max);
-/* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
- * starts, so that one that is tried again and again while the pool is full does not count so often.
- * Not those that it let go of: BLOCK_NONE. */
-void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);
-/* Of a prompt whose first `found` tokens a match gave, `last` being the block of the last of them
- * (BLOCK_NONE: none): how many of the next ones it would have given if nothing had been evicted lately
- * (kv/regret.h). Each is counted once for its eviction. */
-uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_t found,
-                          uint64_t salt, const uint32_t *tokens, uint32_t tokens_count);
-/* The same without holding: how many blocks would match. */
-uint32_t kv_prefix_peek(const struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                        uint32_t tokens_count);
-/* The same three for a prompt with a window: what the match does not need of the n blocks is BLOCK_NONE.
- * All prompts of one salt have the same window. */
+/* What is looked up or made known. All prompts of one salt have the same window. */
 struct kv_prompt {
     uint64_t salt;
     const uint32_t *tokens;
@@ -92,22 +71,37 @@ struct kv_prompt {
         rows_from; /* nothing before this token will be computed: what only such rows see is not
                          * needed, whatever the match */
 };
+/* Puts the longest cached prefix's blocks into blocks[0 … n) and adds one hold of `kind` to each; n is at
+ * most blocks_max and at most (tokens_count - 1) / 16. With a window, what the match does not need of the n
+ * blocks is BLOCK_NONE. */
 uint32_t kv_prefix_match_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
                             struct block_id *blocks, uint32_t blocks_max);
+/* The same without counting as a query: for who prepares one. */
 uint32_t kv_prefix_hold_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
                            struct block_id *blocks, uint32_t blocks_max);
+uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
+                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
+                        uint32_t blocks_max);
+/* The same without holding: how many blocks would match. */
 uint32_t kv_prefix_peek_of(const struct kv_prefix *cache, const struct kv_prompt *prompt);
-/* Makes the full blocks of tokens[0 … tokens_count) known. A block whose twin (same tokens, same
- * parents) is cached already is swapped: blocks[i] becomes the twin, with the caller's `kind` hold
- * moved over to it, and the newer one is dropped by the caller's hold. A step in flight that names
- * the old block keeps it by its own hold. The caller has one hold of `kind` on each block. Blocks
- * beyond entries_max are left uncached. */
-void kv_prefix_insert(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                      uint32_t tokens_count, enum hold kind, struct block_id *blocks);
-/* The same, where the new blocks count as this tenant's (else, as the tenant's whose salt this is). One that
- * has its quota gives up one of its own for each, or leaves it uncached. With a window a block that the caller
- * let go of is BLOCK_NONE: those behind it become known all the same. If there are no more entries, the leaf
- * that goes first by the policy makes room with all that is hollow before it. */
+/* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
+ * starts, so that one that is tried again and again while the pool is full does not count so often.
+ * Not those that it let go of: BLOCK_NONE. */
+void kv_prefix_used(struct kv_prefix *cache, const struct block_id *blocks, uint32_t blocks_count);
+/* Of a prompt whose first `found` tokens a match gave, `last` being the block of the last of them
+ * (BLOCK_NONE: none): how many of the next ones it would have given if nothing had been evicted lately
+ * (kv/regret.h). Each is counted once for its eviction. */
+uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_t found,
+                          uint64_t salt, const uint32_t *tokens, uint32_t tokens_count);
+/* Makes the full blocks of the prompt known. A block whose twin (same tokens, same parents) is cached
+ * already is swapped: blocks[i] becomes the twin, with the caller's `kind` hold moved over to it, and the
+ * newer one is dropped by the caller's hold. A step in flight that names the old block keeps it by its own
+ * hold. The caller has one hold of `kind` on each block. Blocks beyond entries_max are left uncached.
+ *
+ * New blocks count as this tenant's (often the one whose salt it is). One that has its quota gives up one of
+ * its own for each, or leaves it uncached. With a window a block that the caller let go of is BLOCK_NONE:
+ * those behind it become known all the same. If there are no more entries, the leaf that goes first by the
+ * policy makes room with all that is hollow before it. */
 struct kv_owner {
     uint64_t tenant;
     uint32_t weight; /* its share against others'; 0: as it was, or 1 */

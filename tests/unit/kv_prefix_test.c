@@ -48,13 +48,20 @@ static uint32_t spell(const char *name, uint32_t tokens[DEPTH * T])
     return n;
 }
 
+static void make_known(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens, uint32_t n,
+                       struct block_id *blocks)
+{
+    kv_prefix_insert_of(cache, (struct kv_owner){salt, 0}, &(struct kv_prompt){salt, tokens, n},
+                        HOLD_SEQUENCE, blocks);
+}
+
 /* Like a sequence that has computed all of its prompt. */
 static void run(struct fixture *f, uint64_t salt, const char *name, struct block_id *blocks)
 {
     uint32_t tokens[DEPTH * T], n = spell(name, tokens);
     for (uint32_t i = 0; i < n / T; i++)
         assert_ok(kv_pool_take(f->pool, HOLD_SEQUENCE, &blocks[i]));
-    kv_prefix_insert(f->cache, salt, tokens, n, HOLD_SEQUENCE, blocks);
+    make_known(f->cache, salt, tokens, n, blocks);
 }
 
 static void let_go(struct fixture *f, const char *name, const struct block_id *blocks)
@@ -74,7 +81,7 @@ static uint32_t peek(struct fixture *f, uint64_t salt, const char *name)
 {
     uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
     tokens[n] = 0;
-    return kv_prefix_peek(f->cache, salt, tokens, n + 1);
+    return kv_prefix_peek_of(f->cache, &(struct kv_prompt){salt, tokens, n + 1});
 }
 
 static void the_longest_cached_prefix_matches_and_is_held(void **state)
@@ -85,7 +92,9 @@ static void the_longest_cached_prefix_matches_and_is_held(void **state)
     run(&f, 0, "abc", mine);
     uint32_t tokens[DEPTH * T];
     uint32_t n = spell("abx", tokens);
-    assert_int_equal(kv_prefix_match(f.cache, 0, tokens, n, HOLD_RESERVE, got, DEPTH), 2);
+    assert_int_equal(
+        kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_RESERVE, got, DEPTH),
+        2);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(got[i].v, mine[i].v);
         assert_int_equal(kv_pool_holds(f.pool, got[i], HOLD_RESERVE), 1);
@@ -115,8 +124,9 @@ static void the_last_token_is_always_left_to_compute(void **state)
                {3 * T + 1, 2, 2}, {3 * T + 1, 0, 0}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
         struct block_id got[DEPTH];
-        uint32_t n = kv_prefix_match(f.cache, 0, tokens, row[i].tokens_count, HOLD_SEQUENCE, got,
-                                     row[i].blocks_max);
+        uint32_t n =
+            kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, row[i].tokens_count},
+                               HOLD_SEQUENCE, got, row[i].blocks_max);
         assert_int_equal(n, row[i].matched);
         for (uint32_t b = 0; b < n; b++)
             kv_pool_drop(f.pool, got[b], HOLD_SEQUENCE);
@@ -165,7 +175,7 @@ static void a_twin_is_swapped_and_a_step_keeps_the_old_block(void **state)
         second[i] = own[i];
     }
     kv_pool_hold(f.pool, own[1], HOLD_STEP);
-    kv_prefix_insert(f.cache, 0, tokens, n, HOLD_SEQUENCE, second);
+    make_known(f.cache, 0, tokens, n, second);
     assert_int_equal(second[0].v, first[0].v);
     assert_int_equal(second[1].v, first[1].v);
     assert_int_equal(second[2].v, own[2].v);
@@ -193,15 +203,15 @@ static void blocks_behind_what_was_let_go_of_are_known_as_long_as_that_is(void *
     mine[0] = BLOCK_NONE;
     for (int i = 2; i < 4; i++)
         assert_ok(kv_pool_take(f.pool, HOLD_SEQUENCE, &mine[i]));
-    kv_prefix_insert(f.cache, 0, tokens, spell("abc", tokens), HOLD_SEQUENCE, mine);
+    make_known(f.cache, 0, tokens, spell("abc", tokens), mine);
     assert_int_equal(peek(&f, 0, "abc"), 3);
     kv_prefix_used(f.cache, mine, 3);
     assert_int_equal(kv_prefix_evict(f.cache, 1), 1); /* "a", and so nobody finds the others */
     assert_int_equal(peek(&f, 0, "abc"), 0);
-    kv_prefix_insert(f.cache, 0, tokens, spell("abcd", tokens), HOLD_SEQUENCE, mine);
+    make_known(f.cache, 0, tokens, spell("abcd", tokens), mine);
     assert_int_equal(peek(&f, 0, "abcd"), 0);
     run(&f, 0, "ab", others); /* another one computes the first two: its own lead on from there */
-    kv_prefix_insert(f.cache, 0, tokens, spell("abcd", tokens), HOLD_SEQUENCE, mine);
+    make_known(f.cache, 0, tokens, spell("abcd", tokens), mine);
     assert_int_equal(mine[1].v, others[1].v);
     assert_int_equal(peek(&f, 0, "abcd"), 4);
     let_go(&f, "ab", others);
@@ -240,7 +250,9 @@ static void a_match_makes_young(void **state)
     cache_prompt(&f, 0, "b");
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T], n = spell("az", tokens);
-    assert_int_equal(kv_prefix_match(f.cache, 0, tokens, n, HOLD_SEQUENCE, got, DEPTH), 1);
+    assert_int_equal(
+        kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH),
+        1);
     kv_pool_drop(f.pool, got[0], HOLD_SEQUENCE);
     assert_int_equal(kv_prefix_evict(f.cache, 1), 1);
     assert_int_equal(peek(&f, 0, "a"), 1);
@@ -344,7 +356,9 @@ static struct block_id last_of(struct fixture *f, const char *name)
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
     tokens[n] = 0;
-    assert_int_equal(kv_prefix_match(f->cache, 0, tokens, n + 1, HOLD_SEQUENCE, got, DEPTH), n / T);
+    assert_int_equal(kv_prefix_match_of(f->cache, &(struct kv_prompt){0, tokens, n + 1},
+                                        HOLD_SEQUENCE, got, DEPTH),
+                     n / T);
     let_go(f, name, got);
     return got[n / T - 1];
 }
@@ -378,7 +392,8 @@ static uint32_t regret(struct fixture *f, const char *name)
 {
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T], n = spell(name, tokens);
-    uint32_t found = kv_prefix_match(f->cache, 0, tokens, n, HOLD_SEQUENCE, got, DEPTH);
+    uint32_t found =
+        kv_prefix_match_of(f->cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH);
     for (uint32_t i = 0; i < found; i++)
         kv_pool_drop(f->pool, got[i], HOLD_SEQUENCE);
     return kv_prefix_regret(f->cache, found > 0 ? got[found - 1] : BLOCK_NONE, found * T, 0, tokens,
@@ -472,8 +487,8 @@ static void begin(struct world *w, struct sequence *s, struct rng_block r)
         s->name[i] = (r.word[3] >> i & 1) ? 'a' : 'b';
     uint32_t tokens[DEPTH * T + 1], n = spell(s->name, tokens);
     tokens[n] = 0;
-    uint32_t held =
-        kv_prefix_match(w->f.cache, s->salt, tokens, n + 1, HOLD_SEQUENCE, s->blocks, DEPTH);
+    uint32_t held = kv_prefix_match_of(w->f.cache, &(struct kv_prompt){s->salt, tokens, n + 1},
+                                       HOLD_SEQUENCE, s->blocks, DEPTH);
     for (uint32_t i = 0; i < held; i++)
         assert_int_equal(s->blocks[i].v, oracle_find(w, s->salt, s->name, i + 1));
     if (held < depth) assert_int_equal(oracle_find(w, s->salt, s->name, held + 1), UINT32_MAX);
@@ -489,7 +504,7 @@ static void end(struct world *w, struct sequence *s, bool insert)
 {
     uint32_t tokens[DEPTH * T], n = spell(s->name, tokens);
     if (insert) {
-        kv_prefix_insert(w->f.cache, s->salt, tokens, n, HOLD_SEQUENCE, s->blocks);
+        make_known(w->f.cache, s->salt, tokens, n, s->blocks);
         for (uint32_t i = 0; i < n / T; i++) {
             uint32_t known = oracle_find(w, s->salt, s->name, i + 1);
             if (known != UINT32_MAX) {

@@ -36,7 +36,7 @@ static void cache_end(struct cache *c)
 static uint32_t found(const struct cache *c, uint64_t salt, uint64_t name)
 {
     uint32_t tokens[T + 1] = {(uint32_t)name, (uint32_t)(name >> 32)};
-    return kv_prefix_peek(c->prefix, salt, tokens, T + 1);
+    return kv_prefix_peek_of(c->prefix, &(struct kv_prompt){salt, tokens, T + 1});
 }
 
 /* A prompt of one block is asked for; what is needed is evicted. Returns how many blocks were found. */
@@ -44,7 +44,8 @@ static uint32_t ask(struct cache *c, uint64_t tenant, uint32_t weight, uint64_t 
 {
     uint32_t tokens[T + 1] = {(uint32_t)name, (uint32_t)(name >> 32)};
     struct block_id block;
-    uint32_t n = kv_prefix_match(c->prefix, tenant, tokens, T + 1, HOLD_SEQUENCE, &block, 1);
+    uint32_t n = kv_prefix_match_of(c->prefix, &(struct kv_prompt){tenant, tokens, T + 1},
+                                    HOLD_SEQUENCE, &block, 1);
     kv_prefix_used(c->prefix, &block, n);
     if (n == 0) {
         if (kv_pool_counts(c->pool).free == 0) assert_int_equal(kv_prefix_evict(c->prefix, 1), 1);
@@ -122,7 +123,7 @@ static void a_quota_is_never_exceeded_and_its_tenant_evicts_its_own(void **state
         assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[i]));
     kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 12 * T},
                         HOLD_SEQUENCE, blocks);
-    assert_int_equal(kv_prefix_peek(c.prefix, 1, tokens, 12 * T), 10);
+    assert_int_equal(kv_prefix_peek_of(c.prefix, &(struct kv_prompt){1, tokens, 12 * T}), 10);
     kv_pool_drop_all(c.pool, blocks, 12, HOLD_SEQUENCE);
     cache_end(&c);
 }
@@ -142,7 +143,7 @@ static void room_is_never_made_by_what_the_new_block_follows(void **state)
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[1]));
     kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 2 * T},
                         HOLD_SEQUENCE, blocks);
-    assert_int_equal(kv_prefix_peek(c.prefix, 1, tokens, 2 * T), 1);
+    assert_int_equal(kv_prefix_peek_of(c.prefix, &(struct kv_prompt){1, tokens, 2 * T}), 1);
     kv_pool_drop(c.pool, blocks[1], HOLD_SEQUENCE);
     cache_end(&c);
 }
