@@ -260,8 +260,6 @@ void bpe_scratch_fini(struct bpe_scratch *s)
     *s = (struct bpe_scratch){0};
 }
 
-/* Room for `symbols` symbols, and for their pairs: each pair of the start, and two for each merge,
- * of which there are fewer than symbols. */
 static enum err make_room(struct bpe_scratch *s, size_t symbols)
 {
     if (s->symbols_capacity >= symbols) return OK;
@@ -315,7 +313,7 @@ static void add_symbol(struct bpe_scratch *s, uint32_t id)
     s->symbol[at] = (struct bpe_symbol){id, at - 1, at + 1};
 }
 
-/* The character text[at, at + n) as it stands in the vocabulary, with prefix and suffix. */
+/* The character as it stands in the vocabulary, with prefix and suffix, into s->text. */
 static enum err decorate(const struct bpe *m, struct bpe_scratch *s, struct word c, bool first,
                          bool last)
 {
