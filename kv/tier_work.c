@@ -98,7 +98,8 @@ void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv
                                     .count = job->done,
                                     .bytes = job->bytes,
                                     .ended_ns = now_ns,
-                                    .end_block = job->end_block};
+                                    .end_block = job->end_block,
+                                    .more = job->more};
 }
 
 bool kv_tier_job_touch(const struct kv_tier_job *job)
@@ -466,14 +467,25 @@ static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint
     return got;
 }
 
+/* So many values at once that they are expected within half of what is left, or one if that is expected in time:
+ * who is late with one may lose the others (a server's answer), and what has come counts. */
+static uint32_t chunk_of(const struct kv_tier_work *w, const struct row *r, uint64_t left_ns)
+{
+    double rate = (double)atomic_load(&r->counts.read_rate);
+    double n = rate * (double)left_ns / (2.0 * NS_PER_S * (double)w->value_bytes);
+    return rate == 0 || n >= w->chunk ? w->chunk : n >= 1 ? (uint32_t)n : n >= 0.5;
+}
+
 /* Reads up to `count` blocks from `first` on; returns how many are in the pool. */
 static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l, uint32_t first,
                           uint32_t count)
 {
     uint32_t done = 0, got, good;
     do {
-        uint32_t n = count - done < w->chunk ? count - done : w->chunk;
         uint64_t began_ns = kv_tier_work_now(w);
+        uint32_t n = chunk_of(w, r, l->deadline_ns > began_ns ? l->deadline_ns - began_ns : 0);
+        if (n == 0 && done > 0) break;
+        n = n == 0 ? 1 : n > count - done ? count - done : n;
         got = 0;
         called(r);
         enum err e = returned(
@@ -488,8 +500,10 @@ static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l,
         good = take(w, r, l, first + done, got);
         done += good;
         l->job->bytes += good * w->value_bytes;
-        if (e != OK || got < n || good < got) break;
+        l->job->more = e == ERR_TIMEOUT && got > 0 && good == got;
+        if (e != OK || got < n || good < got) return done;
     } while (done < count && kv_tier_work_now(w) < l->deadline_ns);
+    l->job->more = done < count;
     return done;
 }
 
@@ -629,6 +643,7 @@ static void load_window(struct kv_tier_work *w, struct load *l)
     uint64_t token_ns = (uint64_t)job->op.token_ns * (n - job->known) / (sinks + n - gone);
     job->op.token_ns = token_ns < UINT32_MAX ? (uint32_t)token_ns : UINT32_MAX;
     bool all = load_range(w, l, 0, sinks, 0) && load_range(w, l, gone, n, sinks);
+    job->more = false; /* half a window is none */
     job->done = all ? sinks + n - gone : 0;
     job->end_block = all ? n : 0;
 }

@@ -62,8 +62,8 @@ struct kv_tiers_options {
         struct kv_tier_options options; /* value_bytes and space are filled in by kv_tiers_open */
     } tier[KV_TIERS_MAX];               /* the fastest first */
     uint32_t tiers_count;
-    uint64_t deadline_ns; /* of a LOAD as a whole: 20 ms, of which an eighth is for the way back;
-                                * STOREs have ten times that for each few MB */
+    uint64_t deadline_ns; /* of a LOAD: 20 ms, of which an eighth is for the way back; STOREs have
+                                * ten times that for each few MB */
     uint64_t stop_ns;     /* kv_tiers_stop waits no longer; 0: KV_TIERS_STOP_NS */
     uint32_t breaker_failures; /* 3 */
     uint32_t ops_max;          /* waiting at once: 1024 */
@@ -124,6 +124,7 @@ struct kv_tier_event {
     uint32_t
         count; /* LOAD: leading blocks that are filled and right; STORE: that some tier holds */
     uint32_t from[KV_TIERS_MAX]; /* LOAD: of those, by tier */
+    bool more;                   /* LOAD without a window: its time was over, and there is more */
     uint64_t bytes;              /* read or written */
     uint64_t ended_ns;
     uint32_t end_block;        /* LOAD with a window: n, or 0: none */

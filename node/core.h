@@ -88,7 +88,7 @@ struct node_config {
     const char *link;          /* forces "shm" or "tcp"; "" : best */
     uint32_t tombstones_max;   /* 4096 */
     bool tiers;                /* behind the prefix cache, which must be on */
-    uint64_t tier_deadline_ns; /* what a prompt waits for them at most: 20 ms */
+    uint64_t tier_deadline_ns; /* by which a prompt may be later than without them: 20 ms */
 };
 
 enum err node_core_new(struct node_core **core, const struct node_config *config,

@@ -87,7 +87,8 @@ static const struct setting rows[] = {
                      "blocks in it that nobody reads for so long go; 0: as the server is set up"),
     SETTING_DURATION(struct options, kv_tier_deadline_ns, "kv-tier-deadline", "20ms", NS_PER_MS,
                      60 * NS_PER_S,
-                     "a prompt waits no longer for what these hold, and computes the rest"),
+                     "for what these hold a prompt waits so much longer than computing what came "
+                     "would have taken, at most, and computes the rest"),
     SETTING_CHOICE(struct options, link, "link", NODE_LINKS, "auto",
                    "how KV travels between nodes; auto: the best that both have, by what was "
                    "measured; nccl and ipc: from GPU to GPU"),

@@ -51,6 +51,7 @@ enum {
     NODE_LINKS_MAX = 128,       /* to other nodes, of which is told: those that changed last */
     NODE_LINKS_TOLD = 8,        /* with one heartbeat */
     NODE_LOADS_MAX = 16,        /* from tiers, at once */
+    NODE_LOAD_PART = 4,         /* of the deadline is left, or a prompt asks for no more */
     NODE_STORES_MAX = 32,       /* into tiers, at once, */
     NODE_STORE_BLOCKS = 32,     /* each of so many blocks */
     NODE_ARENA_KEPT = 256 << 10 /* a slot's memory beyond this goes back when its job ends */
@@ -160,7 +161,8 @@ struct sequence {
     uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
     uint64_t accepted_ns, began_ns, computed_ns, running_ns, finished_ns;
     uint32_t cached_tokens;
-    uint64_t tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet */
+    uint64_t tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet; later by what
+                                * computing what came would have taken */
     bool tier_asked;           /* for a LOAD of its own, since it was queued */
 
     struct list_link place; /* in core.queue or core.running, sorted */

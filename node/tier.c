@@ -8,6 +8,10 @@
  *                                         that the cache has.
  *     the event                           the leading blocks that were loaded become known to the cache, the
  *                                         rest is free again. Too late is fine: it is for the next one.
+ *                                         Those who waited for it may wait longer by what computing these
+ *                                         blocks would have taken, so that no prompt is ever later than
+ *                                         without tiers by more than the deadline; and if there is more, and
+ *                                         some of that time is left, by another LOAD.
  *     blocks became known to the cache    STORE: those that the tiers were not given yet, in the prompt's
  *                                         order, with HOLD_TRANSFER until the event.
  *
@@ -67,8 +71,8 @@ static void op_end(struct node_core *c, struct tier_op *op)
         arena_reset(&op->arena);
 }
 
-/* `tokens` from the prompt's start; the op is over when this says no. */
-static bool op_post(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+/* `tokens` from the prompt's start; the op is over when this says no. posted_ns: of a LOAD, as if posted then. */
+static bool op_post(struct node_core *c, uint64_t posted_ns, struct tier_op *op,
                     const uint32_t *tokens, uint32_t first_block)
 {
     uint64_t token_ns = c->token_ns < UINT32_MAX ? c->token_ns : UINT32_MAX;
@@ -80,7 +84,7 @@ static bool op_post(struct node_core *c, uint64_t now_ns, struct tier_op *op,
                            .blocks = c->op_blocks,
                            .count = op->count,
                            .token_ns = (uint32_t)token_ns,
-                           .posted_ns = now_ns};
+                           .posted_ns = posted_ns};
     if (op->kind == KV_TIER_LOAD && op->window.tokens > 0) {
         o.window = op->window;
         o.end_block = op->end;
@@ -143,7 +147,7 @@ static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *o
 }
 
 /* A LOAD of what the cache lacks of this prompt, if there is room for it and anything is lacking. */
-static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
+static bool load_ask(struct node_core *c, uint64_t deadline_ns, struct sequence *s)
 {
     uint32_t whole = (seq_total(s) - 1) / BLOCK_TOKENS; /* the last token is computed */
     uint32_t cached, places = kv_tier_op_places(s->window, whole);
@@ -157,7 +161,7 @@ static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
     op->tokens =
         arena_copy(&op->arena, s->tokens, (size_t)whole * BLOCK_TOKENS * sizeof *s->tokens);
     op->blocks = arena_take(&op->arena, (whole + places) * sizeof *op->blocks);
-    op->deadline_ns = now_ns + c->config.tier_deadline_ns;
+    op->deadline_ns = deadline_ns;
     if (!op->tokens || !op->blocks || !load_take(c, s, op, &cached)) {
         op_end(c, op);
         return false;
@@ -167,7 +171,9 @@ static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
                             &(struct kv_prompt){op->salt, op->tokens, whole * BLOCK_TOKENS},
                             HOLD_TRANSFER, op->blocks);
     s->tier_asked = true;
-    if (!op_post(c, now_ns, op, op->tokens, cached)) return false;
+    uint64_t posted_ns =
+        deadline_ns - c->config.tier_deadline_ns; /* a LOAD has so long from here */
+    if (!op_post(c, posted_ns, op, op->tokens, cached)) return false;
     c->counts.tier_loads++;
     if (PLANTED("tier_unheld"))
         while (op->held_count > 0)
@@ -175,31 +181,54 @@ static bool load_ask(struct node_core *c, uint64_t now_ns, struct sequence *s)
     return true;
 }
 
+/* How many blocks of what this LOAD is to bring, those before them included, are the prompt's too. */
+static uint32_t shared_with(const struct tier_op *op, const struct sequence *s)
+{
+    uint32_t whole = (seq_total(s) - 1) / BLOCK_TOKENS, n = 0;
+    uint32_t all = op->window.tokens > 0 ? op->end : op->held_count;
+    uint32_t end = all < whole ? all : whole;
+    if (op->id == 0 || op->salt != s->job.tenant_salt) return 0;
+    while (n < end * BLOCK_TOKENS && op->tokens[n] == s->tokens[n])
+        n++;
+    if (op->window.tokens > 0 && n < all * BLOCK_TOKENS) return 0; /* the end is what it brings */
+    return n / BLOCK_TOKENS;
+}
+
 /* Whether a LOAD brings more of this prompt than the cache has; perhaps it was asked for by another one. */
 static bool load_runs(const struct node_core *c, const struct sequence *s)
 {
-    uint32_t cached = UINT32_MAX, whole = (seq_total(s) - 1) / BLOCK_TOKENS;
+    uint32_t cached = UINT32_MAX;
     for (uint32_t i = 0; i < NODE_LOADS_MAX; i++) {
-        const struct tier_op *op = &c->tier_op[i];
-        if (op->id == 0 || op->salt != s->job.tenant_salt) continue;
-        uint32_t all = op->window.tokens > 0 ? op->end : op->held_count;
-        uint32_t n = 0, end = all < whole ? all : whole;
-        while (n < end * BLOCK_TOKENS && op->tokens[n] == s->tokens[n])
-            n++;
-        if (op->window.tokens > 0 && n < all * BLOCK_TOKENS)
-            continue; /* the end is what it brings */
-        if (cached == UINT32_MAX) cached = accounts_peek(c, s);
-        if (n / BLOCK_TOKENS > cached) return true;
+        uint32_t shared = shared_with(&c->tier_op[i], s);
+        if (shared > 0 && cached == UINT32_MAX) cached = accounts_peek(c, s);
+        if (shared > 0 && shared > cached) return true;
     }
     return false;
 }
 
 bool tier_is_loading(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    if (!c->tier_op || (s->tier_deadline_ns > 0 && now_ns >= s->tier_deadline_ns)) return false;
-    if (!load_runs(c, s) && (s->tier_asked || !load_ask(c, now_ns, s))) return false;
-    if (s->tier_deadline_ns == 0) s->tier_deadline_ns = now_ns + c->config.tier_deadline_ns;
+    uint64_t deadline_ns = s->tier_deadline_ns;
+    if (!c->tier_op || (deadline_ns > 0 && now_ns >= deadline_ns)) return false;
+    if (deadline_ns == 0) deadline_ns = now_ns + c->config.tier_deadline_ns;
+    if (!load_runs(c, s) && (s->tier_asked || !load_ask(c, deadline_ns, s))) return false;
+    s->tier_deadline_ns = deadline_ns;
     return true;
+}
+
+/* Of the prompts that wait for this LOAD, of which blocks [first, end) have come. */
+static void wait_longer(struct node_core *c, uint64_t now_ns, const struct tier_op *op,
+                        uint32_t first, uint32_t end, bool more)
+{
+    for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
+        struct sequence *s = list_member(l, struct sequence, place);
+        if (s->state != SEQ_WAITING || now_ns >= s->tier_deadline_ns) continue;
+        uint32_t shared = shared_with(op, s), came = shared < end ? shared : end;
+        if (came <= first) continue;
+        s->tier_deadline_ns += (uint64_t)(came - first) * BLOCK_TOKENS * c->token_ns;
+        uint64_t left_ns = s->tier_deadline_ns - now_ns;
+        if (more && left_ns >= c->config.tier_deadline_ns / NODE_LOAD_PART) s->tier_asked = false;
+    }
 }
 
 /* The first `n` blocks of the prompt are known: of those that were filled, the sinks and a window. */
@@ -228,6 +257,7 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
         know_window(c, op, op->blocks + first, e->end_block);
     else
         kv_prefix_insert_of(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
+    if (n > 0 && op->window.tokens == 0) wait_longer(c, now_ns, op, first, first + n, e->more);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
         c->kept[op->blocks[i].v] = kv_pool_generation(c->pool, op->blocks[i]) + 1;

@@ -132,6 +132,8 @@ static void on_end(struct sim *s, struct sim_proc *p, void *data)
                               .from = {o->done},
                               .ended_ns = s->now_ns,
                               .end_block = o->end_block};
+    bool some = o->op.kind == KV_TIER_LOAD && o->done > 0 && o->done < o->op.count;
+    e.more = some && o->op.window.tokens == 0 && sim_draw(s, 2) == 0;
     must_be_held(s, p, o);
     add_stored(s, o, &e);
     node_core_on_tier(p->node, s->now_ns, &e);

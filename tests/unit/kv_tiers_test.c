@@ -52,7 +52,7 @@ static struct fake {
         struct id128 key;
         char *value;
     } entry[VALUES_MAX];
-    uint32_t count, open_calls, has_calls, get_calls, put_calls, removed;
+    uint32_t count, largest_get, open_calls, has_calls, get_calls, put_calls, removed;
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
@@ -114,6 +114,7 @@ static enum err fake_get(struct kv_tier *t, const struct id128 *keys, uint32_t c
 {
     struct fake *f = fake_of(t);
     f->get_calls++;
+    if (count > f->largest_get) f->largest_get = count;
     fake_hang(f);
     *got = 0;
     enum err e = fake_call(f);
@@ -459,8 +460,33 @@ static void a_load_ends_at_its_deadline_with_what_is_there(void **state)
     assert_int_equal(e.count, 4);
     assert_true(clock_ns <= began_ns + DEADLINE_MS * NS_PER_MS);
     assert_loaded(0, 4);
+    assert_true(e.more);
     assert_int_equal(row(0).late, 1);
     assert_false(row(0).broken);
+    fake[0].largest_get = 0;
+    e = load(4, 12); /* it is asked for one at a time now, and is late for none */
+    assert_int_equal(fake[0].largest_get, 1);
+    assert_int_equal(e.count, 4);
+    assert_true(e.more);
+    assert_int_equal(row(0).late, 1);
+    fake[0].value_ns = 1;
+    e = load(0, 20);
+    assert_int_equal(e.count, 16);
+    assert_false(e.more); /* that was all */
+}
+
+static void a_prompt_with_time_to_spare_is_loaded_longer(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 16);
+    fake[0].value_ns = 4 * NS_PER_MS;
+    struct kv_tier_op op = op_of(KV_TIER_LOAD, 0, 16, numbers + 32);
+    op.posted_ns += 40 * NS_PER_MS; /* as who has got so much of it already */
+    struct kv_tier_event e = do_op(&op);
+    assert_int_equal(e.count, 14);
+    assert_true(e.more);
+    assert_true(e.ended_ns <= op.posted_ns + DEADLINE_MS * NS_PER_MS);
 }
 
 static void a_load_whose_time_is_over_touches_no_tier(void **state)
@@ -953,6 +979,7 @@ int main(void)
         ROW(behind_a_wrong_entry_the_next_tier_is_asked),
         ROW(what_it_says_and_does_not_give_is_a_miss),
         ROW(a_load_ends_at_its_deadline_with_what_is_there),
+        ROW(a_prompt_with_time_to_spare_is_loaded_longer),
         ROW(a_load_whose_time_is_over_touches_no_tier),
         ROW(a_tier_slower_than_computing_is_not_read),
         ROW(a_dead_tier_is_left_alone_and_comes_back),

@@ -224,6 +224,7 @@ bool rig_tier_some(struct rig *r, uint32_t count)
         copy_kept(r, &o, e.count, kept);
     }
     e.from[0] = e.count;
+    e.more = r->tier_more && o.op.kind == KV_TIER_LOAD && e.count == count;
     node_core_on_tier(r->core, r->now_ns, &e);
     return true;
 }

@@ -107,6 +107,7 @@ struct rig {
     uint32_t kept_count;
     bool tier_refuses; /* what is posted */
     bool tier_lists;
+    bool tier_more; /* a LOAD that is given some of what is there is told that there is more */
 };
 
 void rig_new(struct rig *r, const struct rig_options *o);

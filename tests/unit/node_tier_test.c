@@ -230,6 +230,58 @@ static void a_prompt_waits_no_longer_than_its_deadline(void **state)
     rig_free(&r);
 }
 
+static void what_comes_in_time_buys_time_for_more(void **state)
+{
+    (void)state;
+    static struct rig r;
+    const struct rig_options o = {.role = ROLE_DECODE, .tiers = true, .chunk_tokens = 16};
+    struct job job = long_job(1), again = long_job(2);
+    struct job other = rig_job(3, &(struct rig_prompt){.seed = 9, .count = 15, .tokens_max = 1});
+    rig_open(&r, &o);
+    run_job(&r, &job);
+    restart(&r, &o);
+    run_job(&r, &other); /* so it knows what a token takes */
+    r.tier_more = true;
+    rig_reserve(&r, &again, true);
+    uint64_t began_ns = r.now_ns, token_ns = r.tier_op[0].op.token_ns;
+    assert_true(token_ns > 10000);
+    assert_int_equal(r.tier_op[0].op.posted_ns, began_ns);
+    rig_advance(&r, LATE_NS / 2);
+    rig_tier_some(&r, 3);
+    uint64_t deadline_ns = began_ns + LATE_NS + 48 * token_ns;
+    assert_int_equal(r.tier_ops_count, 1);
+    assert_int_equal(r.tier_op[0].op.first_block, 3);
+    assert_int_equal(r.tier_op[0].op.posted_ns, deadline_ns - LATE_NS);
+    rig_advance(&r, deadline_ns - r.now_ns - 1);
+    assert_int_equal(r.steps_count, 0);
+    rig_advance(&r, 1); /* the rest does not come */
+    assert_int_equal(r.steps_count, 1);
+    rig_run(&r);
+    assert_stream(&r, &again);
+    assert_int_equal(cached_of(&r), 48);
+    assert_int_equal(rig_counts(&r).tier_loads, 2);
+    rig_free(&r);
+}
+
+static void who_has_little_time_left_asks_for_no_more(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = long_job(1), again = long_job(2);
+    rig_open(&r, &with_tier);
+    run_job(&r, &job);
+    restart(&r, &with_tier);
+    r.tier_more = true;
+    rig_reserve(&r, &again, true);
+    rig_advance(&r, LATE_NS - LATE_NS / 5);
+    rig_tier_some(&r, 3);
+    assert_int_equal(r.tier_ops_count, 0);
+    assert_int_equal(r.steps_count, 1);
+    rig_run(&r);
+    assert_stream(&r, &again);
+    rig_free(&r);
+}
+
 static void what_comes_late_is_for_the_next_prompt(void **state)
 {
     (void)state;
@@ -476,6 +528,8 @@ int main(void)
         cmocka_unit_test(a_router_is_told_what_left_a_tier_and_of_news_that_were_lost),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
+        cmocka_unit_test(what_comes_in_time_buys_time_for_more),
+        cmocka_unit_test(who_has_little_time_left_asks_for_no_more),
         cmocka_unit_test(what_comes_late_is_for_the_next_prompt),
         cmocka_unit_test(only_the_leading_blocks_that_came_are_used),
         cmocka_unit_test(who_begins_alike_waits_for_the_same_load),
