@@ -23,17 +23,20 @@ link_not_measured() { # LINK WHY
 
 # One program's figures, added to those of the shape.
 link_figures() { # NAME LOG COMMAND...
-    local name=$1 log=$report/$2.log status=0
+    local name=$1 log=$logs/$2.log status=0 given
     shift 2
-    env "LD_LIBRARY_PATH=$libraries" timeout 1500 "$@" >"$report/$name.out" 2>"$log" || status=$?
-    tail -n 1 "$report/$name.out" >>"$report/$name.json"
-    rm -f "$report/$name.out"
+    given=$(seconds_of 1500)
+    [ "$given" -gt 0 ] || { cut_off "${log##*/}: not measured: no time was left"; return; }
+    with_libraries in_time "$given" "$@" >/dev/null 2>"$log" || status=$?
+    json_of "$log" >>"$logs/$name.json"
+    keep_logs
     grep -hE '^[a-z0-9_]*: not measured' "$log" | tee -a "$report/report.md" || true
+    [ "$status" -ne 124 ] || { cut_off "${log##*/}: cut off after $given s: figures are missing"; return; }
     [ "$status" -eq 0 ] || fail "$2 **failed** ($status): $(grep -m 1 -E '^ERROR|error:' "$log" || tail -n 1 "$log")"
 }
 
 link_shares() { # NAME: the best rate as a share of what the plain way has carried
-    figures "$report/$1.json" | awk '
+    figures "$logs/$1.json" | awk '
         { value[$1] = $2 }
         END {
             for (name in value) {
@@ -41,15 +44,15 @@ link_shares() { # NAME: the best rate as a share of what the plain way has carri
                 if (!sub(/_rate_best_gb_s$/, "", link) || !value[link "_ceiling_gb_s"]) continue
                 printf "{\"%s_of_ceiling_percent\": %.4g}\n", link, 100 * value[name] / value[link "_ceiling_gb_s"]
             }
-        }' >"$report/$1.shares"
-    cat "$report/$1.shares" >>"$report/$1.json"
-    rm -f "$report/$1.shares"
+        }' >"$logs/$1.shares"
+    cat "$logs/$1.shares" >>"$logs/$1.json"
+    rm -f "$logs/$1.shares"
 }
 
 print_links() { # NAME
     say "| figure |$(printf ' %s |' "${LINKS[@]}")"
     say "| --- |$(printf ' --- |%.0s' "${LINKS[@]}")"
-    figures "$report/$1.json" | awk -v links="${LINKS[*]}" '
+    figures "$logs/$1.json" | awk -v links="${LINKS[*]}" '
         BEGIN { columns = split(links, link, " ") }
         {
             from = index($1, "_")
@@ -88,7 +91,7 @@ check_link_families() { # NAME
             handover_{idle,busy}_gap_p{50,99}_ms prefill_{pushing,alone}_ms prefill_slower_percent \
             itl_{receiving,not_receiving}_ms decode_slower_percent rate_gb_s rate_told_gb_s of_ceiling_percent \
             {decode,prefill}_killed_{next_token,ready_again,pair_again}_ms; do
-            figures "$report/$1.json" | grep -qE "^${link}_$family [-0-9.]" ||
+            figures "$logs/$1.json" | grep -qE "^${link}_$family [-0-9.]" ||
                 grep -qhE "^${link}_$family: not measured" "$report/report.md" ||
                 fail "**missing**: ${link}_$family of $1"
         done
@@ -96,9 +99,9 @@ check_link_families() { # NAME
 }
 
 links_of() { # SHAPE MODEL GPUS
-    local name=links-$1-${3/,/-} link lacks kind=${emulated:+_emulated} size=()
+    local name=links-$1-${3/,/-} link lacks kind=${emulated:+_emulated} size=() cut_before=$cut
     [ -z "$emulated" ] || size=(--kib 64 --pieces 4 --rounds 1)
-    : >"$report/$name.json"
+    : >"$logs/$name.json"
     say "### $1, prefill and decode on GPU ${3/,/ and }"
     say ""
     link_figures "$name" "$name-ceilings" "$folder/gpu/link_ceilings$kind" --devices "$3" "${size[@]}"
@@ -116,7 +119,7 @@ links_of() { # SHAPE MODEL GPUS
     link_shares "$name"
     print_link_aims "$name"
     print_links "$name"
-    check_link_families "$name"
+    [ "$cut" -gt "$cut_before" ] || check_link_families "$name"
 }
 
 # Three nodes at a time: weights, KV and what a node has besides.
@@ -138,11 +141,13 @@ links_on() { # GPUS
             continue
         fi
         model=$(mktemp -d "$scratch/tandem-links-XXXXXX")
-        link_models+=("$model")
-        if "$folder/gpu/link_bench" --shape "$shape" --make "$model" 2>"$report/links-make.log"; then
+        scratch_models+=("$model")
+        if [ "$(seconds_of 60)" -lt 60 ]; then
+            cut_off "$shape: not measured: no time was left"
+        elif with_libraries "$folder/gpu/link_bench" --shape "$shape" --make "$model" 2>"$logs/links-make.log"; then
             links_of "$shape" "$model" "$1"
         else
-            fail "links of $shape: **failed**: $(tail -n 1 "$report/links-make.log")"
+            fail "links of $shape: **failed**: $(tail -n 1 "$logs/links-make.log")"
         fi
         rm -rf "$model"
     done
@@ -150,8 +155,6 @@ links_on() { # GPUS
 
 run_links() {
     local link_shapes="demo $shapes" gpus
-    link_models=()
-    trap 'rm -rf "${link_models[@]}"' EXIT
     gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
     if [ -n "$emulated" ]; then
         link_shapes=$shapes gpus=2

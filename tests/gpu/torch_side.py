@@ -69,9 +69,17 @@ def decode_attention(figures, s, batch, context):
     figures[f"torch_attend_decode_{batch}_behind_{context}_gb_s"] = read / took / 1e9
 
 
+class Figures(dict):
+    """Each is told when it is known, for a run that is cut off."""
+
+    def __setitem__(self, name, value):
+        print(f"{name:60} {value:12.2f}", file=sys.stderr, flush=True)
+        super().__setitem__(name, value)
+
+
 def main():
     s = SHAPES[sys.argv[1]]
-    figures = {}
+    figures = Figures()
     print(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}", file=sys.stderr)
     side = random(8192, 8192)
     figures["torch_peak_tflop_s"] = 2 * 8192**3 / seconds(lambda: side @ side) / 1e12
@@ -87,8 +95,6 @@ def main():
         for context in CONTEXTS:
             if batch * context <= 32 * 8192:
                 decode_attention(figures, s, batch, context)
-    for name, value in figures.items():
-        print(f"{name:60} {value:12.2f}", file=sys.stderr)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
