@@ -266,7 +266,7 @@ template <int DIM, int STAGES> constexpr uint32_t decode_shared_bytes()
  * that runs on over the ends of items: with two blocks a processor, 96 KiB at 64 wide and 128 KiB at
  * 128 are under way there at any time, several times what the latency of memory asks for.
  * At 64, 96, 128, 256 wide: 78336, 111104, 109056, 103936 bytes shared, with two stages 41472, 57856,
- * 74240, 70144; 105, 128, 142, 180 registers. */
+ * 74240, 70144; 107, 128, 141, 179 registers. */
 template <int DIM, int STAGES>
 __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS_A_PROCESSOR)
     decode_kernel(struct attend_view v, float *scratch)

@@ -413,7 +413,7 @@ prefill_walk(struct prefill_state<DIM, M> *s, struct attend_row (&total)[2], flo
 /* V comes while the scores are computed, the next K while they weigh V: one tile of each in shared
  * memory, one copy always under way.
  * Shared bytes with M = 1: 27920 at 64 wide, 40208 at 96, 52496 at 128, 67856 at 256; FOLD adds 256
- * DIM; M = 2 adds 128 (DIM + 8). Registers: M = 2 195, 236, 255; M = 1 122, 172, 198, 255; FOLD a few
+ * DIM; M = 2 adds 128 (DIM + 8). Registers: M = 2 194, 238, 254; M = 1 122, 172, 198, 255; FOLD a few
  * more, OWN with it some ten. 256 wide spills some 20 of them. */
 template <int DIM, int M, bool FOLD, bool OWN>
 __global__ void __launch_bounds__(ATTEND_THREADS, 2)

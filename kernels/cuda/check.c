@@ -12,19 +12,6 @@ enum err cuda_check(cudaError_t c, const char *what)
                    what, cudaGetErrorName(c), cudaGetErrorString(c));
 }
 
-bool cuda_is_sticky(cudaError_t c)
-{
-    switch (c) {
-    case cudaSuccess:
-    case cudaErrorNotReady:
-    case cudaErrorInvalidValue:
-    case cudaErrorMemoryAllocation:
-    case cudaErrorInvalidConfiguration:
-    case cudaErrorNotSupported: return false;
-    default: return true;
-    }
-}
-
 /* Devices there are, with the reason if there are none. The count is left alone by a call that fails. */
 static enum err count_devices(int *count)
 {

@@ -9,15 +9,12 @@
 #define TANDEM_KERNELS_CUDA_CHECK_H
 
 #include <cuda_runtime_api.h>
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/err.h"
 
 /* ERR_MEMORY if there was too little of it, else ERR_DEVICE. `what` completes "cuda: …". */
 enum err cuda_check(cudaError_t c, const char *what);
-/* No call on this device succeeds any more: only another process helps. */
-bool cuda_is_sticky(cudaError_t c);
 
 struct cuda_device_facts {
     char name[256];

@@ -132,7 +132,8 @@ __device__ __forceinline__ void hash_add(uint64_t *hash, uint64_t sum)
     if (threadIdx.x % WARP_LANES == 0) atomic_add(hash, sum);
 }
 
-/* One block of threads moves K or V of one head of one block of tokens between the pool and the
+/* No CPU counterpart: its pool and what it sends have the same order (KV_LAYOUT_CPU of common/geometry.h).
+ * One block of threads moves K or V of one head of one block of tokens between the pool and the
  * staging copy [blocks][layer bytes] in `layout`, through shared memory in the pool's order, so that
  * both sides are read and written in 16-byte pieces. Reads and writes each byte once; 16 x head_dim
  * elements shared, 32 registers. Rows of the tile are one piece apart in banks. Adds the staged bytes'
