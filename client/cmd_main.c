@@ -1,5 +1,4 @@
 /* tandem: the command. One table of verbs; a file per verb. */
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 

@@ -1,7 +1,6 @@
 /* tandem plan: how much memory a model's KV takes and how many nodes a load needs, without a cluster. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "client/cmd.h"
 #include "client/plan_print.h"

@@ -1,6 +1,5 @@
 /* tandem tokenize, detokenize: a model's tokenizer at work, without a cluster. */
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "client/cmd.h"

@@ -1,7 +1,6 @@
 #include "client/plan.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "common/clock.h"
 

@@ -1,7 +1,6 @@
 #include "client/plan_print.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"

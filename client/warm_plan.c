@@ -1,7 +1,6 @@
 #include "client/warm_plan.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/mem.h"
 

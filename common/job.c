@@ -1,7 +1,5 @@
 #include "common/job.h"
 
-#include <math.h>
-
 static enum err check_float(const char *name, float v, float low, float high)
 {
     if (v >= low && v <= high) return OK;

@@ -3,7 +3,6 @@
 #include <math.h>
 
 #include "common/clock.h"
-#include "common/mem.h"
 
 enum {
     MLP_ROWS_HOST = 512, /* of one pass through the MLP, where caches are what is scarce */

@@ -1,6 +1,5 @@
 /* tandem-kvsim: replays a trace under each policy and pool size and prints what they found, beside what
  * an endless cache and Belady's MIN find. `tandem sim` is this program. */
-#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>

@@ -1,7 +1,5 @@
 #include "text/tokenizer.h"
 
-#include <string.h>
-
 #include "common/mem.h"
 #include "text/tokenizer_parts.h"
 #include "text/utf8.h"

@@ -1,6 +1,5 @@
 /* What two nodes can exchange: one model's KV in orders that can meet, and of it the layers and kv heads
  * that both hold. */
-#include <string.h>
 
 #include "xfer/core_state.h"
 

@@ -21,7 +21,6 @@
 #include "xfer/core_state.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "common/clock.h"
 #include "common/mem.h"

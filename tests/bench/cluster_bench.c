@@ -44,7 +44,6 @@
 #include "tests/e2e/streams.h"
 #include "tests/unit/redis_rig.h"
 #include "tests/unit/scratch.h"
-#include "tests/unit/tier_rig.h"
 
 enum {
     PROMPT = 1024,

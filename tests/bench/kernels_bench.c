@@ -5,13 +5,11 @@
  * matmul runs the same shapes, weights packed its own way, as the yardstick.
  *
  *     kernels [--threads N] [--path NAME]    1 and N (2) threads; JSON on the last line of stdout */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
-#include "common/mem.h"
 #include "kernels/backend.h"
 #include "tests/bench/ceilings.h"
 

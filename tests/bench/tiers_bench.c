@@ -17,7 +17,6 @@
 #include "tests/bench/figures.h"
 #include "tests/unit/redis_rig.h"
 #include "tests/unit/scratch.h"
-#include "tests/unit/tier_rig.h"
 
 enum { RUN = 8, PASSES = 3 };
 #define WORKING_SET ((size_t)192 << 20)

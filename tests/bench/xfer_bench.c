@@ -1,8 +1,6 @@
 /* The hand-over between two processes on this host: from the push of the last layer to the commit
  * on D, for a prompt of 1024 tokens in the bf16 KV of a model with 24 layers of 8 x 64, and how
  * fast KV flows, beside what memcpy reaches in the same run. */
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>

@@ -5,7 +5,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define CUDA "--device cuda --threads 1 --blocks 64 --context 512 --batch 4 --chunk 16 "
 #define CPU "--threads 1 --context 512 "

@@ -3,7 +3,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 
 enum { SEED = 11, ASKS = 24 };
 /* A process that is silent for so long counts as dead; short, for a short test. */

@@ -5,8 +5,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define SOON "--heartbeat 100ms --dead-after 3s "
 #define ROUTER SOON "--deaths-max 100 --lone-deaths-max 100 --disaggregate always"

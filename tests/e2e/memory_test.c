@@ -4,8 +4,6 @@
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
 
-#include <string.h>
-
 static const char speech[] =
     "KING HENRY V:\nOnce more unto the breach, dear friends, once more; or close the wall up with "
     "our "

@@ -4,12 +4,9 @@
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
 
-#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "common/mem.h"
 
 enum { SEED = 5, ASKS = 12 };
 #define PAGES "--metrics 127.0.0.1:0"

@@ -1,7 +1,6 @@
 #include "tests/e2e/streams.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>

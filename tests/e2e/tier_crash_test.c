@@ -7,10 +7,8 @@
  * each that was taken, and one with room for some. */
 #include "tests/unit/testing.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>

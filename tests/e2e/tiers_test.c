@@ -14,13 +14,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "common/mem.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
 #include "tests/unit/redis_rig.h"
 #include "tests/unit/scratch.h"
-#include "tests/unit/tier_rig.h"
 
 enum { PROMPTS = 10, PROMPT_MAX = 2048 };
 

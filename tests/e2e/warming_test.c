@@ -7,7 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/mem.h"
 #include "common/geometry.h"
 #include "common/rng.h"
 #include "tests/e2e/command.h"

@@ -6,7 +6,6 @@
 #include "tests/e2e/page.h"
 #include "tests/unit/exposition.h"
 #include "tests/unit/scratch.h"
-#include "tests/unit/tier_rig.h"
 
 #define OF_ROUTER "tandem_router_"
 #define OF_NODES "tandem_node_"

@@ -1,10 +1,8 @@
 /* Tokenizer files: any bytes are a tokenizer or refused with a text; what is a tokenizer encodes and
  * decodes, as a stream and whole with the same result. Behind a zero byte the input is the text. */
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "common/log.h"
 #include "common/mem.h"
 #include "text/stream.h"
 #include "text/tokenizer.h"

@@ -15,7 +15,6 @@
 #include <sys/stat.h>
 
 #include "common/file.h"
-#include "common/mem.h"
 #include "engine/engine.h"
 
 #define LOGIT_FP32 1e-4f

@@ -9,11 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/mailbox.h"
-#include "common/mem.h"
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "tests/bench/figures.h"

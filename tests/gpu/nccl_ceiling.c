@@ -6,7 +6,6 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <time.h>
 
 #include "common/clock.h"

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "common/mem.h"
 #include "tests/sim/sim.h"
 
 #define TICK_NS (20 * NS_PER_MS)

@@ -7,7 +7,6 @@
  * for the first step on D, which is that of nobody else's making, to be less than one gap in a hundred. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/mem.h"
 #include "tests/sim/sim.h"

@@ -1,7 +1,6 @@
 #include "tests/unit/testing.h"
 
 #include <arpa/inet.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -3,7 +3,6 @@
 #include "tests/unit/testing.h"
 
 #include <signal.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>

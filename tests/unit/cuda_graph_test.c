@@ -1,8 +1,6 @@
 /* Capture and graphs of the stand-in CUDA runtime: what is recorded runs at each launch, what the real
  * runtime refuses while it records is refused, and recordings that are wrong show. */
 #include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "tests/unit/cuda_rig.h"
 

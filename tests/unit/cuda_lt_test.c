@@ -7,7 +7,6 @@
 
 #include "common/mem.h"
 #include "common/rng.h"
-#include "kernels/cuda/check.h"
 #include "kernels/numbers.h"
 #include "tests/unit/cuda_testing.h"
 

@@ -2,7 +2,6 @@
  * sizes and threads; and on the stand-in runtime (TANDEM_EMULATED) each call that can fail is made to. */
 #include "kernels/cuda/upload.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "common/mem.h"

@@ -3,8 +3,6 @@
  *
  *     engine_device_test [BACKEND]        "cpu" if none is given */
 #include <math.h>
-#include <stdio.h>
-#include <string.h>
 
 #include "common/mailbox.h"
 #include "common/mem.h"

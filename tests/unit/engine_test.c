@@ -1,6 +1,4 @@
 /* The engine as its owner sees it: opening, its thread, slots and what happens when things fail. */
-#include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 

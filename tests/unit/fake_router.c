@@ -1,6 +1,5 @@
 #include "tests/unit/fake_router.h"
 
-#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,7 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <string.h>
-
 #include "common/hash.h"
 
 static void known_values_never_change(void **state)

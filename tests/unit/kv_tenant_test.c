@@ -1,8 +1,6 @@
 /* Tenants share a cache: whose blocks go, and what nobody can do to the others, whatever he asks for. */
 #include "tests/unit/testing.h"
 
-#include <string.h>
-
 #include "common/mem.h"
 #include "common/rng.h"
 #include "kv/prefix.h"

@@ -12,7 +12,6 @@
 #include "kv/disk_index.h"
 #include "kv/lmdb_sound.h"
 #include "tests/unit/scratch.h"
-#include "tests/unit/tier_rig.h"
 
 enum { SLOTS = 3000, PAGE = 4096 };
 

@@ -1,6 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 

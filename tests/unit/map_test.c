@@ -1,7 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <string.h>
-
 #include "common/map.h"
 #include "common/mem.h"
 #include "common/rng.h"

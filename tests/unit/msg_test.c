@@ -1,7 +1,6 @@
 #include "tests/unit/testing.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "common/rng.h"

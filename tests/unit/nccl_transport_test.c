@@ -12,7 +12,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/log.h"
 #include "common/mem.h"
 #include "tests/fake/cuda/fake.h"
 #include "tests/fake/nccl/fake_nccl.h"

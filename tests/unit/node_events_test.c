@@ -1,9 +1,6 @@
 #include "tests/unit/testing.h"
 
-#include <string.h>
-
 #include "common/clock.h"
-#include "common/prefix_hash.h"
 #include "node/state.h"
 #include "tests/unit/node_rig.h"
 

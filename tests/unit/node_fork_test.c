@@ -2,9 +2,6 @@
  * of them, the last one is copied. */
 #include "tests/unit/testing.h"
 
-#include <math.h>
-#include <string.h>
-
 #include "common/clock.h"
 #include "common/log.h"
 #include "tests/unit/node_rig.h"

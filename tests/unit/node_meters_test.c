@@ -4,7 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "common/clock.h"
 #include "tests/unit/node_rig.h"
 
 static struct rig d;

@@ -1,8 +1,5 @@
 #include "node/place.h"
 
-#include <stdio.h>
-#include <string.h>
-
 #include "common/log.h"
 #include "testing.h"
 

@@ -1,7 +1,6 @@
 #include "tests/unit/testing.h"
 
 #include <jansson.h>
-#include <string.h>
 
 #include "common/clock.h"
 #include "node/kv_report.h"

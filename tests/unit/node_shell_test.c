@@ -1,7 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"

@@ -1,7 +1,6 @@
 /* Patterns: Oniguruma's meaning under PCRE2, and texts that make matchers slow. */
 #include "tests/unit/testing.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "common/mem.h"

@@ -1,6 +1,5 @@
 #include "tests/unit/redis_rig.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>

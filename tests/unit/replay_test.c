@@ -1,6 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -187,8 +186,7 @@ static void a_tenant_with_a_share_keeps_what_it_uses(void **state)
     struct replay_tenant tenants[3] = {0};
     struct trace t = two_tenants(false);
     assert_ok(replay_run(&t, &lru, 128, NULL, &r));
-    assert_int_equal(r.hit_blocks,
-                     0); /* seven prompts of others in between */
+    assert_int_equal(r.hit_blocks, 0); /* seven prompts of others in between */
     trace_free(&t);
     t = two_tenants(true);
     assert_int_equal(t.tenants_count, 3);

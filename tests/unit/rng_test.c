@@ -1,7 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <string.h>
-
 #include "common/rng.h"
 
 static void known_answers_of_the_generator(void **state)

@@ -1,8 +1,6 @@
 /* The router core: each test feeds messages and looks at what it sends. */
 #include "tests/unit/router_rig.h"
 
-#include <stdio.h>
-
 static void a_request_goes_through_its_pair(void **state)
 {
     (void)state;

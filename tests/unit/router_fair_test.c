@@ -1,7 +1,6 @@
 #include "tests/unit/testing.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "common/mem.h"
 #include "common/rng.h"

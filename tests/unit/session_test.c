@@ -1,7 +1,5 @@
 #include "tests/unit/testing.h"
 
-#include <stdio.h>
-
 #include "common/clock.h"
 #include "proto/session.h"
 

@@ -1,6 +1,5 @@
 #include "tests/unit/tier_rig.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

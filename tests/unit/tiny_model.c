@@ -1,12 +1,9 @@
 #include "tests/unit/tiny_model.h"
 
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/buf.h"
-#include "common/file.h"
 #include "common/hash.h"
 #include "common/rng.h"
 #include "kernels/numbers.h"

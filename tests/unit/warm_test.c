@@ -8,7 +8,6 @@
 
 #include "client/warm_plan.h"
 #include "client/warm_state.h"
-#include "common/clock.h"
 #include "common/file.h"
 #include "common/mem.h"
 #include "common/rng.h"

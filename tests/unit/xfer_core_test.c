@@ -1,9 +1,6 @@
 /* The transfer's state machines on virtual time. */
 #include "tests/unit/xfer_sides.h"
 
-#include <stdio.h>
-#include <string.h>
-
 #include "common/mem.h"
 #include "common/rng.h"
 

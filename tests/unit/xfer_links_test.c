@@ -2,7 +2,6 @@
  * and what is told of them. The links themselves are the test's. */
 #include "tests/unit/testing.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 

@@ -1,6 +1,5 @@
 #include "xfer/device/control.h"
 
-#include <stdio.h>
 #include <string.h>
 
 static const uint8_t magic[4] = {'T', 'D', 'L', '1'};

@@ -6,7 +6,6 @@
 #include "tests/fake/cuda/runtime.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 struct CUgraphNode_st {
     struct fake_task *task;

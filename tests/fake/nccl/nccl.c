@@ -1,5 +1,4 @@
 /* The calls of the stand-in NCCL: knobs, communicators and what becomes of them. */
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
