@@ -341,11 +341,11 @@ static void start_tiered(struct rig *rig, const char *tiers)
     rig_connect(rig);
 }
 
-static void take_turns(struct rig *rig, uint32_t count)
+static void take_turns(struct rig *rig, uint32_t prompts, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         struct ask ask = {
-            .tokens = prompt_of(i % 3, FAMILY), .tokens_count = FAMILY, .max_tokens = 2};
+            .tokens = prompt_of(i % prompts, FAMILY), .tokens_count = FAMILY, .max_tokens = 2};
         stream_expect_done(streams_ask(rig->streams, &ask));
     }
 }
@@ -414,10 +414,10 @@ static void a_tier_that_stopped_answering_is_named(void **state)
     struct rig *rig = *state;
     struct shared_tier tier;
     start_shared(rig, &tier, "");
-    take_turns(rig, 6);
+    take_turns(rig, 3, 6);
     json_t *before = look(rig);
     redis_rig_signal(&tier.redis, SIGSTOP);
-    take_turns(rig, 12);
+    take_turns(rig, 12, 12); /* new ones are stored, whatever reading is worth */
     json_t *after = look(rig);
     stop_shared(&tier);
     assert_null(find(before, "tier-broken"));
@@ -433,11 +433,11 @@ static void a_tier_that_is_slower_than_computing_is_named(void **state)
     struct shared_tier tier;
     json_t *root = NULL;
     start_shared(rig, &tier, "--kv-tier-deadline 10s");
-    take_turns(rig, 3);
+    take_turns(rig, 3, 3);
     slow_down(&tier);
     for (int i = 0; i < ROUNDS_MAX && (!root || !find(root, "tier-slow")); i++) {
         json_decref(root);
-        take_turns(rig, 15); /* what was measured while it was fast is forgotten by and by */
+        take_turns(rig, 3, 15); /* what was measured while it was fast is forgotten by and by */
         root = look(rig);
     }
     stop_shared(&tier);

@@ -38,8 +38,8 @@ static void run(const char *socket_path, const char *dir, const char *const *mor
     while (more && *more && count < 31)
         args[count++] = *more++;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    static const char *const names[] = {"redis-server", "valkey-server"};
-    for (size_t i = 0; i < 2; i++)
+    const char *const names[] = {getenv("TANDEM_REDIS_SERVER"), "redis-server", "valkey-server"};
+    for (size_t i = names[0] ? 0 : 1; i < (names[0] ? 1 : 3); i++)
         execvp(names[i], (char *const *)(uintptr_t)args);
     _exit(127);
 }

@@ -1,4 +1,5 @@
-/* redis_rig: a real redis-server (or valkey-server) of a test's own, on a socket in a directory of its own.
+/* redis_rig: a real server of a test's own, on a socket in a directory of its own: the program that
+ * TANDEM_REDIS_SERVER names, else redis-server or valkey-server.
  *
  *     struct redis_rig redis;
  *     if (!redis_rig_start(&redis, dir, (const char *[]){"--maxmemory", "4mb", NULL})) skip();
