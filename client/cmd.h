@@ -59,5 +59,7 @@ int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn 
 enum err cmd_read_text(const char *argument, struct buf *text);
 /* Ids as "1,2 3" or "[1, 2, 3]". ERR_INVALID that names the place. The caller frees *ids. */
 enum err cmd_parse_ids(const char *text, uint32_t **ids, size_t *count);
+/* ERR_INVALID: no request could name it. Said before the first of many is made. */
+enum err cmd_check_tenant(const char *name);
 
 #endif

@@ -128,3 +128,9 @@ enum err cmd_parse_ids(const char *text, uint32_t **out, size_t *count)
     *out = (uint32_t *)(void *)buf_take(&ids);
     return *out ? OK : ERR_MEMORY;
 }
+
+enum err cmd_check_tenant(const char *name)
+{
+    if (strlen(name) <= MSG_NAME_MAX) return OK;
+    return err_set(ERR_INVALID, "a tenant's name has at most %d bytes", MSG_NAME_MAX);
+}

@@ -54,9 +54,13 @@ static void print_findings(const struct facts *f, const struct diagnosis *d)
         print_wrapped("do", x->todo);
     }
     if (d->dropped > 0) printf("and %zu findings more\n", d->dropped);
-    if (d->findings_count == 0)
-        printf("nothing wrong was found: %zu nodes, looked at for %s by %zu rules\n",
-               f->nodes_count, show_span(f->seconds, a), doctor_rules_count());
+    if (d->findings_count > 0) return;
+    printf("nothing wrong was found: %zu node%s, looked at ", f->nodes_count,
+           f->nodes_count == 1 ? "" : "s");
+    if (f->seconds > 0)
+        printf("for %s by %zu rules\n", show_time(f->seconds, a), doctor_rules_count());
+    else
+        printf("once (what changes with time shows in two looks: tandem kv --save)\n");
 }
 
 static void print_json(const struct facts *f, const struct diagnosis *d)
@@ -80,14 +84,18 @@ static void print_json(const struct facts *f, const struct diagnosis *d)
     json_decref(root);
 }
 
+static int say_failed(const struct options *o)
+{
+    const char *from = !o->from ? "the cluster" : strcmp(o->from, "-") == 0 ? "stdin" : o->from;
+    fprintf(stderr, "tandem doctor: %s: %s\n", from, err_text());
+    return CMD_FAILED;
+}
+
 static int examine(const struct options *o, const json_t *samples)
 {
     struct facts f;
     struct diagnosis d;
-    if (facts_read(&f, samples) != OK) {
-        fprintf(stderr, "tandem doctor: %s\n", err_text());
-        return CMD_FAILED;
-    }
+    if (facts_read(&f, samples) != OK) return say_failed(o);
     doctor_examine(&f, &d);
     if (o->json)
         print_json(&f, &d);
@@ -100,9 +108,7 @@ static int examine(const struct options *o, const json_t *samples)
 static int get_samples(const struct options *o, const struct cmd_router *router, json_t **samples)
 {
     if (!o->from) return sample_take("doctor", router, o->apart_ns, samples);
-    if (sample_load(samples, o->from) == OK) return CMD_DONE;
-    fprintf(stderr, "tandem doctor: %s\n", err_text());
-    return CMD_FAILED;
+    return sample_load(samples, o->from) == OK ? CMD_DONE : say_failed(o);
 }
 
 int cmd_doctor(int argc, char **argv)

@@ -168,8 +168,9 @@ static void add_score_text(const struct run *run, const struct tandem_event *e, 
     double sum = sum_of(e);
     for (size_t i = 0; i < e->values_count && run->options->show_tokens; i++)
         buf_printf(out, "%u %.9g\n", e->value_tokens[i], (double)e->values[i]);
-    buf_printf(out, "perplexity %.6g, log-probability %.6g of %zu tokens\n",
-               exp(-sum / (double)e->values_count), sum, e->values_count);
+    buf_printf(out, "perplexity %.6g, log-probability %.6g of %zu token%s\n",
+               exp(-sum / (double)e->values_count), sum, e->values_count,
+               e->values_count == 1 ? "" : "s");
 }
 
 static void say_error(const struct run *run, const struct crowd_item *item)
@@ -239,6 +240,8 @@ static enum err open_input(struct run *run, const struct settings *s)
     const char *text = s->args_count ? s->args[0] : NULL;
     if ((text != NULL) + (o->file != NULL) + (o->token_ids != NULL) != 1)
         return err_set(ERR_INVALID, "give a TEXT, - for stdin, --file FILE, or --token-ids 1,2,3");
+    enum err e = cmd_check_tenant(o->tenant);
+    if (e != OK) return e;
     if (!o->lines) return read_only(run, text);
     if (o->token_ids || (text && strcmp(text, "-") != 0))
         return err_set(ERR_INVALID, "--lines takes --file FILE, or - for stdin");

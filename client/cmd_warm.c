@@ -308,7 +308,8 @@ static int warm(struct run *run, const struct cmd_router *router, const char *pa
     char model[64];
     sigaction(SIGINT, &on_int, NULL);
     sigaction(SIGTERM, &on_int, NULL);
-    if (sequences_open(&run->source, path, (enum sequences_format)run->options->format) != OK) {
+    if (cmd_check_tenant(run->options->tenant) != OK ||
+        sequences_open(&run->source, path, (enum sequences_format)run->options->format) != OK) {
         fprintf(stderr, "tandem warm: %s\n", err_text());
         return CMD_USAGE;
     }

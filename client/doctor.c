@@ -51,13 +51,6 @@ static void say(char text[DOCTOR_TEXT], const char *format, ...)
     va_end(args);
 }
 
-static const char *span(double seconds, char text[SHOW_TEXT])
-{
-    if (seconds >= 2) return show_span(seconds, text);
-    snprintf(text, SHOW_TEXT, "%.0f ms", 1000 * seconds);
-    return text;
-}
-
 static double share(double part, double whole)
 {
     return whole > 0 ? part / whole : 0;
@@ -95,7 +88,7 @@ static void check_no_nodes(const struct facts *f, const char *rule, struct diagn
     say(o->why, "%zu nodes have joined router %s, none of them decodes and is not draining",
         f->nodes_count, f->router);
     if (f->queued > 0)
-        say(o->why, "; %.0f requests wait, one since %s", f->queued, span(f->oldest_s, a));
+        say(o->why, "; %.0f requests wait, one since %s", f->queued, show_time(f->oldest_s, a));
     say(o->todo, "start tandem-decode with --router and the address that the router has for nodes; "
                  "its log says if it was refused");
 }
@@ -143,7 +136,7 @@ static void check_requests_fail(const struct facts *f, const char *rule, struct 
     say(o->why,
         "in %s %.0f samples ended with an error and %.0f nodes went without having been "
         "drained",
-        span(f->seconds, a), f->failed, f->node_deaths);
+        show_time(f->seconds, a), f->failed, f->node_deaths);
     say(o->todo, "the router's log has each node's end (event node_left) with its reason; "
                  "`tandem explain ID` shows a request's attempts");
 }
@@ -199,7 +192,7 @@ static void check_pool_too_small(const struct facts *f, const char *rule, struct
             say(o->why,
                 "in the last %s %.0f sequences were preempted and %.0f jobs refused for "
                 "want of blocks",
-                span(n->window_s, a), n->preemptions, n->refused_jobs);
+                show_time(n->window_s, a), n->preemptions, n->refused_jobs);
         else
             say(o->why,
                 "requests wait for room %.0f %% of the time while it runs %.0f of %.0f "
@@ -261,7 +254,7 @@ static void check_preemption_thrash(const struct facts *f, const char *rule, str
         say(o->why,
             "in the last %s %.0f preemptions; %.0f tokens were computed a second time, %.0f "
             "generated",
-            span(n->window_s, a), n->preemptions, n->recomputed_tokens, n->generated_tokens);
+            show_time(n->window_s, a), n->preemptions, n->recomputed_tokens, n->generated_tokens);
         say(o->todo, "let fewer run at once");
         if (batch >= 1 && batch < n->sequences_max) say(o->todo, ": --batch %.0f", batch);
         say(o->todo, "; or a larger pool: ");
@@ -284,7 +277,7 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
             "in the last %s %.0f tokens had to be %s again that had been evicted shortly "
             "before: %.0f %% of those looked up; %.0f %% were found, with them it would be "
             "%.0f %%",
-            span(n->window_s, a), again, n->prefill ? "computed" : "sent or computed",
+            show_time(n->window_s, a), again, n->prefill ? "computed" : "sent or computed",
             percent(again, n->queried_tokens), percent(n->hit_tokens, n->queried_tokens),
             percent(n->hit_tokens + again, n->queried_tokens));
         say(o->todo, "a larger pool: ");
@@ -301,12 +294,12 @@ static void say_waits(const struct facts *f, struct finding *o, double blocked_s
 {
     char a[SHOW_TEXT], b[SHOW_TEXT];
     say(o->why, "for %.0f %% of %s the queue was held up by %s", 100 * blocked_share(f, blocked_s),
-        span(f->seconds, a), whom);
+        show_time(f->seconds, a), whom);
     if (f->picked > 0)
         say(o->why, "; requests that were placed had waited %.0f ms on average",
             1000 * f->waited_s / f->picked);
     if (f->queued > 0)
-        say(o->why, "; %.0f wait now, one since %s", f->queued, span(f->oldest_s, b));
+        say(o->why, "; %.0f wait now, one since %s", f->queued, show_time(f->oldest_s, b));
 }
 
 static void check_prefill_short(const struct facts *f, const char *rule, struct diagnosis *d)

@@ -157,7 +157,9 @@ void tandem_set_deadline(struct tandem_request *r, uint32_t ms)
 enum tandem_status tandem_set_tenant(struct tandem_request *r, const char *tenant)
 {
     size_t n = strlen(tenant);
-    if (n > MSG_NAME_MAX) return invalid("bytes of a tenant's name", MSG_NAME_MAX);
+    if (n > MSG_NAME_MAX)
+        return status_of(
+            err_set(ERR_INVALID, "a tenant's name has at most %d bytes", MSG_NAME_MAX));
     memcpy(r->tenant, tenant, n + 1);
     return TANDEM_OK;
 }

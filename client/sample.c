@@ -51,16 +51,31 @@ static json_t *wrap(json_t *root)
     return json_pack("{s:[{s:o}]}", "samples", kind, root);
 }
 
-enum err sample_load(json_t **samples, const char *path)
+static enum err parse(json_t **samples, FILE *f)
 {
     json_error_t error;
-    json_t *root =
-        strcmp(path, "-") == 0 ? json_loadf(stdin, 0, &error) : json_load_file(path, 0, &error);
-    if (!root) return err_set(ERR_FORMAT, "%s: %s", path, error.text);
+    int c;
+    do
+        c = fgetc(f);
+    while (c == ' ' || c == '\t' || c == '\r' || c == '\n');
+    if (ferror(f)) return err_set(ERR_IO, "%s", strerror(errno));
+    if (c == EOF) return err_set(ERR_FORMAT, "it is empty");
+    ungetc(c, f);
+    json_t *root = json_loadf(f, 0, &error);
+    if (!root) return err_set(ERR_FORMAT, "no JSON: line %d: %s", error.line, error.text);
     if (!json_is_object(root)) {
         json_decref(root);
-        return err_set(ERR_FORMAT, "%s: no JSON object", path);
+        return err_set(ERR_FORMAT, "no JSON object");
     }
     *samples = wrap(root);
     return *samples ? OK : ERR_MEMORY;
+}
+
+enum err sample_load(json_t **samples, const char *path)
+{
+    FILE *f = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
+    if (!f) return err_set(ERR_IO, "%s", strerror(errno));
+    enum err e = parse(samples, f);
+    if (f != stdin) fclose(f);
+    return e;
 }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/buf.h"
@@ -35,16 +36,18 @@ enum err sequences_open(struct sequences **out, const char *path, enum sequences
     s->path = path;
     s->jsonl = format == SEQUENCES_JSONL || (format == SEQUENCES_AUTO && ends_with(path, ".jsonl"));
     s->fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
-    if (s->fd >= 0) return OK;
+    struct stat about;
+    if (s->fd >= 0 && (fstat(s->fd, &about) != 0 || !S_ISDIR(about.st_mode))) return OK;
+    enum err e = err_set(ERR_IO, "%s: %s", path, strerror(s->fd < 0 ? errno : EISDIR));
     *out = NULL;
-    mem_free(s);
-    return err_set(ERR_IO, "%s: %s", path, strerror(errno));
+    sequences_close(s);
+    return e;
 }
 
 void sequences_close(struct sequences *s)
 {
     if (!s) return;
-    if (s->fd != STDIN_FILENO) close(s->fd);
+    if (s->fd > STDIN_FILENO) close(s->fd);
     buf_fini(&s->text);
     mem_free(s);
 }
@@ -122,7 +125,9 @@ static enum err take_tokens(struct sequence *out, const json_t *list)
 static enum err take_json(const struct sequences *s, struct sequence *out)
 {
     json_error_t why;
-    json_t *o = json_loadb(s->text.data ? s->text.data : "", s->text.size, 0, &why);
+    const char *text = s->text.data ? s->text.data : "";
+    if (strspn(text, " \t\r") >= s->text.size) return take_text(out, "", 0);
+    json_t *o = json_loadb(text, s->text.size, JSON_ALLOW_NUL, &why);
     const json_t *prompt = json_object_get(o, "prompt"), *tokens = json_object_get(o, "tokens");
     enum err e;
     if (!json_is_object(o))

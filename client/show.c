@@ -53,6 +53,13 @@ const char *show_span(double seconds, char text[SHOW_TEXT])
     return text;
 }
 
+const char *show_time(double seconds, char text[SHOW_TEXT])
+{
+    if (seconds >= 2) return show_span(seconds, text);
+    snprintf(text, SHOW_TEXT, "%.0f ms", 1000 * seconds);
+    return text;
+}
+
 const char *show_share(double part, double whole, char text[SHOW_TEXT])
 {
     if (whole > 0)

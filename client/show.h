@@ -20,6 +20,7 @@ double show_real(const json_t *object, const char *name); /* an integer too */
 const char *show_number(long long value, char text[SHOW_TEXT]); /* "8,030,261" */
 const char *show_bytes(double bytes, char text[SHOW_TEXT]);     /* "128.0 KiB" */
 const char *show_span(double seconds, char text[SHOW_TEXT]);    /* "40 s", "12 min", "3.5 h" */
+const char *show_time(double seconds, char text[SHOW_TEXT]);    /* the same, below 2 s "400 ms" */
 /* "66.7 %"; "-" of nothing. */
 const char *show_share(double part, double whole, char text[SHOW_TEXT]);
 /* As many # of SHOW_BAR as part is of whole, one at least if it is anything. */

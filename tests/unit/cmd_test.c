@@ -16,6 +16,8 @@
 #include "tests/unit/fake_router.h"
 
 enum { ARGS_MAX = 24 };
+#define NAME_OF_13 "a-long-tenant"
+#define NAME_OF_65 NAME_OF_13 NAME_OF_13 NAME_OF_13 NAME_OF_13 NAME_OF_13
 
 static const char *tandem; /* the program under test */
 
@@ -99,6 +101,11 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"score", "--lines", "x"}, "--lines takes --file FILE, or - for stdin"},
         {{"score", "--file", "/nowhere/at/all"}, "/nowhere/at/all"},
         {{"score", ""}, "the text is empty"},
+        {{"score", "--tenant", NAME_OF_65, "x"}, "a tenant's name has at most 64 bytes"},
+        {{"score", "--lines", "--file", "/tmp"}, "/tmp: Is a directory"},
+        {{"warm", "--tenant", NAME_OF_65, "-"}, "a tenant's name has at most 64 bytes"},
+        {{"warm", "/nowhere/at/all"}, "/nowhere/at/all"},
+        {{"warm", "/tmp"}, "/tmp: Is a directory"},
         {{"embed", "--pool", "first", "x"}, "last|mean"},
         {{"generate", "--token-ids", "1,x,2"}, "\"x,2\" is no token id"},
         {{"generate", "--token-ids", "[1,2"}, "] is missing"},
@@ -453,6 +460,37 @@ static void plan_tells_what_does_not_fit_or_is_not_there(void **state)
     assert_string_equal(x.out, "");
 }
 
+static void doctor_reads_saved_looks_and_says_what_one_alone_cannot_tell(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *input, *out, *err;
+        int code;
+    } rows[] = {
+        {"{\"router\":{\"name\":\"r\"},\"nodes\":[{\"name\":\"d0\",\"role\":\"decode\"}]}",
+         "1 node, looked at once (what changes with time shows in two looks: tandem kv --save)", "",
+         0},
+        {"{\"samples\":[{\"status\":{\"router\":{\"at_s\":1},\"nodes\":[{\"role\":\"decode\"}]}},"
+         "{\"status\":{\"router\":{\"at_s\":1.5},\"nodes\":[{\"role\":\"decode\"}]}}]}",
+         "1 node, looked at for 500 ms by 16 rules", "", 0},
+        {"", "", "stdin: it is empty", 1},
+        {" \n", "", "stdin: it is empty", 1},
+        {"{\"router\":", "", "stdin: no JSON: ", 1},
+        {"[]", "", "stdin: no JSON object", 1},
+        {"{}", "", "stdin: it has neither a status nor a report of KV", 1},
+        {"{\"samples\":[]}", "", "stdin: there is no sample in it", 1},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct result r =
+            finish(start((const char *const[]){"doctor", "--from", "-", NULL}, rows[i].input));
+        if (r.code != rows[i].code || !strstr(r.out, rows[i].out) || !strstr(r.err, rows[i].err))
+            fail_msg("row %zu: code %d, %s%s", i, r.code, r.out, r.err);
+    }
+    struct result r = RUN("doctor", "--from", "/tmp");
+    assert_int_equal(r.code, 1);
+    assert_non_null(strstr(r.err, "/tmp: Is a directory"));
+}
+
 static void version_is_one_line_on_stdout(void **state)
 {
     (void)state;
@@ -572,6 +610,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_cannot_be_written_to_stdout_is_a_failure),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
         cmocka_unit_test(help_goes_to_stdout_and_names_every_verb),
+        cmocka_unit_test(doctor_reads_saved_looks_and_says_what_one_alone_cannot_tell),
         cmocka_unit_test(version_is_one_line_on_stdout),
         cmocka_unit_test(plan_shows_its_sums_and_gives_them_as_json),
         cmocka_unit_test(plan_prints_what_the_page_shows),
