@@ -118,7 +118,6 @@ static void start(struct router_core *core, uint64_t now_ns, struct choice *c,
     if (!check_late(core, now_ns, c)) return;
     if (!c->picked_ns) c->timing.queue = us_between(c->request->arrived_ns, now_ns);
     c->picked_ns = now_ns;
-    c->over_share = job->over_share;
     c->under_share = job->under_share;
     turns_started(core, c);
     c->ticket = ID128_NONE;
@@ -253,7 +252,8 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
 {
     struct choice *passed[ROUTER_BYPASS_MAX];
     uint32_t passed_count = 0, rests = 0;
-    bool held_up = false; /* those above their share: what comes free is for one of them */
+    bool held_up = false;        /* those above their share: what comes free is for one of them */
+    bool window_held_up = false; /* all but those that have a window of their own */
     bool no_room = false;
     struct rooms rooms = {0};
     struct fair_tenant *t;
@@ -262,9 +262,13 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
     core->dispatch_wanted = core->window_wanted = false;
     while (core->nodes_count > 0 && rests < ROUTER_BYPASS_MAX && (t = fair_next(&core->fair))) {
         struct choice *c = list_member(heap_first(&t->queue), struct choice, turn);
-        struct sched_job job = {.over_share = fair_over(&core->fair, t)};
+        struct sched_job job = {0};
+        turns_room(core, c, &job);
         enum sched_answer a = SCHED_NO_DECODE;
-        if (!held_up || !job.over_share) a = dispatch_one(core, now_ns, c, &job, &rooms);
+        if (window_held_up && !job.under_share)
+            a = SCHED_NO_PREFILL;
+        else if (!held_up || !job.over_share)
+            a = dispatch_one(core, now_ns, c, &job, &rooms);
         if (a == SCHED_PICKED) {
             rooms = (struct rooms){0};
             continue;
@@ -277,9 +281,12 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
          * whose nodes are not there holds nobody up. */
         bool waited = a == SCHED_NO_PREFILL ||
                       (a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns);
-        if (passed_count == ROUTER_BYPASS_MAX || (waited && !job.over_share)) break;
+        bool no_window = a == SCHED_NO_PREFILL && !job.under_share;
+        bool ends = waited && !job.over_share && !no_window;
+        if (passed_count == ROUTER_BYPASS_MAX || ends) break;
         held_up |= waited;
-        if (held_up && job.over_share) {
+        window_held_up |= no_window && !job.over_share;
+        if (held_up && (job.over_share || no_window)) {
             fair_rest(&core->fair, t);
             rests++;
         } else {

@@ -180,7 +180,7 @@ struct choice {
     struct node *prefill, *decode; /* attached: NULL once it has let go */
     struct list_link at_prefill, at_decode;
     bool prefill_told;                 /* PREFILL was sent, so it is in the node's live set */
-    bool over_share, under_share;      /* its tenant, when it was picked */
+    bool under_share;                  /* its tenant, when it was picked */
     uint32_t window_held, blocks_held; /* what it adds to its nodes' sched sums */
     struct index_held held_prefill,
         held_decode;           /* what its nodes are taken to have of the prompt */

@@ -112,7 +112,7 @@ uint32_t turns_lead(const struct router_core *core, const struct choice *c, cons
         if (other != c && other->request->tenant == t)
             tokens += decode ? choice_tokens(other) : other->window_held;
     }
-    if (tokens > 0 || c->over_share) tokens += decode ? choice_tokens(c) : c->window_held;
+    if (tokens > 0 || !c->under_share) tokens += decode ? choice_tokens(c) : c->window_held;
     tokens /= t->weight;
     return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
 }
@@ -124,13 +124,14 @@ int32_t turns_priority(const struct router_core *core, const struct choice *c)
     return priority < 0 && !fair_alone(&core->fair) ? 0 : priority;
 }
 
-/* Room that is for tenants with less than their share. */
+/* Room that is for tenants with less than their share. The window that they have besides is not for one with more
+ * waiting: whenever its last running request ended, its next one would keep the others from it. */
 void turns_room(const struct router_core *core, const struct choice *c, struct sched_job *job)
 {
     const struct fair_tenant *t = c->request->tenant;
     if (!t || fair_alone(&core->fair)) return;
     job->over_share = fair_over(&core->fair, t);
-    job->under_share = !job->over_share;
+    job->under_share = !job->over_share && t->waiting <= 1;
     job->keep_percent = job->over_share ? core->config.tenant_reserve_percent : 0;
 }
 

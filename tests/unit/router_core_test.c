@@ -574,6 +574,49 @@ static void the_last_token_tells_what_it_ends_by(void **state)
     }
 }
 
+/* Only the last request of a tenant has the window that is kept for those with less than their share: else one
+ * whose only running request has just ended would fill it from its queue. */
+static void a_flood_with_nothing_running_keeps_nobody_waiting(void **state)
+{
+    (void)state;
+    struct world w;
+    uint32_t long_prompt[60] = {0};
+    world_open(&w, NULL);
+    for (int i = 0; i < 4; i++) {
+        struct msg m = submit_of(4);
+        m.submit.tenant = i < 3 ? "flood" : "light";
+        if (i < 3) m.submit.tokens = long_prompt, m.submit.tokens_count = 60;
+        if (i == 3) world_join(&w);
+        say(&w, CLIENT, m);
+    }
+    const struct msg *m = expect(&w, D1, MSG_RESERVE);
+    assert_int_equal(m->reserve.job.prompt_count, 20);
+    assert_int_equal(m->reserve.job.fair_lead, 0);
+    world_close(&w);
+}
+
+/* Nor does what others ask meanwhile go before it, if it is no less than theirs. */
+static void small_prompts_do_not_pass_a_long_one_that_is_next(void **state)
+{
+    (void)state;
+    struct world w;
+    uint32_t long_prompt[60] = {0};
+    world_open_joined(&w, NULL);
+    for (int i = 0; i < 6; i++) {
+        bool small = i < 2 || i > 3;
+        struct msg m = submit_of(4);
+        m.submit.tenant = small ? "small" : "long";
+        if (!small) m.submit.tokens = long_prompt, m.submit.tokens_count = 60;
+        say(&w, CLIENT, m);
+        expect(&w, CLIENT, MSG_ACCEPTED);
+    }
+    uint32_t reserved = 0;
+    for (size_t i = 0; i < w.sent_count; i++)
+        reserved += w.sent[i].m.kind == MSG_RESERVE;
+    assert_int_equal(reserved, 2); /* the first two small ones, which were there before it */
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -605,6 +648,8 @@ int main(void)
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
         cmocka_unit_test(each_choice_of_a_resumed_request_goes_on_at_its_next_index),
         cmocka_unit_test(the_last_token_tells_what_it_ends_by),
+        cmocka_unit_test(a_flood_with_nothing_running_keeps_nobody_waiting),
+        cmocka_unit_test(small_prompts_do_not_pass_a_long_one_that_is_next),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
