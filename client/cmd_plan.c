@@ -172,6 +172,9 @@ static int run(const struct settings *settings, const struct options *o)
     if (e == OK) e = show(&plan, &files, o->json);
     if (e == OK) return CMD_DONE;
     fprintf(stderr, "tandem plan: %s\n", err_text());
+    if (e == ERR_UNSUPPORTED)
+        fprintf(stderr, "a model of the same form can be told by numbers instead: --layers, "
+                        "--kv-heads, --head-dim ...\n");
     return e == ERR_INVALID ? CMD_USAGE : CMD_FAILED;
 }
 

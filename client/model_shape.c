@@ -7,73 +7,13 @@
 #include <string.h>
 
 #include "common/file.h"
-
-static const struct family {
-    const char *architecture;
-    bool window_used; /* "sliding_window" means something */
-} families[] = {
-    {"LlamaForCausalLM", false},
-    {"MistralForCausalLM", true},
-};
-enum { FAMILIES_COUNT = sizeof families / sizeof families[0] };
+#include "common/json.h"
+#include "common/model_config.h"
 
 /* ---- config.json ---- */
 
-struct source {
-    const char *path;
-    json_t *json;
-};
-
-static json_t *get(const struct source *s, const char *key)
-{
-    json_t *v = json_object_get(s->json, key);
-    return json_is_null(v) ? NULL : v;
-}
-
-/* A whole number from 1 to `most`; `otherwise` if the key is absent, and 0 there: it must not be. */
-static enum err get_count(const struct source *s, const char *key, uint32_t most,
-                          uint32_t otherwise, uint32_t *out)
-{
-    json_t *v = get(s, key);
-    *out = otherwise;
-    if (!v && otherwise == 0) return err_set(ERR_FORMAT, "%s: \"%s\" is missing", s->path, key);
-    if (!v) return OK;
-    json_int_t n = json_integer_value(v);
-    if (!json_is_integer(v) || n < 1 || n > most)
-        return err_set(ERR_FORMAT, "%s: \"%s\" is no whole number from 1 to %u", s->path, key,
-                       most);
-    *out = (uint32_t)n;
-    return OK;
-}
-
-static enum err get_flag(const struct source *s, const char *key, bool *out)
-{
-    json_t *v = get(s, key);
-    if (v && !json_is_boolean(v))
-        return err_set(ERR_FORMAT, "%s: \"%s\" is neither true nor false", s->path, key);
-    *out = json_is_true(v);
-    return OK;
-}
-
-static enum err parse_family(const struct source *s, const struct family **family)
-{
-    char known[256] = "";
-    const char *name = json_string_value(json_array_get(get(s, "architectures"), 0));
-    if (!name) return err_set(ERR_FORMAT, "%s: \"architectures\" names none", s->path);
-    for (int i = 0; i < FAMILIES_COUNT; i++) {
-        size_t n = strlen(known);
-        *family = &families[i];
-        if (strcmp(name, families[i].architecture) == 0) return OK;
-        snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", families[i].architecture);
-    }
-    return err_set(ERR_UNSUPPORTED,
-                   "%s: architecture \"%.64s\" is not known; these are: %s. One of the same form "
-                   "can be told by numbers: --layers, --kv-heads, --head-dim ...",
-                   s->path, name, known);
-}
-
 /* What weights are stored in; newer files say "dtype". Absent: fp32. */
-static enum err parse_dtype(const struct source *s, enum dtype *out)
+static enum err parse_dtype(const json_t *config, const char *path, enum dtype *out)
 {
     static const struct {
         const char *name;
@@ -83,8 +23,9 @@ static enum err parse_dtype(const struct source *s, enum dtype *out)
         {"float16", DTYPE_F16},
         {"bfloat16", DTYPE_BF16},
     };
-    json_t *v = get(s, "torch_dtype") ? get(s, "torch_dtype") : get(s, "dtype");
-    const char *name = v ? json_string_value(v) : "float32";
+    const json_t *v = json_object_get(config, "torch_dtype");
+    if (!v || json_is_null(v)) v = json_object_get(config, "dtype");
+    const char *name = v && !json_is_null(v) ? json_string_value(v) : "float32";
     for (size_t i = 0; name && i < sizeof known / sizeof known[0]; i++) {
         *out = known[i].dtype;
         if (strcmp(name, known[i].name) == 0) return OK;
@@ -92,86 +33,39 @@ static enum err parse_dtype(const struct source *s, enum dtype *out)
     return err_set(ERR_UNSUPPORTED,
                    "%s: \"torch_dtype\" \"%.32s\" is not supported; these are: float32, float16, "
                    "bfloat16",
-                   s->path, name ? name : "(no string)");
+                   path, name ? name : "(no string)");
 }
 
-static enum err parse_heads(const struct source *s, struct model_shape *m)
+static struct model_shape shape_of(const struct model_config *c)
 {
-    enum err e;
-    if ((e = get_count(s, "num_attention_heads", SHAPE_HEADS_MAX, 0, &m->heads)) != OK) return e;
-    if ((e = get_count(s, "num_key_value_heads", SHAPE_HEADS_MAX, m->heads, &m->kv_heads)) != OK)
-        return e;
-    if (m->heads % m->kv_heads != 0)
-        return err_set(
-            ERR_FORMAT,
-            "%s: \"num_attention_heads\" %u is no multiple of \"num_key_value_heads\" %u", s->path,
-            m->heads, m->kv_heads);
-    if (!get(s, "head_dim") && m->hidden % m->heads != 0)
-        return err_set(ERR_FORMAT,
-                       "%s: without \"head_dim\", \"hidden_size\" %u must be a multiple of "
-                       "\"num_attention_heads\" %u",
-                       s->path, m->hidden, m->heads);
-    return get_count(s, "head_dim", SHAPE_HEAD_DIM_MAX, m->hidden / m->heads, &m->head_dim);
+    return (struct model_shape){.architecture = c->family->architecture,
+                                .layers = c->layers_count,
+                                .heads = c->heads,
+                                .kv_heads = c->kv_heads,
+                                .head_dim = c->head_dim,
+                                .hidden = c->hidden,
+                                .ffn = c->ffn,
+                                .vocab = c->vocab_count,
+                                .context = c->context_max,
+                                .window = c->window,
+                                .tied = c->tied,
+                                .attention_bias = c->attention_bias,
+                                .mlp_bias = c->mlp_bias};
 }
 
-static enum err parse_counts(const struct source *s, struct model_shape *m)
-{
-    const struct {
-        const char *key;
-        uint32_t most, otherwise, *out;
-    } rows[] = {
-        {"num_hidden_layers", SHAPE_LAYERS_MAX, 0, &m->layers},
-        {"hidden_size", SHAPE_WIDTH_MAX, 0, &m->hidden},
-        {"intermediate_size", SHAPE_WIDTH_MAX, 0, &m->ffn},
-        {"vocab_size", SHAPE_VOCAB_MAX, 0, &m->vocab},
-        {"max_position_embeddings", SHAPE_CONTEXT_MAX, 2048, &m->context},
-    };
-    enum err e = OK;
-    for (size_t i = 0; e == OK && i < sizeof rows / sizeof rows[0]; i++)
-        e = get_count(s, rows[i].key, rows[i].most, rows[i].otherwise, rows[i].out);
-    return e;
-}
-
-static enum err parse_config(const struct source *s, struct model_shape *m)
-{
-    const struct family *family;
-    enum err e;
-    if ((e = parse_family(s, &family)) != OK) return e;
-    m->architecture = family->architecture;
-    if (get(s, "quantization_config"))
-        return err_set(ERR_UNSUPPORTED,
-                       "%s: \"quantization_config\": quantized weights are not supported", s->path);
-    if ((e = parse_counts(s, m)) != OK || (e = parse_heads(s, m)) != OK) return e;
-    if (family->window_used && get(s, "sliding_window") &&
-        (e = get_count(s, "sliding_window", SHAPE_CONTEXT_MAX, 0, &m->window)) != OK)
-        return e;
-    if ((e = get_flag(s, "tie_word_embeddings", &m->tied)) != OK) return e;
-    if ((e = get_flag(s, "attention_bias", &m->attention_bias)) != OK) return e;
-    if ((e = get_flag(s, "mlp_bias", &m->mlp_bias)) != OK) return e;
-    return parse_dtype(s, &m->dtype);
-}
-
-static enum err parse_object(json_t **json, const char *path, const void *bytes, size_t size)
-{
-    json_error_t error;
-    *json = json_loadb(bytes, size, JSON_REJECT_DUPLICATES, &error);
-    if (!*json) return err_set(ERR_FORMAT, "%s: %s (line %d)", path, error.text, error.line);
-    if (json_is_object(*json)) return OK;
-    json_decref(*json);
-    *json = NULL;
-    return err_set(ERR_FORMAT, "%s: no JSON object", path);
-}
-
+/* As nodes read it, and what weights are stored in, which they take from the files. */
 enum err model_shape_parse(struct model_shape *shape, const char *path, const char *text,
                            size_t size)
 {
-    struct source s = {path, NULL};
+    struct model_config c;
+    json_t *json;
     *shape = (struct model_shape){0};
-    if (size > SHAPE_CONFIG_BYTES_MAX)
-        return err_set(ERR_FORMAT, "%s: %zu bytes, at most %d", path, size, SHAPE_CONFIG_BYTES_MAX);
-    enum err e = parse_object(&s.json, path, text, size);
-    if (e == OK) e = parse_config(&s, shape);
-    json_decref(s.json);
+    enum err e = model_config_parse(&c, path, text, size);
+    if (e != OK) return e;
+    *shape = shape_of(&c);
+    if ((e = json_object_parse(&json, path, text, size)) != OK) return e;
+    e = parse_dtype(json, path, &shape->dtype);
+    json_decref(json);
     return e;
 }
 
@@ -233,7 +127,7 @@ enum err model_files_parse(struct model_files *files, const char *path, const un
         header = header << 8 | bytes[i];
     if (size < 8 || header > size - 8 || header > SHAPE_HEADER_BYTES_MAX)
         return err_set(ERR_FORMAT, "%s: no .safetensors file: its header does not fit in", path);
-    enum err e = parse_object(&json, path, bytes + 8, header);
+    enum err e = json_object_parse(&json, path, bytes + 8, header);
     if (e != OK) return e;
     json_object_foreach(json, name, tensor)
     {

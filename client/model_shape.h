@@ -6,8 +6,8 @@
  *     if ((e = model_files_load(&files, dir)) != OK) return e;        // all zero: no files with tensors
  *
  * Rules: of a .safetensors file only the header is read. A family whose tensors are not known here is
- * refused by its name; more are known than nodes serve. Zero in a shape is what was not said; what came
- * from a file has everything but window. Any thread. */
+ * refused by its name, as nodes do. Zero in a shape is what was not said; what came from a file has
+ * everything but window. Any thread. */
 #ifndef TANDEM_CLIENT_MODEL_SHAPE_H
 #define TANDEM_CLIENT_MODEL_SHAPE_H
 
@@ -26,7 +26,6 @@ enum {
     SHAPE_VOCAB_MAX = 1 << 22,
     SHAPE_CONTEXT_MAX = 1 << 24,
     SHAPE_FILES_MAX = 1024,
-    SHAPE_CONFIG_BYTES_MAX = 1 << 20,
     SHAPE_HEADER_BYTES_MAX = 1 << 24,
 };
 

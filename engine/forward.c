@@ -4,6 +4,8 @@
 
 #include "common/clock.h"
 
+_Static_assert(MODEL_HEAD_DIM_MAX == BACKEND_HEAD_DIM_MAX, "every model that is read is computed");
+
 enum {
     MLP_ROWS_HOST = 512, /* of one pass through the MLP, where caches are what is scarce */
     LAYERS_AHEAD_MAX = 4,

@@ -16,7 +16,7 @@
 #include <stdbool.h>
 
 #include "common/err.h"
-#include "engine/config.h"
+#include "common/model_config.h"
 #include "engine/weights.h"
 #include "kernels/backend.h"
 

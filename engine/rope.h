@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#include "engine/config.h"
+#include "common/model_config.h"
 
 void rope_fill(const struct rope_config *r, uint32_t half_dim, uint32_t positions_count, float *cos,
                float *sin);

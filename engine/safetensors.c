@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "common/mem.h"
-#include "engine/json.h"
+#include "common/json.h"
 
 /* Names come from the file: a message shows this much of one. */
 #define NAME_SHOWN "%.160s"

@@ -22,7 +22,7 @@
 
 #include "common/err.h"
 #include "common/id.h"
-#include "engine/config.h"
+#include "common/model_config.h"
 #include "engine/pack_file.h"
 #include "engine/safetensors.h"
 #include "kernels/backend.h"

@@ -13,7 +13,7 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "common/rng.h"
-#include "engine/config.h"
+#include "common/model_config.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
 #include "tests/bench/ceilings.h"

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "engine/config.h"
+#include "common/model_config.h"
 #include "engine/rope.h"
 
 static void check_config(const struct model_config *c)

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "engine/config.h"
+#include "common/model_config.h"
 #include "engine/rope.h"
 #include "tests/unit/testing.h"
 

@@ -51,6 +51,7 @@ static void a_window_counts_only_where_the_family_has_one(void **state)
     assert_int_equal(s.window, 0);
 }
 
+/* As tests/unit/model_config_test.c says of each key. */
 static void what_is_wrong_in_a_config_is_named(void **state)
 {
     (void)state;
@@ -59,25 +60,12 @@ static void what_is_wrong_in_a_config_is_named(void **state)
         enum err e;
     } rows[] = {
         {"", "config.json", ERR_FORMAT},
-        {"[1]", "no JSON object", ERR_FORMAT},
-        {"{\"a\":1,\"a\":1}", "config.json", ERR_FORMAT},
-        {"{}", "\"architectures\" names none", ERR_FORMAT},
-        {"{\"architectures\":[7]}", "\"architectures\" names none", ERR_FORMAT},
+        {"{}", "\"architectures\" is no list of one name", ERR_FORMAT},
         {"{\"architectures\":[\"GPT2LMHeadModel\"]}",
-         "\"GPT2LMHeadModel\" is not known; these are: LlamaForCausalLM, MistralForCausalLM",
+         "\"GPT2LMHeadModel\" is not supported; these are: LlamaForCausalLM, MistralForCausalLM",
          ERR_UNSUPPORTED},
-        {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"num_hidden_layers\" is missing",
-         ERR_FORMAT},
-        {LLAMA ",\"num_key_value_heads\":3}", "4 is no multiple of \"num_key_value_heads\" 3",
-         ERR_FORMAT},
-        {LLAMA ",\"num_key_value_heads\":0}", "from 1 to 1024", ERR_FORMAT},
-        {LLAMA ",\"head_dim\":\"16\"}", "\"head_dim\" is no whole number from 1", ERR_FORMAT},
-        {LLAMA ",\"head_dim\":1.5}", "\"head_dim\"", ERR_FORMAT},
-        {LLAMA ",\"max_position_embeddings\":99999999}", "from 1 to 16777216", ERR_FORMAT},
-        {LLAMA ",\"tie_word_embeddings\":1}", "neither true nor false", ERR_FORMAT},
         {LLAMA ",\"torch_dtype\":\"int8\"}", "\"int8\" is not supported", ERR_UNSUPPORTED},
         {LLAMA ",\"torch_dtype\":8}", "\"torch_dtype\"", ERR_UNSUPPORTED},
-        {LLAMA ",\"quantization_config\":{}}", "quantized", ERR_UNSUPPORTED},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct model_shape s;

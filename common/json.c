@@ -1,4 +1,4 @@
-#include "engine/json.h"
+#include "common/json.h"
 
 #include <pthread.h>
 #include <stdbool.h>

@@ -7,8 +7,8 @@
  *
  * Rules: a key that stands twice is an error, and so is anything behind the object. `*object` is
  * NULL after an error. Memory in use is a small multiple of `size`, which the caller bounds. Any thread. */
-#ifndef TANDEM_ENGINE_JSON_H
-#define TANDEM_ENGINE_JSON_H
+#ifndef TANDEM_COMMON_JSON_H
+#define TANDEM_COMMON_JSON_H
 
 #include <jansson.h>
 #include <stddef.h>

@@ -1,4 +1,4 @@
-/* config: a model's shape, read from config.json and generation_config.json.
+/* model_config: a model's shape, read from config.json and generation_config.json.
  *
  *     struct model_config c;
  *     if ((e = model_config_load(&c, dir)) != OK) return e;      // said: file, key, value, allowed
@@ -9,23 +9,23 @@
  * setting that would change the arithmetic and is not known here is refused by its name, never
  * ignored. A plain value: nothing to free.
  *
- * Families differ in few points, and those are columns of one table in config.c: adding one is a
- * row there (and what its row says that nobody said before, in weights.c and forward.c). Any thread. */
-#ifndef TANDEM_ENGINE_CONFIG_H
-#define TANDEM_ENGINE_CONFIG_H
+ * Families differ in few points, and those are columns of one table in model_config.c: adding one is
+ * a row there (and what its row says that nobody said before, in engine/weights.c and engine/forward.c).
+ * Any thread. */
+#ifndef TANDEM_COMMON_MODEL_CONFIG_H
+#define TANDEM_COMMON_MODEL_CONFIG_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "common/err.h"
-#include "kernels/backend.h"
 
 enum {
     MODEL_LAYERS_MAX = 1024,
     MODEL_WIDTH_MAX = 1 << 20, /* hidden, ffn, heads x head_dim */
     MODEL_HEADS_MAX = 1024,
-    MODEL_HEAD_DIM_MAX = BACKEND_HEAD_DIM_MAX,
+    MODEL_HEAD_DIM_MAX = 256, /* even */
     MODEL_VOCAB_MAX = 1 << 22,
     MODEL_CONTEXT_MAX = 1 << 24,
     MODEL_EOS_MAX = 16,

@@ -1,11 +1,11 @@
-#include "engine/config.h"
+#include "common/model_config.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/file.h"
-#include "engine/json.h"
+#include "common/json.h"
 
 static const struct model_family families[] = {
     /* architecture       window_used */
