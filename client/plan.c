@@ -74,10 +74,11 @@ static enum err make_pool(const struct plan *p, const char *role, struct plan_po
         ERR_MEMORY,
         "a %s node does not fit into %llu MiB: weights %llu MiB, buffers %llu MiB, "
         "reserve %llu MiB, and the KV of one context of %u tokens %llu MiB, which must "
-        "be at most %.0f %% of the rest; lower --context",
+        "be at most %.0f %% of the rest; %s",
         role, (unsigned long long)o->memory_bytes >> 20, (unsigned long long)p->weights_bytes >> 20,
         (unsigned long long)pool->buffers_bytes >> 20, (unsigned long long)o->reserve_bytes >> 20,
-        o->shape.context, (unsigned long long)(context * p->block_bytes) >> 20, o->kv_share * 100);
+        o->shape.context, (unsigned long long)(context * p->block_bytes) >> 20, o->kv_share * 100,
+        taken < o->memory_bytes ? "lower --context" : "give more --memory or a smaller --reserve");
 }
 
 static void add_length(struct plan *p, uint32_t tokens, bool told)

@@ -457,6 +457,11 @@ static void plan_tells_what_does_not_fit_or_is_not_there(void **state)
     x = RUN("plan", "--model", DEMO_MODEL, "--memory", "1GiB");
     assert_int_equal(x.code, 1);
     assert_non_null(strstr(x.err, "does not fit into 1024 MiB"));
+    assert_non_null(strstr(x.err, "; give more --memory or a smaller --reserve"));
+    x = RUN("plan", "--model", DEMO_MODEL, "--memory", "1040MiB");
+    assert_int_equal(x.code, 1);
+    assert_non_null(strstr(x.err, "the KV of one context of 8192 tokens 12 MiB"));
+    assert_non_null(strstr(x.err, "lower --context"));
     assert_string_equal(x.out, "");
 }
 
