@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/plant.h"
 #include "tests/sim/links.h"
@@ -21,8 +22,12 @@ struct seeds {
 static void run_seeds(void *ctx)
 {
     struct seeds *s = ctx;
-    for (uint64_t seed = s->first; seed < s->first + s->count; seed++)
+    for (uint64_t seed = s->first; seed < s->first + s->count; seed++) {
+#ifdef TANDEM_PLANTS
+        alarm(PLANT_SEED_S);
+#endif
         links_run(seed, seed % 10 != 0, &s->totals); /* every tenth is undisturbed */
+    }
 }
 
 static void report(uint64_t count, const struct links_totals *t)
@@ -56,7 +61,7 @@ int main(int argc, char **argv)
         }
     }
 #ifdef TANDEM_PLANTS
-    if (plant) return plant_try(plant, 100, run_seeds, &s);
+    if (plant) return plant_try(plant, run_seeds, &s);
 #endif
     if (plant) return usage(); /* this build has no bugs to plant */
     run_seeds(&s);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "common/plant.h"
@@ -40,6 +41,9 @@ static void run_seeds(void *ctx)
 {
     struct seeds *s = ctx;
     for (uint64_t seed = s->first; seed < s->first + s->count; seed++) {
+#ifdef TANDEM_PLANTS
+        alarm(PLANT_SEED_S);
+#endif
         s->options.seed = seed;
         s->options.faults = !s->no_faults && seed % 10 != 0; /* every tenth is undisturbed */
         sim_run(&s->options, &s->totals);
@@ -104,7 +108,7 @@ int main(int argc, char **argv)
     }
     log_setup(s.options.trace ? LOG_DEBUG : LOG_OFF, NULL);
 #ifdef TANDEM_PLANTS
-    if (plant) return plant_try(plant, 240, run_seeds, &s);
+    if (plant) return plant_try(plant, run_seeds, &s);
 #endif
     if (plant) return usage(); /* this build has no bugs to plant */
     if (flood) return flood_compare(s.first, s.count) ? 0 : 1;
