@@ -176,6 +176,7 @@ static void add_json(const struct run *run, const struct output *o, struct buf *
     if (e->kv_window)
         buf_printf(out, ",\"approximate\":{\"kv_window\":%u,\"kv_sinks\":%u}", e->kv_window,
                    e->kv_sinks);
+    if (e->inexact) buf_add_string(out, ",\"inexact\":true");
     buf_printf(out, ",\"nodes\":{\"prefill\":\"%s\",\"decode\":\"%s\"}}", o->prefill_node,
                o->decode_node);
 }
@@ -218,6 +219,7 @@ static void print_summary(const struct run *run)
     if (e->kv_window)
         fprintf(stderr, "approximate: of the KV only %u first and %u last tokens\n", e->kv_sinks,
                 e->kv_window);
+    if (e->inexact) fprintf(stderr, "inexact: the cluster's nodes have unequal numerics\n");
 }
 
 static int print_result(const struct run *run)

@@ -492,6 +492,7 @@ void request_on_done(struct tandem *t, const struct msg_done *m)
     e.values_count = r->values.count;
     e.kv_window = m->kv_window;
     e.kv_sinks = m->kv_sinks;
+    e.inexact = m->inexact;
     end_choice(r, &e);
 }
 

@@ -130,6 +130,7 @@ struct tandem_event {
     const float *values;
     const uint32_t *value_tokens; /* SCORE: of the prompt, that they belong to; else NULL */
     size_t values_count;
+    int inexact; /* DONE: not 0: nodes of unequal numerics work together, so another run may differ */
 };
 typedef void tandem_event_fn(void *ctx, const struct tandem_event *event);
 

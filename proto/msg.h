@@ -368,6 +368,7 @@ struct msg_done {
     struct request_timing timing;
     const char *prefill_node, *decode_node;
     uint32_t kv_window, kv_sinks; /* not 0: computed with less than all KV, an approximation */
+    bool inexact; /* nodes of unequal numerics work together (docs/numerics.md, G6) */
 };
 enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 };
 struct msg_query {

@@ -445,6 +445,7 @@ static const struct field done_rows[] = {
     NAME(decode_node, 0),
     U32(kv_window, TOKENS_MAX),
     U32(kv_sinks, TOKENS_MAX),
+    BOOL(inexact),
 };
 #undef C
 #undef W

@@ -88,17 +88,25 @@ static struct sched_job sched_job_of(const struct router_core *core, const struc
     return job;
 }
 
-/* The request's values against a cluster that was not known when it came in. */
+/* The request against a cluster that was not known, or was another one, when it came in or began. */
 static bool check_late(struct router_core *core, uint64_t now_ns, struct choice *c)
 {
-    uint32_t stop_ids[JOB_STOP_IDS_MAX];
-    if (c->request->checked) return true;
+    uint32_t stop_ids[JOB_STOP_IDS_MAX], before = c->life;
+    char reason[MSG_TEXT_MAX];
+    c->life = core->cluster.life;
+    if (before && before != c->life && (c->generated_count > 0 || c->values_count > 0)) {
+        snprintf(reason, sizeof reason, "the nodes that began it are gone; those that came have %s",
+                 core->cluster.differs);
+        choice_end(core, now_ns, c, FINISH_ERROR, ERR_PEER, reason);
+        return false;
+    }
+    if (c->request->checked_life == c->life) return true;
     struct job job = choice_job(core, c, stop_ids);
     if (job_check(&job, core->cluster.vocab, core->cluster.context_max) != OK) {
         choice_end(core, now_ns, c, FINISH_ERROR, ERR_INVALID, err_text());
         return false;
     }
-    c->request->checked = true;
+    c->request->checked_life = c->life;
     return true;
 }
 

@@ -60,6 +60,7 @@ void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)
                              .prefill_node = c->prefill_name,
                              .decode_node = c->decode_name,
                              .kv_window = r->submit.kv_window,
-                             .kv_sinks = r->submit.kv_sinks}};
+                             .kv_sinks = r->submit.kv_sinks,
+                             .inexact = core->cluster.inexact}};
     registry_send(core, now_ns, r->client->peer, &m);
 }

@@ -27,10 +27,21 @@ void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, 
 
 /* ---- nodes ---- */
 
+/* The first of an empty cluster. What the nodes before it began goes on if it can end as it would have. */
 static void take_cluster(struct router_core *core, const struct msg_hello *h)
 {
     struct cluster *c = &core->cluster;
+    const struct cluster before = *c;
+    bool other_numerics = before.known && before.numerics_id != h->numerics_id;
+    const char *differs =
+        before.known && !id128_equal(before.fingerprint, h->model_fingerprint) ? "another model"
+        : other_numerics && core->config.exact ? "other numerics (--no-exact allows it)"
+                                               : NULL;
+    bool same = before.known && !differs;
     *c = (struct cluster){.known = true,
+                          .life = before.life + !same,
+                          .differs = differs,
+                          .inexact = same && (before.inexact || other_numerics),
                           .fingerprint = h->model_fingerprint,
                           .numerics_id = h->numerics_id,
                           .geometry = h->geometry,
@@ -69,7 +80,7 @@ static enum err check_node(const struct router_core *core, const struct msg_hell
     if (core->config.exact && c->numerics_id != h->numerics_id)
         return err_set(ERR_INVALID,
                        "its numerics id %016llx is not the cluster's %016llx: streams "
-                       "would not be exact (--exact off allows it)",
+                       "would not be exact (--no-exact allows it)",
                        (unsigned long long)h->numerics_id, (unsigned long long)c->numerics_id);
     return OK;
 }
@@ -318,6 +329,7 @@ static enum err join(struct router_core *core, uint64_t now_ns, struct peer_entr
         take_cluster(core, h);
     else if (h->context_max < core->cluster.context_max)
         core->cluster.context_max = h->context_max;
+    if (h->numerics_id != core->cluster.numerics_id) core->cluster.inexact = true;
     entry->kind = PEER_NODE;
     log_info("node_joined", "node=%s role=%s host=%s pid=%u device=\"%s\" blocks=%u", h->name,
              h->role == ROLE_PREFILL ? "prefill" : "decode", h->host, h->pid, h->device,

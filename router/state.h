@@ -170,6 +170,7 @@ struct choice {
     uint32_t index;
     enum choice_state state;
     uint32_t attempt;
+    uint32_t life;                            /* of the cluster, when it was last begun */
     struct heap_entry queue;                  /* core->queue: by sched_queue_key */
     struct heap_entry turn;                   /* its tenant's queue, likewise */
     bool running;                             /* it counts as one of its tenant's */
@@ -229,7 +230,7 @@ struct request {
     struct fair_tenant *tenant; /* NULL: has ended */
     struct peer only;           /* the one node that may compute it; none: any */
     enum job_kind kind;
-    bool checked; /* against the cluster's vocabulary and context */
+    uint32_t checked_life; /* the cluster's, against whose vocabulary and context it was checked */
     uint32_t prompt_count;
     uint64_t *hashes; /* of the prompt's whole blocks but the last token's, in the arena */
     uint32_t hashes_count;
@@ -240,6 +241,9 @@ struct request {
 /* What all nodes must share; taken from the first that joins an empty cluster. */
 struct cluster {
     bool known;
+    uint32_t life;       /* 1, 2 …: what was begun in another one cannot go on here */
+    const char *differs; /* from the life before, in what */
+    bool inexact;        /* nodes of unequal numerics have worked in it */
     struct id128 fingerprint;
     uint64_t numerics_id;
     struct kv_geometry geometry;

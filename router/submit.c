@@ -300,7 +300,7 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
         drop_live(core, r);
         return;
     }
-    r->checked = core->cluster.known;
+    r->checked_life = core->cluster.life;
     prefixes_hash(core, r);
     struct msg m = {.kind = MSG_ACCEPTED,
                     .accepted = {.ref = r->submit.ref,

@@ -238,6 +238,13 @@ static void generate_json_is_one_object_with_the_promised_names(void **state)
     assert_int_equal(completion_tokens, 3);
     assert_true(ttft == 1.5);
     assert_string_equal(decode, "d0");
+    assert_null(json_object_get(o, "inexact"));
+    json_decref(o);
+    fake_router_free(r);
+    r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){.inexact = true});
+    x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "1", "--json", "x");
+    o = json_loads(x.out, 0, NULL);
+    assert_true(json_is_true(json_object_get(o, "inexact")));
     json_decref(o);
     fake_router_free(r);
 }

@@ -110,6 +110,7 @@ static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, s
     m.done.timing.ttft = 1500;
     m.done.prefill_node = "p0";
     m.done.decode_node = "d0";
+    m.done.inexact = r->script.inexact;
     say(r, c, now_ns, m);
 }
 

@@ -29,6 +29,7 @@ struct fake_script {
     bool tail, withhold_tail;  /* each choice ends with text without tokens, or would */
     enum fake_answer at_query; /* a question is how a test says when */
     const char *answer;        /* to each question; NULL: {"fake":true} */
+    bool inexact;              /* says DONE */
 };
 
 struct fake_seen {

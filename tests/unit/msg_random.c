@@ -258,6 +258,7 @@ static struct msg_done done(struct msg_random *r)
         .decode_node = string(r, 0, MSG_NAME_MAX),
         .kv_window = below(r, JOB_TOKENS_MAX),
         .kv_sinks = below(r, JOB_TOKENS_MAX),
+        .inexact = below(r, 2),
     };
 }
 
@@ -583,6 +584,7 @@ static const char *done_difference(const struct msg_done *a, const struct msg_do
     SAME_STRING(decode_node);
     SAME(kv_window);
     SAME(kv_sinks);
+    SAME(inexact);
     return NULL;
 }
 

@@ -410,9 +410,88 @@ static void a_token_allocates_nothing(void **state)
     world_close(&w);
 }
 
+/* Three of six tokens are told, then all nodes die: what is left waits for others. */
+static struct id128 lose_all_in_the_middle(struct world *w, const struct router_config *config)
+{
+    world_open_joined(w, config);
+    struct id128 id = submit(w, 6);
+    struct job_key key = reserve(w, D0);
+    tell_first(w, P0, key, 0);
+    tell_tokens(w, D0, key, 0, 3);
+    lose(w, D0);
+    lose(w, D1);
+    lose(w, P0);
+    return id;
+}
+
+/* D1 begins, alone, and tells the rest. */
+static const struct msg *finish_at(struct world *w, uint32_t d)
+{
+    struct job_key key = expect(w, d, MSG_RESERVE)->reserve.job.key;
+    say(w, d, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 9}, 0}});
+    tell_tokens(w, d, key, 3, 6);
+    tell_finished(w, d, key, 6);
+    return expect(w, CLIENT, MSG_DONE);
+}
+
+static void a_stream_goes_on_only_with_its_own_model_and_numerics(void **state)
+{
+    (void)state;
+    static const struct {
+        void (*hello)(struct world *, uint32_t, enum role, const char *);
+        const char *reason; /* NULL: it goes on */
+        bool any_numerics, inexact;
+    } row[] = {
+        {hello, NULL, false, false},
+        {hello, NULL, true, false},
+        {hello_other_model, "another model", false, false},
+        {hello_other_model, "another model", true, false},
+        {hello_other_numerics, "other numerics", false, false},
+        {hello_other_numerics, NULL, true, true},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
+        struct world w;
+        struct router_config config = ROUTER_CONFIG_DEFAULT;
+        config.exact = !row[i].any_numerics;
+        lose_all_in_the_middle(&w, &config);
+        w.envelope[6] = (struct envelope){.from = 600};
+        row[i].hello(&w, 6, ROLE_DECODE, "d2");
+        const struct msg *m = row[i].reason ? expect(&w, CLIENT, MSG_DONE) : finish_at(&w, 6);
+        assert_int_equal(m->done.finish, row[i].reason ? FINISH_ERROR : FINISH_LENGTH);
+        if (row[i].reason) assert_non_null(strstr(m->done.reason, row[i].reason));
+        assert_int_equal(m->done.inexact, row[i].inexact);
+        world_close(&w);
+    }
+}
+
+/* The second node of other numerics is let in by --no-exact only; from then on every reply says so. */
+static void replies_say_that_numerics_were_mixed(void **state)
+{
+    (void)state;
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    world_open_joined(&w, &config);
+    hello_other_numerics(&w, P1, ROLE_DECODE, "d2");
+    assert_non_null(strstr(expect(&w, P1, MSG_REFUSE)->refuse.reason, "--no-exact"));
+    world_close(&w);
+    config.exact = false;
+    world_open_joined(&w, &config);
+    for (int mixed = 0; mixed < 2; mixed++) {
+        if (mixed) hello_other_numerics(&w, P1, ROLE_DECODE, "d2");
+        submit(&w, 3);
+        struct job_key key = reserve(&w, D0);
+        tell_tokens(&w, D0, key, 0, 3);
+        tell_finished(&w, D0, key, 3);
+        assert_int_equal(expect(&w, CLIENT, MSG_DONE)->done.inexact, mixed);
+    }
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_stream_goes_on_only_with_its_own_model_and_numerics),
+        cmocka_unit_test(replies_say_that_numerics_were_mixed),
         cmocka_unit_test(a_node_hangs_when_it_makes_no_progress_for_twenty_of_its_steps),
         cmocka_unit_test(an_idle_node_and_one_that_makes_progress_do_not_hang),
         cmocka_unit_test(whoever_was_alone_on_two_dying_nodes_is_quarantined),

@@ -63,8 +63,12 @@ bool was_sent(const struct world *w, uint32_t peer, enum msg_kind kind)
     return false;
 }
 
+struct other { /* 0: as the others */
+    uint64_t model, numerics;
+};
+
 static void greet(struct world *w, uint32_t peer, enum role role, const char *name,
-                  uint32_t context_max)
+                  uint32_t context_max, struct other other)
 {
     static const uint32_t eos[1] = {99};
     static const char *const addresses[1] = {"tcp:127.0.0.1:1"};
@@ -74,8 +78,8 @@ static void greet(struct world *w, uint32_t peer, enum role role, const char *na
         .hello = {
             .role = role, .name = name, .host = "h", .device = "d", .model = "m", .pid = peer}};
     if (role != ROLE_CLIENT) {
-        m.hello.model_fingerprint = (struct id128){1, 2};
-        m.hello.numerics_id = 3;
+        m.hello.model_fingerprint = (struct id128){1, 2 + other.model};
+        m.hello.numerics_id = 3 + other.numerics;
         m.hello.geometry = (struct kv_geometry){2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32};
         m.hello.vocab = 1024;
         m.hello.context_max = context_max;
@@ -92,12 +96,22 @@ static void greet(struct world *w, uint32_t peer, enum role role, const char *na
 
 void hello(struct world *w, uint32_t peer, enum role role, const char *name)
 {
-    greet(w, peer, role, name, 1000);
+    greet(w, peer, role, name, 1000, (struct other){0});
+}
+
+void hello_other_model(struct world *w, uint32_t peer, enum role role, const char *name)
+{
+    greet(w, peer, role, name, 1000, (struct other){.model = 1});
+}
+
+void hello_other_numerics(struct world *w, uint32_t peer, enum role role, const char *name)
+{
+    greet(w, peer, role, name, 1000, (struct other){.numerics = 1});
 }
 
 void hello_large(struct world *w, uint32_t peer, uint32_t context_max)
 {
-    greet(w, peer, ROLE_PREFILL, "large", context_max);
+    greet(w, peer, ROLE_PREFILL, "large", context_max, (struct other){0});
 }
 
 void world_open(struct world *w, const struct router_config *changes)

@@ -56,6 +56,9 @@ const struct msg *expect(struct world *w, uint32_t peer, enum msg_kind kind);
 bool was_sent(const struct world *w, uint32_t peer, enum msg_kind kind);
 /* A node or client greets. */
 void hello(struct world *w, uint32_t peer, enum role role, const char *name);
+/* A node that differs from those of hello. */
+void hello_other_model(struct world *w, uint32_t peer, enum role role, const char *name);
+void hello_other_numerics(struct world *w, uint32_t peer, enum role role, const char *name);
 /* A prefill node of a longer context, with as many blocks. */
 void hello_large(struct world *w, uint32_t peer, uint32_t context_max);
 /* A core with one client; `changes` NULL: the defaults, always disaggregated. */
