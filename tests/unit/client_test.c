@@ -177,52 +177,44 @@ static void a_stream_comes_whole_and_in_order(void **state)
     fake_router_free(r);
 }
 
+/* One request to a router of its own, up to its end. */
+static void run_one(const struct fake_script *script, struct heard *h, uint32_t choices,
+                    uint32_t tokens_max)
+{
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", script);
+    struct foreign f = foreign_open(fake_router_address(r));
+    submit(&f, h, choices, tokens_max);
+    foreign_run_until(&f, &h->over);
+    tandem_request_free(h->request);
+    foreign_close(&f);
+    fake_router_free(r);
+}
+
 static void what_is_repeated_is_told_once(void **state)
 {
     (void)state;
     /* text cannot be told apart without its tokens, so a router never repeats it on purpose */
-    struct fake_router *r =
-        fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){.repeat = true});
-    struct foreign f = foreign_open(fake_router_address(r));
     struct heard h = {0};
-    submit(&f, &h, 1, 12);
-    foreign_run_until(&f, &h.over);
+    run_one(&(struct fake_script){.repeat = true}, &h, 1, 12);
     assert_int_equal(h.tokens[0], 12);
-    tandem_request_free(h.request);
-    foreign_close(&f);
-    fake_router_free(r);
 }
 
 static void a_gap_ends_the_request_with_an_error(void **state)
 {
     (void)state;
-    struct fake_router *r =
-        fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){.skip = true});
-    struct foreign f = foreign_open(fake_router_address(r));
     struct heard h = {0};
-    submit(&f, &h, 1, 12);
-    foreign_run_until(&f, &h.over);
+    run_one(&(struct fake_script){.skip = true}, &h, 1, 12);
     assert_int_equal(h.status, TANDEM_FAILED);
     assert_int_equal(h.tokens[0], 3);
-    tandem_request_free(h.request);
-    foreign_close(&f);
-    fake_router_free(r);
 }
 
 static void an_end_whose_last_tokens_are_missing_is_an_error(void **state)
 {
     (void)state;
-    struct fake_router *r =
-        fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){.skip = true});
-    struct foreign f = foreign_open(fake_router_address(r));
     struct heard h = {0};
-    submit(&f, &h, 1, 6); /* two OUTPUTs */
-    foreign_run_until(&f, &h.over);
+    run_one(&(struct fake_script){.skip = true}, &h, 1, 6); /* two OUTPUTs */
     assert_int_equal(h.status, TANDEM_FAILED);
     assert_int_equal(h.tokens[0], 3);
-    tandem_request_free(h.request);
-    foreign_close(&f);
-    fake_router_free(r);
 }
 
 static void a_rejection_is_an_error_with_its_reason(void **state)
@@ -237,18 +229,12 @@ static void a_rejection_is_an_error_with_its_reason(void **state)
                 {ERR_PEER, TANDEM_FAILED}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct fake_script script = {.reject = rows[i].error};
-        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
-        struct foreign f = foreign_open(fake_router_address(r));
         struct heard h = {0};
-        submit(&f, &h, 2, 5);
-        foreign_run_until(&f, &h.over);
+        run_one(&script, &h, 2, 5);
         assert_int_equal(h.status, rows[i].status);
         assert_int_equal(h.ended, 2);
         assert_int_equal(h.retry_ms, 120);
         assert_string_equal(h.reason, "said the script");
-        tandem_request_free(h.request);
-        foreign_close(&f);
-        fake_router_free(r);
     }
 }
 
@@ -316,18 +302,12 @@ a_router_that_dies_after_the_last_token_is_not_needed_where_no_text_is_wanted(vo
     (void)state;
     for (int stops = 0; stops < 2; stops++) {
         struct fake_script script = {.withhold_done = true, .stops = stops, .at_query = FAKE_DIES};
-        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
-        struct foreign f = foreign_open(fake_router_address(r));
         struct heard h = {.ask_at_tokens = 12, .no_text = true};
-        submit(&f, &h, 2, 6);
-        foreign_run_until(&f, &h.over);
+        run_one(&script, &h, 2, 6);
         for (int c = 0; c < 2; c++) {
             assert_int_equal(h.tokens[c], 6);
             assert_int_equal(h.finish[c], stops ? TANDEM_FINISH_STOP : TANDEM_FINISH_LENGTH);
         }
-        tandem_request_free(h.request);
-        foreign_close(&f);
-        fake_router_free(r);
     }
 }
 
