@@ -30,3 +30,21 @@ void step_free(struct step *step)
     mem_free(step->copy);
     mem_free(step);
 }
+
+void step_clear(struct step *step)
+{
+    step->sequences_count = step->rows_count = step->table_count = step->copies_count = 0;
+    step->report_layers = step->cancel = false;
+}
+
+struct step_sequence *step_add(struct step *step, uint32_t slot, uint32_t position,
+                               uint32_t rows_count)
+{
+    struct step_sequence *q = &step->sequence[step->sequences_count++];
+    *q = (struct step_sequence){.slot = slot,
+                                .row_first = step->rows_count,
+                                .rows_count = rows_count,
+                                .position = position,
+                                .table_first = step->table_count};
+    return q;
+}

@@ -76,6 +76,11 @@ struct step_limits {
 
 enum err step_new(struct step **step, const struct step_limits *limits);
 void step_free(struct step *step);
+void step_clear(struct step *step); /* to be filled again; the id stays */
+/* One more sequence, which samples nothing so far. Its rows and its blocks begin where those of the one before
+ * end: the caller puts them there. */
+struct step_sequence *step_add(struct step *step, uint32_t slot, uint32_t position,
+                               uint32_t rows_count);
 
 enum engine_event_kind {
     ENGINE_LAYER,     /* KV of `layer` is in the pool for all rows of the step */

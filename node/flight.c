@@ -107,18 +107,12 @@ static void add_part(struct node_core *c, uint64_t now_ns, struct flight *f, str
     uint32_t end = s->planned + rows_count;
     bool sample = decode || (end == s->goal && s->job.tokens_max > 0);
     f->part[step->sequences_count] = (struct flight_part){s, s->planned, rows_count, sample};
-    step->sequence[step->sequences_count++] = (struct step_sequence){
-        .slot = s->slot,
-        .row_first = step->rows_count,
-        .rows_count = rows_count,
-        .position = s->planned,
-        .table_first = step->table_count,
-        .window = s->window,
-        .sample = sample,
-        .setup = setup_of(s),
-    };
+    struct step_sequence *q = step_add(step, s->slot, s->planned, rows_count);
+    q->window = s->window;
+    q->sample = sample;
+    q->setup = setup_of(s);
     add_copy(c, step, s);
-    encode_part(s, &step->sequence[step->sequences_count - 1]);
+    encode_part(s, q);
     add_rows(step, s, rows_count, decode);
     add_table(c, step, s, end);
     if (s->kind == SEQ_PUSH) step->report_layers = true;
@@ -138,9 +132,7 @@ static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
     if (parts_count == 0) return c->flights_busy == 0 && queue_unstick(c, now_ns);
     struct step *step = f->step;
     step->id = ++c->steps_made;
-    step->sequences_count = step->rows_count = step->table_count = step->copies_count = 0;
-    step->report_layers = false;
-    atomic_store(&step->cancel, false);
+    step_clear(step);
     for (uint32_t i = 0; i < parts_count; i++)
         add_part(c, now_ns, f, c->pick[c->plan_part[i].job], c->plan_part[i].rows_count);
     f->busy = true;

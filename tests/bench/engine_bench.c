@@ -77,13 +77,9 @@ static void add(struct bench *x, uint32_t slot, uint32_t position, uint32_t rows
 {
     struct step *s = x->step;
     uint32_t vocab = engine_facts(x->engine)->vocab_count;
-    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
-                                                               .row_first = s->rows_count,
-                                                               .rows_count = rows,
-                                                               .position = position,
-                                                               .table_first = s->table_count,
-                                                               .sample = true,
-                                                               .setup = &job};
+    struct step_sequence *q = step_add(s, slot, position, rows);
+    q->sample = true;
+    q->setup = &job;
     for (uint32_t i = 0; i < rows; i++)
         s->tokens[s->rows_count++] = rng_below(rng_draw(1, slot, position + i).word[0], vocab);
     for (uint32_t i = 0; i < blocks_for_tokens(position + rows); i++)
@@ -97,12 +93,6 @@ static double step_seconds(struct bench *x)
     return seconds_since(began_ns);
 }
 
-static void clear(struct bench *x)
-{
-    x->step->sequences_count = x->step->rows_count = x->step->table_count = 0;
-    x->step->copies_count = 0;
-}
-
 static void prefill(struct bench *x, uint32_t tokens)
 {
     char name[64];
@@ -110,7 +100,7 @@ static void prefill(struct bench *x, uint32_t tokens)
     const struct engine_facts *f = engine_facts(x->engine);
     if (tokens > f->context_max) return;
     for (int run = 0; run < RUNS; run++) {
-        clear(x);
+        step_clear(x->step);
         add(x, 0, 0, tokens);
         double took = step_seconds(x);
         if (took < best) best = took;
@@ -135,12 +125,12 @@ static void decode(struct bench *x, uint32_t sequences)
     const struct engine_facts *f = engine_facts(x->engine);
     double bytes = f->flops_per_token / 2 * dtype_bytes(f->geometry.dtype);
     for (uint32_t i = 0; i < sequences; i++) {
-        clear(x);
+        step_clear(x->step);
         add(x, i, 0, BEHIND);
         step_seconds(x);
     }
     for (uint32_t n = 0; n < DECODE_STEPS; n++) {
-        clear(x);
+        step_clear(x->step);
         for (uint32_t i = 0; i < sequences; i++)
             add(x, i, BEHIND + n, 1);
         double took = step_seconds(x);

@@ -75,18 +75,13 @@ static void run_prompt(struct run *run, const uint32_t *ids, uint32_t count, flo
         rows = count - from < CHUNK ? count - from : CHUNK;
         bool last = from + rows == count;
         s->id++;
-        s->sequences_count = s->rows_count = s->table_count = 0;
+        step_clear(s);
         for (uint32_t i = 0; i < WANTS; i++) {
-            struct step_sequence *q = &s->sequence[s->sequences_count++];
-            *q = (struct step_sequence){.slot = i,
-                                        .row_first = s->rows_count,
-                                        .rows_count = rows,
-                                        .position = from,
-                                        .table_first = s->table_count,
-                                        .setup = from == 0 ? &job : NULL,
-                                        .want = wants[i],
-                                        .next = last ? STEP_TOKEN_NONE : ids[from + rows],
-                                        .scores = scores + from};
+            struct step_sequence *q = step_add(s, i, from, rows);
+            q->setup = from == 0 ? &job : NULL;
+            q->want = wants[i];
+            q->next = last ? STEP_TOKEN_NONE : ids[from + rows];
+            q->scores = scores + from;
             q->sum = sum[q->want == STEP_WANT_LAST];
             if (q->want == STEP_WANT_LAST && !last) q->want = STEP_WANT_KV;
             memcpy(s->tokens + s->rows_count, ids + from, rows * sizeof *ids);

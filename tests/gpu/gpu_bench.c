@@ -66,11 +66,6 @@ static void await(struct bench *x)
     }
 }
 
-static void clear(struct step *s)
-{
-    s->sequences_count = s->rows_count = s->table_count = 0;
-}
-
 static const struct job job = {.sampling = {.top_p = 1, .repetition_penalty = 1}};
 
 /* Blocks of a sequence lie far from each other. */
@@ -78,13 +73,9 @@ static void add(struct bench *x, struct step *s, uint32_t slot, uint32_t positio
                 bool last)
 {
     const struct engine_facts *f = engine_facts(x->engine);
-    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
-                                                               .row_first = s->rows_count,
-                                                               .rows_count = rows,
-                                                               .position = position,
-                                                               .table_first = s->table_count,
-                                                               .sample = true,
-                                                               .setup = last ? NULL : &job};
+    struct step_sequence *q = step_add(s, slot, position, rows);
+    q->sample = true;
+    q->setup = last ? NULL : &job;
     for (uint32_t i = 0; i < rows; i++)
         s->tokens[s->rows_count++] =
             last ? STEP_TOKEN_LAST
@@ -102,7 +93,7 @@ static double prefill_seconds(struct bench *x, uint32_t slot, uint32_t tokens)
     uint64_t began_ns = clock_now_ns();
     for (uint32_t at = 0, rows; at < tokens; at += rows) {
         rows = tokens - at < CHUNK_MAX ? tokens - at : CHUNK_MAX;
-        clear(x->step[0]);
+        step_clear(x->step[0]);
         add(x, x->step[0], slot, at, rows, false);
         submit(x, x->step[0]);
         await(x);
@@ -133,7 +124,7 @@ static void prefill(struct bench *x, uint32_t tokens)
 static void decode_step(struct bench *x, uint32_t n, uint32_t batch, uint32_t context)
 {
     struct step *s = x->step[n];
-    clear(s);
+    step_clear(s);
     for (uint32_t i = 0; i < batch; i++)
         add(x, s, i, context + n, 1, true);
     submit(x, s);

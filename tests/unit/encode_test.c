@@ -98,14 +98,9 @@ static void add_part(struct fixture *f, uint32_t text, uint32_t from, uint32_t r
 {
     struct step *s = f->step;
     bool whole = from + rows == f->count[text];
-    struct step_sequence *q = &s->sequence[s->sequences_count++];
-    *q = (struct step_sequence){.slot = text,
-                                .row_first = s->rows_count,
-                                .rows_count = rows,
-                                .position = from,
-                                .table_first = s->table_count,
-                                .setup = from == 0 ? &f->job[text] : NULL,
-                                .want = wants[text]};
+    struct step_sequence *q = step_add(s, text, from, rows);
+    q->setup = from == 0 ? &f->job[text] : NULL;
+    q->want = wants[text];
     memcpy(s->tokens + s->rows_count, f->tokens[text] + from, rows * sizeof *s->tokens);
     s->rows_count += rows;
     for (uint32_t i = 0; i < blocks_for_tokens(from + rows); i++)
@@ -124,7 +119,7 @@ static void run(struct fixture *f, uint32_t first, uint32_t last, uint32_t chunk
     for (uint32_t from = 0; from < TOKENS_MAX; from += chunk) {
         struct step *s = f->step;
         s->id++;
-        s->sequences_count = s->rows_count = s->table_count = 0;
+        step_clear(s);
         for (uint32_t i = first; i <= last; i++)
             if (from < f->count[i])
                 add_part(f, i, from, f->count[i] - from < chunk ? f->count[i] - from : chunk);
@@ -150,7 +145,7 @@ static void expect_logprobs(struct fixture *f, const struct result *got)
     float *logits = mem_array((size_t)TOKENS_MAX * f->shape.vocab, sizeof *logits);
     assert_ok(sampler_init(&sampler, f->shape.vocab));
     f->step->id++;
-    f->step->sequences_count = f->step->rows_count = f->step->table_count = 0;
+    step_clear(f->step);
     add_part(f, 0, 0, f->count[0]);
     f->step->sequence[0].want = STEP_WANT_KV;
     assert_ok(engine_run_scored(f->engine, f->step, logits));

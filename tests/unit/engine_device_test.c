@@ -105,25 +105,14 @@ static struct step *new_step(const struct engine *engine)
     return s;
 }
 
-static void clear(struct step *s)
-{
-    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
-    s->cancel = s->report_layers = false;
-}
-
 /* Rows of sequence i from `position` on: of its prompt, or the token drawn last. */
 static void add(const struct fixture *f, struct step *s, uint32_t i, uint32_t position,
                 uint32_t rows)
 {
     bool prompt = position < f->prompt_count[i];
-    s->sequence[s->sequences_count++] =
-        (struct step_sequence){.slot = i,
-                               .row_first = s->rows_count,
-                               .rows_count = rows,
-                               .position = position,
-                               .table_first = s->table_count,
-                               .sample = position + rows >= f->prompt_count[i],
-                               .setup = position == 0 ? &f->job[i] : NULL};
+    struct step_sequence *q = step_add(s, i, position, rows);
+    q->sample = position + rows >= f->prompt_count[i];
+    q->setup = position == 0 ? &f->job[i] : NULL;
     for (uint32_t r = 0; r < rows; r++)
         s->tokens[s->rows_count++] = prompt ? f->prompt[i][position + r] : STEP_TOKEN_LAST;
     for (uint32_t b = 0; b < BLOCKS_EACH; b++)
@@ -191,7 +180,7 @@ static struct engine_event next_done(struct fixture *f)
 /* Step n of a life: prompts of some, then decodes of all that have one; the batch grows and shrinks. */
 static void plan(const struct fixture *f, struct step *s, uint32_t n)
 {
-    clear(s);
+    step_clear(s);
     s->id = n + 1;
     for (uint32_t i = 0; i < SEQUENCES; i++) {
         uint32_t first = i / 2; /* the step of its prompt */
@@ -261,7 +250,7 @@ static void deterministic_steps_do_not_depend_on_company_or_chunks(void **state)
         for (uint32_t at = 0, rows; at < f->prompt_count[i]; at += rows) {
             rows = 1 + rng_below(rng_draw(5, i, at).word[0], 9);
             if (rows > f->prompt_count[i] - at) rows = f->prompt_count[i] - at;
-            clear(s);
+            step_clear(s);
             add(f, s, i, at, rows);
             assert_ok(engine_run(engine, s));
             if (at + rows == f->prompt_count[i]) remember(s, got);
@@ -281,7 +270,7 @@ static void a_cancelled_step_ends_and_the_next_is_right(void **state)
     struct step *s[2] = {new_step(engine), new_step(engine)};
     assert_ok(engine_start(engine, on_event, f));
     for (uint32_t i = 0; i < 2; i++) {
-        clear(s[i]);
+        step_clear(s[i]);
         s[i]->id = i + 1;
         s[i]->report_layers = true;
         add(f, s[i], 0, 0, f->prompt_count[0]);
@@ -294,7 +283,7 @@ static void a_cancelled_step_ends_and_the_next_is_right(void **state)
     uint32_t token = s[1]->result[0].token;
     engine_close(engine);
     engine = open_on(f, backend, DTYPE_BF16, false);
-    clear(s[0]);
+    step_clear(s[0]);
     add(f, s[0], 0, 0, f->prompt_count[0]);
     assert_ok(engine_run(engine, s[0]));
     assert_int_equal(s[0]->result[0].token, token);
@@ -308,7 +297,7 @@ static void layers_are_told_in_order_before_the_end(void **state)
     struct engine *engine = open_on(f, backend, DTYPE_BF16, false);
     struct step *s = new_step(engine);
     struct engine_event event;
-    clear(s);
+    step_clear(s);
     s->id = 7;
     s->report_layers = true;
     add(f, s, 0, 0, f->prompt_count[0]);
@@ -329,7 +318,7 @@ static void layers_are_told_in_order_before_the_end(void **state)
 static struct step *told_step(const struct fixture *f, const struct engine *engine)
 {
     struct step *s = new_step(engine);
-    clear(s);
+    step_clear(s);
     s->report_layers = true;
     add(f, s, 0, 0, f->prompt_count[0]);
     return s;
@@ -403,19 +392,14 @@ enum { WHOLE, FORK, SIBLING, FORK_TOKENS = 6 };
 static void add_fork(const struct fixture *f, struct step *s, uint32_t slot, uint32_t position,
                      uint32_t rows, uint32_t shared, const struct job *setup)
 {
-    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
-                                                               .row_first = s->rows_count,
-                                                               .rows_count = rows,
-                                                               .position = position,
-                                                               .table_first = s->table_count,
-                                                               .sample = true,
-                                                               .setup = setup};
+    struct step_sequence *q = step_add(s, slot, position, rows);
     bool drawn = position >= setup->prompt_count;
+    q->sample = true;
+    q->setup = drawn ? NULL : setup;
     for (uint32_t r = 0; r < rows; r++)
         s->tokens[s->rows_count++] = drawn ? STEP_TOKEN_LAST : f->prompt[0][position + r];
     for (uint32_t b = 0; b < BLOCKS_EACH; b++)
         s->table[s->table_count++] = (b < shared ? SIBLING : slot) * BLOCKS_EACH + b;
-    if (drawn) s->sequence[s->sequences_count - 1].setup = NULL;
 }
 
 /* One that computes its prompt, and one that gets it of a sibling, which draws on meanwhile: the whole
@@ -431,10 +415,10 @@ static void a_fork_draws_what_its_whole_prompt_gives(void **state)
         mine.prompt = theirs.prompt = f->prompt[0];
         mine.prompt_count = theirs.prompt_count = count;
         theirs.key.choice = 3;
-        clear(s);
+        step_clear(s);
         add_fork(f, s, SIBLING, 0, count, 0, &theirs);
         assert_ok(engine_run(engine, s));
-        clear(s);
+        step_clear(s);
         s->copies_count = (count - 1) % BLOCK_TOKENS > 0;
         s->copy[0] =
             (struct step_copy){SIBLING * BLOCKS_EACH + shared, FORK * BLOCKS_EACH + shared};
@@ -444,7 +428,7 @@ static void a_fork_draws_what_its_whole_prompt_gives(void **state)
             assert_ok(engine_run(engine, s));
             assert_int_equal(s->result[0].token, s->result[1].token);
             assert_memory_equal(&s->result[0].logprob, &s->result[1].logprob, sizeof(float));
-            clear(s);
+            step_clear(s);
             add_fork(f, s, FORK, count + i, 1, shared, &mine);
             add_fork(f, s, WHOLE, count + i, 1, 0, &mine);
             add_fork(f, s, SIBLING, count + i, 1, 0, &theirs);

@@ -152,12 +152,7 @@ static void add_rows(struct round *r, uint32_t index, uint32_t rows)
     static const struct job job = {.sampling = {.top_p = 1, .repetition_penalty = 1}};
     while (live->table_count < blocks_for_tokens(live->position + rows))
         live->table[live->table_count++] = take_block(r);
-    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = index,
-                                                               .row_first = s->rows_count,
-                                                               .rows_count = rows,
-                                                               .position = live->position,
-                                                               .table_first = s->table_count,
-                                                               .setup = &job};
+    step_add(s, index, live->position, rows)->setup = &job;
     memcpy(s->tokens + s->rows_count, r->text[index].tokens + live->position,
            rows * sizeof *s->tokens);
     memcpy(s->table + s->table_count, live->table, live->table_count * sizeof *s->table);
@@ -192,7 +187,7 @@ static bool run_some(struct round *r)
 {
     struct step *s = r->step;
     s->id++;
-    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
+    step_clear(s);
     uint32_t first = below(r, TEXTS), done = 0;
     for (uint32_t n = 0; n < TEXTS; n++) {
         uint32_t i = (first + n) % TEXTS;

@@ -70,13 +70,9 @@ static struct job plain_job(void)
 static void add_sequence(struct step *s, const struct job *setup, uint32_t slot,
                          const uint32_t *tokens, uint32_t position, uint32_t rows)
 {
-    s->sequence[s->sequences_count++] = (struct step_sequence){.slot = slot,
-                                                               .row_first = s->rows_count,
-                                                               .rows_count = rows,
-                                                               .position = position,
-                                                               .table_first = s->table_count,
-                                                               .sample = true,
-                                                               .setup = setup};
+    struct step_sequence *q = step_add(s, slot, position, rows);
+    q->sample = true;
+    q->setup = setup;
     memcpy(s->tokens + s->rows_count, tokens, rows * sizeof *tokens);
     s->rows_count += rows;
     for (uint32_t i = 0; i < blocks_for_tokens(position + rows); i++)
@@ -86,8 +82,7 @@ static void add_sequence(struct step *s, const struct job *setup, uint32_t slot,
 static void clear(struct step *s)
 {
     s->id++;
-    s->sequences_count = s->rows_count = s->table_count = s->copies_count = 0;
-    s->cancel = false;
+    step_clear(s);
 }
 
 /* Prompt, then `count` tokens from its own last one; the tokens into out. */
