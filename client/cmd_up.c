@@ -76,7 +76,7 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
                    "directory that keeps blocks over restarts: prefill-0, decode-0 … in it are the "
                    "nodes' own; unset: off"),
-    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
+    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 16 << 20, 1e15,
                  "what each node keeps there at most"),
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that all nodes share blocks "

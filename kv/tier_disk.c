@@ -465,8 +465,11 @@ static enum err size(struct kv_tier *t, const struct kv_tier_options *o)
     uint64_t index = disk_index_bytes(0) + 4096; /* rounded up to a page */
     uint64_t least = index + DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD;
     if (o->value_bytes == 0 || o->bytes_max < least)
-        return err_set(ERR_INVALID, "disk tier %s: %llu bytes: with its index a value takes %llu",
-                       t->home.where, (unsigned long long)o->bytes_max, (unsigned long long)least);
+        return err_set(ERR_INVALID,
+                       "disk tier %s: %llu bytes (--kv-disk-bytes) are too few: one of this model's "
+                       "blocks and its index take %llu (%lluM)",
+                       t->home.where, (unsigned long long)o->bytes_max, (unsigned long long)least,
+                       (unsigned long long)((least + (1 << 20) - 1) >> 20));
     uint64_t slots = (o->bytes_max - index) / (DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD);
     t->slots_count = slots < KV_SLOTS_MAX ? (uint32_t)slots : KV_SLOTS_MAX;
     t->value_bytes = o->value_bytes;

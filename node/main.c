@@ -77,7 +77,7 @@ static const struct setting rows[] = {
                  "on a GPU: host memory for blocks that the pool lets go of; 0: none"),
     SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
                    "directory, for this node alone, that keeps blocks over restarts; unset: off"),
-    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 1 << 20, 1e15,
+    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 16 << 20, 1e15,
                  "what kv-disk holds at most; the blocks used least recently go first"),
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that nodes share blocks "

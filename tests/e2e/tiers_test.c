@@ -572,6 +572,7 @@ static void what_cannot_be_is_refused(void **state)
     expect_refused("--kv-disk /tmp/x --prefix-cache=false", "they need --prefix-cache");
     expect_refused("--kv-redis 10.1.2.3:6379", "say --trusted-network");
     expect_refused("--kv-redis nowhere", "--kv-redis");
+    expect_refused("--kv-disk /tmp/x --kv-disk-bytes 15M", "kv-disk-bytes");
 }
 
 /* ---- a device (the emulator's) ---- */

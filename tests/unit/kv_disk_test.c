@@ -549,6 +549,18 @@ static void a_limit_of_file_sizes_is_a_full_disk(void **state)
     assert_int_equal(count_again(s), 0);
 }
 
+static void too_few_bytes_are_refused_with_the_least(void **state)
+{
+    struct store *s = *state;
+    shut(s);
+    s->options.bytes_max = bytes_for(1) - 1;
+    assert_int_equal(kv_tier_disk.open(&s->tier, &s->options), ERR_INVALID);
+    assert_non_null(strstr(err_text(), "--kv-disk-bytes"));
+    assert_non_null(strstr(err_text(), "take 8405184 (9M)"));
+    s->options.bytes_max = bytes_for(1);
+    assert_ok(kv_tier_disk.open(&s->tier, &s->options));
+}
+
 static void memory_that_is_short_is_an_error_at_open(void **state)
 {
     struct store *s = *state;
@@ -595,6 +607,7 @@ int main(void)
         WITH_STORE(a_file_system_that_reserves_nothing_will_do),
         WITH_STORE(a_limit_of_file_sizes_is_a_full_disk),
         WITH_STORE(memory_that_is_short_is_an_error_at_open),
+        WITH_STORE(too_few_bytes_are_refused_with_the_least),
     };
     if (access("/dev/shm", W_OK) == 0) setenv("TANDEM_TEST_DIR", "/dev/shm", 0); /* many flushes */
     return cmocka_run_group_tests(tests, NULL, NULL);
