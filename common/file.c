@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/hash.h"
+
 static enum err system_error(const char *path)
 {
     return err_set(errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s: %s", path, strerror(errno));
@@ -113,6 +115,17 @@ enum err file_write_whole(const char *path, const void *bytes, size_t size)
     if (e != OK) return e;
     file_write_add(&w, bytes, size);
     return file_write_commit(&w);
+}
+
+struct id128 file_hash(const char *folder, const char *name)
+{
+    char path[PATH_MAX];
+    struct file_map map;
+    int n = snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (n < 0 || (size_t)n >= sizeof path || file_map_open(&map, path) != OK) return ID128_NONE;
+    struct id128 hash = hash128(map.data, map.size_bytes);
+    file_map_close(&map);
+    return hash;
 }
 
 void file_keep_standard(void)

@@ -21,6 +21,7 @@
 #include <stddef.h>
 
 #include "common/err.h"
+#include "common/id.h"
 
 struct file_map {
     const unsigned char *data;
@@ -43,6 +44,9 @@ enum err file_write_commit(struct file_write *w);
 void file_write_abort(struct file_write *w); /* nothing after a commit */
 /* The three above in one. */
 enum err file_write_whole(const char *path, const void *bytes, size_t size);
+
+/* Of what is in the file now; ID128_NONE if it cannot be read. */
+struct id128 file_hash(const char *folder, const char *name);
 
 /* A program's first act: where stdin, stdout or stderr are closed they become /dev/null, so that no socket
  * gets their number and with it what is printed. */

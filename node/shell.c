@@ -8,6 +8,7 @@
 
 #include "common/address.h"
 #include "common/clock.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
@@ -635,6 +636,7 @@ static struct msg_hello hello_of(struct node_shell *s)
         .model = f->model_name,
         .pid = (uint32_t)getpid(),
         .model_fingerprint = f->model_fingerprint,
+        .tokenizer_hash = file_hash(o->engine.model_dir, "tokenizer.json"),
         .numerics_id = f->numerics_id,
         .geometry = f->geometry,
         .vocab = f->vocab_count,

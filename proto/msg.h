@@ -141,11 +141,12 @@ struct msg_hello {
     const char *const *addresses; /* links, best first */
     uint32_t addresses_count;
     /* Where it is on its host, for people; "" and 0: not told. */
-    const char *pci;    /* of its GPU: "0000:17:00.0" */
-    uint32_t numa;      /* the kernel's number + 1 */
-    const char *cpus;   /* "0-3,8" */
-    const char *cards;  /* network cards near the GPU: "mlx5_0,mlx5_1" */
-    uint32_t kv_window; /* the model's: tokens that attention looks back; 0: all */
+    const char *pci;             /* of its GPU: "0000:17:00.0" */
+    uint32_t numa;               /* the kernel's number + 1 */
+    const char *cpus;            /* "0-3,8" */
+    const char *cards;           /* network cards near the GPU: "mlx5_0,mlx5_1" */
+    uint32_t kv_window;          /* the model's: tokens that attention looks back; 0: all */
+    struct id128 tokenizer_hash; /* of its model's tokenizer.json; ID128_NONE: it has none */
     uint32_t kv_ahead; /* tokens of a prompt that it computes before it lets go of KV behind them */
 };
 struct msg_welcome {

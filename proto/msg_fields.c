@@ -183,6 +183,7 @@ static const struct field hello_rows[] = {
     PROSE(cards, MSG_ADDRESS_MAX),
     U32(kv_window, ANY),
     U32(kv_ahead, ANY),
+    ID(tokenizer_hash),
 };
 #undef C
 #undef W

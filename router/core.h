@@ -54,6 +54,7 @@ struct router_config {
     uint64_t incarnation, id_seed;
     struct session_limits session;
     const struct tokenizer *tokenizer; /* NULL: token ids only */
+    struct id128 tokenizer_hash;       /* of its file, which nodes must have too; ID128_NONE: any */
     enum disaggregate disaggregate;
     bool exact;                  /* only nodes of one numerics id */
     enum backfill_mode backfill; /* cached KV goes to a P before it computes what follows */

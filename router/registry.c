@@ -68,6 +68,11 @@ static enum err check_node(const struct router_core *core, const struct msg_hell
     if (h->eos_count > JOB_STOP_IDS_MAX)
         return err_set(ERR_FORMAT, "%u end-of-sequence ids, at most %d", h->eos_count,
                        JOB_STOP_IDS_MAX);
+    if (!id128_is_none(core->config.tokenizer_hash) && !id128_is_none(h->tokenizer_hash) &&
+        !id128_equal(core->config.tokenizer_hash, h->tokenizer_hash))
+        return err_set(ERR_INVALID,
+                       "the tokenizer.json of its model is not the router's: start both "
+                       "with the same --model");
     if (core->nodes_count == 0) return OK; /* an empty cluster takes any model */
     if (!id128_equal(c->fingerprint, h->model_fingerprint))
         return err_set(ERR_INVALID, "it has another model than the %u nodes here",

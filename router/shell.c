@@ -5,6 +5,7 @@
 
 #include "common/address.h"
 #include "common/clock.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/channel.h"
@@ -233,6 +234,7 @@ static enum err open_core(struct router_shell *s, const struct router_options *o
     config.incarnation = random.hi | 1;
     config.id_seed = random.lo;
     config.tokenizer = s->tokenizer;
+    if (o->model_dir) config.tokenizer_hash = file_hash(o->model_dir, "tokenizer.json");
     return router_core_new(&s->core, &config, &out);
 }
 

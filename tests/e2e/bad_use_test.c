@@ -5,8 +5,11 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/clock.h"
+#include "common/file.h"
 
 enum { SEED = 3, ASKS = 3, VOCAB = 1024, CONTEXT = 8192 };
 
@@ -157,6 +160,25 @@ static void a_node_says_that_its_router_is_silent_and_joins_when_it_comes(void *
 
 /* ---- nodes that do not fit ---- */
 
+/* The cluster's model with the same weights, in a folder that goes with the cluster's. */
+static const char *model_with_another_tokenizer(const struct cluster *c)
+{
+    static char folder[PATH_MAX];
+    static const char *const files[] = {"config.json", "generation_config.json",
+                                        "model.safetensors"};
+    char from[PATH_MAX], to[PATH_MAX];
+    snprintf(folder, sizeof folder, "%s/another", c->folder);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        snprintf(from, sizeof from, "%s/%s", c->model, files[i]);
+        snprintf(to, sizeof to, "%s/another/%s", c->folder, files[i]);
+        assert_int_equal(symlink(from, to), 0);
+    }
+    snprintf(to, sizeof to, "%s/another/tokenizer.json", c->folder);
+    assert_ok(file_write_whole(to, "{}", 2));
+    return folder;
+}
+
 static void a_node_of_another_kind_is_refused_with_the_reason_in_both_logs(void **state)
 {
     struct rig *rig = *state;
@@ -166,6 +188,11 @@ static void a_node_of_another_kind_is_refused_with_the_reason_in_both_logs(void 
                 rig->cluster->model, rig->cluster->folder, rig->cluster->process[0]->nodes);
     expect_said(&r, 1, "refused");
     assert_true(process_logged(rig->cluster->process[0], "hello_refused"));
+    const char *other = model_with_another_tokenizer(rig->cluster);
+    command_run(&r, "tandem-prefill", "--model %s --cache-dir %s --router %s", other,
+                rig->cluster->folder, rig->cluster->process[0]->nodes);
+    expect_said(&r, 1, "the tokenizer.json of its model is not the router's");
+    assert_true(process_logged(rig->cluster->process[0], "tokenizer.json"));
     rig_expect_wanted(rig);
     rig_finish(rig);
 }

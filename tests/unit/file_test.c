@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/file.h"
+#include "common/hash.h"
 
 static char folder[64];
 
@@ -90,6 +91,15 @@ static void an_aborted_or_failed_write_leaves_the_old_file_and_nothing_else(void
     unlink(path);
 }
 
+static void a_hash_is_that_of_what_is_in_the_file(void **state)
+{
+    (void)state;
+    assert_true(id128_is_none(file_hash(folder, "nothing")));
+    assert_ok(file_write_whole(in_folder("a"), "some", 4));
+    assert_true(id128_equal(file_hash(folder, "a"), hash128("some", 4)));
+    unlink(in_folder("a"));
+}
+
 /* In a process without any of the three, a file that is opened gets none of their numbers. */
 static void closed_standard_files_become_dev_null(void **state)
 {
@@ -125,6 +135,7 @@ int main(void)
         cmocka_unit_test(an_empty_file_maps_to_no_bytes),
         cmocka_unit_test(what_is_no_file_is_named_in_the_error),
         cmocka_unit_test(an_aborted_or_failed_write_leaves_the_old_file_and_nothing_else),
+        cmocka_unit_test(a_hash_is_that_of_what_is_in_the_file),
         cmocka_unit_test(closed_standard_files_become_dev_null),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

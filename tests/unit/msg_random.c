@@ -193,6 +193,7 @@ static struct msg_hello hello(struct msg_random *r)
     h.cards = string(r, 0, MSG_ADDRESS_MAX);
     h.kv_window = r32(r);
     h.kv_ahead = r32(r);
+    h.tokenizer_hash = id(r);
     return h;
 }
 
@@ -536,6 +537,7 @@ static const char *hello_difference(const struct msg_hello *a, const struct msg_
     SAME_STRING(cards);
     SAME(kv_window);
     SAME(kv_ahead);
+    SAME_FLAT(tokenizer_hash);
     return NULL;
 }
 

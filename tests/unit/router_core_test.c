@@ -401,6 +401,28 @@ static void nodes_of_another_model_are_refused(void **state)
     world_close(&w);
 }
 
+/* Text would be of one model and answers of another. Who has no tokenizer is not asked. */
+static void nodes_of_another_tokenizer_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t router, node;
+        bool refused;
+    } row[] = {{0, 0, false}, {0, 7, false}, {7, 0, false}, {7, 7, false}, {7, 8, true}};
+    for (size_t i = 0; i < COUNT_OF(row); i++) {
+        struct world w;
+        struct router_config config = ROUTER_CONFIG_DEFAULT;
+        config.tokenizer_hash = (struct id128){row[i].router, row[i].router};
+        world_open(&w, &config);
+        hello_tokenizer(&w, P0, (struct id128){row[i].node, row[i].node});
+        if (row[i].refused)
+            assert_non_null(strstr(expect(&w, P0, MSG_REFUSE)->refuse.reason, "tokenizer.json"));
+        else
+            expect(&w, P0, MSG_WELCOME);
+        world_close(&w);
+    }
+}
+
 static void a_request_larger_than_every_pool_is_told_so_at_once(void **state)
 {
     (void)state;
@@ -640,6 +662,7 @@ int main(void)
         cmocka_unit_test(bad_requests_are_refused_with_the_field),
         cmocka_unit_test(without_nodes_it_ends_with_a_reason),
         cmocka_unit_test(nodes_of_another_model_are_refused),
+        cmocka_unit_test(nodes_of_another_tokenizer_are_refused),
         cmocka_unit_test(a_request_larger_than_every_pool_is_told_so_at_once),
         cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),

@@ -65,6 +65,7 @@ bool was_sent(const struct world *w, uint32_t peer, enum msg_kind kind)
 
 struct other { /* 0: as the others */
     uint64_t model, numerics;
+    struct id128 tokenizer;
 };
 
 static void greet(struct world *w, uint32_t peer, enum role role, const char *name,
@@ -80,6 +81,7 @@ static void greet(struct world *w, uint32_t peer, enum role role, const char *na
     if (role != ROLE_CLIENT) {
         m.hello.model_fingerprint = (struct id128){1, 2 + other.model};
         m.hello.numerics_id = 3 + other.numerics;
+        m.hello.tokenizer_hash = other.tokenizer;
         m.hello.geometry = (struct kv_geometry){2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32};
         m.hello.vocab = 1024;
         m.hello.context_max = context_max;
@@ -102,6 +104,11 @@ void hello(struct world *w, uint32_t peer, enum role role, const char *name)
 void hello_other_model(struct world *w, uint32_t peer, enum role role, const char *name)
 {
     greet(w, peer, role, name, 1000, (struct other){.model = 1});
+}
+
+void hello_tokenizer(struct world *w, uint32_t peer, struct id128 hash)
+{
+    greet(w, peer, ROLE_PREFILL, "p0", 1000, (struct other){.tokenizer = hash});
 }
 
 void hello_other_numerics(struct world *w, uint32_t peer, enum role role, const char *name)

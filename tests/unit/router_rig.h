@@ -59,6 +59,7 @@ void hello(struct world *w, uint32_t peer, enum role role, const char *name);
 /* A node that differs from those of hello. */
 void hello_other_model(struct world *w, uint32_t peer, enum role role, const char *name);
 void hello_other_numerics(struct world *w, uint32_t peer, enum role role, const char *name);
+void hello_tokenizer(struct world *w, uint32_t peer, struct id128 hash); /* a prefill node */
 /* A prefill node of a longer context, with as many blocks. */
 void hello_large(struct world *w, uint32_t peer, uint32_t context_max);
 /* A core with one client; `changes` NULL: the defaults, always disaggregated. */
