@@ -13,7 +13,7 @@
 /* Names come from the file: a message shows this much of one. */
 #define NAME_SHOWN "%.160s"
 
-const char *dtype_name(enum dtype t)
+static const char *dtype_name(enum dtype t)
 {
     static const char *const names[] = {"none", "F32", "F16", "BF16"};
     return names[t];

@@ -81,6 +81,5 @@ static inline bool tensor_aligned(const struct tensor *t)
 /* "[32, 64] BF16" into text, for messages. */
 enum { TENSOR_TEXT = 200 };
 const char *tensor_describe(const struct tensor *t, char text[TENSOR_TEXT]);
-const char *dtype_name(enum dtype t);
 
 #endif

@@ -227,16 +227,6 @@ enum err loop_watch(struct loop *loop, int fd, unsigned events, loop_fd_fn *fn, 
     return OK;
 }
 
-enum err loop_watch_change(struct loop_watch *w, unsigned events)
-{
-    int fd = (int)event_get_fd(w->event);
-    event_del(w->event);
-    if (event_assign(w->event, w->loop->base, fd, libevent_events(events), on_event, w) != 0 ||
-        event_add(w->event, NULL) != 0)
-        return err_set(ERR_IO, "file descriptor %d cannot be watched", fd);
-    return OK;
-}
-
 void loop_watch_free(struct loop_watch *w)
 {
     if (!w) return;

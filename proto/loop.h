@@ -40,7 +40,6 @@ uint32_t loop_number(struct loop *loop);
 
 enum err loop_watch(struct loop *loop, int fd, unsigned events, loop_fd_fn *fn, void *ctx,
                     struct loop_watch **watch);
-enum err loop_watch_change(struct loop_watch *watch, unsigned events);
 void loop_watch_free(struct loop_watch *watch); /* NULL is allowed; the fd stays open */
 
 enum err loop_timer_new(struct loop *loop, loop_timer_fn *fn, void *ctx, struct loop_timer **timer);

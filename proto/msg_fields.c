@@ -537,7 +537,7 @@ const char *msg_kind_name(enum msg_kind kind)
     return kind > MSG_NONE && kind < MSG_KINDS ? messages[kind].name : "none";
 }
 
-enum err field_check_number(const struct field *f, uint64_t value, enum err bad)
+static enum err check_number(const struct field *f, uint64_t value, enum err bad)
 {
     if (value >= f->min && value <= f->max) return OK;
     return err_set(bad, "%s is %llu, allowed is %u to %u", f->name, (unsigned long long)value,
@@ -558,8 +558,7 @@ enum err field_copy_number(const struct field *f, const char *from, char *to, en
         memcpy(&u32, from, sizeof u32);
         memcpy(to, from, sizeof u32);
         if (f->type == FIELD_I32) return OK;
-        return f->type == FIELD_CHOICE ? field_check_choice(u32, bad)
-                                       : field_check_number(f, u32, bad);
+        return f->type == FIELD_CHOICE ? field_check_choice(u32, bad) : check_number(f, u32, bad);
     }
 }
 

@@ -60,9 +60,8 @@ struct part {
 
 const struct part *msg_part(enum msg_kind kind); /* kind is valid */
 
-/* The checks that both directions share; `bad` is what they return and set. */
-enum err field_check_number(const struct field *f, uint64_t value, enum err bad);
-/* A number of either direction, any type but FIELD_BOOL, checked. */
+/* The checks that both directions share; `bad` is what they return and set. The first is of a number of any
+ * type but FIELD_BOOL. */
 enum err field_copy_number(const struct field *f, const char *from, char *to, enum err bad);
 enum err field_check_string(const struct field *f, const char *s, enum err bad);
 enum err field_check_items(const struct field *f, char *const *items, size_t count, enum err bad);

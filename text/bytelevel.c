@@ -11,7 +11,7 @@ static const struct hole {
 
 #define HOLES (sizeof holes / sizeof *holes)
 
-uint32_t bytelevel_char(unsigned char byte)
+static uint32_t char_of(unsigned char byte)
 {
     for (size_t i = 0; i < HOLES; i++)
         if (byte >= holes[i].first && byte <= holes[i].last)
@@ -25,7 +25,7 @@ static int byte_of(uint32_t c)
         uint32_t n = (uint32_t)(holes[i].last - holes[i].first) + 1;
         if (c >= holes[i].to && c < holes[i].to + n) return (int)(c - holes[i].to + holes[i].first);
     }
-    return c < 0x100 && bytelevel_char((unsigned char)c) == c ? (int)c : -1;
+    return c < 0x100 && char_of((unsigned char)c) == c ? (int)c : -1;
 }
 
 enum err bytelevel_append(const char *bytes, size_t length, struct buffer *out)
@@ -33,8 +33,7 @@ enum err bytelevel_append(const char *bytes, size_t length, struct buffer *out)
     enum err e = buffer_reserve(out, 2 * length);
     if (e != OK) return e;
     for (size_t i = 0; i < length; i++)
-        out->length +=
-            utf8_write(bytelevel_char((unsigned char)bytes[i]), out->bytes + out->length);
+        out->length += utf8_write(char_of((unsigned char)bytes[i]), out->bytes + out->length);
     return OK;
 }
 

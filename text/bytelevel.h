@@ -14,7 +14,6 @@
 #include "common/err.h"
 #include "text/buffer.h"
 
-uint32_t bytelevel_char(unsigned char byte);
 enum err bytelevel_append(const char *bytes, size_t length, struct buffer *out);
 /* Appends the bytes that a token's text stands for; a text with any other character in it stands
  * for itself. */

@@ -26,10 +26,6 @@ size_t utf8_check(const char *text, size_t length);
 size_t utf8_read(const char *text, size_t length, uint32_t *c);
 /* Writes a character, returns its bytes. */
 size_t utf8_write(uint32_t c, char out[4]);
-/* The first character of any bytes: its bytes if it is whole and valid; 0 if the bytes end before
- * it does; else minus the number of bytes that one U+FFFD stands for (the longest beginning of a
- * character, at least one byte, as Unicode recommends and Rust's from_utf8_lossy does). */
-int utf8_judge(const char *bytes, size_t length);
 /* Where the last character of valid text[0, end) begins; end > 0. */
 size_t utf8_before(const char *text, size_t end);
 

@@ -295,7 +295,8 @@ static void on_stop(void *ctx, uint64_t now_ns, unsigned events)
     struct fake_router *r = ctx;
     (void)now_ns, (void)events;
     r->stopping = true;
-    loop_watch_change(r->stop_watch, 0);
+    loop_watch_free(r->stop_watch);
+    r->stop_watch = NULL;
     stop_if_silent(r);
 }
 

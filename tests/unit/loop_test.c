@@ -114,7 +114,8 @@ static void on_end(void *ctx, uint64_t now_ns, unsigned events)
     char byte;
     assert_true(now_ns == loop_now_ns(b->loop));
     if (events & LOOP_WRITE) {
-        assert_ok(loop_watch_change(b->watch, LOOP_READ));
+        loop_watch_free(b->watch); /* its own; another one takes over */
+        assert_ok(loop_watch(b->loop, b->ends[0], LOOP_READ, on_end, b, &b->watch));
         assert_int_equal(write(b->ends[1], "x", 1), 1);
         b->fired[b->fired_count++] = LOOP_WRITE;
         return;
@@ -125,7 +126,7 @@ static void on_end(void *ctx, uint64_t now_ns, unsigned events)
     loop_stop(b->loop);
 }
 
-static void a_watch_tells_what_it_was_asked_and_may_change_and_free_itself(void **state)
+static void a_watch_tells_what_it_was_asked_and_may_free_itself(void **state)
 {
     (void)state;
     struct bench b;
@@ -212,7 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(timers_fire_in_the_order_of_their_times_and_never_early),
         cmocka_unit_test(a_callback_may_stop_free_and_set_any_timer),
-        cmocka_unit_test(a_watch_tells_what_it_was_asked_and_may_change_and_free_itself),
+        cmocka_unit_test(a_watch_tells_what_it_was_asked_and_may_free_itself),
         cmocka_unit_test(signals_come_from_the_loop),
         cmocka_unit_test(failures_at_the_start_leave_nothing_behind),
         cmocka_unit_test(callbacks_longer_than_a_millisecond_are_counted),
