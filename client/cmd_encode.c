@@ -77,22 +77,13 @@ static enum err take_only(struct run *run, struct sequence *out)
     return OK;
 }
 
-/* A line that cannot be worked on is said at once and passed over. */
 static enum err next(void *ctx, struct sequence *out)
 {
     struct run *run = ctx;
     if (!run->sequences) return take_only(run, out);
-    for (;;) {
-        enum err e = sequences_next(run->sequences, out);
-        if (e == OK && out->count > 0) return OK;
-        if (e != OK && e != ERR_FORMAT) return e;
-        if (e == OK)
-            err_set(ERR_FORMAT, "line %llu: is empty: there is nothing to %s",
-                    (unsigned long long)out->line, run->verb);
-        fprintf(stderr, "tandem %s: %s\n", run->verb, err_text());
-        run->failed++;
-        sequence_free(out);
-    }
+    enum err e = sequences_next(run->sequences, out);
+    if (e != OK || out->count > 0) return e;
+    return err_set(ERR_FORMAT, "is empty: there is nothing to %s", run->verb);
 }
 
 static enum tandem_status prepare(void *ctx, struct tandem_request *r, const struct sequence *q)

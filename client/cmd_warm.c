@@ -69,9 +69,9 @@ static void on_interrupt(int number)
 
 /* ---- what goes in ---- */
 
-static void say_bad(struct run *run, const char *text)
+static void say_bad(struct run *run, uint64_t line, const char *reason)
 {
-    fprintf(stderr, "tandem warm: %s\n", text);
+    fprintf(stderr, "tandem warm: line %" PRIu64 ": %s\n", line, reason);
     run->failed++;
 }
 
@@ -81,7 +81,7 @@ static enum err take_line(struct run *run)
     struct sequence q;
     enum err e = sequences_next(run->source, &q);
     if (e == ERR_NOT_FOUND) run->read_all = true;
-    if (e == ERR_FORMAT) say_bad(run, err_text());
+    if (e == ERR_FORMAT) say_bad(run, q.line, err_text());
     if (e != OK) return e == ERR_FORMAT ? OK : e;
     if (q.count > 0 && warm_state_has(&run->state, warm_state_id(run->options->tenant, &q)))
         run->skipped++;
@@ -223,11 +223,9 @@ static void done(void *ctx, const struct crowd_item *item)
     struct run *run = ctx;
     uint32_t i = (uint32_t)item->sequence.tag;
     const struct tandem_event *e = &item->end;
-    char text[600];
     run->in_flight--;
     if (e->finish == TANDEM_FINISH_ERROR) {
-        snprintf(text, sizeof text, "line %" PRIu64 ": %s", item->sequence.line, item->reason);
-        say_bad(run, text);
+        say_bad(run, item->sequence.line, item->reason);
     } else {
         account(run, &run->plan.item[i], e->prompt_tokens, e->cached_tokens);
     }

@@ -80,6 +80,16 @@ static void on_event(void *ctx, const struct tandem_event *e)
     s->request = NULL;
 }
 
+static struct tandem_event error_of(enum tandem_status status, const char *reason)
+{
+    return (struct tandem_event){.kind = TANDEM_EVENT_ERROR,
+                                 .id = "",
+                                 .prefill_node = "",
+                                 .finish = TANDEM_FINISH_ERROR,
+                                 .status = status,
+                                 .reason = reason};
+}
+
 /* What is wrong with the sequence itself is its own end. */
 static void submit(struct crowd *c, struct slot *s)
 {
@@ -93,12 +103,7 @@ static void submit(struct crowd *c, struct slot *s)
     if (status == TANDEM_OK) status = c->work->prepare(c->work->ctx, s->request, q);
     if (status == TANDEM_OK) status = tandem_submit(s->request);
     if (status == TANDEM_OK) return;
-    struct tandem_event e = {.kind = TANDEM_EVENT_ERROR,
-                             .id = "",
-                             .prefill_node = "",
-                             .finish = TANDEM_FINISH_ERROR,
-                             .status = status,
-                             .reason = tandem_error_text()};
+    struct tandem_event e = error_of(status, tandem_error_text());
     on_event(s, &e);
 }
 
@@ -109,10 +114,15 @@ static void take_more(struct crowd *c)
         *s = (struct slot){.crowd = c, .retry_ns = TIME_NEVER};
         enum err e = c->work->next(c->work->ctx, &s->item.sequence);
         c->exhausted = e == ERR_NOT_FOUND;
-        if (e != OK && e != ERR_AGAIN && !c->exhausted) fail(c, TANDEM_INVALID, err_text());
-        if (e != OK) return;
+        if (e != OK && e != ERR_AGAIN && e != ERR_FORMAT && !c->exhausted)
+            fail(c, TANDEM_INVALID, err_text());
+        if (e != OK && e != ERR_FORMAT) return;
         c->count++;
-        submit(c, s);
+        struct tandem_event bad = error_of(TANDEM_INVALID, err_text());
+        if (e == ERR_FORMAT)
+            on_end(s, &bad);
+        else
+            submit(c, s);
     }
 }
 

@@ -29,8 +29,8 @@ struct crowd_item {
 
 struct crowd_work {
     void *ctx;
-    /* ERR_AGAIN: none now, ask when something has ended. ERR_NOT_FOUND: there is no more. Any other error
-     * ends the run and is its reason. */
+    /* ERR_FORMAT: this one has ended already, and that is why. ERR_AGAIN: none now, ask when something has
+     * ended. ERR_NOT_FOUND: there is no more. Any other error ends the run and is its reason. */
     enum err (*next)(void *ctx, struct sequence *out);
     /* Says what is wanted of the sequence; its prompt is set already. */
     enum tandem_status (*prepare)(void *ctx, struct tandem_request *r, const struct sequence *q);

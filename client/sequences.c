@@ -90,9 +90,7 @@ static enum err read_line(struct sequences *s)
     s->bytes = 0;
     s->line++;
     if (s->text.error != OK) return s->text.error;
-    if (too_long)
-        return err_set(ERR_FORMAT, "line %llu: longer than %d bytes", (unsigned long long)s->line,
-                       SEQUENCE_BYTES_MAX);
+    if (too_long) return err_set(ERR_FORMAT, "longer than %d bytes", SEQUENCE_BYTES_MAX);
     if (s->text.size > 0 && s->text.data[s->text.size - 1] == '\r') s->text.size--;
     return OK;
 }
@@ -147,12 +145,10 @@ enum err sequences_next(struct sequences *s, struct sequence *out)
 {
     *out = (struct sequence){0};
     enum err e = read_line(s);
-    if (e != OK) return e;
-    out->line = s->line;
-    e = s->jsonl ? take_json(s, out) : take_text(out, s->text.data, s->text.size);
-    if (e == OK) return OK;
-    sequence_free(out);
-    return err_prefix(e, "line %llu", (unsigned long long)s->line);
+    if (e == OK) e = s->jsonl ? take_json(s, out) : take_text(out, s->text.data, s->text.size);
+    if (e != OK) sequence_free(out);
+    if (e == OK || e == ERR_FORMAT) out->line = s->line;
+    return e;
 }
 
 void sequence_free(struct sequence *q)

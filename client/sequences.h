@@ -4,10 +4,10 @@
  *     struct sequence q;
  *     if (sequences_open(&s, "-", SEQUENCES_TEXT) != OK) ...
  *     while ((e = sequences_next(s, &q)) == OK) { ... q.text or q.tokens ...; sequence_free(&q); }
- *     if (e != ERR_NOT_FOUND) ...                            // the text says which line and why
+ *     if (e != ERR_NOT_FOUND) ...                            // q.line says which one, the text why
  *     sequences_close(s);
  *
- * Rules: an error is of one line, and the next call goes on behind it; ERR_IO is of the file, and final.
+ * Rules: ERR_FORMAT is of one line, and the next call goes on behind it; ERR_IO is of the file, and final.
  * A line is at most SEQUENCE_BYTES_MAX, so that a file without line ends takes no more memory than that.
  * An empty line is a sequence of no bytes; the caller says what that means. Owner: the thread that reads. */
 #ifndef TANDEM_CLIENT_SEQUENCES_H

@@ -183,12 +183,16 @@ static void lines_go_out_together_and_come_back_in_order(void **state)
     assert_int_equal(x.code, 1);
     assert_non_null(strstr(x.err, "line 2: is empty"));
     json_t *list = json_loads(x.out, 0, NULL);
-    static const int lines[] = {1, 3, 4}, counts[] = {4, 5, 7};
-    assert_int_equal(json_array_size(list), 3);
-    for (size_t i = 0; i < 3; i++) {
-        const json_t *o = json_array_get(list, i);
-        assert_int_equal(json_integer_value(json_object_get(o, "line")), lines[i]);
+    static const int counts[] = {4, 0, 5, 7};
+    assert_int_equal(json_array_size(list), 4);
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *o = json_array_get(list, i), *error = json_object_get(o, "error");
+        assert_int_equal(json_integer_value(json_object_get(o, "line")), i + 1);
         assert_int_equal(json_array_size(json_object_get(o, "logprobs")), counts[i]);
+        if (counts[i]) continue;
+        assert_string_equal(json_string_value(json_object_get(error, "code")), "invalid");
+        assert_string_equal(json_string_value(json_object_get(error, "message")),
+                            "is empty: there is nothing to score");
     }
     json_decref(list);
     fake_router_free(r);
