@@ -301,6 +301,9 @@ static void drain(struct up *up)
     }
     up->state = DRAINING;
     if (router->pid > 0 && router->ready) { /* for as long as requests run: no deadline */
+        for (uint32_t i = 1; i < up->children_count;
+             i++) /* it would find no router to send it home */
+            if (up->child[i].pid > 0 && !up->child[i].ready) kill(up->child[i].pid, SIGTERM);
         kill(router->pid, SIGTERM);
         return;
     }
@@ -429,8 +432,10 @@ static void on_death(struct child *c, pid_t pid, int status)
 {
     struct up *up = c->up;
     close_out(c);
-    bool clean = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     bool was_ready = c->ready;
+    bool asked = up->state == DRAINING && !was_ready && WIFSIGNALED(status) &&
+                 WTERMSIG(status) == SIGTERM; /* before it could listen to that */
+    bool clean = asked || (WIFEXITED(status) && WEXITSTATUS(status) == 0);
     c->ready = false;
     if (!clean || up->state != DRAINING) say_how(c, pid, status);
     if (up->state == DRAINING) {
