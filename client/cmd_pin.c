@@ -22,6 +22,7 @@ static const struct setting pin_rows[] = {
 };
 static const struct setting unpin_rows[] = {
     SETTING_STRING(struct options, tenant, "tenant", "", "whose it is"),
+    SETTING_BOOL(struct options, json, "json", "false", "print the router's answer as it is"),
 };
 static const struct setting pins_rows[] = {
     SETTING_BOOL(struct options, json, "json", "false", "print the list as JSON"),
@@ -126,6 +127,7 @@ int cmd_unpin(int argc, char **argv)
     question.remove = true;
     question.pin.tenant = o.tenant;
     status = cmd_ask("unpin", &router, ask, s.args[0], &answer, &json);
+    if (status == CMD_DONE && o.json) printf("%s\n", answer.data);
     json_decref(json);
     buf_fini(&answer);
     settings_fini(&s);

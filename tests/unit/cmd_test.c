@@ -273,6 +273,9 @@ static void a_rejected_request_ends_with_1_and_says_why(void **state)
     x = RUN("status", "--json", "--router", fake_router_address(r));
     assert_int_equal(x.code, 0);
     assert_string_equal(x.out, "{\"fake\":true}\n");
+    x = RUN("unpin", "--json", "--router", fake_router_address(r), "rules");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "{\"fake\":true}\n");
     x = RUN("drain", "--json", "--router", fake_router_address(r), "d0");
     assert_int_equal(x.code, 0);
     assert_string_equal(x.err, "");

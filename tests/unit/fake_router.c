@@ -267,6 +267,9 @@ static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struc
     case MSG_SUBMIT: on_submit(r, c, now_ns, &m->submit); return;
     case MSG_CANCEL: on_cancel(r, c, now_ns, &m->cancel); return;
     case MSG_QUERY: on_query(r, c, now_ns, &m->query); return;
+    case MSG_PIN:
+        on_query(r, c, now_ns, &(struct msg_query){.ref = m->pin.ref, .argument = ""});
+        return;
     default: return;
     }
 }
