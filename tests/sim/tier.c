@@ -1,6 +1,6 @@
 /* tier: a modelled tier thread. A node's own store outlives its crashes, a shared one is all nodes'. It loses
  * entries, takes its time, sometimes past every deadline, and refuses ops; what it gives is what was put
- * (that lies are found is the check of entries' business: tests/unit/kv_tiers_test.c). A block is touched
+ * (that lies are found is the check of entries' business: tests/unit/kv_tier_work_test.c). A block is touched
  * some time after the post and some time before the event, and must be held for both. Of its news some are lost, some
  * told twice, and some are not true. */
 #include <string.h>
