@@ -38,7 +38,7 @@ enum {
 
 struct options {
     const char *model, *zmq, *nodes, *metrics, *device, *prefill_gpus, *decode_gpus;
-    const char *kv_disk, *kv_redis;
+    const char *kv_disk, *kv_redis, *kv_redis_user, *kv_redis_password;
     uint64_t kv_disk_bytes, kv_host_bytes;
     int link, log_level;
     bool trusted_network, dry_run;
@@ -81,6 +81,10 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that all nodes share blocks "
                    "through; unset: off"),
+    SETTING_STRING(struct options, kv_redis_user, "kv-redis-user", NULL,
+                   "user of that server; unset: its default one"),
+    SETTING_STRING(struct options, kv_redis_password, "kv-redis-password", NULL,
+                   "file that has the password for it, in one line; unset: none"),
     SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
@@ -175,6 +179,8 @@ static void add_tiers(struct argv *a, const struct child *c)
     char path[PATH_MAX + 32];
     if (o->kv_host_bytes) add_number(a, "--kv-host-bytes=%s", (long long)o->kv_host_bytes);
     if (o->kv_redis) add_arg(a, "--kv-redis=%s", o->kv_redis);
+    if (o->kv_redis_user) add_arg(a, "--kv-redis-user=%s", o->kv_redis_user);
+    if (o->kv_redis_password) add_arg(a, "--kv-redis-password=%s", o->kv_redis_password);
     if (!o->kv_disk) return;
     const char *role = c->name[0] == 'd' ? "decode" : "prefill";
     snprintf(path, sizeof path, "%s/%s-%s", o->kv_disk, role, c->name + 1);

@@ -32,7 +32,7 @@ struct value {
 };
 
 struct resp {
-    char *where, *password;
+    char *where, *user, *password; /* NULL: none */
     struct address address[ADDRESSES_MAX];
     uint32_t addresses_count, address_next;
     int fd; /* -1: not connected */
@@ -154,18 +154,27 @@ static enum err resolve(struct resp *c)
     return OK;
 }
 
-enum err resp_open(struct resp **out, const char *where, const char *password, size_t value_bytes)
+static enum err copy(char **to, const char *from)
+{
+    *to = from ? mem_copy_string(from) : NULL;
+    return from && !*to ? ERR_MEMORY : OK;
+}
+
+enum err resp_open(struct resp **out, const struct resp_options *o)
 {
     *out = NULL;
-    if (!where || !*where)
+    if (!o->where || !*o->where)
         return err_set(ERR_INVALID, "redis tier: which server? HOST:PORT or unix:PATH");
+    if (o->user && !o->password)
+        return err_set(ERR_INVALID, "redis tier: the user %s has no password", o->user);
     struct resp *c = mem_new(sizeof *c);
     if (!c) return ERR_MEMORY;
     c->fd = -1;
-    c->value_bytes = value_bytes;
-    c->where = mem_copy_string(where);
-    c->password = password && *password ? mem_copy_string(password) : NULL;
-    enum err e = c->where && (c->password || !password || !*password) ? resolve(c) : ERR_MEMORY;
+    c->value_bytes = o->value_bytes;
+    enum err e = copy(&c->where, o->where);
+    if (e == OK) e = copy(&c->user, o->user);
+    if (e == OK) e = copy(&c->password, o->password);
+    if (e == OK) e = resolve(c);
     if (e != OK) {
         resp_close(c);
         return e;
@@ -188,6 +197,7 @@ void resp_close(struct resp *c)
     disconnect(c);
     buf_fini(&c->text);
     mem_free(c->where);
+    mem_free(c->user);
     mem_free(c->password);
     mem_free(c);
 }
@@ -310,7 +320,10 @@ static enum err login(struct resp *c, uint64_t deadline_ns)
     uint32_t values_count = c->values_count;
     c->text = (struct buf){0};
     c->values_count = 0;
-    resp_command(c, 2, (const char *[]){"AUTH", c->password});
+    if (c->user)
+        resp_command(c, 3, (const char *[]){"AUTH", c->user, c->password});
+    else
+        resp_command(c, 2, (const char *[]){"AUTH", c->password});
     enum err e = c->text.error;
     if (e == OK) e = send_all(c, deadline_ns);
     buf_fini(&c->text);

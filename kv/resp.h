@@ -1,7 +1,7 @@
 /* resp: a connection to a server of the Redis protocol on which nothing waits beyond a deadline.
  *
  *     struct resp *c;
- *     if ((e = resp_open(&c, "cache.internal:6379", password, value_bytes)) != OK) return e;
+ *     if ((e = resp_open(&c, &(struct resp_options){"cache.internal:6379", user, password, n})) != OK) return e;
  *     resp_begin(c);
  *     resp_command(c, 2, (const char *[]){"EXISTS", key});          // any number of them: one round trip
  *     if ((e = resp_send(c, deadline_ns)) != OK) return e;
@@ -41,8 +41,13 @@ struct resp_reply {
     char text[RESP_TEXT_MAX]; /* RESP_STATUS, RESP_ERROR: printable, cut */
 };
 
-/* where: "HOST:PORT" or "unix:PATH". password: NULL: none. ERR_INVALID, ERR_IO: no such host, ERR_MEMORY. */
-enum err resp_open(struct resp **c, const char *where, const char *password, size_t value_bytes);
+struct resp_options {
+    const char *where;           /* "HOST:PORT" or "unix:PATH" */
+    const char *user, *password; /* both NULL: nobody logs in; user NULL: the default one */
+    size_t value_bytes;
+};
+/* Strings are copied. ERR_INVALID, ERR_IO: no such host, ERR_MEMORY. */
+enum err resp_open(struct resp **c, const struct resp_options *options);
 void resp_close(struct resp *c); /* NULL is allowed */
 
 /* Forgets the commands that were not sent. */

@@ -48,8 +48,7 @@ struct kv_tier_options {
      * of a shared tier, where others evict. Called from within the tier's calls. */
     void (*on_gone)(void *ctx, struct id128 key);
     void *gone_ctx;
-    const char
-        *password; /* redis: NULL: TANDEM_REDIS_PASSWORD of the environment, if it is there */
+    const char *user, *password; /* redis: both NULL: nobody logs in; user NULL: the default one */
 };
 
 struct kv_tier_stats {

@@ -7,7 +7,6 @@
  * Several commands go in one round trip; values are few enough at a time that little is sent in vain
  * when the deadline passes. What is not an entry of its key is deleted. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/mem.h"
@@ -40,7 +39,6 @@ static void redis_close(struct kv_tier *t)
 static enum err redis_open(struct kv_tier **out, const struct kv_tier_options *options)
 {
     *out = NULL;
-    const char *password = options->password ? options->password : getenv("TANDEM_REDIS_PASSWORD");
     if (options->value_bytes == 0) return err_set(ERR_INVALID, "redis tier: values of 0 bytes");
     struct kv_tier *t = mem_new(sizeof *t);
     if (!t) return ERR_MEMORY;
@@ -54,7 +52,9 @@ static enum err redis_open(struct kv_tier **out, const struct kv_tier_options *o
     id128_print(t->space, t->space_text);
     snprintf(t->range_end, sizeof t->range_end, "%zu", t->value_bytes);
     snprintf(t->ttl, sizeof t->ttl, "%llu", (unsigned long long)t->ttl_ms);
-    enum err e = resp_open(&t->server, options->where, password, t->value_bytes);
+    const struct resp_options server = {options->where, options->user, options->password,
+                                        t->value_bytes};
+    enum err e = resp_open(&t->server, &server);
     if (e == OK && !(t->where = mem_copy_string(options->where))) e = ERR_MEMORY;
     if (e != OK) {
         redis_close(t);
@@ -74,7 +74,7 @@ static const char *key_text(const struct kv_tier *t, struct id128 key, char text
 
 static enum err refused(const struct kv_tier *t, const struct resp_reply *r)
 {
-    const char *hint = strncmp(r->text, "NOAUTH", 6) == 0 ? ": set TANDEM_REDIS_PASSWORD" : "";
+    const char *hint = strncmp(r->text, "NOAUTH", 6) == 0 ? ": it wants --kv-redis-password" : "";
     return err_set(strncmp(r->text, "OOM", 3) == 0 ? ERR_FULL : ERR_PEER,
                    "redis tier %s: the server says: %s%s", t->where, r->text, hint);
 }

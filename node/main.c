@@ -19,7 +19,7 @@ struct options {
     int64_t threads, blocks_count, context_max, chunk_tokens, sequences_max, device_links;
     uint64_t kv_bytes, link_retry_ns, heartbeat_ns, dead_ns, reserve_timeout_ns, prefix_wait_ns;
     uint64_t evict_ttl_ns, kv_host_bytes, kv_disk_bytes, kv_redis_ttl_ns, kv_tier_deadline_ns;
-    const char *kv_disk, *kv_redis;
+    const char *kv_disk, *kv_redis, *kv_redis_user, *kv_redis_password;
 };
 
 static const struct setting rows[] = {
@@ -82,6 +82,10 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that nodes share blocks "
                    "through; unset: off"),
+    SETTING_STRING(struct options, kv_redis_user, "kv-redis-user", NULL,
+                   "user of that server; unset: its default one"),
+    SETTING_STRING(struct options, kv_redis_password, "kv-redis-password", NULL,
+                   "file that has the password for it, in one line; unset: none"),
     SETTING_DURATION(struct options, kv_redis_ttl_ns, "kv-redis-ttl", "0", 0,
                      365 * 24 * 3600 * NS_PER_S,
                      "blocks in it that nobody reads for so long go; 0: as the server is set up"),
@@ -167,6 +171,8 @@ static struct node_options shell_options(const struct options *o, const struct n
                   .disk = o->kv_disk,
                   .disk_bytes = o->kv_disk_bytes,
                   .redis = o->kv_redis,
+                  .redis_user = o->kv_redis_user,
+                  .redis_password_file = o->kv_redis_password,
                   .redis_ttl_ns = o->kv_redis_ttl_ns,
                   .deadline_ns = o->kv_tier_deadline_ns},
         .engine = {.model_dir = o->model,

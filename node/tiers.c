@@ -7,6 +7,7 @@
 
 #include "common/address.h"
 #include "common/clock.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "kv/tier_entry.h"
@@ -15,6 +16,7 @@ enum {
     OPS_MAX = 128,            /* the core has fewer under way (NODE_LOADS_MAX + NODE_STORES_MAX) */
     EVENTS_MAX = 2 * OPS_MAX, /* of one that is taken back there are two */
     BREAKER_FAILURES = 3,
+    PASSWORD_MAX = 512,
 };
 
 static bool is_told(const char *text)
@@ -32,6 +34,8 @@ static enum err check_redis(const struct node_tiers_options *o, bool trusted_net
     char host[ADDRESS_HOST_MAX];
     uint16_t port;
     enum err e;
+    if (is_told(o->redis_user) && !is_told(o->redis_password_file))
+        return err_set(ERR_INVALID, "--kv-redis-user needs --kv-redis-password");
     if (!is_told(o->redis) || strncmp(o->redis, "unix:", 5) == 0) return OK;
     if ((e = address_split(o->redis, host, &port)) != OK) return err_prefix(e, "--kv-redis");
     if (trusted_network || address_is_loopback(o->redis)) return OK;
@@ -80,8 +84,29 @@ static enum err add(struct kv_tiers_options *k, const char *name,
     return kv_tier_find(name, &k->tier[k->tiers_count++].ops);
 }
 
+/* The file's first and only line. */
+static enum err read_password(const char *path, char **password)
+{
+    struct file_map map;
+    enum err e = file_map_open(&map, path);
+    if (e != OK) return err_prefix(e, "--kv-redis-password");
+    size_t n = map.size_bytes;
+    if (n > 0 && map.data[n - 1] == '\n') n--;
+    if (n > 0 && map.data[n - 1] == '\r') n--;
+    if (n == 0 || n > PASSWORD_MAX || memchr(map.data, 0, n) || memchr(map.data, '\n', n))
+        e = err_set(ERR_INVALID, "--kv-redis-password %s: it must be one line of 1 to %d bytes",
+                    path, PASSWORD_MAX);
+    else if (!(*password = mem_new(n + 1)))
+        e = ERR_MEMORY;
+    else
+        memcpy(*password, map.data, n);
+    file_map_close(&map);
+    return e;
+}
+
 /* The fastest first. */
-static enum err add_all(struct kv_tiers_options *k, const struct node_tiers_options *o)
+static enum err add_all(struct kv_tiers_options *k, const struct node_tiers_options *o,
+                        const char *password)
 {
     enum err e = OK;
     if (o->host_bytes > 0)
@@ -92,7 +117,10 @@ static enum err add_all(struct kv_tiers_options *k, const struct node_tiers_opti
         e = add(k, "disk", &(struct kv_tier_options){.where = o->disk, .bytes_max = o->disk_bytes});
     if (e == OK && is_told(o->redis))
         e = add(k, "redis",
-                &(struct kv_tier_options){.where = o->redis, .ttl_ns = o->redis_ttl_ns});
+                &(struct kv_tier_options){.where = o->redis,
+                                          .ttl_ns = o->redis_ttl_ns,
+                                          .user = is_told(o->redis_user) ? o->redis_user : NULL,
+                                          .password = password});
     return e;
 }
 
@@ -127,7 +155,10 @@ enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *
         .blocks_max = blocks_for_tokens(f->context_max),
         .staging = t->staging,
     };
-    if ((e = add_all(&k, o)) != OK) return e;
+    if (is_told(o->redis_password_file) &&
+        (e = read_password(o->redis_password_file, &t->password)) != OK)
+        return e;
+    if ((e = add_all(&k, o, t->password)) != OK) return e;
     if ((e = mailbox_new(&t->events, sizeof(struct kv_tier_event), EVENTS_MAX)) != OK) return e;
     if ((e = kv_tiers_open(&t->tiers, &k, on_event, t)) != OK) return e;
     for (uint32_t i = 0; i < k.tiers_count; i++)
@@ -164,5 +195,6 @@ void node_tiers_close(struct node_tiers *t)
         kv_tier_event_free(&event);
     mailbox_free(t->events);
     if (t->staging) engine_host_free(t->engine, t->staging);
+    mem_free(t->password);
     *t = (struct node_tiers){0};
 }

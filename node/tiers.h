@@ -20,6 +20,7 @@ struct node_tiers_options {
     const char *disk;    /* directory; NULL or "": none */
     uint64_t disk_bytes;
     const char *redis; /* "HOST:PORT", "unix:PATH"; NULL or "": none */
+    const char *redis_user, *redis_password_file;
     uint64_t redis_ttl_ns, deadline_ns;
 };
 
@@ -27,7 +28,8 @@ struct node_tiers {
     struct kv_tiers *tiers; /* NULL: none is wanted */
     struct mailbox *events; /* struct kv_tier_event */
     struct engine *engine;
-    void *staging; /* of a device */
+    void *staging;  /* of a device */
+    char *password; /* of the server; NULL: none */
     bool started;
 };
 

@@ -477,6 +477,26 @@ static void what_one_node_computed_another_one_finds(void **state)
     rig_finish(bench.rig);
 }
 
+static void a_server_that_wants_a_password_gets_it_from_a_file(void **state)
+{
+    (void)state;
+    if (!start_redis((const char *[]){"--requirepass", "open sesame", NULL})) return;
+    char path[2 * PATH_MAX];
+    snprintf(path, sizeof path, "%s/password", bench.folder);
+    FILE *f = fopen(path, "w");
+    assert_true(f && fputs("open sesame\n", f) >= 0 && fclose(f) == 0);
+    start("");
+    const char *args = PAGES PATIENT "--kv-redis %s --kv-redis-password %s";
+    struct process *first = start_prefill(args, bench.redis.where, path);
+    asks(0);
+    await_stored(first);
+    process_kill(first);
+    start_prefill(args, bench.redis.where, path);
+    struct stream *s = asks(0);
+    assert_int_equal(s->cached_tokens, whole_of(s));
+    rig_finish(bench.rig);
+}
+
 static void a_server_that_stops_answering_costs_a_deadline(void **state)
 {
     (void)state;
@@ -572,6 +592,8 @@ static void what_cannot_be_is_refused(void **state)
     expect_refused("--kv-disk /tmp/x --prefix-cache=false", "they need --prefix-cache");
     expect_refused("--kv-redis 10.1.2.3:6379", "say --trusted-network");
     expect_refused("--kv-redis nowhere", "--kv-redis");
+    expect_refused("--kv-redis unix:/nowhere --kv-redis-user me", "needs --kv-redis-password");
+    expect_refused("--kv-redis unix:/nowhere --kv-redis-password /dev/null", "--kv-redis-password");
     expect_refused("--kv-disk /tmp/x --kv-disk-bytes 15M", "kv-disk-bytes");
 }
 
@@ -621,6 +643,7 @@ int main(void)
         ROW(a_disk_that_comes_later_is_used_then),
         ROW(a_disk_that_hangs_stops_neither_requests_nor_the_end),
         ROW(what_one_node_computed_another_one_finds),
+        ROW(a_server_that_wants_a_password_gets_it_from_a_file),
         ROW(a_server_that_stops_answering_costs_a_deadline),
         ROW(a_server_that_evicts_costs_misses),
         ROW(a_server_that_talks_nonsense_is_left_alone),

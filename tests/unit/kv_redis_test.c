@@ -249,7 +249,7 @@ static void a_password_is_asked_for_and_taken(void **state)
     uint32_t n;
     start(w, (const char *[]){"--requirepass", "open sesame", NULL});
     assert_int_equal(put(w, 0, 1, ENOUGH_MS, &n), ERR_PEER);
-    assert_non_null(strstr(err_text(), "TANDEM_REDIS_PASSWORD"));
+    assert_non_null(strstr(err_text(), "--kv-redis-password"));
     kv_tier_redis.close(w->tier);
     w->options.password = "wrong";
     assert_ok(kv_tier_redis.open(&w->tier, &w->options));
@@ -257,11 +257,36 @@ static void a_password_is_asked_for_and_taken(void **state)
     assert_non_null(strstr(err_text(), "WRONGPASS"));
     assert_null(strstr(err_text(), "wrong"));
     kv_tier_redis.close(w->tier);
-    w->options.password = NULL;
-    setenv("TANDEM_REDIS_PASSWORD", "open sesame", 1);
+    w->options.password = "open sesame";
     assert_ok(kv_tier_redis.open(&w->tier, &w->options));
-    unsetenv("TANDEM_REDIS_PASSWORD");
     assert_kept(w, 0, 3);
+}
+
+/* With no more rights than docs/kv-memory.md says. */
+static void a_user_of_the_servers_logs_in(void **state)
+{
+    struct world *w = *state;
+    uint32_t n;
+    start(w, (const char *[]){"--user",
+                              "nodes on >ours ~tandem:* +auth +exists +getrange +set +touch "
+                              "+pexpire +del",
+                              "--user", "default off", NULL});
+    kv_tier_redis.close(w->tier);
+    w->options.user = "nodes";
+    assert_int_equal(kv_tier_redis.open(&w->tier, &w->options), ERR_INVALID);
+    w->options.password = "theirs";
+    assert_ok(kv_tier_redis.open(&w->tier, &w->options));
+    assert_int_equal(put(w, 0, 1, ENOUGH_MS, &n), ERR_PEER);
+    assert_non_null(strstr(err_text(), "WRONGPASS"));
+    for (uint64_t ttl_ns = 0; ttl_ns < 2; ttl_ns++) {
+        kv_tier_redis.close(w->tier);
+        w->options.password = "ours";
+        w->options.ttl_ns = ttl_ns * 60 * NS_PER_S;
+        assert_ok(kv_tier_redis.open(&w->tier, &w->options));
+        assert_kept(w, 0, 3);
+        struct id128 key = rig_key(0);
+        assert_ok(kv_tier_redis.remove(w->tier, &key, 1, clock_now_ns() + NS_PER_S));
+    }
 }
 
 static void a_replica_that_takes_nothing_is_an_error(void **state)
@@ -447,6 +472,7 @@ int main(void)
         WITH_WORLD(a_full_server_says_so_and_goes_on),
         WITH_WORLD(a_server_that_evicts_costs_misses),
         WITH_WORLD(a_password_is_asked_for_and_taken),
+        WITH_WORLD(a_user_of_the_servers_logs_in),
         WITH_WORLD(a_replica_that_takes_nothing_is_an_error),
         WITH_WORLD(short_memory_is_an_error_and_passes),
         WITH_WORLD(what_does_not_speak_redis_is_an_error),
