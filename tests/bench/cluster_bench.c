@@ -22,13 +22,14 @@
  * - door: beside eight streams and a prompt of 4096 tokens, from a request to the word that it was
  *   accepted, or refused because as many as may are there.
  * - prefix: time to the first token of prompts that P has computed before, of several lengths: cold,
- *   with their KV in P's pool, and read from a disk and from Redis (left out where there is no
- *   redis-server) after the pool has given it away. "found" is the share of their whole blocks that
+ *   with their KV in P's pool, and read from a disk (disk_cold: after the kernel has forgotten its files) and
+ *   from Redis (left out where there is no redis-server) after the pool has given it away. "found" is the share of their whole blocks that
  *   was not computed; "of_cold" compares the longest; "wins_from_tokens" is the length from which on a tier
  *   is faster than computing, 0: none. */
 #include "tests/unit/testing.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -602,7 +603,7 @@ static const uint32_t lengths[] = {64, 128, 256, 512, 1024, 2048};
 enum { LENGTHS = sizeof lengths / sizeof lengths[0], LONGEST = 2048 };
 
 /* A pool of P that two of the longest prompts fill, so that they evict all others. */
-#define LITTLE_POOL "--chunk 512 --blocks 200 --evict lru --kv-tier-deadline 1s "
+#define LITTLE_POOL "--chunk 512 --blocks 200 --evict lru "
 
 static double first_ms(const struct stream *stream)
 {
@@ -617,8 +618,29 @@ static void evict_all(struct streams *s)
     }
 }
 
-/* Of each length: asked, perhaps evicted, asked again. cold_ms: of the first time. */
-static void prefixes_over(const char *name, const char *prefill_args, bool evicts,
+/* What becomes of a prompt before it is asked again. */
+struct between {
+    bool evicts;         /* it leaves the pool */
+    const char *forgets; /* the kernel forgets the files in this directory; NULL: it does not */
+};
+
+/* Lets go of what the page cache has of a directory's files. */
+static void forget_files(const char *where)
+{
+    DIR *dir = opendir(where);
+    CHECK(dir);
+    for (struct dirent *d; (d = readdir(dir));) {
+        int fd = openat(dirfd(dir), d->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0) continue;
+        fdatasync(fd);
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+    closedir(dir);
+}
+
+/* Of each length: asked, perhaps evicted and forgotten, asked again. cold_ms: of the first time. */
+static void prefixes_over(const char *name, const char *prefill_args, struct between between,
                           double cold_ms[LENGTHS], double again_ms[LENGTHS])
 {
     uint64_t found = 0, whole = 0;
@@ -632,7 +654,8 @@ static void prefixes_over(const char *name, const char *prefill_args, bool evict
             struct ask ask = new_ask(lengths[n], 1);
             uint32_t number = bench.prompts_made;
             samples_add(&cold, first_ms(ask_once(s, 0, &ask)));
-            if (evicts) evict_all(s);
+            if (between.evicts) evict_all(s);
+            if (between.forgets) forget_files(between.forgets);
             uint32_t made = bench.prompts_made;
             bench.prompts_made = number - 1; /* the same tokens once more */
             ask = new_ask(lengths[n], 1);
@@ -673,7 +696,7 @@ static void prefix(void)
     double cold_ms[LENGTHS], again_ms[LENGTHS], unused_ms[LENGTHS];
     char folder[PATH_MAX], args[2 * PATH_MAX];
     struct redis_rig redis = {0};
-    prefixes_over("pool", "--chunk 512", false, cold_ms, again_ms);
+    prefixes_over("pool", "--chunk 512", (struct between){0}, cold_ms, again_ms);
     for (uint32_t n = 0; n < LENGTHS; n++) {
         char rest[32];
         snprintf(rest, sizeof rest, "_cold_%u_p50_ms", lengths[n]);
@@ -682,11 +705,16 @@ static void prefix(void)
     compare("pool", cold_ms, again_ms);
     scratch_make(folder);
     snprintf(args, sizeof args, LITTLE_POOL "--kv-disk %s/disk", folder);
-    prefixes_over("disk", args, true, unused_ms, again_ms);
+    prefixes_over("disk", args, (struct between){.evicts = true}, unused_ms, again_ms);
     compare("disk", cold_ms, again_ms);
+    char where[PATH_MAX + 8];
+    snprintf(where, sizeof where, "%s/cold", folder);
+    snprintf(args, sizeof args, LITTLE_POOL "--kv-disk %s", where);
+    prefixes_over("disk_cold", args, (struct between){true, where}, unused_ms, again_ms);
+    compare("disk_cold", cold_ms, again_ms);
     if (redis_rig_start(&redis, folder, NULL)) {
         snprintf(args, sizeof args, LITTLE_POOL "--kv-redis %s", redis.where);
-        prefixes_over("redis", args, true, unused_ms, again_ms);
+        prefixes_over("redis", args, (struct between){.evicts = true}, unused_ms, again_ms);
         compare("redis", cold_ms, again_ms);
     }
     redis_rig_stop(&redis);
