@@ -29,7 +29,7 @@
 #include "client/tandem.h"
 #include "tests/unit/scratch.h"
 
-enum { CLUSTER_PROCESSES_MAX = 256, CLUSTER_WAIT_MS = 60000 };
+enum { CLUSTER_PROCESSES_MAX = 256, CLUSTER_WAIT_MS = 60000 * PATIENCE };
 
 /* PROGRAM_UP: `tandem up`, to clients a router. */
 enum program { PROGRAM_ROUTER, PROGRAM_PREFILL, PROGRAM_DECODE, PROGRAM_CLIENT, PROGRAM_UP };

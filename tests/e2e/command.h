@@ -8,7 +8,9 @@
 #ifndef TANDEM_TESTS_E2E_COMMAND_H
 #define TANDEM_TESTS_E2E_COMMAND_H
 
-enum { COMMAND_WAIT_MS = 120000, COMMAND_TEXT_MAX = 16384 };
+#include "tests/unit/testing.h"
+
+enum { COMMAND_WAIT_MS = 120000 * PATIENCE, COMMAND_TEXT_MAX = 16384 };
 
 struct command {
     int status;              /* exit status, or 256 + the signal */

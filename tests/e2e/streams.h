@@ -20,7 +20,8 @@
 #include "client/tandem.h"
 #include "common/buf.h"
 
-enum { STREAMS_CLIENTS_MAX = 128, STREAMS_MAX = 1024, CHOICES_MAX = 8, STREAMS_WAIT_MS = 120000 };
+enum { STREAMS_CLIENTS_MAX = 128, STREAMS_MAX = 1024, CHOICES_MAX = 8 };
+enum { STREAMS_WAIT_MS = 120000 * PATIENCE };
 
 struct ask {
     const char *text; /* or tokens */
