@@ -295,19 +295,29 @@ static uint64_t earlier(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
+/* A program that was stopped, or did something else for long, has not looked for a router meanwhile. */
+static void note_absence(struct tandem *t, uint64_t now_ns)
+{
+    if (t->lost_ns != TIME_NEVER && now_ns > t->due_ns && now_ns - t->due_ns > LATE_MS * NS_PER_MS)
+        t->lost_ns += now_ns - t->due_ns;
+}
+
 void tandem_process(struct tandem *t)
 {
     uint64_t expirations, now_ns = clock_now_ns();
     ssize_t n = read(t->timer_fd, &expirations, sizeof expirations);
     (void)n; /* not due: fine */
     t->kicked = false;
+    note_absence(t, now_ns);
     bool drained = receive_all(t, now_ns);
+    now_ns = clock_now_ns(); /* callbacks may take long */
     look_at_lifeline(t, now_ns);
     uint64_t wake_ns = run_session(t, now_ns);
     wake_ns = earlier(wake_ns, give_up(t, now_ns));
     queries_pump(t);
     wake_ns = earlier(wake_ns, requests_pump(t, now_ns));
     if (!drained || t->kicked || (t->wire && wire_readable(t->wire))) wake_ns = 0;
+    t->due_ns = wake_ns ? wake_ns : clock_now_ns();
     set_timer(t, wake_ns);
 }
 
@@ -383,7 +393,7 @@ enum tandem_status tandem_open(struct tandem **out, const char *addresses)
     snprintf(t->name, sizeof t->name, "client-%d-%08x", (int)getpid(), (uint32_t)life.lo);
     snprintf(t->trouble, sizeof t->trouble, "%s does not answer", t->address[0]);
     session_init(&t->session, SESSION_DIALER, life.hi | 1, &SESSION_LIMITS_DEFAULT);
-    t->lost_ns = clock_now_ns();
+    t->lost_ns = t->due_ns = clock_now_ns();
     connection_kick(t);
     *out = t;
     return TANDEM_OK;

@@ -23,6 +23,7 @@ enum {
     PATIENCE_MS = 10000,
     CONNECT_MS = 1000, /* then the next address is tried */
     RETRY_MS = 100,
+    LATE_MS = 100,     /* a turn that is later was held up by the program */
     RESUME_MS = 30000, /* how long other routers may refuse a resumed request for lack of room */
 };
 
@@ -45,6 +46,7 @@ struct tandem {
     uint64_t next_ref;
     uint64_t patience_ns, dialled_ns;
     uint64_t lost_ns; /* since when there is no router; TIME_NEVER: there is one */
+    uint64_t due_ns;  /* when the next turn should be at the latest */
     bool kicked, closing;
     char trouble[ERR_TEXT_MAX]; /* why there is no router */
 };

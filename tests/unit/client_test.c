@@ -1,5 +1,6 @@
 #include "tests/unit/testing.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -27,6 +28,7 @@ struct heard {
     /* what to do */
     bool cancel_at_tokens, free_at_tokens, no_text;
     uint32_t ask_at_tokens; /* of all choices together, once */
+    const char *dies; /* at the first tokens: the router there, and this program is away for long */
     struct tandem *t;
 };
 
@@ -44,6 +46,8 @@ static void ask_when_it_is_time(struct heard *h)
     h->ask_at_tokens = 0;
     assert_int_equal(tandem_query_status(h->t, ignore_answer, NULL), TANDEM_OK);
 }
+
+static void lose_while_away(struct heard *h);
 
 static void on_event(void *ctx, const struct tandem_event *e)
 {
@@ -67,6 +71,7 @@ static void on_event(void *ctx, const struct tandem_event *e)
             assert_int_equal(e->tokens[i].tops[0].token, e->tokens[i].token);
         }
         ask_when_it_is_time(h);
+        if (h->dies) lose_while_away(h);
         if (h->cancel_at_tokens) tandem_cancel(h->request);
         if (h->free_at_tokens) {
             tandem_request_free(h->request);
@@ -257,6 +262,68 @@ static void run_over_the_death_of(const struct fake_script *dying, uint32_t choi
     fake_router_free(one);
     fake_router_stop(two);
     *seen = *fake_router_seen(two);
+    fake_router_free(two);
+}
+
+/* Longer than the patience that the tests with it set: as a program that is stopped, or whose output is not read. */
+enum { PATIENCE_MS = 700, AWAY_MS = 900 };
+static void be_away(void)
+{
+    poll(NULL, 0, AWAY_MS);
+}
+
+static void set_flag(void *ctx, enum tandem_status status, const char *text, size_t bytes)
+{
+    (void)status, (void)text, (void)bytes;
+    *(bool *)ctx = true;
+}
+
+static void lose_while_away(struct heard *h)
+{
+    bool asked = false;
+    struct foreign other = foreign_open(h->dies);
+    h->dies = NULL;
+    tandem_query_status(other.t, set_flag, &asked);
+    tandem_set_patience(other.t, 50); /* once it has died */
+    foreign_run_until(&other, &asked);
+    foreign_close(&other);
+    be_away();
+}
+
+static void the_patience_is_not_for_the_programs_own_absence(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    struct foreign f = foreign_open(fake_router_address(r));
+    struct heard h = {0};
+    tandem_set_patience(f.t, PATIENCE_MS);
+    be_away(); /* before it looked for a router at all */
+    submit(&f, &h, 1, 5);
+    foreign_run_until(&f, &h.over);
+    expect_whole(&h, 1, 5);
+    tandem_request_free(h.request);
+    foreign_close(&f);
+    fake_router_free(r);
+}
+
+static void a_router_that_dies_while_a_callback_takes_long_is_replaced(void **state)
+{
+    (void)state;
+    struct fake_script dying = {.outputs_until_hold = 3, .at_query = FAKE_DIES};
+    struct fake_router *one = fake_router_start("tcp://127.0.0.1:0", &dying);
+    struct fake_router *two = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    char addresses[256];
+    snprintf(addresses, sizeof addresses, "%s,%s", fake_router_address(one),
+             fake_router_address(two));
+    struct foreign f = foreign_open(addresses);
+    struct heard h = {.dies = fake_router_address(one)};
+    tandem_set_patience(f.t, PATIENCE_MS);
+    submit(&f, &h, 1, 20);
+    foreign_run_until(&f, &h.over);
+    expect_whole(&h, 1, 20);
+    tandem_request_free(h.request);
+    foreign_close(&f);
+    fake_router_free(one);
     fake_router_free(two);
 }
 
@@ -572,6 +639,8 @@ int main(void)
         cmocka_unit_test(an_end_whose_last_tokens_are_missing_is_an_error),
         cmocka_unit_test(a_rejection_is_an_error_with_its_reason),
         cmocka_unit_test(after_a_routers_death_another_goes_on_at_the_next_index),
+        cmocka_unit_test(the_patience_is_not_for_the_programs_own_absence),
+        cmocka_unit_test(a_router_that_dies_while_a_callback_takes_long_is_replaced),
         cmocka_unit_test(each_of_several_choices_goes_on_at_its_next_index),
         cmocka_unit_test(
             a_router_that_dies_after_the_last_token_is_not_needed_where_no_text_is_wanted),
