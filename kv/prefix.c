@@ -358,8 +358,8 @@ static uint32_t walk(const struct kv_prefix *cache, const struct kv_prompt *p,
     return best;
 }
 
-uint32_t kv_prefix_hold_of(struct kv_prefix *cache, const struct kv_prompt *p, enum hold kind,
-                           struct block_id *blocks, uint32_t blocks_max)
+uint32_t kv_prefix_hold(struct kv_prefix *cache, const struct kv_prompt *p, enum hold kind,
+                        struct block_id *blocks, uint32_t blocks_max)
 {
     uint32_t n = walk(cache, p, blocks, blocks_max);
     for (uint32_t i = 0; i < n; i++)
@@ -367,21 +367,13 @@ uint32_t kv_prefix_hold_of(struct kv_prefix *cache, const struct kv_prompt *p, e
     return n;
 }
 
-uint32_t kv_prefix_match_of(struct kv_prefix *cache, const struct kv_prompt *p, enum hold kind,
-                            struct block_id *blocks, uint32_t blocks_max)
+uint32_t kv_prefix_match(struct kv_prefix *cache, const struct kv_prompt *p, enum hold kind,
+                         struct block_id *blocks, uint32_t blocks_max)
 {
-    uint32_t n = kv_prefix_hold_of(cache, p, kind, blocks, blocks_max);
+    uint32_t n = kv_prefix_hold(cache, p, kind, blocks, blocks_max);
     cache->stats.queried_tokens += p->tokens_count;
     cache->stats.hit_tokens += (uint64_t)n * BLOCK_TOKENS;
     return n;
-}
-
-uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                        uint32_t blocks_max)
-{
-    struct kv_prompt p = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
-    return kv_prefix_hold_of(cache, &p, kind, blocks, blocks_max);
 }
 
 static void note_use(struct kv_prefix *cache, struct block_id block)
@@ -410,7 +402,7 @@ uint32_t kv_prefix_regret(struct kv_prefix *cache, struct block_id last, uint32_
     return n - found;
 }
 
-uint32_t kv_prefix_peek_of(const struct kv_prefix *cache, const struct kv_prompt *p)
+uint32_t kv_prefix_peek(const struct kv_prefix *cache, const struct kv_prompt *p)
 {
     return walk(cache, p, NULL, UINT32_MAX);
 }
@@ -506,8 +498,8 @@ static uint32_t insert_one(struct kv_prefix *cache, const struct key *key, uint3
     return at;
 }
 
-void kv_prefix_insert_of(struct kv_prefix *cache, struct kv_owner owner, const struct kv_prompt *p,
-                         enum hold kind, struct block_id *blocks)
+void kv_prefix_insert(struct kv_prefix *cache, struct kv_owner owner, const struct kv_prompt *p,
+                      enum hold kind, struct block_id *blocks)
 {
     uint32_t slot = evict_tenant(cache->order, owner.tenant, owner.weight);
     uint32_t count = p->tokens_count / BLOCK_TOKENS, from = known_from(cache, blocks, count);

@@ -3,9 +3,9 @@
  *     struct kv_prefix *cache;
  *     if ((e = kv_prefix_new(&cache, pool, blocks_count, &config)) != OK) return e;
  *     struct kv_prompt prompt = {.salt = salt, .tokens = tokens, .tokens_count = tokens_count};
- *     uint32_t n = kv_prefix_match_of(cache, &prompt, HOLD_SEQUENCE, blocks, max);
+ *     uint32_t n = kv_prefix_match(cache, &prompt, HOLD_SEQUENCE, blocks, max);
  *     kv_prefix_used(cache, blocks, n);       // held for the caller, who has room for the rest
- *     kv_prefix_insert_of(cache, owner, &prompt, HOLD_SEQUENCE, blocks);      // KV is complete
+ *     kv_prefix_insert(cache, owner, &prompt, HOLD_SEQUENCE, blocks);      // KV is complete
  *     kv_prefix_evict(cache, wanted);                                     // when the pool is empty
  *
  * A block's key is the chain hash XXH3(parent's hash, its 16 tokens), the first parent being the
@@ -67,23 +67,19 @@ struct kv_prompt {
     const uint32_t *tokens;
     uint32_t tokens_count;
     struct kv_window window;
-    uint32_t
-        rows_from; /* nothing before this token will be computed: what only such rows see is not
-                         * needed, whatever the match */
+    /* Nothing before this token will be computed: what only such rows see is not needed, whatever matches. */
+    uint32_t rows_from;
 };
 /* Puts the longest cached prefix's blocks into blocks[0 … n) and adds one hold of `kind` to each; n is at
  * most blocks_max and at most (tokens_count - 1) / 16. With a window, what the match does not need of the n
  * blocks is BLOCK_NONE. */
-uint32_t kv_prefix_match_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
-                            struct block_id *blocks, uint32_t blocks_max);
+uint32_t kv_prefix_match(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
+                         struct block_id *blocks, uint32_t blocks_max);
 /* The same without counting as a query: for who prepares one. */
-uint32_t kv_prefix_hold_of(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
-                           struct block_id *blocks, uint32_t blocks_max);
-uint32_t kv_prefix_hold(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens,
-                        uint32_t tokens_count, enum hold kind, struct block_id *blocks,
-                        uint32_t blocks_max);
+uint32_t kv_prefix_hold(struct kv_prefix *cache, const struct kv_prompt *prompt, enum hold kind,
+                        struct block_id *blocks, uint32_t blocks_max);
 /* The same without holding: how many blocks would match. */
-uint32_t kv_prefix_peek_of(const struct kv_prefix *cache, const struct kv_prompt *prompt);
+uint32_t kv_prefix_peek(const struct kv_prefix *cache, const struct kv_prompt *prompt);
 /* Tells the policy that these blocks, which a match gave, are computed on: once for each sequence that
  * starts, so that one that is tried again and again while the pool is full does not count so often.
  * Not those that it let go of: BLOCK_NONE. */
@@ -106,8 +102,8 @@ struct kv_owner {
     uint64_t tenant;
     uint32_t weight; /* its share against others'; 0: as it was, or 1 */
 };
-void kv_prefix_insert_of(struct kv_prefix *cache, struct kv_owner owner,
-                         const struct kv_prompt *prompt, enum hold kind, struct block_id *blocks);
+void kv_prefix_insert(struct kv_prefix *cache, struct kv_owner owner,
+                      const struct kv_prompt *prompt, enum hold kind, struct block_id *blocks);
 /* Frees up to `wanted` blocks that only the cache holds; returns how many. */
 uint32_t kv_prefix_evict(struct kv_prefix *cache, uint32_t wanted);
 /* Says the time. Frees up to `expired_max` blocks that the policy lets live no longer; returns how many:

@@ -75,7 +75,7 @@ struct kv_prompt accounts_prompt(const struct sequence *s, uint32_t tokens_count
 uint32_t accounts_peek(const struct node_core *c, const struct sequence *s)
 {
     struct kv_prompt p = accounts_prompt(s, tokens_matched(s));
-    return c->cache ? kv_prefix_peek_of(c->cache, &p) : 0;
+    return c->cache ? kv_prefix_peek(c->cache, &p) : 0;
 }
 
 void accounts_take(struct node_core *c, enum hold kind, struct block_id *blocks, uint32_t count)
@@ -141,7 +141,7 @@ static void match(struct node_core *c, struct sequence *s, enum hold kind)
     struct kv_prompt prompt = accounts_prompt(s, tokens_matched(s));
     if (kind == HOLD_RESERVE) prompt.rows_from = seq_total(s) - 1;
     if (c->cache && encode_may_skip(s))
-        s->table_count = kv_prefix_match_of(c->cache, &prompt, kind, s->table, s->table_capacity);
+        s->table_count = kv_prefix_match(c->cache, &prompt, kind, s->table, s->table_capacity);
     for (uint32_t i = 0; PLANTED("pin_omitted") && i < s->table_count; i++)
         if (s->table[i].v != BLOCK_NONE.v) kv_pool_drop(c->pool, s->table[i], kind);
     s->kv_count = s->planned = s->table_count * BLOCK_TOKENS;
@@ -254,7 +254,7 @@ void accounts_insert(struct node_core *c, struct sequence *s)
     uint32_t whole = s->kv_count / BLOCK_TOKENS * BLOCK_TOKENS;
     struct kv_owner owner = {s->job.tenant, s->job.tenant_weight};
     struct kv_prompt prompt = accounts_prompt(s, whole);
-    kv_prefix_insert_of(c->cache, owner, &prompt, s->hold, s->table);
+    kv_prefix_insert(c->cache, owner, &prompt, s->hold, s->table);
     tier_keep(c, s);
 }
 

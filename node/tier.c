@@ -118,7 +118,7 @@ static bool load_take_window(struct node_core *c, struct sequence *s, struct tie
                              uint32_t *cached)
 {
     struct kv_prompt prompt = accounts_prompt(s, seq_total(s));
-    *cached = kv_prefix_hold_of(c->cache, &prompt, HOLD_TRANSFER, op->blocks, op->end);
+    *cached = kv_prefix_hold(c->cache, &prompt, HOLD_TRANSFER, op->blocks, op->end);
     for (uint32_t i = 0; i < *cached; i++)
         if (op->blocks[i].v != BLOCK_NONE.v) op->blocks[op->held_count++] = op->blocks[i];
     uint32_t places = kv_tier_op_places(op->window, op->end), need = accounts_need(s);
@@ -135,8 +135,8 @@ static bool load_take(struct node_core *c, struct sequence *s, struct tier_op *o
 {
     uint32_t whole = op->end;
     if (op->window.tokens > 0) return load_take_window(c, s, op, cached);
-    op->held_count = kv_prefix_hold(c->cache, op->salt, s->tokens, seq_total(s), HOLD_TRANSFER,
-                                    op->blocks, whole);
+    struct kv_prompt prompt = {op->salt, s->tokens, seq_total(s)};
+    op->held_count = kv_prefix_hold(c->cache, &prompt, HOLD_TRANSFER, op->blocks, whole);
     uint32_t wanted = accounts_need(s) - op->held_count + promised(c, s);
     *cached = op->held_count;
     if (op->held_count == whole || wanted > accounts_available(c)) return false;
@@ -167,9 +167,9 @@ static bool load_ask(struct node_core *c, uint64_t deadline_ns, struct sequence 
         return false;
     }
     if (PLANTED("tier_early") && op->window.tokens == 0)
-        kv_prefix_insert_of(c->cache, op->owner,
-                            &(struct kv_prompt){op->salt, op->tokens, whole * BLOCK_TOKENS},
-                            HOLD_TRANSFER, op->blocks);
+        kv_prefix_insert(c->cache, op->owner,
+                         &(struct kv_prompt){op->salt, op->tokens, whole * BLOCK_TOKENS},
+                         HOLD_TRANSFER, op->blocks);
     s->tier_asked = true;
     uint64_t posted_ns =
         deadline_ns - c->config.tier_deadline_ns; /* a LOAD has so long from here */
@@ -239,7 +239,7 @@ static void know_window(struct node_core *c, struct tier_op *op, struct block_id
     for (uint32_t i = 0; i < n; i++)
         c->rest_blocks[i] = i < sinks || i >= gone ? filled[k++] : BLOCK_NONE;
     struct kv_prompt prompt = {op->salt, op->tokens, n * BLOCK_TOKENS, op->window};
-    kv_prefix_insert_of(c->cache, op->owner, &prompt, HOLD_TRANSFER, c->rest_blocks);
+    kv_prefix_insert(c->cache, op->owner, &prompt, HOLD_TRANSFER, c->rest_blocks);
     for (uint32_t i = n; i-- > 0;)
         if (c->rest_blocks[i].v != BLOCK_NONE.v) filled[--k] = c->rest_blocks[i]; /* or its twin */
 }
@@ -256,7 +256,7 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     if (op->window.tokens > 0)
         know_window(c, op, op->blocks + first, e->end_block);
     else
-        kv_prefix_insert_of(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
+        kv_prefix_insert(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
     if (n > 0 && op->window.tokens == 0) wait_longer(c, now_ns, op, first, first + n, e->more);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
@@ -353,7 +353,7 @@ static void keep_rest(struct node_core *c, uint64_t salt, struct kv_window windo
                       uint32_t rest_count)
 {
     struct kv_prompt prompt = {salt, c->rest_tokens, rest_count * BLOCK_TOKENS + 1, window};
-    uint32_t n = kv_prefix_hold_of(c->cache, &prompt, HOLD_TRANSFER, c->rest_blocks, rest_count);
+    uint32_t n = kv_prefix_hold(c->cache, &prompt, HOLD_TRANSFER, c->rest_blocks, rest_count);
     keep(c, &(struct known){salt, window, c->rest_tokens, c->rest_blocks, n});
     for (uint32_t i = 0; i < n; i++)
         if (c->rest_blocks[i].v != BLOCK_NONE.v)

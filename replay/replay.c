@@ -33,7 +33,7 @@ static void one_request(struct run *r, const struct trace_request *q)
     spell(r, q);
     struct kv_owner owner = {q->tenant, r->tenants ? r->tenants[q->tenant].weight : 0};
     struct kv_prompt prompt = {owner.tenant, r->tokens, q->tokens_count};
-    uint32_t held = kv_prefix_match_of(r->cache, &prompt, HOLD_SEQUENCE, r->table, need);
+    uint32_t held = kv_prefix_match(r->cache, &prompt, HOLD_SEQUENCE, r->table, need);
     uint32_t free = kv_pool_counts(r->pool).free, lack = need - held;
     if (lack > free + kv_prefix_evictable(r->cache)) {
         r->result->refused_count++;
@@ -53,7 +53,7 @@ static void one_request(struct run *r, const struct trace_request *q)
         enum err e = kv_pool_take(r->pool, HOLD_SEQUENCE, &r->table[i]);
         CHECK(e == OK);
     }
-    if (lack > 0) kv_prefix_insert_of(r->cache, owner, &prompt, HOLD_SEQUENCE, r->table);
+    if (lack > 0) kv_prefix_insert(r->cache, owner, &prompt, HOLD_SEQUENCE, r->table);
     for (uint32_t i = 0; i < need; i++)
         kv_pool_drop(r->pool, r->table[i], HOLD_SEQUENCE);
 }

@@ -81,14 +81,13 @@ static void fill(struct kv_pool *pool, struct kv_prefix *cache, uint32_t blocks_
         uint32_t tokens[BLOCK_TOKENS + 1] = {name};
         struct block_id block;
         if (again) {
-            CHECK(kv_prefix_match_of(cache, &(struct kv_prompt){0, tokens, BLOCK_TOKENS + 1},
-                                     HOLD_SEQUENCE, &block, 1) == 1);
+            CHECK(kv_prefix_match(cache, &(struct kv_prompt){0, tokens, BLOCK_TOKENS + 1},
+                                  HOLD_SEQUENCE, &block, 1) == 1);
             kv_prefix_used(cache, &block, 1);
         } else {
             CHECK(kv_pool_take(pool, HOLD_SEQUENCE, &block) == OK);
-            kv_prefix_insert_of(cache, (struct kv_owner){0},
-                                &(struct kv_prompt){0, tokens, BLOCK_TOKENS}, HOLD_SEQUENCE,
-                                &block);
+            kv_prefix_insert(cache, (struct kv_owner){0},
+                             &(struct kv_prompt){0, tokens, BLOCK_TOKENS}, HOLD_SEQUENCE, &block);
         }
         kv_pool_drop(pool, block, HOLD_SEQUENCE);
     }

@@ -136,7 +136,7 @@ static void insert(struct world *w, struct sequence *s)
     uint32_t tokens[DEPTH * T + 1];
     struct kv_prompt p = prompt_of(s, tokens);
     p.tokens_count = s->count * T;
-    kv_prefix_insert_of(w->cache, nobody, &p, HOLD_SEQUENCE, s->blocks);
+    kv_prefix_insert(w->cache, nobody, &p, HOLD_SEQUENCE, s->blocks);
     forget_gone(w);
     for (uint32_t i = 0; i < s->count; i++) {
         struct block_id block = s->blocks[i];
@@ -178,8 +178,8 @@ static void begin(struct world *w, struct sequence *s, struct rng_block r)
     struct kv_prompt p = prompt_of(s, tokens);
     if (r.word[0] / 64 % 3 == 0) p.rows_from = rng_below(r.word[1], p.tokens_count);
     uint32_t expected = naive_match(w, s, &p);
-    assert_int_equal(kv_prefix_peek_of(w->cache, &p), expected);
-    s->count = kv_prefix_match_of(w->cache, &p, HOLD_SEQUENCE, s->blocks, DEPTH);
+    assert_int_equal(kv_prefix_peek(w->cache, &p), expected);
+    s->count = kv_prefix_match(w->cache, &p, HOLD_SEQUENCE, s->blocks, DEPTH);
     assert_int_equal(s->count, expected);
     for (uint32_t i = 0; i < s->count; i++)
         assert_int_equal(s->blocks[i].v, is_needed(&p, s->count, i)
@@ -285,7 +285,7 @@ static uint32_t peek(struct world *w, uint32_t salt, const char *name)
     struct sequence s = {.salt = salt};
     memcpy(s.name, name, strlen(name) + 1);
     struct kv_prompt p = prompt_of(&s, tokens);
-    return kv_prefix_peek_of(w->cache, &p);
+    return kv_prefix_peek(w->cache, &p);
 }
 
 static void a_window_alone_is_a_match(void **state)

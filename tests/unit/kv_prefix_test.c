@@ -51,8 +51,8 @@ static uint32_t spell(const char *name, uint32_t tokens[DEPTH * T])
 static void make_known(struct kv_prefix *cache, uint64_t salt, const uint32_t *tokens, uint32_t n,
                        struct block_id *blocks)
 {
-    kv_prefix_insert_of(cache, (struct kv_owner){salt, 0}, &(struct kv_prompt){salt, tokens, n},
-                        HOLD_SEQUENCE, blocks);
+    kv_prefix_insert(cache, (struct kv_owner){salt, 0}, &(struct kv_prompt){salt, tokens, n},
+                     HOLD_SEQUENCE, blocks);
 }
 
 /* Like a sequence that has computed all of its prompt. */
@@ -81,7 +81,7 @@ static uint32_t peek(struct fixture *f, uint64_t salt, const char *name)
 {
     uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
     tokens[n] = 0;
-    return kv_prefix_peek_of(f->cache, &(struct kv_prompt){salt, tokens, n + 1});
+    return kv_prefix_peek(f->cache, &(struct kv_prompt){salt, tokens, n + 1});
 }
 
 static void the_longest_cached_prefix_matches_and_is_held(void **state)
@@ -93,8 +93,7 @@ static void the_longest_cached_prefix_matches_and_is_held(void **state)
     uint32_t tokens[DEPTH * T];
     uint32_t n = spell("abx", tokens);
     assert_int_equal(
-        kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_RESERVE, got, DEPTH),
-        2);
+        kv_prefix_match(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_RESERVE, got, DEPTH), 2);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(got[i].v, mine[i].v);
         assert_int_equal(kv_pool_holds(f.pool, got[i], HOLD_RESERVE), 1);
@@ -124,9 +123,8 @@ static void the_last_token_is_always_left_to_compute(void **state)
                {3 * T + 1, 2, 2}, {3 * T + 1, 0, 0}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
         struct block_id got[DEPTH];
-        uint32_t n =
-            kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, row[i].tokens_count},
-                               HOLD_SEQUENCE, got, row[i].blocks_max);
+        uint32_t n = kv_prefix_match(f.cache, &(struct kv_prompt){0, tokens, row[i].tokens_count},
+                                     HOLD_SEQUENCE, got, row[i].blocks_max);
         assert_int_equal(n, row[i].matched);
         for (uint32_t b = 0; b < n; b++)
             kv_pool_drop(f.pool, got[b], HOLD_SEQUENCE);
@@ -251,8 +249,7 @@ static void a_match_makes_young(void **state)
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T], n = spell("az", tokens);
     assert_int_equal(
-        kv_prefix_match_of(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH),
-        1);
+        kv_prefix_match(f.cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH), 1);
     kv_pool_drop(f.pool, got[0], HOLD_SEQUENCE);
     assert_int_equal(kv_prefix_evict(f.cache, 1), 1);
     assert_int_equal(peek(&f, 0, "a"), 1);
@@ -356,9 +353,9 @@ static struct block_id last_of(struct fixture *f, const char *name)
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T + 1], n = spell(name, tokens);
     tokens[n] = 0;
-    assert_int_equal(kv_prefix_match_of(f->cache, &(struct kv_prompt){0, tokens, n + 1},
-                                        HOLD_SEQUENCE, got, DEPTH),
-                     n / T);
+    assert_int_equal(
+        kv_prefix_match(f->cache, &(struct kv_prompt){0, tokens, n + 1}, HOLD_SEQUENCE, got, DEPTH),
+        n / T);
     let_go(f, name, got);
     return got[n / T - 1];
 }
@@ -393,7 +390,7 @@ static uint32_t regret(struct fixture *f, const char *name)
     struct block_id got[DEPTH];
     uint32_t tokens[DEPTH * T], n = spell(name, tokens);
     uint32_t found =
-        kv_prefix_match_of(f->cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH);
+        kv_prefix_match(f->cache, &(struct kv_prompt){0, tokens, n}, HOLD_SEQUENCE, got, DEPTH);
     for (uint32_t i = 0; i < found; i++)
         kv_pool_drop(f->pool, got[i], HOLD_SEQUENCE);
     return kv_prefix_regret(f->cache, found > 0 ? got[found - 1] : BLOCK_NONE, found * T, 0, tokens,
@@ -487,8 +484,8 @@ static void begin(struct world *w, struct sequence *s, struct rng_block r)
         s->name[i] = (r.word[3] >> i & 1) ? 'a' : 'b';
     uint32_t tokens[DEPTH * T + 1], n = spell(s->name, tokens);
     tokens[n] = 0;
-    uint32_t held = kv_prefix_match_of(w->f.cache, &(struct kv_prompt){s->salt, tokens, n + 1},
-                                       HOLD_SEQUENCE, s->blocks, DEPTH);
+    uint32_t held = kv_prefix_match(w->f.cache, &(struct kv_prompt){s->salt, tokens, n + 1},
+                                    HOLD_SEQUENCE, s->blocks, DEPTH);
     for (uint32_t i = 0; i < held; i++)
         assert_int_equal(s->blocks[i].v, oracle_find(w, s->salt, s->name, i + 1));
     if (held < depth) assert_int_equal(oracle_find(w, s->salt, s->name, held + 1), UINT32_MAX);

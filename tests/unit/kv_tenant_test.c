@@ -34,7 +34,7 @@ static void cache_end(struct cache *c)
 static uint32_t found(const struct cache *c, uint64_t salt, uint64_t name)
 {
     uint32_t tokens[T + 1] = {(uint32_t)name, (uint32_t)(name >> 32)};
-    return kv_prefix_peek_of(c->prefix, &(struct kv_prompt){salt, tokens, T + 1});
+    return kv_prefix_peek(c->prefix, &(struct kv_prompt){salt, tokens, T + 1});
 }
 
 /* A prompt of one block is asked for; what is needed is evicted. Returns how many blocks were found. */
@@ -42,14 +42,14 @@ static uint32_t ask(struct cache *c, uint64_t tenant, uint32_t weight, uint64_t 
 {
     uint32_t tokens[T + 1] = {(uint32_t)name, (uint32_t)(name >> 32)};
     struct block_id block;
-    uint32_t n = kv_prefix_match_of(c->prefix, &(struct kv_prompt){tenant, tokens, T + 1},
-                                    HOLD_SEQUENCE, &block, 1);
+    uint32_t n = kv_prefix_match(c->prefix, &(struct kv_prompt){tenant, tokens, T + 1},
+                                 HOLD_SEQUENCE, &block, 1);
     kv_prefix_used(c->prefix, &block, n);
     if (n == 0) {
         if (kv_pool_counts(c->pool).free == 0) assert_int_equal(kv_prefix_evict(c->prefix, 1), 1);
         assert_ok(kv_pool_take(c->pool, HOLD_SEQUENCE, &block));
-        kv_prefix_insert_of(c->prefix, (struct kv_owner){tenant, weight},
-                            &(struct kv_prompt){tenant, tokens, T}, HOLD_SEQUENCE, &block);
+        kv_prefix_insert(c->prefix, (struct kv_owner){tenant, weight},
+                         &(struct kv_prompt){tenant, tokens, T}, HOLD_SEQUENCE, &block);
     }
     kv_pool_drop(c->pool, block, HOLD_SEQUENCE);
     return n;
@@ -119,9 +119,9 @@ static void a_quota_is_never_exceeded_and_its_tenant_evicts_its_own(void **state
         tokens[i] = 77000 + i;
     for (uint32_t i = 0; i < 12; i++)
         assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[i]));
-    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 12 * T},
-                        HOLD_SEQUENCE, blocks);
-    assert_int_equal(kv_prefix_peek_of(c.prefix, &(struct kv_prompt){1, tokens, 12 * T}), 10);
+    kv_prefix_insert(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 12 * T},
+                     HOLD_SEQUENCE, blocks);
+    assert_int_equal(kv_prefix_peek(c.prefix, &(struct kv_prompt){1, tokens, 12 * T}), 10);
     kv_pool_drop_all(c.pool, blocks, 12, HOLD_SEQUENCE);
     cache_end(&c);
 }
@@ -134,14 +134,14 @@ static void room_is_never_made_by_what_the_new_block_follows(void **state)
     uint32_t tokens[2 * T] = {5};
     struct block_id blocks[2];
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[0]));
-    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, T},
-                        HOLD_SEQUENCE, blocks);
+    kv_prefix_insert(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, T},
+                     HOLD_SEQUENCE, blocks);
     kv_pool_drop(c.pool, blocks[0], HOLD_SEQUENCE);
     blocks[0] = BLOCK_NONE; /* the caller has let go of it */
     assert_ok(kv_pool_take(c.pool, HOLD_SEQUENCE, &blocks[1]));
-    kv_prefix_insert_of(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 2 * T},
-                        HOLD_SEQUENCE, blocks);
-    assert_int_equal(kv_prefix_peek_of(c.prefix, &(struct kv_prompt){1, tokens, 2 * T}), 1);
+    kv_prefix_insert(c.prefix, (struct kv_owner){1, 1}, &(struct kv_prompt){1, tokens, 2 * T},
+                     HOLD_SEQUENCE, blocks);
+    assert_int_equal(kv_prefix_peek(c.prefix, &(struct kv_prompt){1, tokens, 2 * T}), 1);
     kv_pool_drop(c.pool, blocks[1], HOLD_SEQUENCE);
     cache_end(&c);
 }

@@ -131,8 +131,8 @@ static void begin_fill(const struct client *c)
     uint32_t wanted = 1 + below(blocks);
     if (p.core->cache && !one_in(4))
         wanted =
-            kv_prefix_peek_of(p.core->cache, &(struct kv_prompt){c->job.tenant_salt, c->job.prompt,
-                                                                 blocks * BLOCK_TOKENS + 1});
+            kv_prefix_peek(p.core->cache, &(struct kv_prompt){c->job.tenant_salt, c->job.prompt,
+                                                              blocks * BLOCK_TOKENS + 1});
     if (wanted == 0) return;
     struct job *f = &fill[fills_count % 16];
     *f = (struct job){.key = {{77, fills_count++}, 0, 0},
