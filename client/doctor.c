@@ -124,19 +124,23 @@ static void check_node_hung(const struct facts *f, const char *rule, struct diag
     }
 }
 
+/* A single look does not tell when it was: that is no trouble of now. */
 static void check_requests_fail(const struct facts *f, const char *rule, struct diagnosis *d)
 {
     if (f->failed == 0 && f->node_deaths == 0) return;
-    struct finding *o = add(d, rule, true, "");
+    bool lately = f->seconds > 0;
+    struct finding *o = add(d, rule, lately, "");
     char a[SHOW_TEXT];
     if (f->failed > 0)
-        say(o->what, "requests fail");
+        say(o->what, lately ? "requests fail" : "requests have failed");
     else
-        say(o->what, "nodes die");
-    say(o->why,
-        "in %s %.0f samples ended with an error and %.0f nodes went without having been "
-        "drained",
-        show_time(f->seconds, a), f->failed, f->node_deaths);
+        say(o->what, lately ? "nodes die" : "nodes have died");
+    if (lately)
+        say(o->why, "in %s ", show_time(f->seconds, a));
+    else
+        say(o->why, "since the router began ");
+    say(o->why, "%.0f samples ended with an error and %.0f nodes went without having been drained",
+        f->failed, f->node_deaths);
     say(o->todo, "the router's log has each node's end (event node_left) with its reason; "
                  "`tandem explain ID` shows a request's attempts");
 }

@@ -55,8 +55,8 @@ static void read_router(struct facts *f, const json_t *first, const json_t *last
     f->blocked_nodes_s = growth(b0, b, "nodes") + growth(b0, b, "size");
     f->blocked_prefill_s = growth(b0, b, "prefill");
     f->blocked_decode_s = growth(b0, b, "decode");
-    f->failed = growth(r0, r, "failed");
-    f->node_deaths = growth(r0, r, "node_deaths");
+    f->failed = r0 ? growth(r0, r, "failed") : show_real(r, "failed");
+    f->node_deaths = r0 ? growth(r0, r, "node_deaths") : show_real(r, "node_deaths");
     f->slow_per_s = rate(f, growth(r0, r, "slow_callbacks"));
 }
 

@@ -79,7 +79,8 @@ struct facts {
     double queued, oldest_s;
     double picked, waited_s; /* in those seconds */
     double blocked_nodes_s, blocked_prefill_s, blocked_decode_s;
-    double failed, node_deaths, slow_per_s;
+    double failed, node_deaths; /* of a single sample: since the router began */
+    double slow_per_s;
     struct facts_node *node;
     size_t nodes_count;
     struct facts_path *path;

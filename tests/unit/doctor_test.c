@@ -303,6 +303,20 @@ static void more_findings_than_fit_are_counted(void **state)
     assert_int_equal(d.dropped, 5);
 }
 
+static void failures_of_a_single_look_are_a_note(void **state)
+{
+    (void)state;
+    struct ward w;
+    set_up(&w);
+    w.facts.seconds = 0;
+    w.facts.failed = 3;
+    const struct finding *f = found(&w, "requests-fail");
+    assert_non_null(f);
+    assert_false(f->trouble);
+    assert_string_equal(f->what, "requests have failed");
+    assert_non_null(strstr(f->why, "since the router began 3 samples ended with an error"));
+}
+
 /* ---- facts from JSON ---- */
 
 static enum err read(struct facts *f, const char *json)
@@ -337,6 +351,16 @@ static void rates_are_between_the_samples(void **state)
     facts_fini(&f);
 }
 
+static void of_one_sample_counts_are_those_since_the_router_began(void **state)
+{
+    (void)state;
+    struct facts f;
+    assert_ok(read(&f, "{\"samples\":[{\"status\":{\"router\":{\"at_s\":100,\"failed\":2,"
+                       "\"node_deaths\":1},\"nodes\":[]}}]}"));
+    assert_true(f.seconds == 0 && f.failed == 2 && f.node_deaths == 1);
+    facts_fini(&f);
+}
+
 static void odd_files_are_refused_or_read_as_far_as_they_go(void **state)
 {
     (void)state;
@@ -364,6 +388,7 @@ static void odd_files_are_refused_or_read_as_far_as_they_go(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(failures_of_a_single_look_are_a_note),
         cmocka_unit_test(a_busy_cluster_that_serves_is_healthy),
         cmocka_unit_test(each_rule_has_its_threshold),
         cmocka_unit_test(a_pool_is_advised_for_what_runs_there),
@@ -377,6 +402,7 @@ int main(void)
         cmocka_unit_test(a_link_fell_back_only_if_a_better_one_is_broken),
         cmocka_unit_test(more_findings_than_fit_are_counted),
         cmocka_unit_test(rates_are_between_the_samples),
+        cmocka_unit_test(of_one_sample_counts_are_those_since_the_router_began),
         cmocka_unit_test(odd_files_are_refused_or_read_as_far_as_they_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
