@@ -1,4 +1,5 @@
-/* The policy of tandem-decode: a large batch, short chunks for the prompts that it computes itself. */
+/* The policy of tandem-decode: a large batch, short chunks for the prompts that it computes itself.
+ * Constant: any thread. */
 #ifndef TANDEM_DECODE_NODE_POLICY_H
 #define TANDEM_DECODE_NODE_POLICY_H
 

@@ -1,4 +1,5 @@
-/* node main: settings, then a shell until it leaves; the main function of both node programs. */
+/* node main: settings, then a shell until it leaves; the main function of both node programs.
+ * Owner: the main thread. */
 #ifndef TANDEM_NODE_MAIN_H
 #define TANDEM_NODE_MAIN_H
 

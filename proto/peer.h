@@ -1,5 +1,5 @@
 /* peer: the other end of a channel as cores see it: a number that the shell gave. Never reused within
- * a process, so that a late event about a gone peer finds nobody. */
+ * a process, so that a late event about a gone peer finds nobody. A plain value: any thread. */
 #ifndef TANDEM_PROTO_PEER_H
 #define TANDEM_PROTO_PEER_H
 

@@ -3,7 +3,7 @@
  *
  *     const char *dir = shape_s_model();       // made once per build folder: seconds
  *
- * What fails ends the program. */
+ * What fails ends the program. Owner: the benchmark's main thread. */
 #ifndef TANDEM_TESTS_BENCH_SHAPE_S_H
 #define TANDEM_TESTS_BENCH_SHAPE_S_H
 

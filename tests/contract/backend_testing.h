@@ -1,4 +1,5 @@
-/* backend_testing: random numbers and opened backends for the contract suite of backend.h. */
+/* backend_testing: random numbers and opened backends for the contract suite of backend.h.
+ * Owner: the test's thread. */
 #ifndef TANDEM_TESTS_BACKEND_TESTING_H
 #define TANDEM_TESTS_BACKEND_TESTING_H
 

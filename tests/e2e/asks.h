@@ -6,7 +6,8 @@
  *     struct streams *wanted = asks_undisturbed(a, "");    // what must come of them
  *     asks_free(a);                                               // after the streams
  *
- * Rules: the same seed and count give the same requests; each names its own sampling seed. */
+ * Rules: the same seed and count give the same requests; each names its own sampling seed.
+ * Owner: the test's only thread. */
 #ifndef TANDEM_TESTS_E2E_ASKS_H
 #define TANDEM_TESTS_E2E_ASKS_H
 

@@ -4,7 +4,8 @@
  *     command_run(&r, "tandem", "status --json --router %s", address);
  *     assert_int_equal(r.status, 0); ... r.out, r.err ...
  *
- * Rules: arguments are split at blanks. It is killed, and the test fails, after COMMAND_WAIT_MS. */
+ * Rules: arguments are split at blanks. It is killed, and the test fails, after COMMAND_WAIT_MS.
+ * Owner: the test's only thread. */
 #ifndef TANDEM_TESTS_E2E_COMMAND_H
 #define TANDEM_TESTS_E2E_COMMAND_H
 

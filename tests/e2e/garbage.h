@@ -3,7 +3,7 @@
  *     for (enum garbage kind = 0; kind < GARBAGE_KINDS; kind++) garbage_throw(&port, kind, seed);
  *
  * Rules: nothing waits for an answer except where one is due; what is thrown depends on kind and seed
- * only. The ZeroMQ kinds do nothing on a unix socket. */
+ * only. The ZeroMQ kinds do nothing on a unix socket. Owner: the test's only thread. */
 #ifndef TANDEM_TESTS_E2E_GARBAGE_H
 #define TANDEM_TESTS_E2E_GARBAGE_H
 

@@ -6,7 +6,7 @@
  *     printf("%s, driver %d", c.device, c.driver);
  *     ceilings_cuda_measure(&c, copy_bytes, side);
  *
- * What fails ends the program with the call's name. */
+ * What fails ends the program with the call's name. Owner: the program's main thread. */
 #ifndef TANDEM_TESTS_GPU_CEILINGS_CUDA_H
 #define TANDEM_TESTS_GPU_CEILINGS_CUDA_H
 

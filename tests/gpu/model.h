@@ -4,7 +4,7 @@
  *     gpu_model_write(dir, shape);                               // config.json, model.safetensors
  *
  * Weights repeat a block of random numbers of an odd length: no value matters here, but zeros would cost a
- * device less power than a model does. What fails ends the program. */
+ * device less power than a model does. What fails ends the program. Owner: the program's main thread. */
 #ifndef TANDEM_TESTS_GPU_MODEL_H
 #define TANDEM_TESTS_GPU_MODEL_H
 

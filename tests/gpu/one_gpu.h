@@ -3,7 +3,9 @@
  *
  *     one_gpu_environment("p0");               // this process's, and of those that it starts from now on
  *     pid = fork(); ...
- *     one_gpu_environment(NULL);               // as before */
+ *     one_gpu_environment(NULL);               // as before
+ *
+ * Owner: the program's main thread. */
 #ifndef TANDEM_TESTS_GPU_ONE_GPU_H
 #define TANDEM_TESTS_GPU_ONE_GPU_H
 

@@ -3,7 +3,7 @@
  *     ops_figures("cuda", deterministic, shape, &ceilings);       // prints figures
  *
  * Numbers are random, blocks lie anywhere in the pool, and each operation is enqueued many times in a row,
- * so that launches do not count. What fails ends the program. */
+ * so that launches do not count. What fails ends the program. Owner: the program's main thread. */
 #ifndef TANDEM_TESTS_GPU_OPS_FIGURES_H
 #define TANDEM_TESTS_GPU_OPS_FIGURES_H
 

@@ -5,7 +5,8 @@
  *
  * Each side runs in a process of its own. The sender gives the bytes a second of its best round.
  * A side that cannot go on says why and ends (pair_fail): then the figure is not
- * measured, and a line on stderr has the reason. None outlives PAIR_SECONDS_MAX. */
+ * measured, and a line on stderr has the reason. None outlives PAIR_SECONDS_MAX.
+ * Owner: the program's main thread. */
 #ifndef TANDEM_TESTS_GPU_PAIR_H
 #define TANDEM_TESTS_GPU_PAIR_H
 

@@ -11,7 +11,9 @@
  *  - frames come out once, in order, as they were sent; and all of them if nothing has failed
  *  - a transport that is closed as drained has begun the same operations on both sides
  *  - nobody who keeps to the protocol is blamed for it (ERR_STATE, ERR_FORMAT)
- *  - every session is READY or CLOSED by its deadlines, and CLOSED at the end */
+ *  - every session is READY or CLOSED by its deadlines, and CLOSED at the end
+ *
+ * Owner: the simulator's only thread. */
 #ifndef TANDEM_TESTS_SIM_LINKS_H
 #define TANDEM_TESTS_SIM_LINKS_H
 

@@ -1,5 +1,5 @@
 /* cuda_rig: what the tests of the stand-in CUDA share: handles made and checked, a door in a stream,
- * a kernel whose order shows. For cmocka tests; everything is inline. */
+ * a kernel whose order shows. For cmocka tests; everything is inline. Owner: the test's thread. */
 #ifndef TANDEM_TESTS_CUDA_RIG_H
 #define TANDEM_TESTS_CUDA_RIG_H
 

@@ -8,7 +8,7 @@
  *
  * Rules: each family has HELP, TYPE and then all of its series; counters end in _total, nothing else
  * does; no series comes twice; a histogram's buckets ascend in edge and count, end with +Inf and agree
- * with _count. */
+ * with _count. Owner: the test's thread. */
 #ifndef TANDEM_TESTS_UNIT_EXPOSITION_H
 #define TANDEM_TESTS_UNIT_EXPOSITION_H
 

@@ -1,5 +1,5 @@
 /* kv_place: where one number of the KV lies in a layer of a block, as common/geometry.h says, for blocks
- * of any size. What copies in bulk is held against it. */
+ * of any size. What copies in bulk is held against it. Pure: any thread. */
 #ifndef TANDEM_TESTS_KV_PLACE_H
 #define TANDEM_TESTS_KV_PLACE_H
 

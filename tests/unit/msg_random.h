@@ -4,7 +4,7 @@
  *     struct msg_random r = {.seed = 7};
  *     struct msg m = msg_random(&r, MSG_SUBMIT);      // pointers live in r.arena
  *     arena_reset(&r.arena); ... arena_fini(&r.arena);
- */
+ * Owner: the test's thread. */
 #ifndef TANDEM_TESTS_MSG_RANDOM_H
 #define TANDEM_TESTS_MSG_RANDOM_H
 

@@ -9,7 +9,8 @@
  *     rig_free(&d);                                  // asserts that every block came back
  *
  * A sampled token is a function of the cell of its row and of its index, so a stream that equals
- * rig_expect's went through right blocks, right positions and right replays, and no other. */
+ * rig_expect's went through right blocks, right positions and right replays, and no other.
+ * Owner: the test's thread. */
 #ifndef TANDEM_TESTS_NODE_RIG_H
 #define TANDEM_TESTS_NODE_RIG_H
 

@@ -8,7 +8,8 @@
  *     expect(&w, CLIENT, MSG_DONE);
  *     world_close(&w);
  *
- * Rules: what the core sends is kept and looked at in order; time is whatever the test says. */
+ * Rules: what the core sends is kept and looked at in order; time is whatever the test says.
+ * Owner: the test's thread. */
 #ifndef TANDEM_TESTS_UNIT_ROUTER_RIG_H
 #define TANDEM_TESTS_UNIT_ROUTER_RIG_H
 

@@ -1,4 +1,4 @@
-/* testing: what every cmocka test includes, in the order that cmocka.h wants. */
+/* testing: what every cmocka test includes, in the order that cmocka.h wants. Owner: the test's thread. */
 #ifndef TANDEM_TESTS_TESTING_H
 #define TANDEM_TESTS_TESTING_H
 

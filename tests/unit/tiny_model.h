@@ -12,7 +12,7 @@
  *     scratch_remove(dir);
  *
  * Weights are a pure function of name, shape and seed, scaled so that logits neither vanish nor
- * saturate. What fails here fails the test. */
+ * saturate. What fails here fails the test. Owner: the test's thread. */
 #ifndef TANDEM_TESTS_TINY_MODEL_H
 #define TANDEM_TESTS_TINY_MODEL_H
 

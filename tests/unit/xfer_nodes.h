@@ -1,5 +1,5 @@
 /* xfer_nodes: what the tests of kv_xfer share: nodes with a small pool, a queue of events, and
- * transfers between them. Header only, for one test program each. */
+ * transfers between them. Header only, for one test program each. Owner: the test's thread. */
 #ifndef TANDEM_TESTS_XFER_NODES_H
 #define TANDEM_TESTS_XFER_NODES_H
 
