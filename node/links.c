@@ -33,7 +33,7 @@ static void count(struct node_core *c, const struct xfer_link_row *old,
     if (kind == LINK_KINDS) return;
     struct link_counts *n = &c->link_counts[kind];
     n->bytes += row->bytes - (same && old->bytes <= row->bytes ? old->bytes : 0);
-    n->failures += row->failed_ns != (same ? old->failed_ns : 0);
+    if (row->state != XFER_LINK_UNFIT) n->failures += row->failed_ns != (same ? old->failed_ns : 0);
 }
 
 uint32_t links_ready(const struct node_core *c, uint32_t kind)
@@ -67,7 +67,7 @@ static const struct node_link *next_change(const struct node_core *c, const stru
 
 void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router)
 {
-    static const char *const names[] = {"idle", "making", "ready", "broken"};
+    static const char *const names[] = {"idle", "making", "ready", "broken", "unfit"};
     struct router_link *r = &c->router[router];
     const struct node_link *l;
     for (uint32_t n = 0; n < NODE_LINKS_TOLD && (l = next_change(c, r)); n++) {

@@ -263,7 +263,7 @@ struct msg_cancel {
 };
 struct msg_link {        /* N: how a link from it to another node does, when that has changed */
     const char *address; /* the other node's, as in its HELLO */
-    const char *state;   /* "idle", "making", "ready", "broken" */
+    const char *state;   /* "idle", "making", "ready", "broken", "unfit" */
     uint32_t tickets;    /* transfers under way */
     uint64_t bytes;      /* so far */
     uint64_t rate;       /* measured, bytes a second; 0: not measured */

@@ -33,7 +33,8 @@ static enum xfer_link_state state_of(const struct xfer_way *way)
 {
     if (way->session)
         return way->session->state == SESSION_READY ? XFER_LINK_READY : XFER_LINK_MAKING;
-    return way->retry_ns > 0 ? XFER_LINK_BROKEN : XFER_LINK_IDLE;
+    if (way->retry_ns == 0) return XFER_LINK_IDLE;
+    return way->error == ERR_UNSUPPORTED ? XFER_LINK_UNFIT : XFER_LINK_BROKEN;
 }
 
 struct xfer_link_row way_row(const struct xfer_way *way)
@@ -52,17 +53,17 @@ struct xfer_link_row way_row(const struct xfer_way *way)
 
 /* ---- measuring ----
  *
- * A receiver grants credit again when it has taken in a quarter of its window, so what flies beyond a
- * quarter is under way for certain. The link is busy from when a burst begins, that is, when a frame is
- * sent after there was nothing to send and no more than a quarter flew, to the last grant for it; what
- * was granted in that time, less what flew before, is what the link has carried. */
+ * A receiver grants credit again when it has taken in what credit_after says, so what flies beyond that is
+ * under way for certain. The link is busy from when a burst begins, that is, when a frame is sent after
+ * there was nothing to send and no more than that flew, to the last grant for it; what was granted in that
+ * time, less what flew before, is what the link has carried. */
 
 void rate_sent(struct xfer_core *core, struct xfer_session *s, uint64_t bytes, uint64_t now_ns)
 {
     struct rate_meter *m = &s->meter;
     uint64_t window_bytes =
         s->credit_bytes + bytes + m->flying_bytes; /* it was taken off already */
-    if (m->dry && m->flying_bytes <= window_bytes / 4) {
+    if (m->dry && m->flying_bytes <= credit_after(window_bytes)) {
         m->from_ns = now_ns;
         m->base_bytes = m->flying_bytes;
     }
@@ -201,7 +202,8 @@ static void way_failed(struct xfer_core *core, struct xfer_way *w, enum err e, c
     w->failed_ns = now_ns;
     w->error = e;
     snprintf(w->reason, sizeof w->reason, "%s", text);
-    w->backoff_ns = link_backoff(w->backoff_ns, core->options.retry_ns);
+    uint64_t last_ns = e == ERR_UNSUPPORTED ? UINT64_MAX : w->backoff_ns; /* the longest at once */
+    w->backoff_ns = link_backoff(last_ns, core->options.retry_ns);
     w->retry_ns = now_ns + w->backoff_ns;
     way_changed(core, w, now_ns);
 }

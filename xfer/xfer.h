@@ -108,15 +108,21 @@ struct xfer_event {
 };
 
 /* How one link from here to another node does; whoever dialled it tells. */
-enum xfer_link_state { XFER_LINK_IDLE, XFER_LINK_MAKING, XFER_LINK_READY, XFER_LINK_BROKEN };
+enum xfer_link_state {
+    XFER_LINK_IDLE,
+    XFER_LINK_MAKING,
+    XFER_LINK_READY,
+    XFER_LINK_BROKEN, /* left alone for a while, or tried in vain */
+    XFER_LINK_UNFIT,  /* not for these two: other hosts, users, versions; rarely tried */
+};
 struct xfer_link_row {
     char address[XFER_ADDRESS_BYTES_MAX]; /* the other side's: it names the link and the node */
-    enum xfer_link_state state;           /* BROKEN: left alone for a while, or tried in vain */
-    uint32_t tickets_count;               /* that travel over it now */
-    uint64_t bytes;                       /* of payload so far */
-    uint64_t rate;                        /* bytes a second while busy; 0: not measured */
-    uint64_t failed_ns;                   /* of its last failure, CLOCK_MONOTONIC; 0: never */
-    char reason[XFER_TEXT_MAX];           /* of that */
+    enum xfer_link_state state;
+    uint32_t tickets_count;     /* that travel over it now */
+    uint64_t bytes;             /* of payload so far */
+    uint64_t rate;              /* bytes a second while busy; 0: not measured */
+    uint64_t failed_ns;         /* of its last failure, CLOCK_MONOTONIC; 0: never */
+    char reason[XFER_TEXT_MAX]; /* of that */
 };
 
 /* A pool in memory that the link thread cannot touch: one layer of some blocks to and from host memory

@@ -225,6 +225,27 @@ static void the_offer_of_a_silent_dialler_is_not_awaited_for_ever(void **state)
     pair_stop(&p);
 }
 
+/* Two ranks on one GPU, say. */
+static void what_no_try_would_change_is_tried_once(void **state)
+{
+    (void)state;
+    for (int side = 0; side < SIDES; side++) {
+        struct pair p;
+        pair_start(&p, &posted);
+        p.hold_join = true;
+        pair_run(&p);
+        dslink_broken(p.s[side], ERR_UNSUPPORTED, "one GPU", p.now_ns);
+        pair_run(&p);
+        pair_assert_states(&p, DSLINK_CLOSED, DSLINK_CLOSED);
+        for (int i = 0; i < SIDES; i++) {
+            assert_int_equal(dslink_error(p.s[i]), ERR_UNSUPPORTED);
+            assert_string_equal(dslink_error_text(p.s[i]), "one GPU");
+            assert_int_equal(p.closes[i], 1);
+        }
+        pair_stop(&p);
+    }
+}
+
 static void a_try_that_fails_is_followed_by_two_more(void **state)
 {
     (void)state;
@@ -620,6 +641,7 @@ int main(void)
         cmocka_unit_test(a_session_drains_from_either_side),
         cmocka_unit_test(each_wait_ends_at_its_deadline),
         cmocka_unit_test(the_offer_of_a_silent_dialler_is_not_awaited_for_ever),
+        cmocka_unit_test(what_no_try_would_change_is_tried_once),
         cmocka_unit_test(a_try_that_fails_is_followed_by_two_more),
         cmocka_unit_test(messages_of_an_older_epoch_are_dropped_and_counted),
         cmocka_unit_test(a_peer_that_says_what_it_may_not_is_left),

@@ -340,6 +340,27 @@ static void with_nothing_left_a_ticket_fails_at_once_and_the_next_one_tries_agai
     xfer_core_free(w.core);
 }
 
+/* Shared memory between two hosts, say: that is no failure, and hardly worth a second try. */
+static void a_link_that_is_not_for_these_two_is_told_as_that(void **state)
+{
+    (void)state;
+    struct world w;
+    world_new(&w);
+    op(&w, XFER_OPEN, 1, NULL);
+    lose(&w, SHM, ERR_UNSUPPORTED, "another host");
+    make_ready(&w, TCP);
+    assert_over(&w, TCP, 1);
+    assert_int_equal(told(&w, SHM)->state, XFER_LINK_UNFIT);
+    assert_string_equal(told(&w, SHM)->reason, "another host");
+    pass(&w, 50 * NS_PER_S);
+    op(&w, XFER_OPEN, 2, NULL);
+    assert_int_equal(w.dials[SHM], 1);
+    pass(&w, 10 * NS_PER_S);
+    op(&w, XFER_OPEN, 3, NULL);
+    assert_int_equal(w.dials[SHM], 2);
+    xfer_core_free(w.core);
+}
+
 static void a_forced_link_is_the_only_one(void **state)
 {
     (void)state;
@@ -649,6 +670,7 @@ int main(void)
         cmocka_unit_test(a_broken_link_comes_back_after_its_back_off),
         cmocka_unit_test(a_link_that_only_stands_does_not_shorten_its_back_off),
         cmocka_unit_test(with_nothing_left_a_ticket_fails_at_once_and_the_next_one_tries_again),
+        cmocka_unit_test(a_link_that_is_not_for_these_two_is_told_as_that),
         cmocka_unit_test(a_forced_link_is_the_only_one),
         cmocka_unit_test(a_silent_link_is_left_for_another),
         cmocka_unit_test(kv_that_differs_is_said_by_the_ticket_that_waits),
