@@ -33,7 +33,7 @@ struct xfer_commit;
 enum {
     XFER_SESSIONS_MAX = 256,
     XFER_PEERS_MAX = 512,         /* that are remembered; those not in use make way */
-    XFER_GREETINGS_MAX = 32,      /* accepted links that have not said HELLO */
+    XFER_GREETINGS_MAX = 32,      /* accepted links of one kind that have not said HELLO */
     XFER_FRAME_UNITS_MAX = 256,   /* of 16 tokens of one layer */
     XFER_SLOT_UNITS_MAX = 1024,   /* of a frame whose payload goes through a slot */
     XFER_FRAME_BYTES = 256 << 10, /* payload of a DATA frame, or one unit if that is more */

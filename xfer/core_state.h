@@ -126,6 +126,12 @@ struct rate_meter {
     bool dry;                /* there was nothing to send */
 };
 
+/* What a receiver takes in before it grants that much again: little enough for a rate to be known soon. */
+static inline uint64_t credit_after(uint64_t window_bytes)
+{
+    return window_bytes / 4 < 1 << 20 ? window_bytes / 4 : 1 << 20;
+}
+
 struct xfer_session {
     struct list_link all;  /* core->sessions */
     struct list_link acts; /* core->acts: to be dialled or closed */

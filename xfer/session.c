@@ -210,14 +210,30 @@ void xfer_core_lost(struct xfer_core *core, struct xfer_session *s, enum err e, 
     session_end(core, s, e == OK ? ERR_PEER : e, copy, now_ns);
 }
 
+/* Of this kind of link, those that have called and not said HELLO; *first: who called first. */
+static uint32_t greetings(const struct xfer_core *core, const struct link_trait *trait,
+                          struct xfer_session **first)
+{
+    uint32_t count = 0;
+    *first = NULL;
+    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
+        struct xfer_session *s = list_member(l, struct xfer_session, all);
+        if (s->dialler || s->state != SESSION_GREETING || link_trait(s->link) != trait) continue;
+        if (count++ == 0) *first = s;
+    }
+    return count;
+}
+
+/* Whoever means it greets at once. So callers who do not are the first to go when others come; not over links
+ * that take long to make, of which there are few. */
 struct xfer_session *xfer_core_accepted(struct xfer_core *core, const char *link, uint64_t now_ns)
 {
-    uint32_t greetings = 0;
-    for (struct list_link *l = core->sessions.next; l != &core->sessions; l = l->next) {
-        const struct xfer_session *other = list_member(l, struct xfer_session, all);
-        greetings += !other->dialler && other->state == SESSION_GREETING;
+    const struct link_trait *trait = link_trait(link);
+    struct xfer_session *first;
+    if (greetings(core, trait, &first) >= XFER_GREETINGS_MAX) {
+        if (trait->slow || first->heard_ns + SILENT_NS > now_ns) return NULL;
+        session_end(core, first, ERR_TIMEOUT, "it has not greeted, and others call", now_ns);
     }
-    if (greetings >= XFER_GREETINGS_MAX) return NULL;
     struct xfer_session *s = session_new(core, now_ns);
     if (!s) return NULL;
     s->state = SESSION_GREETING;
@@ -298,11 +314,11 @@ void session_note(struct xfer_session *s, struct id128 ticket, enum err error)
     s->notes_count++;
 }
 
-/* A quarter of the window was taken in, or what is granted is too little for the longest frame. */
+/* Enough was taken in, or what is granted is too little for the longest frame. */
 static bool credit_due(const struct xfer_session *s)
 {
     uint64_t longest = (uint64_t)s->frame_units * s->unit_bytes;
-    return s->owed_bytes > s->window_bytes / 4 ||
+    return s->owed_bytes > credit_after(s->window_bytes) ||
            (s->owed_bytes > 0 && s->owed_bytes + longest > s->window_bytes);
 }
 

@@ -112,6 +112,41 @@ static void the_longest_frame_gets_its_credit(void **state)
     sides_end(&p, &d);
 }
 
+/* Links of devices have windows of tens of megabytes: a rate is not to wait for a quarter of one. */
+static void a_megabyte_is_granted_again_however_wide_the_window(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f;
+    uint64_t taken_bytes = 0, granted_bytes = 0;
+    side_new(&p);
+    side_new(&d);
+    for (uint64_t n = 1; granted_bytes == 0; n++) {
+        op_simple(&d, XFER_EXPECT, n, 1);
+        op_simple(&p, XFER_OPEN, n, 1);
+        if (n == 1) connect_sides(&p, &d, 64 << 20, 1);
+        push_all(&p, n, 2);
+        op_simple(&p, XFER_COMMIT, n, 2);
+        for (bool more = true; more;) {
+            more = false;
+            for (; say(&p, &f, 3); more = true) {
+                taken_bytes += f.kind == FRAME_DATA ? f.payload_bytes : 0;
+                assert_ok(hear(&d, &f, true, 3));
+            }
+            for (; say(&d, &f, 3); more = true) {
+                granted_bytes += f.kind == FRAME_CREDIT ? f.window_bytes : 0;
+                assert_ok(hear(&p, &f, true, 3));
+            }
+        }
+        side_act(&p);
+        side_act(&d);
+        p.events_count = d.events_count = 0;
+        assert_true(taken_bytes < 2 << 20);
+    }
+    assert_true(granted_bytes <= taken_bytes);
+    sides_end(&p, &d);
+}
+
 static void a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next(void **state)
 {
     (void)state;
@@ -447,11 +482,35 @@ static void strangers_who_say_nothing_are_few_and_short_lived(void **state)
     for (int i = 0; i < XFER_GREETINGS_MAX; i++)
         assert_non_null(xfer_core_accepted(d.core, "tcp", 1));
     assert_null(xfer_core_accepted(d.core, "tcp", 1));
+    assert_non_null(xfer_core_accepted(d.core, "shm", 1)); /* each kind has its own */
     xfer_core_timer(d.core, 1 + HANDSHAKE);
     side_act(&d);
-    assert_int_equal(d.closes_count, XFER_GREETINGS_MAX);
+    assert_int_equal(d.closes_count, XFER_GREETINGS_MAX + 1);
     assert_non_null(xfer_core_accepted(d.core, "tcp", 2 + HANDSHAKE));
     xfer_core_free(d.core);
+}
+
+static void strangers_who_say_nothing_make_way_for_others(void **state)
+{
+    static const char *const links[] = {"tcp", "nccl"}; /* the second takes long to make */
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct side d;
+        side_new(&d);
+        for (int n = 0; n < XFER_GREETINGS_MAX; n++)
+            assert_non_null(xfer_core_accepted(d.core, links[i], 1));
+        assert_null(xfer_core_accepted(d.core, links[i], NS_PER_S));
+        side_act(&d);
+        assert_int_equal(d.closes_count, 0);
+        for (uint32_t n = 1; n <= XFER_GREETINGS_MAX; n++) {
+            bool taken = xfer_core_accepted(d.core, links[i], 1 + NS_PER_S) != NULL;
+            assert_int_equal(taken, i == 0);
+            side_act(&d);
+            assert_int_equal(d.closes_count, i == 0 ? n : 0);
+        }
+        assert_null(xfer_core_accepted(d.core, links[i], 1 + NS_PER_S)); /* these are fresh */
+        xfer_core_free(d.core);
+    }
 }
 
 static void an_idle_link_is_closed_and_a_used_one_is_not(void **state)
@@ -677,6 +736,7 @@ int main(void)
         cmocka_unit_test(no_more_is_sent_than_was_granted),
         cmocka_unit_test(a_deadline_moves_on_with_what_travels),
         cmocka_unit_test(the_longest_frame_gets_its_credit),
+        cmocka_unit_test(a_megabyte_is_granted_again_however_wide_the_window),
         cmocka_unit_test(a_ticket_without_credit_leaves_nothing_in_the_frame_of_the_next),
         cmocka_unit_test(a_crowded_acceptor_parts_with_a_link_that_is_silent),
         cmocka_unit_test(a_ticket_that_crosses_the_parting_travels_anew),
@@ -687,6 +747,7 @@ int main(void)
         cmocka_unit_test(links_are_dialled_in_order_and_shared),
         cmocka_unit_test(a_silent_listener_is_left_after_the_handshake_time),
         cmocka_unit_test(strangers_who_say_nothing_are_few_and_short_lived),
+        cmocka_unit_test(strangers_who_say_nothing_make_way_for_others),
         cmocka_unit_test(an_idle_link_is_closed_and_a_used_one_is_not),
         cmocka_unit_test(a_frozen_receiver_gets_no_new_tickets),
         cmocka_unit_test(tickets_take_turns),
