@@ -25,6 +25,6 @@ known_settings() {
     for program in "$@"; do help+=$("$bin/$program" --help); done
     while IFS= read -r name; do
         name=$(tr 'A-Z_' 'a-z-' <<<"$name")
-        grep -qw -- "--$name" <<<"$help" || fail "$* have no setting $name"
+        grep -qwE -- "--(\[no-\])?$name" <<<"$help" || fail "$* have no setting $name"
     done
 }

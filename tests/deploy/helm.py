@@ -24,7 +24,7 @@ CASES = {
     "scaled by KEDA, with a PodMonitor": {"autoscaling": {"kind": "keda"}, "podMonitor": {"enabled": True}, **SCALING},
     "RDMA on the host's network": {
         "nodes": {
-            "hostNetwork": True, "hostIPC": True, "capabilities": ["IPC_LOCK"], "extraResources": {"rdma/hca": 1},
+            "hostNetwork": True, "hostIPC": True, "hostPID": True, "capabilities": ["IPC_LOCK"], "extraResources": {"rdma/hca": 1},
             "nccl": {"NCCL_IB_HCA": "=mlx5_0:1", "NCCL_NET_GDR_LEVEL": "PIX"}, "runtimeClassName": "nvidia",
             "nodeSelector": {"gpu": "h100"}, "affinity": {"nodeAffinity": {}}, "podAnnotations": {"a": "b"},
             "env": [{"name": "A", "value": "b"}], "settings": {"kv-share": 0.92},
