@@ -36,7 +36,7 @@ static const struct setting rows[] = {
                    "taken off once for a generated token"),
     SETTING_DOUBLE(struct options, frequency_penalty, "frequency-penalty", "0", -2, 2,
                    "taken off each time that a token was generated"),
-    SETTING_INT(struct options, seed, "seed", "-1", -1, 9007199254740992.0,
+    SETTING_INT(struct options, seed, "seed", "-1", -1, 9007199254740991.0,
                 "the same seed gives the same text; -1: one is drawn"),
     SETTING_LIST(struct options, stop, "stop", "end before this text; repeat for several"),
     SETTING_INT(struct options, choices, "n", "1", 1, JOB_CHOICES_MAX,

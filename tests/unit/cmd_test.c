@@ -96,6 +96,7 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"generate", "--temperature", "hot", "x"}, "temperature"},
         {{"generate", "--temperature", "101", "x"}, "100"},
         {{"generate", "--max-tokens", "-1", "x"}, "max-tokens"},
+        {{"generate", "--seed", "9007199254740993", "x"}, "9007199254740991"}, /* 2^53 + 1, no double */
         {{"score"}, "give a TEXT, - for stdin, --file FILE, or --token-ids"},
         {{"score", "--token-ids", "1", "x"}, "give a TEXT"},
         {{"score", "--lines", "x"}, "--lines takes --file FILE, or - for stdin"},
