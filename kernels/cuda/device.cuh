@@ -134,15 +134,6 @@ __device__ __forceinline__ uint64_t atomic_add(uint64_t *at, uint64_t value)
 {
     return atomicAdd((unsigned long long *)at, (unsigned long long)value);
 }
-__device__ __forceinline__ uint64_t atomic_max(uint64_t *at, uint64_t value)
-{
-    return atomicMax((unsigned long long *)at, (unsigned long long)value);
-}
-/* Writes before it are seen by other blocks before writes behind it. */
-__device__ __forceinline__ void device_fence()
-{
-    __threadfence();
-}
 
 /* d += a b on tensor cores: a 16 x 16 and b 16 x 8 of bf16, d 16 x 8 of fp32. Lane l, g = l / 4,
  * t = l % 4 (PTX ISA, mma.m16n8k16): a[0] is row g, columns 2t and 2t + 1; a[1] row g + 8; a[2] row
@@ -227,17 +218,11 @@ __device__ __forceinline__ void grid_wait()
 #endif
 }
 
-/* 2^x and 1 / sqrt(x), to about 2 ulp. exp2_fast(-INFINITY) is 0, exp2_fast(0) is 1. */
+/* 2^x to about 2 ulp. exp2_fast(-INFINITY) is 0, exp2_fast(0) is 1. */
 __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float rsqrt_fast(float x)
-{
-    float y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 /* Two numbers rounded to bf16: `low` in the lower half. */

@@ -381,8 +381,18 @@ static void short_contexts_are_right(void **state)
     each_shape(check_short);
 }
 
+static bool little; /* shared memory: 99 KiB a block, as compute capability 8.6 and 8.9 have */
+
+/* These fold more than 128 dimensions in shared memory. */
+static bool too_wide(const struct shape *shape, bool deterministic)
+{
+    return little && shape->dtype == DTYPE_BF16 && shape->head_dim > 128 &&
+           (deterministic || shape->sinks > 0);
+}
+
 static void check_long(const struct shape *shape, uint64_t seed)
 {
+    if (too_wide(shape, seed % 2)) return;
     uint32_t tokens[SEQUENCES] = {256, 257, 520, 1290};
     struct world w;
     world_init(&w, shape, tokens, 200 + seed);
@@ -446,6 +456,7 @@ static void cancel(struct world *w, uint32_t i, uint32_t part)
 
 static void check_folded(const struct shape *shape, uint64_t seed)
 {
+    if (too_wide(shape, true)) return;
     static const uint32_t tokens[SEQUENCES] = {3 * CUDA_SPLIT_TOKENS, 192, 600, 1};
     struct world w;
     world_init(&w, shape, tokens, 400 + seed);
@@ -546,12 +557,20 @@ static void the_order_of_threads_never_shows(void **state)
 }
 
 #ifdef TANDEM_EMULATED
-/* As on compute capability 8.9: decode has fewer tiles under way. */
+/* As on compute capability 8.9: decode has fewer tiles under way; what does not fit is refused. */
 static void little_shared_memory_changes_nothing(void **state)
 {
+    struct cuda_attention a = {1, 1, 256, 0.125f, DTYPE_BF16};
+    struct cuda_kv kv = {NULL, {1, 1, 256, BLOCK_TOKENS, KV_LAYOUT_CUDA, a.dtype}, 0};
+    struct cuda_batch batch = {0};
     fake_knobs()->processor_shared_bytes = 100 << 10;
+    little = true;
     contexts_of_several_splits_are_right(state);
     deterministic_tiles_have_the_bits_of_decode(state);
+    little = false;
+    assert_int_equal(cuda_attend_prefill(stream, NULL, NULL, 768, &batch, &a, &kv, 1, true, false),
+                     cudaErrorInvalidValue);
+    cudaGetLastError();
 }
 
 static void what_the_device_refuses_is_returned(void **state)

@@ -8,6 +8,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
+#include "kernels/numbers.h"
 #include "tests/unit/cuda_rig.h"
 
 enum { SEQUENCES = 20, ROWS_MAX = 40, VOCAB = 50, DIM = 16, TABLE_MAX = 64 };
@@ -359,6 +360,40 @@ static void every_call_that_fails_is_told(void **state)
     assert_int_equal(fake_reset(), 0);
 }
 
+/* What cublasLt does not take, when asked how or when given a way, is computed by kernels of our own. */
+static void products_that_cublaslt_refuses_are_right_all_the_same(void **state)
+{
+    (void)state;
+    enum { N = 24, K = 16, ROWS = 40, NOT_SUPPORTED = 15 };
+    static const char *const calls[] = {"none", "cublasLtMatmulAlgoGetHeuristic", "cublasLtMatmul"};
+    struct backend_options o = options;
+    uint16_t ones[ROWS * K], w[N * K];
+    float got[ROWS * N];
+    o.dtype = DTYPE_BF16;
+    for (int i = 0; i < ROWS * K; i++)
+        ones[i] = bf16_from_f32(1);
+    for (int i = 0; i < N * K; i++)
+        w[i] = bf16_from_f32((float)(i / K));
+    for (int kind = 0; kind < 3; kind++) {
+        struct backend *b;
+        assert_ok(ops->open(&b, &o));
+        struct matrix m = {ops->alloc(b, sizeof w), N, K, DTYPE_BF16};
+        void *x = ops->alloc(b, sizeof ones), *out = ops->alloc(b, sizeof got);
+        assert_ok(ops->write(b, (void *)(uintptr_t)m.packed, w, sizeof w));
+        assert_ok(ops->write(b, x, ones, sizeof ones));
+        fake_knobs()->fail_call = calls[kind];
+        fake_knobs()->fail_at = 1;
+        fake_knobs()->fail_with = NOT_SUPPORTED;
+        ops->matmul(b, out, ROWS_STREAM, x, &m, NULL, NULL, ROWS);
+        assert_ok(ops->read(b, got, out, sizeof got));
+        fake_knobs()->fail_call = NULL;
+        for (int i = 0; i < ROWS * N; i++)
+            assert_true(got[i] == (float)(i % N * K));
+        ops->free(b, (void *)(uintptr_t)m.packed), ops->free(b, x), ops->free(b, out);
+        ops->close(b);
+    }
+}
+
 /* A product that was announced is known: no step asks cublasLt how to compute it. */
 static void products_that_were_announced_are_not_looked_for_in_a_step(void **state)
 {
@@ -471,6 +506,7 @@ int main(void)
         TEST(nothing_is_written_before_it_was_read),
         TEST(recorded_steps_never_use_memory_that_went),
         TEST(closing_waits_for_steps_under_way),
+        TEST(products_that_cublaslt_refuses_are_right_all_the_same),
         TEST(products_that_were_announced_are_not_looked_for_in_a_step),
         cmocka_unit_test_setup_teardown(a_device_that_failed_stays_failed, reset, reset),
         TEST(any_thread_steps_on_the_backends_device),

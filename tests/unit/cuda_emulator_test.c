@@ -184,12 +184,11 @@ static void atomics_count_every_thread(void **state)
 {
     (void)state;
     uint32_t sum = 5;
-    uint64_t wide_sum = 0, max = 0;
-    run_atomics(&sum, &wide_sum, &max, 16);
+    uint64_t wide_sum = 0;
+    run_atomics(&sum, &wide_sum, 16);
     assert_clean();
     assert_int_equal(sum, 5 + 1024 * 1023 / 2);
     assert_true(wide_sum == (uint64_t)(1024 * 1023 / 2) << 20);
-    assert_int_equal(max, 999);
 }
 
 static uint16_t bf16(float f)
@@ -242,8 +241,8 @@ static void numbers_are_rounded_as_on_the_device(void **state)
     memcpy(&in[10], bits, sizeof bits);
     enum { COUNT = sizeof in / sizeof *in };
     uint32_t pairs[COUNT];
-    float exp2[COUNT], rsqrt[COUNT];
-    run_numbers(pairs, exp2, rsqrt, in, COUNT);
+    float exp2[COUNT];
+    run_numbers(pairs, exp2, in, COUNT);
     assert_clean();
     static const uint16_t rounded[] = {0x7fff, 0x3f80, 0x3f82, 0x3f81, 0x7f80, 0x0000};
     for (int i = 0; i < 6; i++)
@@ -252,8 +251,6 @@ static void numbers_are_rounded_as_on_the_device(void **state)
         assert_int_equal(pairs[i] >> 16, pairs[(i + 1) % COUNT] & 0xffff);
     assert_true(exp2[0] == 1 && exp2[1] == 0 && exp2[2] == 8 && isinf(exp2[9]) && isnan(exp2[10]));
     assert_true(exp2[8] == 0); /* subnormal: flushed */
-    assert_true(rsqrt[3] == 1 && rsqrt[6] == 0.5f && isnan(rsqrt[4]) && isinf(rsqrt[0]));
-    assert_true(isinf(rsqrt[15])); /* of a subnormal: as of zero */
 }
 
 static void loads_are_whole(void **state)

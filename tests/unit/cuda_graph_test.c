@@ -382,6 +382,38 @@ static void a_capture_holds_other_threads_back_only_if_global(void **state)
     }
 }
 
+static void *clear_here(void *arg)
+{
+    cudaError_t *e = arg;
+    void *p = NULL;
+    assert_cuda(cudaMalloc(&p, 8));
+    *e = cudaMemset(p, 0, 8);
+    cudaFree(p);
+    return NULL;
+}
+
+/* Calls without a stream, of any thread: they would have to wait for streams that were not made as non-blocking. */
+static void a_call_without_a_stream_ends_the_captures_of_blocking_ones(void **state)
+{
+    static const cudaError_t error[] = {cudaErrorStreamCaptureImplicit, cudaSuccess};
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        cudaError_t e = cudaSuccess;
+        pthread_t thread;
+        cudaGraph_t graph;
+        cudaStream_t s;
+        assert_cuda(
+            cudaStreamCreateWithFlags(&s, i == 0 ? cudaStreamDefault : cudaStreamNonBlocking));
+        assert_cuda(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+        assert_int_equal(pthread_create(&thread, NULL, clear_here, &e), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_int_equal(e, error[i]);
+        assert_int_equal(cudaStreamEndCapture(s, &graph),
+                         i == 0 ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
+        fake_reset();
+    }
+}
+
 static void *synchronize_here(void *arg)
 {
     *(cudaError_t *)arg = cudaDeviceSynchronize();
@@ -436,6 +468,7 @@ int main(void)
         TEST(launches_of_one_graph_do_not_overlap),
         TEST(illegal_calls_spoil_the_capture),
         TEST(a_capture_holds_other_threads_back_only_if_global),
+        TEST(a_call_without_a_stream_ends_the_captures_of_blocking_ones),
         TEST(a_wait_for_the_device_ends_the_captures_of_all_threads),
         TEST(an_event_of_an_ended_capture_is_no_event),
     };

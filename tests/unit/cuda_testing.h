@@ -50,7 +50,9 @@ static cudaStream_t stream;
 static inline int device_open(void **state)
 {
     (void)state;
-    return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess ? 0 : -1;
+    cudaError_t e = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (e != cudaSuccess) print_error("a stream: %s\n", cudaGetErrorString(e));
+    return e == cudaSuccess ? 0 : -1;
 }
 static inline int device_close(void **state)
 {

@@ -555,8 +555,11 @@ static pthread_mutex_t asked_lock = PTHREAD_MUTEX_INITIALIZER;
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute what, int value)
 {
     cudaError_t e = cudaErrorInvalidDeviceFunction;
+    uint32_t of_processor = fake_knobs()->processor_shared_bytes, most = SHARED_MAX;
+    if (of_processor > 0 && of_processor - SHARED_RESERVED < most)
+        most = of_processor - SHARED_RESERVED;
     if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > SHARED_MAX) return cudaErrorInvalidValue;
+    if (value < 0 || (uint32_t)value > most) return cudaErrorInvalidValue;
     pthread_mutex_lock(&asked_lock);
     for (size_t i = 0; kernel && i < sizeof asked / sizeof *asked; i++) {
         if (asked[i].kernel && asked[i].kernel != kernel) continue;

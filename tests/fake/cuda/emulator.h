@@ -60,7 +60,6 @@ void emulator_load_matrices(uint32_t *r, const void *row, bool transposed, struc
 /* --- arithmetic --- */
 
 float emulator_exp2(float x);
-float emulator_rsqrt(float x);
 uint32_t emulator_bf16_pair(float low, float high);
 
 #ifdef __cplusplus
@@ -187,19 +186,6 @@ static inline uint64_t atomic_add(uint64_t *at, uint64_t value)
 {
     return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
 }
-static inline uint64_t atomic_max(uint64_t *at, uint64_t value)
-{
-    uint64_t old = __atomic_load_n(at, __ATOMIC_SEQ_CST);
-    while (old < value && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_SEQ_CST,
-                                                       __ATOMIC_SEQ_CST)) {
-    }
-    return old;
-}
-/* The blocks of a grid run one after the other. */
-static inline void device_fence()
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
 
 static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                             EMULATOR_LINE)
@@ -244,10 +230,6 @@ static inline void grid_wait()
 static inline float exp2_fast(float x)
 {
     return emulator_exp2(x);
-}
-static inline float rsqrt_fast(float x)
-{
-    return emulator_rsqrt(x);
 }
 static inline uint32_t bf16_pair(float low, float high)
 {

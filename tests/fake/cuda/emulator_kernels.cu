@@ -88,18 +88,16 @@ void run_warp(struct warp_out *out, const float *in)
     LAUNCH(warp_kernel, 1, 32, 0, stream, out, in);
 }
 
-static __global__ void atomics_kernel(uint32_t *sum, uint64_t *wide_sum, uint64_t *max)
+static __global__ void atomics_kernel(uint32_t *sum, uint64_t *wide_sum)
 {
     grid_wait();
     uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     atomic_add(sum, i);
     atomic_add(wide_sum, (uint64_t)i << 20);
-    atomic_max(max, (uint64_t)i * 7919 % 1000);
-    device_fence();
 }
-void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint64_t *max, uint32_t blocks)
+void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint32_t blocks)
 {
-    LAUNCH(atomics_kernel, blocks, 64, 0, stream, sum, wide_sum, max);
+    LAUNCH(atomics_kernel, blocks, 64, 0, stream, sum, wide_sum);
 }
 
 static __global__ void order_kernel(uint32_t *out, uint32_t *count)
@@ -149,19 +147,17 @@ void run_mma(float *d, const uint16_t *a, const uint16_t *b, int b_across)
            a, b, b_across);
 }
 
-static __global__ void numbers_kernel(uint32_t *pairs, float *exp2, float *rsqrt, const float *in,
-                                      uint32_t count)
+static __global__ void numbers_kernel(uint32_t *pairs, float *exp2, const float *in, uint32_t count)
 {
     grid_wait();
     uint32_t i = threadIdx.x;
     if (i >= count) return;
     pairs[i] = bf16_pair(in[i], in[(i + 1) % count]);
     exp2[i] = exp2_fast(in[i]);
-    rsqrt[i] = rsqrt_fast(in[i]);
 }
-void run_numbers(uint32_t *pairs, float *exp2, float *rsqrt, const float *in, uint32_t count)
+void run_numbers(uint32_t *pairs, float *exp2, const float *in, uint32_t count)
 {
-    LAUNCH(numbers_kernel, 1, 128, 0, stream, pairs, exp2, rsqrt, in, count);
+    LAUNCH(numbers_kernel, 1, 128, 0, stream, pairs, exp2, in, count);
 }
 
 static __global__ void load_once_kernel(uint32_t *out, const uint32_t *in)

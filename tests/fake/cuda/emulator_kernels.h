@@ -25,13 +25,13 @@ struct warp_out {
     float sum[32], max[32];
 };
 void run_warp(struct warp_out *out, const float *in);
-void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint64_t *max, uint32_t blocks);
+void run_atomics(uint32_t *sum, uint64_t *wide_sum, uint32_t blocks);
 /* out[thread of the grid]: which place it came in, in three rounds with barriers between. */
 void run_order(uint32_t *out, uint32_t blocks, uint32_t threads);
 /* d [16][8] += a [16][16] b [16][8]; a and b of bf16, b as [16][8] or, if `b_across`, as [8][16]. */
 void run_mma(float *d, const uint16_t *a, const uint16_t *b, int b_across);
-/* out[i] = bf16_pair(in[2i], in[2i + 1]), exp2[i], rsqrt[i] of in[i]; one block of `count`. */
-void run_numbers(uint32_t *pairs, float *exp2, float *rsqrt, const float *in, uint32_t count);
+/* out[i] = bf16_pair(in[2i], in[2i + 1]), exp2[i] of in[i]; one block of `count`. */
+void run_numbers(uint32_t *pairs, float *exp2, const float *in, uint32_t count);
 /* out[0 … 4 * 32) = in, each thread's 16 bytes by load_once. */
 void run_load_once(uint32_t *out, const uint32_t *in);
 

@@ -14,6 +14,7 @@ enum {
     THREADS_MAX = 1024,
     WARPS_MAX = THREADS_MAX / LANES,
     SHARED_MAX = 163 << 10,        /* bytes that a block can have, on compute capability 8.0 */
+    SHARED_RESERVED = 1 << 10,     /* by the device, of a multiprocessor's */
     SHARED_UNASKED_MAX = 48 << 10, /* without cudaFuncSetAttribute */
     PIECES_MAX = 24,
     CANARY_BYTES = 256,

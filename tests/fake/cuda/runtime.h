@@ -64,8 +64,9 @@ struct fake_thread *fake_thread(void);
 
 enum {
     FAKE_UNSAFE = 1, /* refused while a capture forbids it, and spoils that capture */
-    FAKE_WHOLE_DEVICE =
-        2, /* by any capture on the thread's device, whoever's and of whatever mode */
+    /* refused by any capture on the thread's device, whoever's and of whatever mode */
+    FAKE_WHOLE_DEVICE = 2,
+    FAKE_NO_STREAM = 4, /* by captures of streams that calls without one would wait for */
 };
 /* Takes the lock; any error is the call's result. */
 cudaError_t fake_enter(const char *call, unsigned rules);
@@ -138,6 +139,7 @@ struct fake_work; /* runtime_stream.c */
 struct CUstream_st {
     struct fake_handle handle;
     int device;
+    bool blocking; /* made without cudaStreamNonBlocking: calls without a stream wait for it */
     pthread_t thread;
     pthread_cond_t arrived;
     struct fake_work *first, **end;

@@ -112,7 +112,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyK
 {
     static const char call[] = "cudaMemcpy";
     struct copy c = {.to = to, .from = from, .size = size};
-    cudaError_t e = fake_enter(call, FAKE_UNSAFE);
+    cudaError_t e = fake_enter(call, FAKE_UNSAFE | FAKE_NO_STREAM);
     if (e == cudaSuccess) e = check_copy(call, &c, kind);
     bool is_late = is_device(to) && (is_device(from) || !fake_memory_find(from));
     if (e == cudaSuccess && size > 0) e = push_default(call, &c, !is_late);
@@ -123,7 +123,7 @@ cudaError_t cudaMemset(void *to, int byte, size_t size)
 {
     static const char call[] = "cudaMemset";
     struct copy c = {.to = to, .size = size, .byte = byte};
-    cudaError_t e = fake_enter(call, FAKE_UNSAFE);
+    cudaError_t e = fake_enter(call, FAKE_UNSAFE | FAKE_NO_STREAM);
     if (e == cudaSuccess) e = fake_memory_check(call, to, size, true);
     if (e == cudaSuccess && size > 0) e = push_default(call, &c, false);
     return fake_leave(e);

@@ -88,6 +88,8 @@ cudaError_t fake_capture_forbids(unsigned rules)
         bool here = (rules & FAKE_WHOLE_DEVICE) && c->origin->device == fake_thread()->device;
         if (here || ((rules & FAKE_UNSAFE) && holds_back(c)))
             e = fake_capture_spoil(c, cudaErrorStreamCaptureUnsupported);
+        else if ((rules & FAKE_NO_STREAM) && c->origin->blocking)
+            e = fake_capture_spoil(c, cudaErrorStreamCaptureImplicit);
     }
     return e;
 }

@@ -181,7 +181,9 @@ static cudaError_t open_stream(cudaStream_t *stream)
 
 static cudaError_t create_stream(cudaStream_t *stream, unsigned flags)
 {
-    return flags > cudaStreamNonBlocking ? cudaErrorInvalidValue : open_stream(stream);
+    cudaError_t e = flags > cudaStreamNonBlocking ? cudaErrorInvalidValue : open_stream(stream);
+    if (e == cudaSuccess) (*stream)->blocking = flags == cudaStreamDefault;
+    return e;
 }
 
 cudaStream_t fake_default_stream(void)

@@ -117,10 +117,6 @@ float emulator_exp2(float x)
 {
     return flushed(exp2f(flushed(x)));
 }
-float emulator_rsqrt(float x)
-{
-    return flushed(1.0f / sqrtf(flushed(x)));
-}
 
 /* To nearest, ties to even; every NaN becomes 0x7fff, as the device has it. */
 static uint32_t bf16(float f)
