@@ -21,7 +21,7 @@ void flood_build(struct sim *s, uint32_t *prefills, uint32_t *decodes)
     s->clients_count = s->options.flood == SIM_FLOOD_BESIDE ? SIM_CLIENTS_MAX : 1;
     s->chunk = 16;
     s->batch = BATCH;
-    s->steps = 1; /* with more submitted at once, a prompt waits for as many */
+    s->steps = s->options.flood_steps; /* a prompt waits for as many */
     s->tenants = s->tenant_percent_max = 0;
     s->rows_free = 64;
     s->window = 0;
@@ -112,12 +112,13 @@ static double p99_ms(uint64_t *ns, uint32_t count)
     return (double)ns[(uint64_t)count * 99 / 100] / (double)NS_PER_MS;
 }
 
-static struct sim_flood_times *run(uint64_t first, uint64_t count, enum sim_flood flood)
+static struct sim_flood_times *run(uint64_t first, uint64_t count, enum sim_flood flood,
+                                   uint32_t steps)
 {
     struct sim_totals totals = {.flood = mem_new(sizeof *totals.flood)};
     CHECK(totals.flood);
     for (uint64_t seed = first; seed < first + count; seed++)
-        sim_run(&(struct sim_options){.seed = seed, .flood = flood}, &totals);
+        sim_run(&(struct sim_options){.seed = seed, .flood = flood, .flood_steps = steps}, &totals);
     return totals.flood;
 }
 
@@ -130,13 +131,13 @@ static bool compare(const char *name, double alone_ms, double beside_ms)
     return false;
 }
 
-bool flood_compare(uint64_t first, uint64_t count)
+static bool compare_with(uint64_t first, uint64_t count, uint32_t steps)
 {
-    struct sim_flood_times *alone = run(first, count, SIM_FLOOD_ALONE);
-    struct sim_flood_times *beside = run(first, count, SIM_FLOOD_BESIDE);
-    printf("%llu seeds: %u requests of the tenant that asks for little, %u of the one that floods, "
-           "with %llu and %llu tokens\n",
-           (unsigned long long)count, beside->light_requests, beside->others_requests,
+    struct sim_flood_times *alone = run(first, count, SIM_FLOOD_ALONE, steps);
+    struct sim_flood_times *beside = run(first, count, SIM_FLOOD_BESIDE, steps);
+    printf("%llu seeds, %u steps in flight at most: %u requests of the tenant that asks for "
+           "little, %u of the one that floods, with %llu and %llu tokens\n",
+           (unsigned long long)count, steps, beside->light_requests, beside->others_requests,
            (unsigned long long)beside->light_tokens, (unsigned long long)beside->others_tokens);
     bool right = compare("time to first token", p99_ms(alone->first_ns, alone->firsts_count),
                          p99_ms(beside->first_ns, beside->firsts_count));
@@ -149,4 +150,10 @@ bool flood_compare(uint64_t first, uint64_t count)
     mem_free(alone);
     mem_free(beside);
     return right;
+}
+
+bool flood_compare(uint64_t first, uint64_t count)
+{
+    bool on_cpus = compare_with(first, count, 1);
+    return compare_with(first, count, 2) && on_cpus; /* as GPUs have */
 }

@@ -164,6 +164,7 @@ struct sim_options {
     uint64_t seed;
     bool trace, faults, pressure;
     enum sim_flood flood;
+    uint32_t flood_steps; /* that a flooded node has in flight */
 };
 
 struct sim_reached {
