@@ -12,9 +12,10 @@
 
 enum {
     TOPIC_BYTES = 2 * MSG_TEXT_MAX,
-    NAME_BYTES = 256,  /* of a peer, given by ZeroMQ */
-    QUEUE_MAX = 10000, /* batches that one subscriber may be behind */
-    REPLAY_BURST = 64, /* batches sent in one turn */
+    NAME_BYTES = 256,            /* of a peer, given by ZeroMQ */
+    QUEUE_MAX = 10000,           /* batches that one subscriber may be behind */
+    REPLAY_BURST = 64,           /* batches sent in one turn, and requests taken, */
+    REPLAY_BURST_BYTES = 1 << 20 /* but no batch after so much */
 };
 #define REPLAY_AGAIN_NS (1 * NS_PER_MS) /* a full queue is tried again */
 #define REPLAY_NS (10 * NS_PER_S)       /* and given up */
@@ -158,9 +159,10 @@ static const struct batch *kept_from(const struct kv_events *k, uint64_t number)
 }
 
 /* The next batches for who asked; and the end, after which the next one may ask. */
-static enum err go_on_replaying(struct kv_events *k)
+static enum err go_on_replaying(struct kv_events *k, size_t *sent_bytes)
 {
     for (int i = 0; i < REPLAY_BURST; i++) {
+        if (*sent_bytes >= REPLAY_BURST_BYTES) break;
         const struct batch *b = kept_from(k, k->asked.next);
         enum err e =
             b ? send_replay(k, b->number, b->bytes, b->size) : send_replay(k, UINT64_MAX, "", 0);
@@ -170,6 +172,7 @@ static enum err go_on_replaying(struct kv_events *k)
             return OK;
         }
         k->asked.next = b->number + 1;
+        *sent_bytes += b->size;
     }
     return ERR_AGAIN;
 }
@@ -198,9 +201,10 @@ static bool take_request(struct kv_events *k, uint64_t now_ns)
 
 static void serve_replay(struct kv_events *k, uint64_t now_ns)
 {
+    size_t sent_bytes = 0;
     for (int i = 0; i < REPLAY_BURST; i++) {
         if (k->asked.active && now_ns - k->asked.since_ns > REPLAY_NS) k->asked.active = false;
-        if (k->asked.active && go_on_replaying(k) == ERR_AGAIN) break;
+        if (k->asked.active && go_on_replaying(k, &sent_bytes) == ERR_AGAIN) break;
         if (!take_request(k, now_ns)) return;
     }
     loop_timer_set(k->again, now_ns + REPLAY_AGAIN_NS);

@@ -1,5 +1,6 @@
 #include "tests/unit/testing.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <msgpack.h>
 #include <string.h>
@@ -448,6 +449,68 @@ static void a_subscriber_rebuilds_it_from_maps_too(void **state)
     rebuild(KV_EVENT_MAP);
 }
 
+/* ---- a replay of much ---- */
+
+enum { REPLAYED_BYTES = 24 << 20, TURN_BYTES_MAX = 5 << 20 };
+
+/* What is given to ZeroMQ is counted on its way. */
+static size_t given_bytes;
+int zmq_send(void *socket, const void *bytes, size_t size, int flags)
+{
+    static int (*send)(void *, const void *, size_t, int);
+    if (!send) *(void **)&send = dlsym(RTLD_NEXT, "zmq_send");
+    given_bytes += size;
+    return send(socket, bytes, size, flags);
+}
+
+static void on_turn_of_replay(void *ctx, uint64_t now_ns)
+{
+    (void)ctx;
+    assert_true(++s.turns < TURNS_MAX);
+    assert_true(given_bytes <= TURN_BYTES_MAX);
+    given_bytes = 0;
+    if (!s.asked) ask_for_all();
+    given_bytes = 0;
+    zmq_msg_t f[3];
+    while (receive(s.replay, f, 3)) {
+        s.replayed |= number_of(&f[1]) == UINT64_MAX;
+        drop(f, 3);
+    }
+    if (s.replayed)
+        loop_stop(s.loop);
+    else
+        loop_timer_set(s.timer, now_ns);
+}
+
+static void a_replay_of_much_is_given_away_in_pieces(void **state)
+{
+    (void)state;
+    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "m",
+                                        KV_EVENT_ARRAY};
+    uint32_t tokens[BLOCK_TOKENS];
+    memset(&s, 0, sizeof s);
+    memset(tokens, 0xff, sizeof tokens);
+    assert_ok(loop_new(&s.loop));
+    assert_ok(loop_timer_new(s.loop, on_turn_of_replay, NULL, &s.timer));
+    assert_ok(kv_events_open(&s.events, s.loop, &o));
+    s.context = zmq_ctx_new();
+    s.replay = zmq_socket(s.context, ZMQ_DEALER);
+    assert_int_equal(zmq_connect(s.replay, kv_events_replay(s.events)), 0);
+    given_bytes = 0;
+    for (uint64_t hash = 1; given_bytes < REPLAYED_BYTES; hash++) {
+        struct node_block b = stored(hash + 1, hash, tokens);
+        kv_events_add(s.events, &b);
+    }
+    given_bytes = 0;
+    loop_timer_set(s.timer, loop_now_ns(s.loop));
+    loop_run(s.loop);
+    zmq_close(s.replay);
+    zmq_ctx_term(s.context);
+    kv_events_close(s.events);
+    loop_timer_free(s.timer);
+    loop_free(s.loop);
+}
+
 static void addresses_that_cannot_be_are_errors(void **state)
 {
     (void)state;
@@ -476,6 +539,7 @@ int main(void)
         cmocka_unit_test(a_batch_is_bounded_and_costs_no_memory_once_warm),
         cmocka_unit_test(a_subscriber_rebuilds_the_cache_from_events_alone),
         cmocka_unit_test(a_subscriber_rebuilds_it_from_maps_too),
+        cmocka_unit_test(a_replay_of_much_is_given_away_in_pieces),
         cmocka_unit_test(addresses_that_cannot_be_are_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
