@@ -42,6 +42,14 @@ void *mem_array(size_t count, size_t size)
     return mem_new(total);
 }
 
+void *mem_table(size_t count, size_t size)
+{
+    size_t total;
+    if (__builtin_mul_overflow(count, size, &total) || total < HUGE_PAGE_BYTES)
+        return mem_array(count, size);
+    return mem_aligned(total, HUGE_PAGE_BYTES);
+}
+
 void *mem_resize(void *p, size_t count, size_t size)
 {
     size_t total;

@@ -23,6 +23,9 @@
 
 void *mem_new(size_t size);
 void *mem_array(size_t count, size_t size);
+/* mem_array for what is looked at in no order: in huge pages where there are any and it is large, so that a look
+ * misses the caches once and the page tables not at all. */
+void *mem_table(size_t count, size_t size);
 /* Grows or shrinks to count x size bytes, new bytes undefined; NULL leaves `p` as it was. */
 void *mem_resize(void *p, size_t count, size_t size);
 /* Zeroed memory aligned to `align` (a power of two, at least 8); freed with mem_free.

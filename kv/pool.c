@@ -12,7 +12,7 @@ enum state { FREE, RESERVED, ACTIVE, CACHED, TRANSFER, STATES_COUNT };
 enum {
     HOLDS_MAX = UINT16_MAX, /* sequences and steps are thousands, at the most */
     PINS_MAX = INT16_MAX,
-    AHEAD = 8 /* blocks that are fetched before they are taken or dropped */
+    AHEAD = 32 /* blocks that are fetched before they are taken or dropped */
 };
 
 struct block {
@@ -127,9 +127,9 @@ enum err kv_pool_new(struct kv_pool **out, uint32_t blocks_count)
     if (!pool) return ERR_MEMORY;
     pool->blocks_count = blocks_count;
     pool->counts[FREE] = blocks_count;
-    pool->ring = mem_array(blocks_count, sizeof *pool->ring);
-    pool->link = mem_array((size_t)blocks_count + 1, sizeof *pool->link);
-    pool->block = mem_array(blocks_count, sizeof *pool->block);
+    pool->ring = mem_table(blocks_count, sizeof *pool->ring);
+    pool->link = mem_table((size_t)blocks_count + 1, sizeof *pool->link);
+    pool->block = mem_table(blocks_count, sizeof *pool->block);
     if (!pool->ring || !pool->link || !pool->block) {
         kv_pool_free(pool);
         return ERR_MEMORY;

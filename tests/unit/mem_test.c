@@ -17,12 +17,17 @@ static void memory_is_zeroed_aligned_and_counted(void **state)
     mem_free(a);
     mem_free(b);
     mem_free(NULL);
+    unsigned char *large = mem_table(3, 1 << 20);
+    for (uint32_t i = 0; i < 3 << 20; i += 512)
+        assert_int_equal(large[i], 0);
+    mem_free(large);
 }
 
 static void a_product_that_overflows_is_no_memory(void **state)
 {
     (void)state;
     assert_null(mem_array(SIZE_MAX / 2, 3));
+    assert_null(mem_table(SIZE_MAX / 2, 3));
     assert_null(mem_resize(NULL, SIZE_MAX / 2, 3));
     assert_null(arena_take(&(struct arena){0}, SIZE_MAX));
 }
