@@ -52,7 +52,6 @@ static void read_router(struct facts *f, const json_t *first, const json_t *last
     f->oldest_s = show_real(q, "oldest_s");
     f->picked = growth(q0, q, "picked");
     f->waited_s = growth(q0, q, "waited_s");
-    f->blocked_nodes_s = growth(b0, b, "nodes") + growth(b0, b, "size");
     f->blocked_prefill_s = growth(b0, b, "prefill");
     f->blocked_decode_s = growth(b0, b, "decode");
     f->failed = r0 ? growth(r0, r, "failed") : show_real(r, "failed");
@@ -76,7 +75,6 @@ static void read_status(struct facts *f, struct facts_node *n, const json_t *bef
     n->prefill = strcmp(show_text(row, "role"), "prefill") == 0;
     n->draining = strcmp(show_text(row, "state"), "draining") == 0;
     n->blocks_total = show_real(blocks, "total");
-    n->blocks_available = show_real(blocks, "free") + show_real(blocks, "cached");
     n->running = show_real(load, "running");
     n->sequences_max = show_real(load, "sequences_max");
     n->step_s = show_real(load, "step_us") / 1e6;

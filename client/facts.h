@@ -39,9 +39,9 @@ struct facts_tier {
 struct facts_node {
     char name[FACTS_NAME];
     bool prefill, draining;
-    bool reported;                         /* it has told of its KV … */
-    char silent[FACTS_TEXT];               /* … or has not, because of this */
-    double blocks_total, blocks_available; /* available: free or cached */
+    bool reported;           /* it has told of its KV … */
+    char silent[FACTS_TEXT]; /* … or has not, because of this */
+    double blocks_total;
     double block_bytes;
     double running, sequences_max;
     double step_s, without_progress_s;
@@ -78,7 +78,7 @@ struct facts {
     char router[FACTS_NAME];
     double queued, oldest_s;
     double picked, waited_s; /* in those seconds */
-    double blocked_nodes_s, blocked_prefill_s, blocked_decode_s;
+    double blocked_prefill_s, blocked_decode_s;
     double failed, node_deaths; /* of a single sample: since the router began */
     double slow_per_s;
     struct facts_node *node;

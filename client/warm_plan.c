@@ -112,7 +112,6 @@ enum err warm_plan_next(struct warm_plan *p, uint32_t *index)
 
 void warm_plan_done(struct warm_plan *p, uint32_t index)
 {
-    p->done_count++;
     for (uint32_t i = p->item[index].first_waiting; i != WARM_NONE; i = p->item[i].next_waiting)
         heap_move(&p->ready, &p->item[i].ready, i); /* room was reserved */
 }

@@ -37,7 +37,7 @@ struct warm_item {
 
 struct warm_plan {
     struct warm_item *item; /* sorted by warm_plan_make */
-    uint32_t count, capacity, given_count, done_count;
+    uint32_t count, capacity, given_count;
     size_t bytes; /* of all texts and tokens */
     struct heap ready;
 };

@@ -106,7 +106,7 @@ static enum err node_new(struct router_core *core, uint64_t now_ns, struct peer 
     }
     n->hello = copy.hello;
     n->peer = peer;
-    n->joined_ns = n->progress_ns = now_ns;
+    n->progress_ns = now_ns;
     n->sched = (struct sched_node){.role = h->role,
                                    .open = true,
                                    .window_tokens = h->window_tokens,

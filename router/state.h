@@ -71,7 +71,6 @@ struct node {
     struct sched_node sched;
     struct node_load load;
     bool draining;
-    uint64_t joined_ns;
     struct list_link choices_prefill, choices_decode; /* choice.at_prefill, .at_decode */
     uint32_t live_count;                              /* keys that it and we should both know */
     uint64_t live_hash;

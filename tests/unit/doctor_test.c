@@ -21,7 +21,6 @@ static void set_up(struct ward *w)
         *n = (struct facts_node){.prefill = i < 2,
                                  .reported = true,
                                  .blocks_total = 1000,
-                                 .blocks_available = 400,
                                  .block_bytes = 24576,
                                  .running = i < 2 ? 0 : 20,
                                  .sequences_max = 32,
