@@ -22,7 +22,7 @@
 #include "kv/tier.h"
 #include "kv/tier_entry.h"
 
-enum { BATCH = 16, USED_MAX = 256 };
+enum { BATCH = 16, USED_MAX = 256, TOLD_PART = 8 };
 #define FULL_NS (10 * NS_PER_S)
 
 struct kv_tier {
@@ -236,6 +236,23 @@ static enum err disk_has(struct kv_tier *t, const struct id128 *keys, uint32_t c
     while (t->slots && *found < count && kv_slots_find(t->slots, keys[*found]) != KV_SLOT_NONE)
         ++*found;
     return OK;
+}
+
+/* The index is told of those of which it knows nothing for an eighth of the store, or a prompt's beginning, which all
+ * its ops touch, would be written for each of them. */
+static enum err disk_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+{
+    enum err e = OK;
+    uint64_t stamp = t->stamp_next + count;
+    if (!t->slots) return OK;
+    t->stamp_next = stamp + 1;
+    for (uint32_t i = 0; i < count && e == OK; i++) {
+        uint32_t slot = kv_slots_find(t->slots, keys[i]);
+        if (slot != KV_SLOT_NONE && stamp - t->stamp[slot] > t->slots_count / TOLD_PART)
+            e = used(t, slot, stamp - i);
+    }
+    order_uses(t, keys, count);
+    return settled(t, e);
 }
 
 static enum err drop(struct kv_tier *t, uint32_t slot)
@@ -465,11 +482,12 @@ static enum err size(struct kv_tier *t, const struct kv_tier_options *o)
     uint64_t index = disk_index_bytes(0) + 4096; /* rounded up to a page */
     uint64_t least = index + DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD;
     if (o->value_bytes == 0 || o->bytes_max < least)
-        return err_set(ERR_INVALID,
-                       "disk tier %s: %llu bytes (--kv-disk-bytes) are too few: one of this model's "
-                       "blocks and its index take %llu (%lluM)",
-                       t->home.where, (unsigned long long)o->bytes_max, (unsigned long long)least,
-                       (unsigned long long)((least + (1 << 20) - 1) >> 20));
+        return err_set(
+            ERR_INVALID,
+            "disk tier %s: %llu bytes (--kv-disk-bytes) are too few: one of this model's "
+            "blocks and its index take %llu (%lluM)",
+            t->home.where, (unsigned long long)o->bytes_max, (unsigned long long)least,
+            (unsigned long long)((least + (1 << 20) - 1) >> 20));
     uint64_t slots = (o->bytes_max - index) / (DISK_SLOT_BYTES(o->value_bytes) + DISK_INDEX_RECORD);
     t->slots_count = slots < KV_SLOTS_MAX ? (uint32_t)slots : KV_SLOTS_MAX;
     t->value_bytes = o->value_bytes;
@@ -512,6 +530,6 @@ static uint32_t disk_list(const struct kv_tier *t, uint32_t *place, struct id128
     return 0;
 }
 
-const struct kv_tier_ops kv_tier_disk = {"disk",       disk_open, disk_close,  disk_has,
-                                         disk_get,     disk_put,  disk_remove, disk_stats,
-                                         KV_TIER_DISK, disk_list};
+const struct kv_tier_ops kv_tier_disk = {"disk",     disk_open,    disk_close,  disk_has,
+                                         disk_get,   disk_put,     disk_remove, disk_stats,
+                                         disk_touch, KV_TIER_DISK, disk_list};

@@ -86,6 +86,15 @@ static void memory_used(struct kv_tier *t, const struct id128 *keys, uint32_t co
         kv_slots_touch(t->slots, kv_slots_find(t->slots, keys[count]));
 }
 
+static enum err memory_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+{
+    while (count-- > 0) {
+        uint32_t at = kv_slots_find(t->slots, keys[count]);
+        if (at != KV_SLOT_NONE) kv_slots_touch(t->slots, at);
+    }
+    return OK;
+}
+
 static enum err memory_get(struct kv_tier *t, const struct id128 *keys, uint32_t count,
                            void *const *values, uint64_t deadline_ns, uint32_t *got)
 {
@@ -174,6 +183,6 @@ static uint32_t memory_list(const struct kv_tier *t, uint32_t *place, struct id1
     return kv_slots_list(t->slots, place, keys, room);
 }
 
-const struct kv_tier_ops kv_tier_memory = {"memory",     memory_open, memory_close,  memory_has,
-                                           memory_get,   memory_put,  memory_remove, memory_stats,
-                                           KV_TIER_HOST, memory_list};
+const struct kv_tier_ops kv_tier_memory = {"memory",     memory_open,  memory_close,  memory_has,
+                                           memory_get,   memory_put,   memory_remove, memory_stats,
+                                           memory_touch, KV_TIER_HOST, memory_list};

@@ -248,6 +248,12 @@ static enum err redis_put(struct kv_tier *t, const struct id128 *keys, uint32_t 
     return e;
 }
 
+static enum err redis_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+{
+    (void)t, (void)keys, (void)count;
+    return OK;
+}
+
 static void redis_stats(const struct kv_tier *t, struct kv_tier_stats *stats)
 {
     *stats = (struct kv_tier_stats){.removed = t->removed};
@@ -264,6 +270,6 @@ static uint32_t redis_list(const struct kv_tier *t, uint32_t *place, struct id12
     return 0;
 }
 
-const struct kv_tier_ops kv_tier_redis = {"redis",        redis_open, redis_close,  redis_has,
-                                          redis_get,      redis_put,  redis_remove, redis_stats,
-                                          KV_TIER_SHARED, redis_list};
+const struct kv_tier_ops kv_tier_redis = {"redis",     redis_open,     redis_close,  redis_has,
+                                          redis_get,   redis_put,      redis_remove, redis_stats,
+                                          redis_touch, KV_TIER_SHARED, redis_list};

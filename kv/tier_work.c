@@ -61,58 +61,6 @@ struct kv_tier_work {
     _Atomic uint64_t called_ns;
 };
 
-/* ---- jobs ---- */
-
-struct kv_tier_job *kv_tier_job_new(const struct kv_tier_op *op)
-{
-    uint32_t end = op->window.tokens > 0 ? op->end_block : op->first_block + op->count;
-    uint32_t tokens_count = end * BLOCK_TOKENS;
-    uint32_t keys_count = op->window.tokens > 0 ? end : op->count;
-    size_t names_bytes = keys_count * (sizeof(struct id128) + KV_TIER_DIGEST_BYTES);
-    struct kv_tier_job *job =
-        mem_new(sizeof *job + names_bytes + (tokens_count + op->count) * sizeof(uint32_t));
-    if (!job) return NULL;
-    job->op = *op;
-    job->key = (struct id128 *)(job + 1);
-    job->digest = (unsigned char(*)[KV_TIER_DIGEST_BYTES])(job->key + keys_count);
-    uint32_t *ids = (uint32_t *)(void *)(job->digest + keys_count);
-    if (tokens_count > 0) memcpy(ids, op->tokens, tokens_count * sizeof *ids); /* LIST has none */
-    if (op->count > 0) memcpy(ids + tokens_count, op->blocks, op->count * sizeof *ids);
-    job->op.tokens = ids;
-    job->op.blocks = ids + tokens_count;
-    job->keys_count = keys_count;
-    job->known = op->first_block;
-    if (op->window.tokens > 0) job->op.first_block = 0; /* of all there is a key */
-    return job;
-}
-
-void kv_tier_job_free(struct kv_tier_job *job)
-{
-    mem_free(job);
-}
-
-void kv_tier_job_event(const struct kv_tier_job *job, uint64_t now_ns, struct kv_tier_event *event)
-{
-    *event = (struct kv_tier_event){.id = job->op.id,
-                                    .kind = job->op.kind,
-                                    .count = job->done,
-                                    .bytes = job->bytes,
-                                    .ended_ns = now_ns,
-                                    .end_block = job->end_block,
-                                    .more = job->more};
-}
-
-bool kv_tier_job_touch(const struct kv_tier_job *job)
-{
-    uint32_t posted = KV_TIER_POSTED;
-    return !job->held || atomic_compare_exchange_strong(job->held, &posted, KV_TIER_TOUCHED);
-}
-
-void kv_tier_job_leave(const struct kv_tier_job *job)
-{
-    if (job->held) atomic_store(job->held, KV_TIER_POSTED);
-}
-
 /* ---- news ---- */
 
 static void tell(struct row *r, struct id128 key, bool gone)
@@ -148,38 +96,6 @@ void kv_tier_event_free(struct kv_tier_event *event)
     mem_free(event->news);
     event->news = NULL;
     event->news_count = 0;
-}
-
-static const uint32_t *tokens_of(const struct kv_tier_job *job, uint32_t i)
-{
-    return job->op.tokens + (size_t)(job->op.first_block + i) * BLOCK_TOKENS;
-}
-
-static void make_keys(const struct kv_tier_work *w, struct kv_tier_job *job)
-{
-    if (job->keyed) return;
-    struct kv_tier_name name = kv_tier_name(w->options.space, job->op.salt);
-    for (uint32_t i = 0; i < job->op.first_block; i++)
-        name = kv_tier_name_next(&name, job->op.tokens + (size_t)i * BLOCK_TOKENS);
-    for (uint32_t i = 0; i < job->keys_count; i++) {
-        name = kv_tier_name_next(&name, tokens_of(job, i));
-        job->key[i] = name.key;
-        memcpy(job->digest[i], name.digest, sizeof name.digest);
-    }
-    job->keyed = true;
-}
-
-/* Of block i. */
-static const struct id128 *keys_at(const struct kv_tier_job *job, uint32_t i)
-{
-    return &job->key[i];
-}
-
-static struct kv_tier_name name_at(const struct kv_tier_job *job, uint32_t i)
-{
-    struct kv_tier_name name = {.key = job->key[i]};
-    memcpy(name.digest, job->digest[i], sizeof name.digest);
-    return name;
 }
 
 /* ---- life ---- */
@@ -451,9 +367,9 @@ static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint
     const struct kv_tier_job *job = l->job;
     for (uint32_t i = 0; i < got; i++) {
         uint32_t at = first + i;
-        struct kv_tier_name name = name_at(job, at);
+        struct kv_tier_name name = kv_tier_job_name_of(job, at);
         if (!kv_tier_entry_check(w->value[i], w->value_bytes, w->options.space, &name)) {
-            remove_wrong(w, r, keys_at(job, at), l->deadline_ns);
+            remove_wrong(w, r, kv_tier_job_keys(job, at), l->deadline_ns);
             return i;
         }
         const struct kv_tier_bytes *b = &w->options.bytes;
@@ -488,9 +404,9 @@ static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l,
         n = n == 0 ? 1 : n > count - done ? count - done : n;
         got = 0;
         called(r);
-        enum err e = returned(
-            r, &r->read,
-            r->ops->get(r->tier, keys_at(l->job, first + done), n, w->value, l->deadline_ns, &got));
+        enum err e = returned(r, &r->read,
+                              r->ops->get(r->tier, kv_tier_job_keys(l->job, first + done), n,
+                                          w->value, l->deadline_ns, &got));
         uint64_t bytes = got * w->value_bytes;
         measure(&r->counts.read_rate, bytes, kv_tier_work_now(w) - began_ns);
         atomic_fetch_add(&r->counts.read_bytes, bytes);
@@ -534,7 +450,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     uint32_t count = l->job->op.count - first, found = 0;
     uint64_t now_ns = kv_tier_work_now(w);
     if (!r->tier || l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
-    enum err e = ask(r, &r->read, keys_at(l->job, first), count, l->deadline_ns, &found);
+    enum err e = ask(r, &r->read, kv_tier_job_keys(l->job, first), count, l->deadline_ns, &found);
     average(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
     if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
     /* That it finds something says nothing of reading it. */
@@ -550,7 +466,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     l->lacks[i] = first + done;
     atomic_fetch_add(&r->counts.hits, done);
     for (uint32_t k = 0; k < done && r->ops->kind == KV_TIER_SHARED; k++)
-        tell(r, *keys_at(l->job, first + k), false); /* others' stores are not told here */
+        tell(r, *kv_tier_job_keys(l->job, first + k), false); /* others' stores are not told here */
     return done;
 }
 
@@ -584,7 +500,7 @@ static uint32_t held_run(struct kv_tier_work *w, const struct load *l, uint32_t 
             struct row *r = &w->row[i];
             uint32_t found = 0;
             if (!r->tier || !kv_breaker_lets(&r->read, kv_tier_work_now(w))) continue;
-            enum err e = ask(r, &r->read, keys_at(l->job, first + done), count - done,
+            enum err e = ask(r, &r->read, kv_tier_job_keys(l->job, first + done), count - done,
                              l->deadline_ns, &found);
             if (e != OK) note(w, r, &r->read, e);
             done += found;
@@ -617,17 +533,11 @@ static bool load_range(struct kv_tier_work *w, struct load *l, uint32_t first, u
 {
     struct kv_tier_job *job = l->job;
     const struct kv_tier_op op = job->op;
-    struct id128 *key = job->key;
-    unsigned char(*digest)[KV_TIER_DIGEST_BYTES] = job->digest;
     job->op.first_block = first;
     job->op.count = end - first;
     job->op.blocks = op.blocks + place;
-    job->key = key + first;
-    job->digest = digest + first;
     bool all = load_run(w, l);
     job->op = op;
-    job->key = key;
-    job->digest = digest;
     return all;
 }
 
@@ -653,7 +563,7 @@ void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct k
     uint64_t deadline_ns = w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
     struct load l = {.job = job, .deadline_ns = job->op.posted_ns + deadline_ns};
     if (kv_tier_work_now(w) < l.deadline_ns) {
-        make_keys(w, job);
+        kv_tier_job_name(job, w->options.space);
         if (job->op.window.tokens > 0)
             load_window(w, &l);
         else
@@ -677,7 +587,7 @@ static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_t
     uint32_t found = 0;
     *asked = false;
     if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
-    enum err e = ask(r, &r->write, keys_at(job, job->done), n, deadline_ns, &found);
+    enum err e = ask(r, &r->write, kv_tier_job_keys(job, job->done), n, deadline_ns, &found);
     if (e != OK) {
         note(w, r, &r->write, e);
         return n;
@@ -693,7 +603,7 @@ static uint32_t put(struct kv_tier_work *w, struct row *r, const struct kv_tier_
     uint64_t began_ns = kv_tier_work_now(w);
     called(r);
     enum err e = returned(r, &r->write,
-                          r->ops->put(r->tier, keys_at(job, job->done + first), n - first,
+                          r->ops->put(r->tier, kv_tier_job_keys(job, job->done + first), n - first,
                                       (const void *const *)w->value + first, deadline_ns, &kept));
     uint64_t bytes = kept * w->value_bytes;
     measure(&r->counts.write_rate, bytes, kv_tier_work_now(w) - began_ns);
@@ -713,7 +623,7 @@ static enum err seal(struct kv_tier_work *w, const struct kv_tier_job *job, uint
         enum err e = b->read(b->ctx, job->op.blocks[at], kv_tier_entry_kv(w->value[i]));
         kv_tier_job_leave(job);
         if (e != OK) return e; /* the device says so itself */
-        struct kv_tier_name name = name_at(job, at);
+        struct kv_tier_name name = kv_tier_job_name_of(job, at);
         kv_tier_entry_seal(w->value[i], w->value_bytes, w->options.space, &name);
     }
     return OK;
@@ -739,7 +649,7 @@ static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uin
         else
             note(w, r, &r->write, OK);
         for (uint32_t k = 0; k < all; k++)
-            tell(r, *keys_at(job, job->done + k), false);
+            tell(r, *kv_tier_job_keys(job, job->done + k), false);
         if (all > kept) kept = all;
         job->bytes += (all - held[i]) * w->value_bytes;
         publish(r);
@@ -750,7 +660,7 @@ static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uin
 bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
                         struct kv_tier_event *event)
 {
-    make_keys(w, job);
+    kv_tier_job_name(job, w->options.space);
     uint32_t left = job->op.count - job->done, n = left < w->chunk ? left : w->chunk;
     uint32_t kept = store_chunk(w, job, n);
     job->done += kept;
@@ -758,6 +668,30 @@ bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
     kv_tier_job_event(job, kv_tier_work_now(w), event);
     take_news(w, event);
     return true;
+}
+
+/* ---- what is of use ---- */
+
+/* A prompt's KV is of use from its first block on, and what is behind a block is of none without it: all blocks up
+ * to the op's last one are used, those included that the node has and nobody reads here, and the first is
+ * to go last. With a window it is of use by its end: the sinks and the window are, as one. */
+void kv_tier_work_used(struct kv_tier_work *w, struct kv_tier_job *job)
+{
+    const struct kv_tier_op *op = &job->op;
+    if (!job->named || op->kind == KV_TIER_LIST || job->done == 0) return;
+    struct kv_window window = op->kind == KV_TIER_LOAD ? op->window : op->of_use;
+    uint32_t end = kv_tier_job_has_window(op) ? job->end_block : op->first_block + job->done;
+    uint32_t gone = window.tokens > 0 ? kv_tier_op_gone(window, end) : 0;
+    uint32_t sinks = window.sinks / BLOCK_TOKENS < end ? window.sinks / BLOCK_TOKENS : end;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct row *r = &w->row[i];
+        if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) continue;
+        called(r);
+        enum err e = r->ops->touch(r->tier, job->key + gone, end - gone);
+        if (e == OK && sinks > 0) e = r->ops->touch(r->tier, job->key, sinks);
+        e = returned(r, &r->write, e);
+        if (e != OK) note(w, r, &r->write, e);
+    }
 }
 
 /* ---- LIST ---- */

@@ -74,10 +74,11 @@ static void end(struct kv_tiers *t, struct kv_tier_job *job, struct kv_tier_even
     struct place *p = &t->place[job->place];
     bool ours = atomic_compare_exchange_strong(&p->held, &posted, KV_TIER_UNUSED);
     if (!ours) atomic_store(&p->held, KV_TIER_UNUSED);
-    kv_tier_job_free(job);
     atomic_fetch_sub(&t->waiting, 1);
     if (!ours) event->id = 0;
     if (ours || event->news_count > 0 || event->news_lost) t->on_event(t->ctx, event);
+    if (ours) kv_tier_work_used(t->work, job); /* nobody waits for that */
+    kv_tier_job_free(job);
 }
 
 /* Waits for an op if there is none, or until a tier is to be opened again. False: no more come. */

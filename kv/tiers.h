@@ -101,7 +101,8 @@ struct kv_tier_op {
      * end_block x 16. */
     struct kv_window window;
     uint32_t end_block;
-    uint64_t place; /* LIST */
+    struct kv_window of_use; /* STORE: what of the prompt others want, so that it goes last */
+    uint64_t place;          /* LIST */
 };
 
 /* The places that a LOAD with this window wants for a prompt of so many blocks. */

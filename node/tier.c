@@ -85,6 +85,7 @@ static bool op_post(struct node_core *c, uint64_t posted_ns, struct tier_op *op,
                            .count = op->count,
                            .token_ns = (uint32_t)token_ns,
                            .posted_ns = posted_ns};
+    if (op->kind == KV_TIER_STORE) o.of_use = op->window;
     if (op->kind == KV_TIER_LOAD && op->window.tokens > 0) {
         o.window = op->window;
         o.end_block = op->end;
@@ -290,6 +291,7 @@ static bool store(struct node_core *c, const struct known *k, uint32_t first, ui
     if (!op) return false;
     op->kind = KV_TIER_STORE;
     op->salt = k->salt;
+    op->window = k->window;
     op->blocks = arena_copy(&op->arena, k->blocks + first, (end - first) * sizeof *op->blocks);
     if (!op->blocks) return false;
     op->held_count = op->count = end - first;

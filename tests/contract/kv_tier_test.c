@@ -247,6 +247,27 @@ static void of_one_call_the_first_key_goes_last(void **state)
     assert_false(has(s, SLOTS - 1) || has(s, SLOTS - 2) || has(s, SLOTS - 3));
 }
 
+/* Two calls for one prompt, of which the second is no reason to give up what the first one has. */
+static void of_what_is_touched_the_first_key_goes_last(void **state)
+{
+    struct subject *s = *state;
+    struct id128 keys[SLOTS + 1];
+    put_range(s, 0, SLOTS / 2);
+    put_range(s, SLOTS / 2, SLOTS - SLOTS / 2);
+    for (uint32_t i = 0; i < SLOTS; i++)
+        keys[i] = rig_key(i);
+    keys[SLOTS] = rig_key(5000); /* it has not */
+    assert_ok(s->ops->touch(s->tier, keys, SLOTS + 1));
+    put_range(s, 100, 3);
+    for (uint32_t i = 0; i < SLOTS; i++)
+        assert_int_equal(has(s, i), i < SLOTS - 3);
+    assert_ok(s->ops->touch(s->tier, keys + 2, SLOTS - 5));
+    put_range(s, 200, 5); /* 0 and 1, and the three before */
+    assert_false(has(s, 0) || has(s, 1) || has(s, 100));
+    assert_true(has(s, 2) && has(s, SLOTS - 4));
+    assert_ok(s->ops->touch(s->tier, keys, 0));
+}
+
 static void it_never_holds_more_than_it_may(void **state)
 {
     struct subject *s = *state;
@@ -483,6 +504,7 @@ static void tiers_are_found_by_name(void **state)
 #define BOUNDS(open)                                                                               \
     PROMISE(the_least_recently_used_goes_first, open),                                             \
         PROMISE(of_one_call_the_first_key_goes_last, open),                                        \
+        PROMISE(of_what_is_touched_the_first_key_goes_last, open),                                 \
         PROMISE(it_never_holds_more_than_it_may, open),                                            \
         PROMISE(more_values_than_fit_are_kept_from_the_front, open),                               \
         PROMISE(too_little_room_for_one_is_refused, open)

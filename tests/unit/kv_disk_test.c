@@ -549,6 +549,24 @@ static void a_limit_of_file_sizes_is_a_full_disk(void **state)
     assert_int_equal(count_again(s), 0);
 }
 
+static void what_is_touched_again_and_again_stays_over_a_restart(void **state)
+{
+    struct store *s = *state;
+    struct id128 hot[4];
+    for (uint32_t n = 0; n < VALUES; n++) {
+        assert_ok(put(s, n));
+        if (n < 4) hot[n] = rig_key(n);
+        if (n >= 4) assert_ok(kv_tier_disk.touch(s->tier, hot, 4));
+    }
+    shut(s);
+    assert_ok(kv_tier_disk.open(&s->tier, &s->options));
+    for (uint32_t n = 0; n < VALUES / 2; n++)
+        assert_ok(put(s, 100 + n));
+    for (uint32_t n = 0; n < 4; n++)
+        assert_true(get(s, n));
+    assert_false(get(s, 4));
+}
+
 static void too_few_bytes_are_refused_with_the_least(void **state)
 {
     struct store *s = *state;
@@ -607,6 +625,7 @@ int main(void)
         WITH_STORE(a_file_system_that_reserves_nothing_will_do),
         WITH_STORE(a_limit_of_file_sizes_is_a_full_disk),
         WITH_STORE(memory_that_is_short_is_an_error_at_open),
+        WITH_STORE(what_is_touched_again_and_again_stays_over_a_restart),
         WITH_STORE(too_few_bytes_are_refused_with_the_least),
     };
     if (access("/dev/shm", W_OK) == 0) setenv("TANDEM_TEST_DIR", "/dev/shm", 0); /* many flushes */

@@ -425,6 +425,60 @@ static void what_comes_and_goes_is_said_by_the_names_that_routers_know(void **st
     assert_int_equal(heard_count, 0);
 }
 
+static void store_of(uint64_t salt, uint32_t count)
+{
+    struct kv_tier_op op = op_of(KV_TIER_STORE, 0, count, numbers);
+    op.salt = salt;
+    assert_int_equal(do_op(&op).count, count);
+}
+
+/* Also when it lies in the pool, so that nobody reads it here. */
+static void a_prompts_beginning_outlives_its_end(void **state)
+{
+    (void)state;
+    uint64_t hashes[BLOCKS];
+    make_hashes(hashes);
+    for (int loads = 0; loads < 2; loads++) {
+        open_memory_tier(20);
+        store(0, 8);
+        if (loads) store(8, 4);
+        store_of(4, 4);
+        if (loads)
+            assert_int_equal(load(8, 4).count, 4);
+        else
+            store(8, 4);
+        store_of(5, 8); /* four of the other tenant's and four of this prompt go */
+        for (uint32_t i = 0; i < 12; i++)
+            assert_int_equal(heard_of(hashes[i], true), 0);
+        store_of(6, 4 + 8 - 4);
+        uint32_t gone = 0;
+        for (uint32_t i = 0; i < 12; i++)
+            gone += heard_of(hashes[i], true);
+        assert_int_equal(gone, 8);
+        for (uint32_t i = 0; i < 12; i++)
+            assert_int_equal(heard_of(hashes[i], true), i >= 4);
+        finish(NULL);
+        begin(NULL);
+    }
+}
+
+static void with_a_window_a_prompts_middle_goes_first(void **state)
+{
+    (void)state;
+    uint64_t hashes[BLOCKS];
+    make_hashes(hashes);
+    open_memory_tier(20);
+    struct kv_tier_op op = op_of(KV_TIER_STORE, 0, 12, numbers);
+    op.of_use = (struct kv_window){40, BLOCK_TOKENS}; /* of its three last blocks and the first */
+    assert_int_equal(do_op(&op).count, 12);
+    store_of(5, 12);
+    for (uint32_t i = 0; i < 12; i++)
+        assert_int_equal(heard_of(hashes[i], true), i >= 5 && i < 9);
+    store_of(6, 4);
+    for (uint32_t i = 0; i < 12; i++)
+        assert_int_equal(heard_of(hashes[i], true), i >= 1 && i < 5);
+}
+
 static void all_that_local_tiers_have_is_listed(void **state)
 {
     (void)state;
@@ -463,6 +517,8 @@ int main(void)
         ROW(what_was_stored_is_loaded_bit_by_bit),
         ROW(another_tenant_finds_nothing),
         ROW(what_comes_and_goes_is_said_by_the_names_that_routers_know),
+        ROW(a_prompts_beginning_outlives_its_end),
+        ROW(with_a_window_a_prompts_middle_goes_first),
         ROW(all_that_local_tiers_have_is_listed),
         ROW(a_block_is_expected_to_take_what_was_measured),
         ROW(a_run_ends_where_no_tier_goes_on),

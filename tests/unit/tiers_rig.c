@@ -145,8 +145,13 @@ static void fake_stats(const struct kv_tier *t, struct kv_tier_stats *stats)
     const struct fake *f = (const struct fake *)(const void *)t;
     *stats = (struct kv_tier_stats){.entries_count = f->count, .removed = f->removed};
 }
-static const struct kv_tier_ops fake_ops = {"fake",   fake_open, fake_close,  fake_has,
-                                            fake_get, fake_put,  fake_remove, fake_stats};
+static enum err fake_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+{
+    (void)t, (void)keys, (void)count;
+    return OK;
+}
+static const struct kv_tier_ops fake_ops = {"fake",   fake_open,   fake_close, fake_has,  fake_get,
+                                            fake_put, fake_remove, fake_stats, fake_touch};
 
 /* ---- prompts ---- */
 
@@ -235,6 +240,7 @@ struct kv_tier_event do_op(const struct kv_tier_op *op)
     else
         while (!kv_tier_work_store(work, job, &event))
             ;
+    kv_tier_work_used(work, job);
     kv_tier_job_free(job);
     heard_count = event.news_count;
     assert_true(heard_count <= HEARD_MAX && !event.news_lost);
