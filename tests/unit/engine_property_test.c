@@ -1,6 +1,6 @@
 /* The promise of docs/numerics.md, on whole models: a token's logits and its KV are the same bits
  * whatever the batch, chunking, threads, block placement and instruction set, fresh, behind a cached
- * prefix or after a preemption.
+ * prefix or after a preemption, with a window or without, whether or not what has left it is still there.
  *
  * Each round makes a random model and a few texts, some beginning alike. The portable C path runs
  * every text alone, in one step: that is the reference. Then each path runs all texts in random
@@ -24,6 +24,7 @@ enum {
     ROWS_MAX = TOKENS_MAX,
     TABLE_MAX = (TOKENS_MAX + BLOCK_TOKENS - 1) / BLOCK_TOKENS,
     BLOCKS = TEXTS * TABLE_MAX + 3,
+    GONE = INT32_MAX, /* for a block that has left the window: nobody may look there */
 };
 
 struct text {
@@ -31,6 +32,10 @@ struct text {
     float *logits;     /* [count][vocab], the reference's */
     unsigned char *kv; /* [count][token_bytes], the same */
 };
+
+static struct {
+    uint32_t preemptions, shared_blocks, gone_blocks;
+} met; /* in all rounds */
 
 /* A text on its way through the engine under test. */
 struct live {
@@ -46,10 +51,12 @@ struct round {
     struct text text[TEXTS];
     struct live live[TEXTS];
     uint32_t holders[BLOCKS];
+    struct kv_window window,
+        own; /* of the model or of each sequence alone; then the latter is `own` */
     struct engine *engine;
     struct step *step;
     float *logits; /* [ROWS_MAX][vocab] */
-    uint32_t preemptions, shared_blocks;
+    uint32_t preemptions;
 };
 
 static uint32_t below(struct round *r, uint32_t bound)
@@ -74,9 +81,12 @@ static void read_token(const struct kv_view *kv, uint32_t block, uint32_t place,
         for (size_t h = 0; h < g->kv_heads; h++) {
             for (size_t i = 0; i < half; i++, to += 2 * e)
                 memcpy(to, layer + ((h * half + i) * BLOCK_TOKENS + place) * 2 * e, 2 * e);
-            const unsigned char *v = layer + kv_part_bytes(g);
-            memcpy(to, v + (h * BLOCK_TOKENS + place) * g->head_dim * e, g->head_dim * e);
-            to += g->head_dim * e;
+            /* V of fp32 is [16][head_dim], of bf16 [16 / 2][head_dim][2] (docs/numerics.md, A7). */
+            uint32_t wide = g->dtype == DTYPE_BF16 ? 2 : 1;
+            const unsigned char *v = layer + kv_part_bytes(g) +
+                                     (h * BLOCK_TOKENS + place / wide * wide) * g->head_dim * e;
+            for (size_t i = 0; i < g->head_dim; i++, to += e)
+                memcpy(to, v + (i * wide + place % wide) * e, e);
         }
 }
 
@@ -116,14 +126,41 @@ static uint32_t take_block(struct round *r)
     return b;
 }
 
-static void drop_blocks(struct round *r, struct live *live)
+static void drop_block(struct round *r, uint32_t *block)
 {
     const struct kv_view *kv = engine_kv(r->engine);
     size_t bytes = kv_block_bytes(&kv->geometry);
+    if (*block != GONE && --r->holders[*block] == 0)
+        memset((unsigned char *)kv->base + *block * bytes, 0xff, bytes);
+    *block = GONE;
+}
+
+static void drop_blocks(struct round *r, struct live *live)
+{
     for (uint32_t i = 0; i < live->table_count; i++)
-        if (--r->holders[live->table[i]] == 0)
-            memset((unsigned char *)kv->base + live->table[i] * bytes, 0xff, bytes);
+        drop_block(r, &live->table[i]);
     *live = (struct live){0};
+}
+
+/* Some that no row will see any more. */
+static void drop_what_left_the_window(struct round *r, struct live *live)
+{
+    uint32_t gone = kv_window_gone(r->window, live->position) / BLOCK_TOKENS;
+    for (uint32_t i = r->window.sinks / BLOCK_TOKENS; r->window.tokens && i < gone; i++)
+        if (live->table[i] != GONE && below(r, 3) > 0) {
+            drop_block(r, &live->table[i]);
+            met.gone_blocks++;
+        }
+}
+
+/* What rows from there on see of the text is all there. */
+static bool has_what_is_seen(const struct round *r, const struct live *live, uint32_t position)
+{
+    uint32_t sinks = r->window.sinks / BLOCK_TOKENS;
+    uint32_t gone = r->window.tokens ? kv_window_gone(r->window, position) / BLOCK_TOKENS : 0;
+    for (uint32_t i = 0; i < position / BLOCK_TOKENS; i++)
+        if ((i < sinks || i >= gone) && live->table[i] == GONE) return false;
+    return true;
 }
 
 /* A text that begins anew may take full blocks from one that begins alike, any number of them. */
@@ -136,13 +173,14 @@ static void share_prefix(struct round *r, uint32_t to)
            a->tokens[alike] == b->tokens[alike])
         alike++;
     uint32_t blocks = below(r, alike / BLOCK_TOKENS + 1);
+    if (!has_what_is_seen(r, &r->live[from], blocks * BLOCK_TOKENS)) return;
     for (uint32_t i = 0; i < blocks; i++) {
-        r->live[to].table[i] = r->live[from].table[i];
-        r->holders[r->live[to].table[i]]++;
+        uint32_t block = r->live[to].table[i] = r->live[from].table[i];
+        if (block != GONE) r->holders[block]++;
     }
     r->live[to].table_count = blocks;
     r->live[to].position = blocks * BLOCK_TOKENS;
-    r->shared_blocks += blocks;
+    met.shared_blocks += blocks;
 }
 
 static void add_rows(struct round *r, uint32_t index, uint32_t rows)
@@ -152,7 +190,9 @@ static void add_rows(struct round *r, uint32_t index, uint32_t rows)
     static const struct job job = {.sampling = {.top_p = 1, .repetition_penalty = 1}};
     while (live->table_count < blocks_for_tokens(live->position + rows))
         live->table[live->table_count++] = take_block(r);
-    step_add(s, index, live->position, rows)->setup = &job;
+    struct step_sequence *sequence = step_add(s, index, live->position, rows);
+    sequence->setup = &job;
+    sequence->window = r->own;
     memcpy(s->tokens + s->rows_count, r->text[index].tokens + live->position,
            rows * sizeof *s->tokens);
     memcpy(s->table + s->table_count, live->table, live->table_count * sizeof *s->table);
@@ -179,6 +219,7 @@ static void compare_rows(struct round *r)
                 fail_msg("%s: logits of text %u, token %u, row %u of a step of %u", r->label,
                          q->slot, q->position + n, q->row_first + n, r->step->rows_count);
         r->live[q->slot].position += q->rows_count;
+        drop_what_left_the_window(r, &r->live[q->slot]);
     }
 }
 
@@ -195,6 +236,7 @@ static bool run_some(struct round *r)
         if (live->position > 0 && below(r, 12) == 0 && r->preemptions < 3 * TEXTS) {
             drop_blocks(r, live);
             r->preemptions++;
+            met.preemptions++;
         }
         if (live->position == 0) share_prefix(r, i);
         uint32_t left = r->text[i].count - live->position, room = ROWS_MAX - s->rows_count;
@@ -214,6 +256,7 @@ static void compare_pool(struct round *r)
     unsigned char *got = mem_new(bytes);
     for (uint32_t i = 0; i < TEXTS; i++)
         for (uint32_t t = 0; t < r->text[i].count; t++) {
+            if (r->live[i].table[t / BLOCK_TOKENS] == GONE) continue;
             read_token(kv, r->live[i].table[t / BLOCK_TOKENS], t % BLOCK_TOKENS, got);
             if (memcmp(got, r->text[i].kv + t * bytes, bytes) != 0)
                 fail_msg("%s: KV of text %u, token %u", r->label, i, t);
@@ -240,6 +283,12 @@ static void random_shape(struct round *r)
     s->mlp_bias = below(r, 3) == 0;
     s->dtype = below(r, 2) ? DTYPE_BF16 : DTYPE_F32;
     s->seed = r->seed;
+    if (r->seed % 3 != 0) r->window.tokens = 1 + below(r, TOKENS_MAX);
+    if (r->seed % 3 == 1) s->window = r->window.tokens; /* the model's */
+    if (r->seed % 3 == 2) {
+        r->window.sinks = below(r, 3) * BLOCK_TOKENS;
+        r->own = r->window;
+    }
     r->dtype = below(r, 2) ? DTYPE_BF16 : DTYPE_F32;
 }
 
@@ -314,6 +363,7 @@ static void bits_do_not_depend_on_company(void **state)
     (void)state;
     for (uint64_t i = 0; i < count; i++)
         run_round(first + i);
+    if (count >= ROUNDS) assert_true(met.preemptions && met.shared_blocks && met.gone_blocks);
 }
 
 int main(void)
