@@ -7,6 +7,7 @@
 #define TANDEM_CLIENT_CMD_H
 
 #include <jansson.h>
+#include <signal.h>
 
 #include "client/tandem.h"
 #include "common/buf.h"
@@ -45,6 +46,10 @@ extern const struct setting cmd_router_rows[CMD_ROUTER_ROWS_COUNT];
 struct tandem *cmd_connect(const struct cmd_router *options);
 /* Prints "tandem VERB: text" and gives the exit code that belongs to the status. */
 int cmd_fail(const char *verb, enum tandem_status status, const char *text);
+
+/* From then on SIGINT and SIGTERM do no more than count. */
+extern volatile sig_atomic_t cmd_interrupts;
+void cmd_catch_interrupts(void);
 
 /* Asks the router one question and waits for the answer. */
 typedef enum tandem_status cmd_question_fn(struct tandem *t, const char *argument,

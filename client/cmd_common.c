@@ -34,6 +34,21 @@ int cmd_fail(const char *verb, enum tandem_status status, const char *text)
     return status == TANDEM_NO_ROUTER ? CMD_NO_ROUTER : CMD_FAILED;
 }
 
+volatile sig_atomic_t cmd_interrupts;
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    cmd_interrupts++;
+}
+
+void cmd_catch_interrupts(void)
+{
+    const struct sigaction on_int = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &on_int, NULL);
+    sigaction(SIGTERM, &on_int, NULL);
+}
+
 struct question {
     const char *verb;
     bool answered;

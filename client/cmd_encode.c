@@ -2,7 +2,6 @@
  * alone. Lines go out many at a time and their results come in the order of the lines. */
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -57,14 +56,6 @@ struct run {
     bool only_taken;
     uint64_t told, failed;
 };
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
 
 /* ---- what goes in ---- */
 
@@ -242,11 +233,9 @@ static enum err open_input(struct run *run, const struct settings *s)
 
 static int run_all(struct run *run, struct tandem *t)
 {
-    struct sigaction on_int = {.sa_handler = on_interrupt};
     const struct crowd_work work = {
-        .ctx = run, .next = next, .prepare = prepare, .done = done, .stop = &interrupted};
-    sigaction(SIGINT, &on_int, NULL);
-    sigaction(SIGTERM, &on_int, NULL);
+        .ctx = run, .next = next, .prepare = prepare, .done = done, .stop = &cmd_interrupts};
+    cmd_catch_interrupts();
     struct crowd_end end = crowd_run(t, &work, (uint32_t)run->options->in_flight);
     if (run->options->json && run->sequences) printf("%s]", run->told ? "" : "[");
     if (run->options->json && (run->told || run->sequences)) putchar('\n');

@@ -1,6 +1,5 @@
 /* tandem generate: one request; text as it comes, or all of it as one JSON value. */
 #include <jansson.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -77,14 +76,6 @@ struct run {
     bool over, streaming, ends_with_newline;
 };
 #define ASK_NS (1 * NS_PER_S)
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted++;
-}
 
 /* ---- events ---- */
 
@@ -318,8 +309,8 @@ static int wait_for_end(struct tandem *t, struct run *run)
     while (!run->over) {
         tandem_wait(t, 200);
         ask_why(t, run);
-        if (interrupted || ferror(stdout)) tandem_cancel(run->request);
-        if (interrupted > 1) return CMD_FAILED;
+        if (cmd_interrupts || ferror(stdout)) tandem_cancel(run->request);
+        if (cmd_interrupts > 1) return CMD_FAILED;
     }
     return print_result(run);
 }
@@ -327,15 +318,13 @@ static int wait_for_end(struct tandem *t, struct run *run)
 static int generate(struct tandem *t, const struct settings *s, struct run *run)
 {
     const struct options *o = run->options;
-    struct sigaction on_int = {.sa_handler = on_interrupt};
     run->request = tandem_request_new(t, on_event, run);
     if (!run->request) return cmd_fail("generate", TANDEM_MEMORY, tandem_error_text());
     if (set_all(run->request, s, o) != TANDEM_OK || tandem_submit(run->request) != TANDEM_OK) {
         fprintf(stderr, "tandem generate: %s\n", tandem_error_text());
         return CMD_USAGE;
     }
-    sigaction(SIGINT, &on_int, NULL);
-    sigaction(SIGTERM, &on_int, NULL);
+    cmd_catch_interrupts();
     return wait_for_end(t, run);
 }
 

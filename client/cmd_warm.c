@@ -1,7 +1,6 @@
 /* tandem warm: prefills sequences so that their KV is in the nodes' caches before somebody asks for it. */
 #include <inttypes.h>
 #include <jansson.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,14 +58,6 @@ struct run {
     char reason[512];
 };
 
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
-
 /* ---- what goes in ---- */
 
 static void say_bad(struct run *run, uint64_t line, const char *reason)
@@ -96,7 +87,7 @@ static enum err read_window(struct run *run)
 {
     enum err e = OK;
     warm_plan_clear(&run->plan);
-    while (e == OK && !run->read_all && !interrupted && run->plan.count < WINDOW_SEQUENCES &&
+    while (e == OK && !run->read_all && !cmd_interrupts && run->plan.count < WINDOW_SEQUENCES &&
            run->plan.bytes < WINDOW_BYTES)
         e = take_line(run);
     if (e == ERR_AGAIN && run->plan.count == 0) return e;
@@ -288,7 +279,7 @@ static int look(struct run *run, const struct cmd_router *router, char *model, s
         buf_fini(&text);
         if (code != CMD_DONE) return code;
         if (run->token_bytes == 0) usleep(100000);
-    } while (run->token_bytes == 0 && clock_now_ns() < end_ns && !interrupted);
+    } while (run->token_bytes == 0 && clock_now_ns() < end_ns && !cmd_interrupts);
     if (run->token_bytes > 0) return CMD_DONE;
     return cmd_fail("warm", TANDEM_FAILED, "no node has joined the router: start tandem-prefill");
 }
@@ -301,11 +292,9 @@ static int warm(struct run *run, const struct cmd_router *router, const char *pa
                                     .done = done,
                                     .any_order = true,
                                     .tick = tick,
-                                    .stop = &interrupted};
-    struct sigaction on_int = {.sa_handler = on_interrupt};
+                                    .stop = &cmd_interrupts};
     char model[64];
-    sigaction(SIGINT, &on_int, NULL);
-    sigaction(SIGTERM, &on_int, NULL);
+    cmd_catch_interrupts();
     if (cmd_check_tenant(run->options->tenant) != OK ||
         sequences_open(&run->source, path, (enum sequences_format)run->options->format) != OK) {
         fprintf(stderr, "tandem warm: %s\n", err_text());
