@@ -1,3 +1,4 @@
+/* What the verbs share (cmd.h). */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,3 +1,5 @@
+/* connection: the way to one router of the list at a time: its sockets, the session, what a turn of
+ * tandem_process does, and the next address when it is lost. */
 #include "client/internal.h"
 
 #include <errno.h>

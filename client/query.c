@@ -1,3 +1,5 @@
+/* query: questions that a router answers with a text, pins among them. One that a lost router had not answered
+ * is asked again. */
 #include <string.h>
 
 #include "client/internal.h"

@@ -1,3 +1,4 @@
+/* request: a request from its setters to its last event, and on to another router with what came so far. */
 #include <string.h>
 
 #include "client/internal.h"

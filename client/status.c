@@ -1,3 +1,4 @@
+/* status: what errors and ends are called for the user of libtandem. */
 #include "client/internal.h"
 
 enum tandem_status status_of(enum err e)

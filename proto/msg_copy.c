@@ -1,3 +1,4 @@
+/* msg_copy: a message with all that it points to, into another arena; by the table of msg_fields.h. */
 #include <string.h>
 
 #include "common/hash.h"

@@ -1,3 +1,4 @@
+/* The one bug of this process, and whether seeds find it. */
 #include "common/plant.h"
 
 #include <stdio.h>
