@@ -117,9 +117,9 @@ with_libraries() { LD_LIBRARY_PATH=$libraries "$@"; }
 
 # --- tests ---
 
-# Lines of a table: passed with how many, skipped, or failed with the first line that says why.
+# Lines of a table: passed with how many, skipped, or failed with which, and the first line that says why.
 run_test() { # NAME SECONDS COMMAND...
-    local name=$1 most=$2 log=$logs/$1.log status=0 given why
+    local name=$1 most=$2 log=$logs/$1.log status=0 given why which
     shift 2
     given=$(seconds_of "$most")
     [ "$given" -gt 0 ] || { cut_off "| $name | not run: no time was left |"; return; }
@@ -131,8 +131,9 @@ run_test() { # NAME SECONDS COMMAND...
     77) say "| $name | skipped: $(tail -n 1 "$log" | tr '|' ' ') |" ;;
     124) fail "| $name | **failed**: not done after $most s |" ;;
     *)
-        why=$(grep -m 1 -E '^\[ +ERROR +\] ---|error|Failure|Could not' "$log" || tail -n 1 "$log")
-        fail "| $name | **failed** ($status): ${why//|/ } |"
+        why=$(grep -m 1 -E '^ERROR|^\[ +ERROR +\] ---|error|Failure|Could not' "$log" || tail -n 1 "$log")
+        which=$(sed -n 's/^\[  FAILED  \] \([a-z][a-z0-9_]*\)$/\1/p' "$log" | sort -u | tr '\n' ' ')
+        fail "| $name | **failed** ($status): $which${which:+- }${why//|/ } |"
         ;;
     esac
 }
