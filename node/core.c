@@ -116,7 +116,7 @@ void node_core_free(struct node_core *c)
         arena_fini(&c->sequence[i].arena);
     flights_free(c);
     tiers_free(c);
-    pins_lost(c, UINT32_MAX);
+    pins_free(c);
     kv_prefix_free(c->cache);
     kv_pool_free(c->pool);
     mem_free(c->events);

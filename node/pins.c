@@ -1,5 +1,9 @@
 /* pins: prompts that routers want to stay in the prefix cache, by name. What of one is cached is pinned; the
- * router sees to it that more is, and asks again. A router that is gone has no pins here.
+ * router sees to it that more is, and asks again.
+ *
+ * A router keeps its pins in memory alone. Those of one that is gone stay here for PINS_ORPHANED_NS: another
+ * process that takes its place is told of them, and whether they stay is its to say. If the same one comes back, it
+ * asks anew, as it may have let go of some meanwhile.
  *
  * Pins are wishes: what could be computed without them is computed. When a sequence finds no room although it
  * is the only one that holds any, pins end, one after the other, and their routers hear of it. */
@@ -8,7 +12,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/log.h"
+
+#define PINS_ORPHANED_NS (60 * NS_PER_S)
 
 static struct pin *find(struct node_core *c, uint32_t router, const struct msg_pin *m)
 {
@@ -43,8 +50,10 @@ static struct pin *take(struct node_core *c, uint32_t router, const struct msg_p
     if (p == c->pin + NODE_PINS_MAX || m->tokens_count == 0) return NULL;
     if (!(p->tokens = mem_array(m->tokens_count, sizeof *p->tokens))) return NULL;
     memcpy(p->tokens, m->tokens, m->tokens_count * sizeof *p->tokens);
+    p->tokens_count = m->tokens_count;
     p->used = true;
     p->router = router;
+    p->given_by = c->router[router].session.other;
     p->salt = m->salt;
     snprintf(p->name, sizeof p->name, "%s", m->name);
     snprintf(p->tenant, sizeof p->tenant, "%s", m->tenant);
@@ -64,11 +73,46 @@ void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
     say(c, now_ns, router, &answer);
 }
 
-void pins_lost(struct node_core *c, uint32_t router)
+void pins_lost(struct node_core *c, uint64_t now_ns, uint32_t router)
 {
     for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
-        if (c->pin[i].used && (router == UINT32_MAX || c->pin[i].router == router))
-            release(c, &c->pin[i]);
+        if (c->pin[i].used && c->pin[i].router == router) c->pin[i].orphaned_ns = now_ns;
+}
+
+void pins_free(struct node_core *c)
+{
+    for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
+        if (c->pin[i].used) release(c, &c->pin[i]);
+}
+
+void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router)
+{
+    uint64_t incarnation = c->router[router].session.other;
+    for (uint32_t i = 0; i < NODE_PINS_MAX; i++) {
+        struct pin *p = &c->pin[i];
+        if (!p->used || p->router != router) continue;
+        if (p->given_by == incarnation) {
+            release(c, p);
+            continue;
+        }
+        struct msg m = {.kind = MSG_PIN,
+                        .pin = {.name = p->name,
+                                .tenant = p->tenant,
+                                .tokens = p->tokens,
+                                .tokens_count = p->tokens_count,
+                                .salt = p->salt}};
+        p->given_by = incarnation;
+        p->orphaned_ns = 0;
+        say(c, now_ns, router, &m);
+    }
+}
+
+void pins_on_timer(struct node_core *c, uint64_t now_ns)
+{
+    for (uint32_t i = 0; i < NODE_PINS_MAX; i++) {
+        struct pin *p = &c->pin[i];
+        if (p->used && p->orphaned_ns && now_ns - p->orphaned_ns >= PINS_ORPHANED_NS) release(c, p);
+    }
 }
 
 static bool is_alone(const struct node_core *c, const struct sequence *s)

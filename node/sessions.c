@@ -178,7 +178,7 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
         ended++;
     }
     CHECK(r->live_count == 0 && r->live_hash == 0);
-    pins_lost(c, (uint32_t)(r - c->router));
+    pins_lost(c, now_ns, (uint32_t)(r - c->router));
     if (r->lifeline) c->out.lifeline_drop(c->out.ctx, r->peer);
     r->lifeline = false;
     r->links_told = 0; /* who comes back knows nothing */
@@ -196,6 +196,7 @@ static void session_up(struct node_core *c, uint64_t now_ns, struct router_link 
         c->out.lifeline_dial(c->out.ctx, r->peer, w->lifeline, w->lifeline_key);
     }
     say_heartbeat(c, now_ns, r);
+    pins_on_router(c, now_ns, (uint32_t)(r - c->router));
     events_begin(c, r, false);
 }
 
@@ -245,6 +246,7 @@ void sessions_on_timer(struct node_core *c, uint64_t now_ns)
         }
         if (due.wake_ns < c->wake_ns) c->wake_ns = due.wake_ns;
     }
+    pins_on_timer(c, now_ns);
 }
 
 void sessions_leave(struct node_core *c, uint64_t now_ns)

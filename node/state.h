@@ -161,9 +161,10 @@ struct sequence {
     uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
     uint64_t accepted_ns, began_ns, computed_ns, running_ns, finished_ns;
     uint32_t cached_tokens;
-    uint64_t tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet; later by what
+    uint64_t
+        tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet; later by what
                                 * computing what came would have taken */
-    bool tier_asked;           /* for a LOAD of its own, since it was queued */
+    bool tier_asked;      /* for a LOAD of its own, since it was queued */
 
     struct list_link place; /* in core.queue or core.running, sorted */
     struct list_link dirty; /* in core.dirty: tokens to be told */
@@ -225,8 +226,11 @@ struct pin {
     char name[MSG_NAME_MAX + 1], tenant[MSG_NAME_MAX + 1];
     uint64_t salt;
     uint32_t *tokens;
-    uint32_t blocks; /* the first ones of it, pinned */
-    bool gave_way;   /* which its router has not heard yet */
+    uint32_t tokens_count;
+    uint32_t blocks;      /* the first ones of it, pinned */
+    bool gave_way;        /* which its router has not heard yet */
+    uint64_t given_by;    /* incarnation of its router */
+    uint64_t orphaned_ns; /* since when its router is gone; 0: it is here */
 };
 
 struct tombstone {
@@ -503,7 +507,10 @@ struct kv_prompt accounts_prompt(const struct sequence *s, uint32_t tokens_count
 /* pins.c */
 void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router,
                      const struct msg_pin *m);
-void pins_lost(struct node_core *c, uint32_t router); /* UINT32_MAX: of all */
+void pins_lost(struct node_core *c, uint64_t now_ns, uint32_t router);
+void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router); /* it is here */
+void pins_on_timer(struct node_core *c, uint64_t now_ns);
+void pins_free(struct node_core *c);
 /* Unpins something for `s`, which finds no room though nobody else holds any; false: that is not so. */
 bool pins_give_way(struct node_core *c, const struct sequence *s);
 void pins_tell(struct node_core *c, uint64_t now_ns); /* at the end of a turn */
@@ -570,7 +577,7 @@ void inventory_news(struct node_core *c, const struct kv_tier_event *e);
 bool inventory_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);
 
 /* tier_report.c */
-uint32_t tiers_broken(const struct node_core *c); /* bits of enum kv_tier_kind */
+uint32_t tiers_broken(const struct node_core *c);           /* bits of enum kv_tier_kind */
 struct json_t *tier_report_json(const struct node_core *c); /* docs/kv-memory.md */
 void tier_meters_show(struct node_core *c);
 

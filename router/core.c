@@ -235,6 +235,7 @@ static void on_node_message(struct router_core *core, uint64_t now_ns, struct no
     case MSG_ENCODED: choice_on_encoded(core, now_ns, n, &m->encoded); break;
     case MSG_FINISHED: choice_on_finished(core, now_ns, n, &m->finished); break;
     case MSG_FAILED: choice_on_failed(core, now_ns, n, &m->failed); break;
+    case MSG_PIN: pins_on_node(core, now_ns, n, &m->pin); break;
     case MSG_PINNED: pins_on_pinned(core, now_ns, n, &m->pinned); break;
     case MSG_DRAINED: registry_on_drained(core, now_ns, n); break;
     case MSG_ANSWER: kv_query_on_answer(core, now_ns, n, &m->answer); break;

@@ -5,6 +5,7 @@
  *       |                            |
  *       `----- its request ended ----'
  *
+ * The nodes remember what was asked of them, and tell a router that takes the place of one that is gone.
  * A node that joins is asked at once; one that holds less than all is asked again after PIN_AGAIN_NS, as D comes to
  * hold what it is sent. P computes what it lacks PIN_TRIES times at the most: more pins than half of its pool
  * it does not take, and a quota may stand in the way. */
@@ -62,7 +63,7 @@ static void tell(struct router_core *core, uint64_t now_ns, const struct pin *p,
 static void forget(struct router_core *core, uint64_t now_ns, struct pin *p)
 {
     for (uint32_t i = 0; i < core->nodes_count; i++) {
-        if (p->tokens) tell(core, now_ns, p, core->nodes[i], true);
+        tell(core, now_ns, p, core->nodes[i], true);
         core->nodes[i]->pin[p - core->pin] = (struct pin_at){0};
     }
     mem_free(p->tokens);
@@ -124,7 +125,7 @@ static void begin_and_say(struct router_core *core, uint64_t now_ns, struct pin 
     answer(core, now_ns, p, OK, text);
 }
 
-static enum err place_for(struct router_core *core, const struct msg_pin *m, struct pin **out)
+static enum err pin_new(struct router_core *core, const struct msg_pin *m, struct pin **out)
 {
     if ((m->text_bytes > 0) == (m->tokens_count > 0))
         return err_set(ERR_INVALID,
@@ -138,6 +139,9 @@ static enum err place_for(struct router_core *core, const struct msg_pin *m, str
     if (p == core->pin + ROUTER_PINS_MAX)
         return err_set(ERR_FULL, "%d prompts are pinned already: tandem unpin one of tandem pins",
                        ROUTER_PINS_MAX);
+    *p = (struct pin){.used = true, .salt = turns_salt(core, m->tenant)};
+    snprintf(p->name, sizeof p->name, "%s", m->name);
+    snprintf(p->tenant, sizeof p->tenant, "%s", m->tenant);
     *out = p;
     return OK;
 }
@@ -157,16 +161,13 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
         answer(core, now_ns, &asked, OK, "{\"pinned\":false}");
         return;
     }
-    enum err e = place_for(core, m, &p);
+    enum err e = pin_new(core, m, &p);
     if (e != OK) {
         answer(core, now_ns, &asked, e, err_text());
         return;
     }
-    *p = asked;
-    p->used = true;
-    p->salt = turns_salt(core, m->tenant);
-    snprintf(p->name, sizeof p->name, "%s", m->name);
-    snprintf(p->tenant, sizeof p->tenant, "%s", m->tenant);
+    p->ref = asked.ref;
+    p->asker = asked.asker;
     if (m->tokens_count > 0) {
         begin_and_say(core, now_ns, p, m->tokens, m->tokens_count);
         return;
@@ -201,6 +202,21 @@ void pins_on_join(struct router_core *core, uint64_t now_ns, struct node *n)
 {
     for (uint32_t i = 0; i < ROUTER_PINS_MAX; i++)
         if (core->pin[i].used && core->pin[i].tokens) tell(core, now_ns, &core->pin[i], n, false);
+}
+
+void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
+                  const struct msg_pin *m)
+{
+    struct pin *p = find(core, m->name, m->tenant);
+    if (p || m->remove) return; /* it was asked when it joined, or will be when there are ids */
+    enum err e = pin_new(core, m, &p);
+    if (e == OK && (e = begin(core, now_ns, p, m->tokens, m->tokens_count)) == OK) return;
+    log_warn("pin_not_kept", "name=%s tenant=\"%s\" node=%s reason=\"%s\"", m->name, m->tenant,
+             n->hello.name, err_text());
+    if (p) forget(core, now_ns, p);
+    struct msg remove = {.kind = MSG_PIN,
+                         .pin = {.remove = true, .name = m->name, .tenant = m->tenant}};
+    registry_send(core, now_ns, n->peer, &remove);
 }
 
 /* A request of the router's own, which only this node may compute; what it says is for nobody. */

@@ -470,6 +470,9 @@ bool pins_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
                     const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
 void pins_on_join(struct router_core *core, uint64_t now_ns, struct node *n);
 void pins_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *n);
+/* It had this pinned for an earlier process in this one's place. */
+void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
+                  const struct msg_pin *m);
 void pins_on_pinned(struct router_core *core, uint64_t now_ns, struct node *n,
                     const struct msg_pinned *m);
 void pins_on_ended(struct router_core *core, uint64_t now_ns, const struct request *r);

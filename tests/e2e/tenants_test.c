@@ -3,6 +3,7 @@
 #include "tests/e2e/streams.h"
 
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { HEAVY = 40, LIGHT = 5, PROMPT = 96, TOKENS = 48 };
@@ -119,24 +120,35 @@ static bool prefill_nodes_hold_it(struct cluster *c, json_t *status)
     return json_array_size(json_object_get(pin, "nodes")) == 2;
 }
 
-static void a_pinned_prompt_is_cached_where_nobody_asked_for_it(void **state)
+static struct tandem *some_client(const struct rig *rig)
 {
-    struct rig *rig = *state;
-    rig_start(rig, 1, 1, "--disaggregate always", "");
+    struct tandem *client = NULL;
+    for (uint32_t i = 0; i < STREAMS_CLIENTS_MAX && !client; i++)
+        client = rig->streams->client[i];
+    assert_non_null(client);
+    return client;
+}
+
+/* prompt_of(0), as "sys" of tenant a. */
+static void pin(struct rig *rig)
+{
     struct ask other = ask_of(1, "a");
     stream_expect_done(streams_ask(rig->streams, &other)); /* client 0 is connected */
     struct answer answer = {false, TANDEM_OK};
     struct tandem_pin pin = {
         .name = "sys", .tenant = "a", .tokens = prompt_of(0), .tokens_count = PROMPT};
-    struct tandem *client = NULL;
-    for (uint32_t i = 0; i < STREAMS_CLIENTS_MAX && !client; i++)
-        client = rig->streams->client[i];
-    assert_non_null(client);
-    assert_int_equal(tandem_pin(client, &pin, on_answer, &answer), TANDEM_OK);
+    assert_int_equal(tandem_pin(some_client(rig), &pin, on_answer, &answer), TANDEM_OK);
     while (!answer.here)
         streams_turn(rig->streams, 100);
     assert_int_equal(answer.status, TANDEM_OK);
     cluster_await(rig->cluster, prefill_nodes_hold_it, "the prefill node holds the pinned prompt");
+}
+
+static void a_pinned_prompt_is_cached_where_nobody_asked_for_it(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 1, "--disaggregate always", "");
+    pin(rig);
     process_kill(cluster_process(rig->cluster, "p0"));
     cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1"); /* one that has never seen it */
     cluster_await_nodes(rig->cluster);
@@ -150,12 +162,35 @@ static void a_pinned_prompt_is_cached_where_nobody_asked_for_it(void **state)
     rig_finish(rig);
 }
 
+static void a_pin_outlives_the_router_that_it_was_given_to(void **state)
+{
+    struct rig *rig = *state;
+    char args[256];
+    rig_start(rig, 1, 1, "--disaggregate always", "");
+    pin(rig);
+    struct process *first = rig->cluster->process[0];
+    process_kill(first);
+    snprintf(args, sizeof args, "--disaggregate always --listen-clients %s --listen-nodes %s",
+             first->clients, first->nodes);
+    process_await_ready(cluster_spawn(rig->cluster, PROGRAM_ROUTER, args));
+    cluster_await_nodes(rig->cluster);
+    cluster_await(rig->cluster, prefill_nodes_hold_it, "the new router knows what is pinned");
+    process_kill(cluster_process(rig->cluster, "p0"));
+    cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1"); /* and sees to it */
+    cluster_await_nodes(rig->cluster);
+    cluster_await(rig->cluster, prefill_nodes_hold_it, "the new node holds it too");
+    struct ask ask = ask_of(0, "a");
+    assert_int_equal(streams_ask(rig->streams, &ask)->cached_tokens, PROMPT - 16);
+    rig_finish(rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         RIG_TEST(a_light_tenant_passes_a_flood_that_came_before_it),
         RIG_TEST(what_a_tenant_has_cached_is_a_miss_for_another),
         RIG_TEST(a_pinned_prompt_is_cached_where_nobody_asked_for_it),
+        RIG_TEST(a_pin_outlives_the_router_that_it_was_given_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

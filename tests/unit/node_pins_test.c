@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "common/clock.h"
 #include "tests/unit/node_rig.h"
 
 static struct rig d;
@@ -97,6 +98,50 @@ static void a_routers_pins_go_with_it(void **state)
     rig_free(&d);
 }
 
+/* Its pins are in its memory alone. */
+static void a_router_in_the_place_of_one_that_is_gone_hears_of_its_pins(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    assert_int_equal(pin("sys", &job, false), WHOLE);
+    rig_lose(&d, 0);
+    rig_advance(&d, 50 * NS_PER_S);
+    rig_forget(&d);
+    d.routers_replaced += 100;
+    rig_join(&d, 0);
+    const struct msg *m = rig_said(&d, MSG_PIN);
+    assert_non_null(m);
+    assert_string_equal(m->pin.name, "sys");
+    assert_string_equal(m->pin.tenant, "t");
+    assert_int_equal(m->pin.salt, job.tenant_salt);
+    assert_int_equal(m->pin.tokens_count, PROMPT);
+    assert_memory_equal(m->pin.tokens, job.prompt, PROMPT * sizeof *job.prompt);
+    flood(100); /* it says nothing yet: they stay */
+    assert_int_equal(cached_of(2, &job), WHOLE * BLOCK_TOKENS);
+    pin("sys", &job, true);
+    flood(200);
+    assert_int_equal(cached_of(3, &job), 0);
+    rig_free(&d);
+}
+
+static void the_pins_of_a_router_that_nobody_replaces_end(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    assert_int_equal(pin("sys", &job, false), WHOLE);
+    rig_lose(&d, 0);
+    rig_advance(&d, 61 * NS_PER_S);
+    rig_forget(&d);
+    d.routers_replaced += 100;
+    rig_join(&d, 0);
+    assert_null(rig_said(&d, MSG_PIN));
+    flood(100);
+    assert_int_equal(cached_of(2, &job), 0);
+    rig_free(&d);
+}
+
 static void more_pins_than_there_is_place_for_hold_nothing(void **state)
 {
     (void)state;
@@ -144,6 +189,8 @@ int main(void)
         cmocka_unit_test(a_pinned_prompt_outlives_a_flood_until_it_is_unpinned),
         cmocka_unit_test(what_is_not_cached_is_not_pinned_and_half_of_the_pool_at_most),
         cmocka_unit_test(a_routers_pins_go_with_it),
+        cmocka_unit_test(a_router_in_the_place_of_one_that_is_gone_hears_of_its_pins),
+        cmocka_unit_test(the_pins_of_a_router_that_nobody_replaces_end),
         cmocka_unit_test(more_pins_than_there_is_place_for_hold_nothing),
         cmocka_unit_test(pins_keep_no_request_out_of_a_pool_that_could_hold_it),
     };

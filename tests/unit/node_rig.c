@@ -412,8 +412,8 @@ void rig_tell(struct rig *r, uint32_t router, const struct msg *m)
 {
     struct msg copy = *m;
     uint32_t remaining_ms = m->envelope.remaining_ms;
-    copy.envelope =
-        (struct envelope){r->epoch[router], RIG_ROUTER_LIFE + router, r->life, remaining_ms};
+    uint64_t from = RIG_ROUTER_LIFE + router + r->routers_replaced;
+    copy.envelope = (struct envelope){r->epoch[router], from, r->life, remaining_ms};
     node_core_on_message(r->core, r->now_ns, (struct peer){router + 1}, &copy);
     node_core_audit(r->core);
 }

@@ -78,7 +78,8 @@ struct rig {
     struct node_config config;
     struct rig *other; /* the receiver of this one's pushes, or NULL */
     uint64_t now_ns, wake_ns;
-    uint64_t life; /* of the node */
+    uint64_t life;             /* of the node */
+    uint64_t routers_replaced; /* each time: other processes are where they were */
     uint64_t epoch[RIG_ROUTERS_MAX];
     bool left;
     uint32_t lifelines_dialled, lifelines_dropped;

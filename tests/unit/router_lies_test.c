@@ -152,6 +152,14 @@ static void lie(uint32_t node)
     case 8: say_heartbeat(node); break;
     case 9: say_encoded(node); break;
     case 10:
+        if (one_in(3))
+            say(&w, node,
+                (struct msg){.kind = MSG_PIN,
+                             .pin = {.name = one_in(4) ? "other" : "sys",
+                                     .tenant = "",
+                                     .remove = one_in(3),
+                                     .tokens = prompt,
+                                     .tokens_count = below(21)}});
         say(&w, node,
             (struct msg){.kind = MSG_PINNED,
                          .pinned = {one_in(4) ? "other" : "sys", "", any_number()}});

@@ -91,6 +91,37 @@ static void who_joins_is_asked_and_who_is_gone_is_forgotten(void **state)
     world_close(&w);
 }
 
+static void say_node_pin(struct world *w, uint32_t peer, const char *name, uint32_t count)
+{
+    for (uint32_t i = 0; i < TOKENS; i++)
+        tokens[i] = 1 + i % 7;
+    say(w, peer,
+        (struct msg){
+            .kind = MSG_PIN,
+            .pin = {.name = name, .tenant = "acme", .tokens = tokens, .tokens_count = count}});
+}
+
+static void what_nodes_have_pinned_for_an_earlier_router_is_pinned_on_all_of_them(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_node_pin(&w, D0, "sys", TOKENS);
+    const struct msg *pin = expect(&w, P0, MSG_PIN);
+    assert_int_equal(pin->pin.tokens_count, TOKENS);
+    expect(&w, D0, MSG_PIN);
+    expect(&w, D1, MSG_PIN);
+    say_node_pin(&w, D1, "sys", TOKENS); /* it is known */
+    assert_false(was_sent(&w, P0, MSG_PIN));
+    say_pinned(&w, P0, "sys", 0);
+    expect(&w, P0, MSG_PREFILL);
+    say_node_pin(&w, D0, "short", 5); /* no whole block: the node is to let go of it */
+    assert_true(expect(&w, D0, MSG_PIN)->pin.remove);
+    say_pin(&w, "sys", 0, true);
+    assert_int_equal(answered(&w), OK);
+    world_close(&w);
+}
+
 static void a_node_that_cannot_hold_it_is_not_asked_for_ever(void **state)
 {
     (void)state;
@@ -159,6 +190,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(p_computes_what_it_lacks_and_d_is_only_asked),
         cmocka_unit_test(who_joins_is_asked_and_who_is_gone_is_forgotten),
+        cmocka_unit_test(what_nodes_have_pinned_for_an_earlier_router_is_pinned_on_all_of_them),
         cmocka_unit_test(a_node_that_cannot_hold_it_is_not_asked_for_ever),
         cmocka_unit_test(unpinning_tells_the_nodes),
         cmocka_unit_test(what_cannot_be_pinned_is_said),
