@@ -1,5 +1,6 @@
 #include "tests/bench/ceilings.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,8 @@
 #include "kernels/workers.h"
 
 enum { HUGE_PAGE_BYTES = 2 << 20, READ_BYTES = 192 << 20, PEAK_LOOPS = 40000, CHAINS = 24 };
-enum { PEAK_ROUNDS = 200, READ_ROUNDS = 12 }; /* 0.1 and 5 ms each */
+enum { PEAK_ROUNDS = 200, READ_ROUNDS = 12, TURN_ROUNDS = 5 }; /* 0.1, 5 and 0.2 ms each */
+enum { TURNS = 1000 };
 
 #if defined(__x86_64__)
 __attribute__((target("avx512f,avx512bf16"))) static float peak_bf16(void)
@@ -106,6 +108,16 @@ static void read_work(void *ctx, uint32_t index)
         got = read_narrow(c->memory + index * part, part);
     if (index == 0) c->seen += (double)got;
 }
+/* Two threads count in turn: the line goes over TURNS times. */
+static void turn_work(void *ctx, uint32_t index)
+{
+    struct ceilings *c = ctx;
+    for (uint32_t i = index; index < 2 && i < TURNS; i += 2) {
+        while (atomic_load_explicit(c->turn, memory_order_acquire) != i) {
+        }
+        atomic_store_explicit(c->turn, i + 1 == TURNS ? 0 : i + 1, memory_order_release);
+    }
+}
 static double best_seconds(struct ceilings *c, workers_fn *fn, int rounds)
 {
     uint64_t best_ns = UINT64_MAX;
@@ -122,6 +134,7 @@ void ceilings_init(struct ceilings *c, uint32_t threads)
 {
     *c = (struct ceilings){.threads = threads};
     if (workers_new(&c->workers, threads, NULL) != OK ||
+        !(c->turn = mem_aligned(sizeof *c->turn, 64)) ||
         !(c->memory = mem_aligned(READ_BYTES, HUGE_PAGE_BYTES))) {
         fprintf(stderr, "ceilings: %s\n", err_text());
         exit(1);
@@ -129,22 +142,39 @@ void ceilings_init(struct ceilings *c, uint32_t threads)
     memset(c->memory, 1, READ_BYTES);
 }
 
-void ceilings_measure(struct ceilings *c)
+struct ceiling ceilings_measure(struct ceilings *c)
 {
-    double peak = peak_macs() * c->threads / best_seconds(c, peak_work, PEAK_ROUNDS);
-    double read = (double)READ_BYTES / best_seconds(c, read_work, READ_ROUNDS);
-    if (peak > c->peak_macs_s) c->peak_macs_s = peak;
-    if (read > c->read_bytes_s) c->read_bytes_s = read;
+    struct ceiling now = {
+        .peak_macs_s = peak_macs() * c->threads / best_seconds(c, peak_work, PEAK_ROUNDS),
+        .read_bytes_s = (double)READ_BYTES / best_seconds(c, read_work, READ_ROUNDS)};
+    if (c->threads > 1) now.line_ns = best_seconds(c, turn_work, TURN_ROUNDS) / TURNS * NS_PER_S;
+    if (now.peak_macs_s > c->peak_macs_s) c->peak_macs_s = now.peak_macs_s;
+    if (now.read_bytes_s > c->read_bytes_s) c->read_bytes_s = now.read_bytes_s;
+    return now;
 }
 
 void ceilings_fini(struct ceilings *c)
 {
     workers_free(c->workers);
     mem_free(c->memory);
+    mem_free(c->turn);
+}
+
+struct ceiling ceiling_higher(struct ceiling a, struct ceiling b)
+{
+    if (b.peak_macs_s > a.peak_macs_s) a.peak_macs_s = b.peak_macs_s;
+    if (b.read_bytes_s > a.read_bytes_s) a.read_bytes_s = b.read_bytes_s;
+    return a;
+}
+
+double ceiling_share(struct ceiling c, double macs, double bytes, double seconds)
+{
+    double compute = macs / c.peak_macs_s, read = bytes / c.read_bytes_s;
+    return (compute > read ? compute : read) / seconds;
 }
 
 double ceilings_share(const struct ceilings *c, double macs, double bytes, double seconds)
 {
-    double compute = macs / c->peak_macs_s, read = bytes / c->read_bytes_s;
-    return (compute > read ? compute : read) / seconds;
+    struct ceiling best = {c->peak_macs_s, c->read_bytes_s, 0};
+    return ceiling_share(best, macs, bytes, seconds);
 }

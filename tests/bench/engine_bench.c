@@ -1,9 +1,13 @@
 /* The engine as a whole on one model: start with an empty and a filled cache, prefill of 512 and 2048
  * tokens, decode of 1, 8 and 16 sequences behind 512 tokens each, and the sampler on a vocabulary of
- * 151,936. Every figure is the best of several runs, the shares are those of ceilings measured in
- * between: the products' multiply-adds against dot products in registers, the bytes of the matrices and
- * of the KV, read once a step, against reading memory. Attention's multiply-adds are counted only in
- * prefill_…_with_attention_of_peak_percent: each query's with the tokens up to its own.
+ * 151,936. Starts and samples are the best of several runs.
+ *
+ * Prefill and decode run in short rounds between which the ceilings are measured, since the host may
+ * give or take half of the bandwidth within seconds. A round is its best step against the better of
+ * the ceilings before and behind it; figures are the medians of the rounds, and `best` the least time of
+ * all. Ceilings: the products' multiply-adds against dot products in registers, the bytes of the
+ * matrices and of the KV, read once a step, against reading memory. Attention's multiply-adds are
+ * counted only in prefill_…_with_attention_of_peak_percent: each query's with the tokens up to its own.
  *
  *     engine_bench [MODEL_DIR] [--threads N]     1 and N threads (2); MODEL_DIR: shape S. JSON last */
 #include <stdio.h>
@@ -26,8 +30,10 @@ enum {
     SEQUENCES_MAX = 16,
     SEQUENCE_BLOCKS = PREFILL_MAX / BLOCK_TOKENS,
     BLOCKS = SEQUENCES_MAX * SEQUENCE_BLOCKS,
-    RUNS = 3,
-    DECODE_STEPS = 16,
+    PREFILL_ROUNDS = 3,
+    DECODE_ROUNDS = 11,
+    DECODE_STEPS = 3, /* of a round */
+    ROUNDS_MAX = 256, /* of all figures of one number of threads */
     SAMPLER_VOCAB = 151936,
 };
 
@@ -39,7 +45,17 @@ struct bench {
     double head_flops;
     double attention_macs; /* of one query and one token, all heads and layers */
     struct ceilings ceilings;
+    struct ceiling now;
+    uint32_t rounds_count;
+    double read_bytes_s[ROUNDS_MAX], line_ns[ROUNDS_MAX]; /* behind each round */
     bool any;
+};
+
+/* Rounds of one figure; what a step does. */
+struct rounds {
+    double macs, bytes;
+    double share[DECODE_ROUNDS], seconds[DECODE_ROUNDS], best;
+    uint32_t count;
 };
 
 static void figure(struct bench *x, const char *name, double value)
@@ -93,60 +109,96 @@ static double step_seconds(struct bench *x)
     return seconds_since(began_ns);
 }
 
-static void prefill(struct bench *x, uint32_t tokens)
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+/* Sorts them. */
+static double median(double *value, uint32_t count)
+{
+    qsort(value, count, sizeof *value, compare);
+    return value[count / 2];
+}
+
+/* Behind a round, whose best step took so long. */
+static void round_end(struct bench *x, struct rounds *r, double seconds)
+{
+    struct ceiling before = x->now;
+    x->now = ceilings_measure(&x->ceilings);
+    CHECK(r->count < DECODE_ROUNDS && x->rounds_count < ROUNDS_MAX);
+    x->read_bytes_s[x->rounds_count] = x->now.read_bytes_s;
+    x->line_ns[x->rounds_count++] = x->now.line_ns;
+    r->share[r->count] = ceiling_share(ceiling_higher(before, x->now), r->macs, r->bytes, seconds);
+    r->seconds[r->count++] = seconds;
+    if (r->best == 0 || seconds < r->best) r->best = seconds;
+}
+
+static void figure_of(struct bench *x, const char *what, uint32_t count, const char *unit,
+                      double value)
 {
     char name[64];
-    double best = 1e9;
+    snprintf(name, sizeof name, "%s_%u_%s", what, count, unit);
+    figure(x, name, value);
+}
+
+static void prefill(struct bench *x, uint32_t tokens)
+{
     const struct engine_facts *f = engine_facts(x->engine);
+    double flops = (f->flops_per_token - x->head_flops) * tokens + x->head_flops;
+    double attention = x->attention_macs * tokens * (tokens + 1) / 2;
+    struct rounds r = {.macs = flops / 2};
     if (tokens > f->context_max) return;
-    for (int run = 0; run < RUNS; run++) {
+    x->now = ceilings_measure(&x->ceilings);
+    for (int run = 0; run < PREFILL_ROUNDS; run++) {
         step_clear(x->step);
         add(x, 0, 0, tokens);
+        round_end(x, &r, step_seconds(x));
+    }
+    double seconds = median(r.seconds, r.count), share = median(r.share, r.count);
+    figure_of(x, "prefill", tokens, "tokens_s", tokens / seconds);
+    figure_of(x, "prefill", tokens, "best_tokens_s", tokens / r.best);
+    figure_of(x, "prefill", tokens, "tflop_s", flops / seconds / 1e12);
+    figure_of(x, "prefill", tokens, "of_peak_percent", 100 * share);
+    figure_of(x, "prefill", tokens, "with_attention_of_peak_percent",
+              100 * share * (r.macs + attention) / r.macs);
+}
+
+static double decode_round(struct bench *x, uint32_t sequences)
+{
+    double best = 1e9;
+    for (int n = 0; n < DECODE_STEPS; n++) {
+        step_clear(x->step);
+        for (uint32_t i = 0; i < sequences; i++)
+            add(x, i, BEHIND, 1);
         double took = step_seconds(x);
         if (took < best) best = took;
     }
-    double flops = (f->flops_per_token - x->head_flops) * tokens + x->head_flops;
-    ceilings_measure(&x->ceilings);
-    snprintf(name, sizeof name, "prefill_%u_tokens_s", tokens);
-    figure(x, name, tokens / best);
-    snprintf(name, sizeof name, "prefill_%u_tflop_s", tokens);
-    figure(x, name, flops / best / 1e12);
-    snprintf(name, sizeof name, "prefill_%u_of_peak_percent", tokens);
-    figure(x, name, 100 * ceilings_share(&x->ceilings, flops / 2, 0, best));
-    double macs = flops / 2 + x->attention_macs * tokens * (tokens + 1) / 2;
-    snprintf(name, sizeof name, "prefill_%u_with_attention_of_peak_percent", tokens);
-    figure(x, name, 100 * ceilings_share(&x->ceilings, macs, 0, best));
+    return best;
 }
 
 static void decode(struct bench *x, uint32_t sequences)
 {
-    char name[64];
-    double best = 1e9;
     const struct engine_facts *f = engine_facts(x->engine);
     double bytes = f->flops_per_token / 2 * dtype_bytes(f->geometry.dtype);
+    double kv = (double)kv_token_bytes(&f->geometry) * BEHIND * sequences;
+    struct rounds r = {.macs = f->flops_per_token / 2 * sequences, .bytes = bytes + kv};
     for (uint32_t i = 0; i < sequences; i++) {
         step_clear(x->step);
         add(x, i, 0, BEHIND);
         step_seconds(x);
     }
-    for (uint32_t n = 0; n < DECODE_STEPS; n++) {
-        step_clear(x->step);
-        for (uint32_t i = 0; i < sequences; i++)
-            add(x, i, BEHIND + n, 1);
-        double took = step_seconds(x);
-        if (took < best) best = took;
-    }
-    ceilings_measure(&x->ceilings);
-    double macs = f->flops_per_token / 2 * sequences;
-    double kv = (double)kv_block_bytes(&f->geometry) / BLOCK_TOKENS * BEHIND * sequences;
-    snprintf(name, sizeof name, "decode_%u_of_roofline_percent", sequences);
-    figure(x, name, 100 * ceilings_share(&x->ceilings, macs, bytes + kv, best));
-    snprintf(name, sizeof name, "decode_%u_tokens_s", sequences);
-    figure(x, name, sequences / best);
-    snprintf(name, sizeof name, "decode_%u_step_ms", sequences);
-    figure(x, name, best * 1e3);
-    snprintf(name, sizeof name, "decode_%u_weights_gb_s", sequences);
-    figure(x, name, bytes / best / 1e9);
+    x->now = ceilings_measure(&x->ceilings);
+    for (int n = 0; n < DECODE_ROUNDS; n++)
+        round_end(x, &r, decode_round(x, sequences));
+    double seconds = median(r.seconds, r.count), share = median(r.share, r.count);
+    figure_of(x, "decode", sequences, "of_roofline_percent", 100 * share);
+    figure_of(x, "decode", sequences, "of_roofline_least_percent", 100 * r.share[0]);
+    figure_of(x, "decode", sequences, "of_roofline_most_percent", 100 * r.share[r.count - 1]);
+    figure_of(x, "decode", sequences, "tokens_s", sequences / seconds);
+    figure_of(x, "decode", sequences, "best_tokens_s", sequences / r.best);
+    figure_of(x, "decode", sequences, "step_ms", seconds * 1e3);
+    figure_of(x, "decode", sequences, "weights_gb_s", bytes / seconds / 1e9);
 }
 
 /* Cold: the cache folder is empty. The model's own files are in the system's page cache. */
@@ -230,7 +282,7 @@ int main(int argc, char **argv)
     for (uint32_t threads = 1; threads <= most; threads = threads < most ? most : most + 1) {
         x.threads = threads;
         ceilings_init(&x.ceilings, threads);
-        ceilings_measure(&x.ceilings);
+        x.rounds_count = 0;
         starts(&x);
         open_engine(&x, "none");
         const struct engine_facts *f = engine_facts(x.engine);
@@ -245,7 +297,10 @@ int main(int argc, char **argv)
         decode(&x, SEQUENCES_MAX);
         if (threads == 1) sampler(&x);
         figure(&x, "peak_gflop_s", x.ceilings.peak_macs_s * 2 / 1e9);
-        figure(&x, "read_gb_s", x.ceilings.read_bytes_s / 1e9);
+        figure(&x, "read_gb_s", median(x.read_bytes_s, x.rounds_count) / 1e9);
+        figure(&x, "read_least_gb_s", x.read_bytes_s[0] / 1e9);
+        figure(&x, "read_most_gb_s", x.ceilings.read_bytes_s / 1e9);
+        if (threads > 1) figure(&x, "line_ns", median(x.line_ns, x.rounds_count));
         step_free(x.step);
         engine_close(x.engine);
         ceilings_fini(&x.ceilings);
