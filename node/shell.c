@@ -354,10 +354,14 @@ static bool is_told(const char *text)
     return text && text[0];
 }
 
-/* NCCL neither encrypts nor authenticates: without a network to be trusted it stays on this host. */
+/* NCCL neither encrypts nor authenticates: without a network to be trusted it stays on this host. A name
+ * alone is to NCCL whatever begins so; "=" makes it this one. */
+static const char loopback[] = "=lo";
 static const char *interface_of(const struct node_options *o)
 {
-    return is_told(o->nccl_interface) ? o->nccl_interface : o->trusted_network ? "" : "lo";
+    if (o->trusted_network) return is_told(o->nccl_interface) ? o->nccl_interface : "";
+    return is_told(o->nccl_interface) && strcmp(o->nccl_interface, "lo") != 0 ? o->nccl_interface
+                                                                              : loopback;
 }
 
 /* What the settings say of the node's place. */
@@ -383,7 +387,7 @@ static enum err check_nccl(const struct node_options *o)
                        "--nccl-listen %s is beyond loopback, where anybody could feed prompts' KV: "
                        "say --trusted-network if nobody else reaches it",
                        o->nccl_listen);
-    if (strcmp(interface_of(o), "lo") != 0)
+    if (strcmp(interface_of(o), loopback) != 0)
         return err_set(ERR_INVALID,
                        "--nccl-interface %s is beyond loopback, where NCCL neither encrypts nor "
                        "authenticates: say --trusted-network if nobody else reaches it",

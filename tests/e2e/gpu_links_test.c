@@ -149,10 +149,11 @@ static void one_gpus_streams(struct rig *rig, const char *link)
     char args[256];
     snprintf(args, sizeof args, LINKS_CUDA "--link %s", link);
     start(rig, NULL, args, "");
+    bool nccl = strcmp(link, "nccl") == 0;
     for (uint32_t n = 1; n <= 2; n++)
-        assert_int_equal(process_logged(rig->cluster->process[n], "nccl_traffic_is_open"),
-                         strcmp(link, "nccl") == 0);
+        assert_int_equal(process_logged(rig->cluster->process[n], "nccl_traffic_is_open"), nccl);
     expect_from(rig, 0, FIRST);
+    assert_int_equal(process_logged(rig->cluster->process[1], "interface==lo"), nccl);
     expect_layers(rig, rig->streams->stream[1]);
     expect_from(rig, FIRST, ASKS);
     for (uint32_t i = FIRST; i < ASKS; i++)
