@@ -48,16 +48,22 @@ static const char *text_of(const json_t *finding, const char *name)
     return s ? s : "";
 }
 
-/* The rule's finding; NULL: it has none. */
-static const json_t *find(const json_t *root, const char *rule)
+/* The rule's finding of this node, NULL: of any; NULL: it has none. */
+static const json_t *find_of(const json_t *root, const char *rule, const char *node)
 {
     const json_t *row;
     size_t i;
     json_array_foreach(json_object_get(root, "findings"), i, row)
     {
-        if (strcmp(text_of(row, "rule"), rule) == 0) return row;
+        if (strcmp(text_of(row, "rule"), rule) != 0) continue;
+        if (!node || strcmp(text_of(row, "node"), node) == 0) return row;
     }
     return NULL;
+}
+
+static const json_t *find(const json_t *root, const char *rule)
+{
+    return find_of(root, rule, NULL);
 }
 
 static void expect_found(const json_t *root, const char *rule, const char *why, const char *todo)
@@ -173,10 +179,10 @@ static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
     rig->cluster = cluster_new(cluster_demo_model());
     cluster_router(rig->cluster, "--disaggregate always");
     cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
-    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --context 1024 --blocks 66");
+    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --context 4096 --blocks 258");
     cluster_await_nodes(rig->cluster);
     rig_connect(rig);
-    start_all(rig, 300, 700, NULL); /* 63 blocks each */
+    start_all(rig, 1600, 2400, NULL); /* 250 blocks each */
     streams_run_until(rig->streams, all_accepted, rig->streams, "all accepted");
     streams_until_tokens(rig->streams->stream[0], 20);
     snprintf(path, sizeof path, "%s/samples.json", rig->cluster->folder);
@@ -184,7 +190,7 @@ static void a_pool_too_small_is_named_and_fragmentation_cleared(void **state)
                 rig->cluster->addresses);
     if (r.status != 0) fail_msg("it left with %d: %s", r.status, r.err);
     json_t *root = examine("--from %s", path);
-    expect_found(root, "pool-too-small", "the pool has 66", "--blocks");
+    expect_found(root, "pool-too-small", "the pool has 258", "--blocks");
     expect_found(root, "fragmentation", "never more than one block of each", "do not look for it");
     assert_null(find(root, "prefill-short"));
     json_decref(root);
@@ -564,7 +570,8 @@ static void requests_that_fail_and_nodes_that_die_are_told(void **state)
     rig_finish(rig);
 }
 
-/* As on a host that gives it a fifth of a core. */
+/* As on a host that gives it a fifth of a core, or less on one so fast that few of its callbacks are
+ * interrupted then. */
 static void a_loop_that_is_often_late_is_named(void **state)
 {
     struct rig *rig = *state;
@@ -573,14 +580,15 @@ static void a_loop_that_is_often_late_is_named(void **state)
     const struct process *router = cluster_process(rig->cluster, "r0");
     start_all(rig, 40, 6000, NULL);
     streams_until_tokens(rig->streams->stream[0], 1);
-    pid_t brakes = brake(router->pid, 1000, 4000);
-    for (int i = 0; i < ROUNDS_MAX && (!root || !find(root, "slow-loop")); i++) {
+    for (useconds_t runs_us = 1000; runs_us > 50 && (!root || !find_of(root, "slow-loop", "r0"));
+         runs_us /= 2) {
+        pid_t brakes = brake(router->pid, runs_us, 4000);
         json_decref(root);
-        root = look(rig);
+        root = examine("--apart 400ms --patience 60s --router %s", rig->cluster->addresses);
+        release(brakes, router->pid);
     }
-    release(brakes, router->pid);
     expect_found(root, "slow-loop", "took longer than 1 ms", "--cpus");
-    assert_string_equal(text_of(find(root, "slow-loop"), "node"), "r0");
+    assert_non_null(find_of(root, "slow-loop", "r0")); /* others may be late by themselves */
     json_decref(root);
     rig_finish(rig);
 }
