@@ -159,7 +159,8 @@ static void nor_where_decode_nodes_compute_prompts_beside_their_kv(void **state)
     EXPECT_COUNTED(run, ALWAYS_USED);
     for (uint32_t i = 0; i < run->streams->count; i++) {
         const struct stream *s = run->streams->stream[i];
-        if (s->ask.kind == TANDEM_GENERATE && s->prefill_node[0])
+        bool again = s->attempts > 1; /* one token may have been left: prefill nodes draw that */
+        if (s->ask.kind == TANDEM_GENERATE && s->prefill_node[0] && !again)
             fail_msg("stream %u was prefilled by %s", i, s->prefill_node);
         found += s->cached_tokens > 0;
     }
