@@ -131,7 +131,7 @@ void turns_room(const struct router_core *core, const struct choice *c, struct s
     const struct fair_tenant *t = c->request->tenant;
     if (!t || fair_alone(&core->fair)) return;
     job->over_share = fair_over(&core->fair, t);
-    job->under_share = !job->over_share && t->waiting <= 1;
+    job->under_share = !job->over_share && t->waiting <= c->request->choices_count;
     job->keep_percent = job->over_share ? core->config.tenant_reserve_percent : 0;
 }
 

@@ -596,25 +596,27 @@ static void the_last_token_tells_what_it_ends_by(void **state)
     }
 }
 
-/* Only the last request of a tenant has the window that is kept for those with less than their share: else one
+/* Only the last request of a tenant, with all of its samples, has the window that is kept for those with less than their share: else one
  * whose only running request has just ended would fill it from its queue. */
 static void a_flood_with_nothing_running_keeps_nobody_waiting(void **state)
 {
     (void)state;
-    struct world w;
     uint32_t long_prompt[60] = {0};
-    world_open(&w, NULL);
-    for (int i = 0; i < 4; i++) {
-        struct msg m = submit_of(4);
-        m.submit.tenant = i < 3 ? "flood" : "light";
-        if (i < 3) m.submit.tokens = long_prompt, m.submit.tokens_count = 60;
-        if (i == 3) world_join(&w);
-        say(&w, CLIENT, m);
+    for (uint32_t samples = 1; samples <= 3; samples++) {
+        struct world w;
+        world_open(&w, NULL);
+        for (int i = 0; i < 4; i++) {
+            struct msg m = submit_of(4);
+            m.submit.tenant = i < 3 ? "flood" : "light";
+            if (i < 3) m.submit.tokens = long_prompt, m.submit.tokens_count = 60;
+            if (i == 3) m.submit.choices = samples, world_join(&w);
+            say(&w, CLIENT, m);
+        }
+        const struct msg *m = expect(&w, D1, MSG_RESERVE);
+        assert_int_equal(m->reserve.job.prompt_count, 20);
+        assert_int_equal(m->reserve.job.fair_lead, 0);
+        world_close(&w);
     }
-    const struct msg *m = expect(&w, D1, MSG_RESERVE);
-    assert_int_equal(m->reserve.job.prompt_count, 20);
-    assert_int_equal(m->reserve.job.fair_lead, 0);
-    world_close(&w);
 }
 
 /* Nor does what others ask meanwhile go before it, if it is no less than theirs. */
