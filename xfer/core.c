@@ -33,6 +33,7 @@ static enum err on_ticket_frame(struct xfer_core *core, struct xfer_session *s,
             return err_set(ERR_STATE, "%zu bytes without credit", f->payload_bytes);
         s->granted_bytes -= f->payload_bytes;
         s->owed_bytes += f->payload_bytes;
+        s->taken_bytes += f->payload_bytes;
     }
     struct xfer_ticket *t = map_get(&core->receivers, f->ticket);
     if (!t) return on_unknown(core, s, f, ERR_NOT_FOUND);

@@ -126,10 +126,12 @@ struct rate_meter {
     bool dry;                /* there was nothing to send */
 };
 
-/* What a receiver takes in before it grants that much again: little enough for a rate to be known soon. */
+/* What a receiver takes in at most before it grants that much again. While it has taken in little so far,
+ * CREDIT_EARLY_BYTES are enough: what is not granted when the next burst begins cannot be measured by. */
+enum { CREDIT_LATE_BYTES = 1 << 20, CREDIT_EARLY_BYTES = 64 << 10, CREDIT_EARLY_END = 16 << 20 };
 static inline uint64_t credit_after(uint64_t window_bytes)
 {
-    return window_bytes / 4 < 1 << 20 ? window_bytes / 4 : 1 << 20;
+    return window_bytes / 4 < CREDIT_LATE_BYTES ? window_bytes / 4 : CREDIT_LATE_BYTES;
 }
 
 struct xfer_session {
@@ -157,6 +159,7 @@ struct xfer_session {
     uint64_t credit_bytes;  /* dialler: may be sent */
     uint64_t granted_bytes; /* acceptor: the other side may send */
     uint64_t owed_bytes;    /* acceptor: taken in and not yet granted again */
+    uint64_t taken_bytes;   /* acceptor: ever */
     uint64_t heard_ns;
     enum err error;
     char text[XFER_TEXT_MAX];

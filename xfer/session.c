@@ -318,7 +318,8 @@ void session_note(struct xfer_session *s, struct id128 ticket, enum err error)
 static bool credit_due(const struct xfer_session *s)
 {
     uint64_t longest = (uint64_t)s->frame_units * s->unit_bytes;
-    return s->owed_bytes > credit_after(s->window_bytes) ||
+    bool early = s->taken_bytes < CREDIT_EARLY_END && s->owed_bytes > CREDIT_EARLY_BYTES;
+    return early || s->owed_bytes > credit_after(s->window_bytes) ||
            (s->owed_bytes > 0 && s->owed_bytes + longest > s->window_bytes);
 }
 
