@@ -17,6 +17,16 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
+/* With what the backend says: it may be on a machine that nobody can look at afterwards. */
+#undef assert_ok
+#define assert_ok(expression) assert_ok_at((expression), #expression, __FILE__, __LINE__)
+static inline void assert_ok_at(enum err e, const char *what, const char *file, int line)
+{
+    if (e == OK) return;
+    print_error("ERROR: %s: %s\n", what, err_text());
+    _fail(file, line);
+}
+
 /* The words of one random stream, one after the other. */
 struct random {
     uint64_t seed, index;

@@ -42,7 +42,13 @@ static inline uint32_t device_reset(void)
 }
 #endif
 
-#define assert_cuda(expression) assert_int_equal((expression), cudaSuccess)
+#define assert_cuda(expression) assert_cuda_at((expression), #expression, __FILE__, __LINE__)
+static inline void assert_cuda_at(cudaError_t e, const char *what, const char *file, int line)
+{
+    if (e == cudaSuccess) return;
+    print_error("ERROR: %s: %s: %s\n", what, cudaGetErrorName(e), cudaGetErrorString(e));
+    _fail(file, line);
+}
 
 /* Before and after each test. */
 static cudaStream_t stream;
