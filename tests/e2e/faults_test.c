@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include "common/clock.h"
+
 enum { SEED = 11, ASKS = 24 };
 /* A process that is silent for so long counts as dead; short, for a short test. */
 #define SOON "--heartbeat 50ms --dead-after 700ms "
@@ -97,6 +99,31 @@ static void a_frozen_prefill_node_is_left_and_rejoins_over_tcp(void **state)
     a_frozen_node_is_left_and_rejoins(*state, "p1", "--link tcp");
 }
 
+static bool is_past(void *ctx)
+{
+    return clock_now_ns() >= *(const uint64_t *)ctx;
+}
+
+/* The router would wait for it: by its own clock it knows that what it had may be of an earlier life. */
+static void a_node_that_slept_begins_a_new_life_by_itself(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 1, 2,
+              "--heartbeat 50ms --dead-after 60s --hung-after 60s --deaths-max 100 "
+              "--lone-deaths-max 100 --disaggregate always",
+              "--heartbeat 50ms --dead-after 400ms ");
+    struct process *sleeper = cluster_process(rig->cluster, "d0");
+    rig_ask_half(rig);
+    process_signal(sleeper, SIGSTOP);
+    uint64_t wake_ns = clock_now_ns() + 800 * NS_PER_MS;
+    streams_run_until(rig->streams, is_past, &wake_ns, "it has slept for long enough");
+    process_signal(sleeper, SIGCONT);
+    rig_expect_rest(rig);
+    cluster_await_nodes(rig->cluster);
+    assert_true(process_logged(sleeper, "clock_jumped"));
+    rig_finish(rig);
+}
+
 /* The only nodes of their kinds: what they had waits until they are back. */
 static void when_all_nodes_freeze_the_streams_wait(void **state)
 {
@@ -146,6 +173,7 @@ int main(void)
         RIG_TEST(a_frozen_decode_node_is_left_and_rejoins_over_tcp),
         RIG_TEST(a_frozen_prefill_node_is_left_and_rejoins_over_shm),
         RIG_TEST(a_frozen_prefill_node_is_left_and_rejoins_over_tcp),
+        RIG_TEST(a_node_that_slept_begins_a_new_life_by_itself),
         RIG_TEST(when_all_nodes_freeze_the_streams_wait),
         RIG_TEST(a_frozen_router_wakes_and_serves_on),
     };

@@ -54,6 +54,26 @@ static void a_range_is_sent_three_times_at_most(void **state)
     }
 }
 
+/* The sender counts too: a receiver that refuses whatever comes does not keep it for ever. */
+static void a_receiver_that_refuses_all_is_sent_it_three_times(void **state)
+{
+    (void)state;
+    struct side p, d;
+    struct frame f;
+    uint32_t sent = 0;
+    sides_start(&p, &d);
+    push_all(&p, 1, 2);
+    while (say(&p, &f, 3)) {
+        if (f.kind != FRAME_DATA || f.range.layer != 1 || f.range.tokens_first != 0) continue;
+        struct frame refuse = {.kind = FRAME_REFUSE, .ticket = f.ticket, .range = f.range};
+        assert_int_equal(f.range.attempt, sent++);
+        assert_ok(hear(&p, &refuse, true, 3));
+    }
+    assert_int_equal(sent, FRAME_TRIES_MAX);
+    assert_ended(&p, 1, XFER_FAILED, ERR_FORMAT);
+    sides_end(&p, &d);
+}
+
 static void no_more_is_sent_than_was_granted(void **state)
 {
     (void)state;
@@ -738,6 +758,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_transfer_goes_through),
         cmocka_unit_test(a_range_is_sent_three_times_at_most),
+        cmocka_unit_test(a_receiver_that_refuses_all_is_sent_it_three_times),
         cmocka_unit_test(no_more_is_sent_than_was_granted),
         cmocka_unit_test(a_deadline_moves_on_with_what_travels),
         cmocka_unit_test(the_longest_frame_gets_its_credit),
