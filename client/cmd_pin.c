@@ -168,12 +168,12 @@ int cmd_pins(int argc, char **argv)
     if (!settings_main(&s, &program, argc, argv, &status)) return status;
     status = cmd_ask("pins", &router, cmd_question_status, "", &answer, &json);
     json_t *pins = json_object_get(json, "pins");
-    if (status == CMD_DONE && o.json) {
-        json_dumpf(pins, stdout, JSON_COMPACT);
-        putchar('\n');
-    } else {
+    if (status == CMD_DONE && json_array_size(pins) == 0)
+        puts(o.json ? "[]" : "nothing is pinned");
+    else if (status == CMD_DONE && o.json)
+        json_dumpf(pins, stdout, JSON_COMPACT), putchar('\n');
+    else
         json_array_foreach(pins, i, pin) show_pin(pin);
-    }
     json_decref(json);
     buf_fini(&answer);
     settings_fini(&s);

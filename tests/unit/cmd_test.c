@@ -96,7 +96,8 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"generate", "--temperature", "hot", "x"}, "temperature"},
         {{"generate", "--temperature", "101", "x"}, "100"},
         {{"generate", "--max-tokens", "-1", "x"}, "max-tokens"},
-        {{"generate", "--seed", "9007199254740993", "x"}, "9007199254740991"}, /* 2^53 + 1, no double */
+        {{"generate", "--seed", "9007199254740993", "x"},
+         "9007199254740991"}, /* 2^53 + 1, no double */
         {{"score"}, "give a TEXT, - for stdin, --file FILE, or --token-ids"},
         {{"score", "--token-ids", "1", "x"}, "give a TEXT"},
         {{"score", "--lines", "x"}, "--lines takes --file FILE, or - for stdin"},
@@ -328,6 +329,31 @@ static void status_shows_nodes_and_links_in_order(void **state)
     fake_router_free(r);
     free(text);
     json_decref(answer);
+}
+
+static void pins_are_lines_and_none_is_said(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *answer, *out, *json;
+    } rows[] = {
+        {"{\"pins\":[{\"name\":\"sys\",\"tenant\":\"a\",\"tokens\":33,\"blocks\":2,\"nodes\":"
+         "[{\"node\":\"p0\",\"blocks\":2}]}]}",
+         "sys               tenant a  33 tokens  2 blocks  p0 2\n", "[{\"name\":\"sys\""},
+        {"{\"pins\":[]}", "nothing is pinned\n", "[]\n"},
+        {"{}", "nothing is pinned\n", "[]\n"}, /* a router that knows no pins */
+    };
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct fake_script script = {.answer = rows[i].answer};
+        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+        struct result x = RUN("pins", "--router", fake_router_address(r));
+        assert_int_equal(x.code, 0);
+        assert_string_equal(x.out, rows[i].out);
+        x = RUN("pins", "--json", "--router", fake_router_address(r));
+        assert_int_equal(x.code, 0);
+        assert_int_equal(strncmp(x.out, rows[i].json, strlen(rows[i].json)), 0);
+        fake_router_free(r);
+    }
 }
 
 static void an_interrupt_cancels_the_request(void **state)
@@ -626,6 +652,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
         cmocka_unit_test(status_shows_nodes_and_links_in_order),
+        cmocka_unit_test(pins_are_lines_and_none_is_said),
         cmocka_unit_test(an_interrupt_cancels_the_request),
         cmocka_unit_test(what_cannot_be_written_to_stdout_is_a_failure),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
