@@ -323,6 +323,18 @@ static void raw_zeromq_garbage_is_counted_and_others_are_served(void **state)
     teardown(&b);
 }
 
+static void *watched; /* of a raw socket: says when it is disconnected */
+static bool is_disconnected(struct bench *b)
+{
+    zmq_msg_t event;
+    (void)b;
+    zmq_msg_init(&event);
+    bool told = zmq_msg_recv(&event, watched, ZMQ_DONTWAIT) >= 0;
+    zmq_msg_close(&event);
+    return told;
+}
+
+/* Nor is it received first: the connection ends where its length is said. */
 static void an_oversized_message_does_not_come_through(void **state)
 {
     (void)state;
@@ -330,9 +342,15 @@ static void an_oversized_message_does_not_come_through(void **state)
     setup(&b, 1);
     b.echo = true;
     struct raw r = raw_dial(&b, ZMQ_DEALER);
+    assert_int_equal(zmq_socket_monitor(r.socket, "inproc://watch", ZMQ_EVENT_DISCONNECTED), 0);
+    watched = zmq_socket(r.context, ZMQ_PAIR);
+    assert_int_equal(zmq_connect(watched, "inproc://watch"), 0);
     char *large = calloc(1, MSG_BYTES_MAX + 1);
     assert_true(zmq_send(r.socket, large, MSG_BYTES_MAX + 1, 0) == MSG_BYTES_MAX + 1);
     free(large);
+    run_until(&b, is_disconnected);
+    zmq_socket_monitor(r.socket, NULL, 0);
+    zmq_close(watched);
     run_until(&b, first_sends);
     run_until(&b, one_echoed);
     assert_int_equal(b.received, 1);
@@ -347,6 +365,32 @@ static int raw_tcp(const char *address)
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
     return fd;
+}
+
+static int silent = -1;
+static bool is_hung_up_on(struct bench *b)
+{
+    char byte;
+    ssize_t n;
+    (void)b;
+    while ((n = recv(silent, &byte, 1, MSG_DONTWAIT)) > 0)
+        ; /* its greeting */
+    return n == 0;
+}
+
+/* For the handshake's time, two seconds. */
+static void who_never_greets_is_hung_up_on(void **state)
+{
+    (void)state;
+    struct bench b;
+    setup(&b, 1);
+    b.echo = true;
+    silent = raw_tcp(channel_address(b.server));
+    run_until(&b, is_hung_up_on);
+    close(silent);
+    run_until(&b, first_sends);
+    run_until(&b, one_echoed);
+    teardown(&b);
 }
 
 static void raw_tcp_garbage_does_no_harm(void **state)
@@ -427,6 +471,7 @@ int main(void)
         cmocka_unit_test(what_waits_for_a_peer_is_bounded_in_bytes),
         cmocka_unit_test(raw_zeromq_garbage_is_counted_and_others_are_served),
         cmocka_unit_test(an_oversized_message_does_not_come_through),
+        cmocka_unit_test(who_never_greets_is_hung_up_on),
         cmocka_unit_test(raw_tcp_garbage_does_no_harm),
         cmocka_unit_test(bad_addresses_and_occupied_ports_are_named),
         cmocka_unit_test(every_allocation_may_fail_while_opening),
