@@ -1,5 +1,5 @@
 /* A LOAD asks the tiers in their order for what is still lacking, and begins anew behind what one of them
- * gave: the blocks of a prompt may lie in several. A STORE goes in chunks of a few MB. Values pass through
+ * gave: the blocks of a prompt may lie in several. A STORE goes in chunks of a few MB or less. Values pass through
  * a staging area, where they are checked before a byte goes to the pool, and sealed before one leaves. */
 #include "kv/tier_work.h"
 
@@ -26,6 +26,7 @@ enum {
  * there before the prompt goes on without it. */
 #define RETURN_PART 8
 #define STORE_DEADLINES 10
+#define STORE_PART 4
 
 struct counts {
     _Atomic uint64_t hits, misses, not_worth, late, failures, wrong;
@@ -657,11 +658,25 @@ static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uin
     return kept;
 }
 
+/* So many blocks at once that, by the rates of all tiers, a LOAD that comes meanwhile loses no more than a part of its
+ * deadline. */
+static uint32_t store_chunk_of(const struct kv_tier_work *w)
+{
+    double value_ns = 0;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        uint64_t rate = atomic_load(&w->row[i].counts.write_rate);
+        if (rate > 0) value_ns += (double)w->value_bytes * NS_PER_S / (double)rate;
+    }
+    double n = value_ns > 0 ? (double)w->options.deadline_ns / STORE_PART / value_ns : w->chunk;
+    return n >= w->chunk ? w->chunk : n < 1 ? 1 : (uint32_t)n;
+}
+
 bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
                         struct kv_tier_event *event)
 {
     kv_tier_job_name(job, w->options.space);
-    uint32_t left = job->op.count - job->done, n = left < w->chunk ? left : w->chunk;
+    uint32_t left = job->op.count - job->done, n = store_chunk_of(w);
+    if (n > left) n = left;
     uint32_t kept = store_chunk(w, job, n);
     job->done += kept;
     if (kept == n && job->done < job->op.count) return false;

@@ -150,7 +150,7 @@ enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
 /* ERR_TIMEOUT, with the tier's name: a call has not returned, and its thread goes on: nothing of what it was
  * given may be freed, so the process has to end. Else the thread has ended and the tiers are closed. */
 enum err kv_tiers_stop(struct kv_tiers *tiers);
-void kv_tiers_close(struct kv_tiers *tiers); /* NULL is allowed */
+void kv_tiers_close(struct kv_tiers *tiers); /* after kv_tiers_stop, if started; NULL is allowed */
 
 /* Whether reading so many blocks is expected to be faster than computing their tokens; pure. rate 0: not
  * measured, tried; token_ns 0: not known, read. `open_ns`: what a read takes before its first byte. */

@@ -425,6 +425,28 @@ static void what_comes_and_goes_is_said_by_the_names_that_routers_know(void **st
     assert_int_equal(heard_count, 0);
 }
 
+static void a_slow_tier_is_given_little_at_a_time(void **state)
+{
+    (void)state;
+    open_tiers(2);
+    fake[1].value_ns = NS_PER_MS;
+    store(0, 8); /* this measures */
+    assert_int_equal(fake[0].largest_put, 8);
+    fake[0].largest_put = 0;
+    uint64_t began_ns = clock_ns;
+    struct kv_tier_op op = op_of(KV_TIER_STORE, 8, 8, numbers + 8);
+    struct kv_tier_job *job = kv_tier_job_new(&op);
+    struct kv_tier_event e;
+    while (!kv_tier_work_store(work, job, &e)) {
+        assert_true(clock_ns - began_ns <= DEADLINE_MS * NS_PER_MS / 4);
+        began_ns = clock_ns;
+    }
+    assert_int_equal(e.count, 8);
+    assert_in_range(fake[0].largest_put, 1, 5);
+    kv_tier_event_free(&e);
+    kv_tier_job_free(job);
+}
+
 static void store_of(uint64_t salt, uint32_t count)
 {
     struct kv_tier_op op = op_of(KV_TIER_STORE, 0, count, numbers);
@@ -517,6 +539,7 @@ int main(void)
         ROW(what_was_stored_is_loaded_bit_by_bit),
         ROW(another_tenant_finds_nothing),
         ROW(what_comes_and_goes_is_said_by_the_names_that_routers_know),
+        ROW(a_slow_tier_is_given_little_at_a_time),
         ROW(a_prompts_beginning_outlives_its_end),
         ROW(with_a_window_a_prompts_middle_goes_first),
         ROW(all_that_local_tiers_have_is_listed),

@@ -112,6 +112,7 @@ static enum err fake_put(struct kv_tier *t, const struct id128 *keys, uint32_t c
     struct fake *f = fake_of(t);
     (void)deadline_ns;
     f->put_calls++;
+    if (count > f->largest_put) f->largest_put = count;
     fake_hang(f);
     *kept = 0;
     enum err e = fake_call(f);

@@ -34,7 +34,7 @@ struct fake {
         struct id128 key;
         char *value;
     } entry[VALUES_MAX];
-    uint32_t count, largest_get, open_calls, has_calls, get_calls, put_calls, removed;
+    uint32_t count, largest_get, largest_put, open_calls, has_calls, get_calls, put_calls, removed;
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
