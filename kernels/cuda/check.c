@@ -2,6 +2,8 @@
 
 #include <stdio.h>
 
+#include "common/plant.h"
+
 #define MIB (1024.0 * 1024.0)
 
 enum err cuda_check(cudaError_t c, const char *what)
@@ -69,6 +71,7 @@ static enum err clear(void *memory, uint64_t bytes, const char *what)
     enum err e = cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), what);
     if (e != OK) return e;
     e = cuda_check(cudaMemsetAsync(memory, 0, bytes, stream), what);
+    if (PLANTED("take_waits_for_device")) e = cuda_check(cudaDeviceSynchronize(), what);
     if (e == OK) e = cuda_check(cudaStreamSynchronize(stream), what);
     if (e != OK && cudaStreamSynchronize(stream) != cudaSuccess)
         cudaGetLastError(); /* it is freed */

@@ -2,6 +2,7 @@
  * sizes and threads; and on the stand-in runtime (TANDEM_EMULATED) each call that can fail is made to. */
 #include "kernels/cuda/upload.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "common/mem.h"
@@ -138,6 +139,48 @@ static void what_is_given_up_ends_before_its_buffers_go(void **state)
     cudaFree(device);
 }
 
+/* A thread that records a graph from one barrier to the other. */
+struct recording {
+    pthread_barrier_t begun, done;
+    cudaError_t e;
+};
+
+static void *record_meanwhile(void *arg)
+{
+    struct recording *r = arg;
+    cudaStream_t stream;
+    cudaGraph_t graph = NULL;
+    r->e = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (r->e == cudaSuccess)
+        r->e = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    pthread_barrier_wait(&r->begun);
+    pthread_barrier_wait(&r->done);
+    if (r->e == cudaSuccess) r->e = cudaStreamEndCapture(stream, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    return NULL;
+}
+
+static void memory_can_be_taken_while_another_thread_records(void **state)
+{
+    (void)state;
+    struct recording r;
+    pthread_t thread;
+    void *device;
+    assert_int_equal(pthread_barrier_init(&r.begun, NULL, 2), 0);
+    assert_int_equal(pthread_barrier_init(&r.done, NULL, 2), 0);
+    assert_int_equal(pthread_create(&thread, NULL, record_meanwhile, &r), 0);
+    pthread_barrier_wait(&r.begun);
+    enum err e = cuda_take(&device, COUNT, "a tensor");
+    pthread_barrier_wait(&r.done);
+    pthread_join(thread, NULL);
+    assert_ok(e);
+    assert_int_equal(r.e, cudaSuccess);
+    cudaFree(device);
+    pthread_barrier_destroy(&r.begun);
+    pthread_barrier_destroy(&r.done);
+}
+
 static void count_bytes(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns)
 {
     (void)elapsed_ns;
@@ -256,6 +299,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_buffer_is_not_written_before_its_copy_is_done, reset,
                                         check_nothing_is_left),
         cmocka_unit_test_setup_teardown(what_is_given_up_ends_before_its_buffers_go, reset,
+                                        check_nothing_is_left),
+        cmocka_unit_test_setup_teardown(memory_can_be_taken_while_another_thread_records, reset,
                                         check_nothing_is_left),
         cmocka_unit_test_setup_teardown(the_end_is_told_with_all_bytes, reset,
                                         check_nothing_is_left),
