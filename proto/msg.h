@@ -388,7 +388,7 @@ struct msg_answer {
 
 /* A prompt that stays cached under a name. C: answered by ANSWER, as soon as it is known. N: pins what
  * it has cached of it, from now on in place of what this router had it pin under the name, and says
- * how much. */
+ * how much. From N: what the router had it pin in whose place this one is. */
 struct msg_pin {
     uint64_t ref; /* C only */
     bool remove;
