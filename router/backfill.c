@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "common/rng.h"
 #include "router/state.h"
 
 /* How long choices wait: for as long as computing it would take, and within this. */
@@ -127,17 +126,6 @@ static struct backfill *running(const struct router_core *core, const struct req
     return NULL;
 }
 
-static struct id128 mint(struct router_core *core)
-{
-    struct id128 id;
-    do {
-        struct rng_block b = rng_draw(core->config.id_seed, 5, core->ids_minted++);
-        id = (struct id128){(uint64_t)b.word[0] << 32 | b.word[1],
-                            (uint64_t)b.word[2] << 32 | b.word[3]};
-    } while (id128_is_none(id));
-    return id;
-}
-
 static struct backfill *backfill_new(struct router_core *core, uint64_t now_ns,
                                      const struct choice *c, const struct sched_fill *fill)
 {
@@ -147,7 +135,7 @@ static struct backfill *backfill_new(struct router_core *core, uint64_t now_ns,
     memcpy(b->tokens, r->submit.tokens, fill->tokens * sizeof *b->tokens);
     list_init(&b->place);
     list_init(&b->waiting);
-    b->id = mint(core);
+    b->id = router_draw_id(core);
     b->hash = r->hashes[fill->tokens / BLOCK_TOKENS - 1];
     uint64_t wait_ns = fill->compute_ns < WAIT_MIN_NS ? WAIT_MIN_NS : fill->compute_ns;
     b->deadline_ns = now_ns + (wait_ns < WAIT_MAX_NS ? wait_ns : WAIT_MAX_NS);

@@ -5,7 +5,6 @@
 #include "common/clock.h"
 #include "common/hash.h"
 #include "common/log.h"
-#include "common/rng.h"
 #include "router/state.h"
 
 /* How long a node's live set may differ from ours before lists are compared: answers under way make
@@ -292,9 +291,7 @@ static void welcome(struct router_core *core, uint64_t now_ns, struct peer_entry
                                 .lifeline = core->config.lifeline_address,
                                 .heartbeat_ms = (uint32_t)(limits->heartbeat_ns / NS_PER_MS),
                                 .dead_ms = (uint32_t)(limits->dead_ns / NS_PER_MS)}};
-    struct rng_block b = rng_draw(core->config.id_seed, 4, core->ids_minted++);
-    m.welcome.lifeline_key = (struct id128){(uint64_t)b.word[0] << 32 | b.word[1],
-                                            (uint64_t)b.word[2] << 32 | b.word[3]};
+    m.welcome.lifeline_key = router_draw_id(core);
     core->out.lifeline_expect(core->out.ctx, entry->peer, m.welcome.lifeline_key);
     registry_send(core, now_ns, entry->peer, &m);
 }
