@@ -9,7 +9,7 @@
  *     router_core_on_timer(core, now);                  // at the time last given to out.wake_at
  *     router_core_drain(core, now);                     // SIGTERM: finish, send the nodes home
  *
- * A request has 1 … n choices, each scheduled on its own; router/request.h has their states. Pairs are
+ * A request has 1 … n choices, each scheduled on its own; router/choice.c has their states. Pairs are
  * picked and the queue is ordered by the pure functions of router/sched.h.
  *
  * Rules: every input returns after having called `out` any number of times; the shell must not call

@@ -110,8 +110,9 @@ bool sched_share_link(const struct sched_node *a, const struct sched_node *b);
 void sched_rate_add(struct sched_rate *rate, uint64_t bytes, uint64_t ns);
 /* Tokens that the node of this index would have to compute: one at least. */
 uint32_t sched_left(const struct sched_job *job, uint32_t node);
-/* How long what D does not hold of this job's KV is expected to keep it waiting between two nodes; `to` is an index. A pair that was
- * never tried is expected to be the best there is, on one host a little better still, so that it is tried. */
+/* How long what D does not hold of this job's KV is expected to keep it waiting between two nodes; `to` is an
+ * index. A pair that was never tried is expected to be the best there is, on one host a little better still, so
+ * that it is tried. */
 uint64_t sched_transfer_ns(const struct sched_node *const *nodes, const struct sched_node *from,
                            uint32_t to, const struct sched_job *job);
 

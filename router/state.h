@@ -392,15 +392,10 @@ void registry_end(struct router_core *core, uint64_t now_ns, struct peer_entry *
 uint64_t registry_on_timer(struct router_core *core, uint64_t now_ns); /* the next time it wants */
 void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *node,
                            const struct msg_heartbeat *beat);
-/* paths.c */
-void path_on_link(uint64_t now_ns, struct node *node, const struct msg_link *link);
-const struct path *path_to(const struct node *from, const char *address); /* NULL: never told of */
-void paths_free(struct node *node);
-
 void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *node,
                       const struct msg_live *live);
-/* A pair was chosen for a transfer; one of its transfers has ended, and a request waited for it. */
 void registry_node_free(struct node *n); /* and what it owns; the core's lists are left alone */
+/* A pair was chosen for a transfer; one of its transfers has ended, and a request waited for it. */
 void registry_note_try(const struct router_core *core, struct node *from, const struct node *to);
 void registry_note_transfer(struct router_core *core, struct node *from, const struct node *to,
                             uint64_t bytes, uint64_t ns);
@@ -409,6 +404,11 @@ void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node 
 void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node);
 /* Sends with the peer's session in the envelope; silently not, if that session is not up. */
 void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
+
+/* paths.c */
+void path_on_link(uint64_t now_ns, struct node *node, const struct msg_link *link);
+const struct path *path_to(const struct node *from, const char *address); /* NULL: never told of */
+void paths_free(struct node *node);
 
 /* prefixes.c: who holds what of a prompt */
 void prefixes_on_join(struct router_core *core, struct node *n);
@@ -476,7 +476,6 @@ void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
 void pins_on_pinned(struct router_core *core, uint64_t now_ns, struct node *n,
                     const struct msg_pinned *m);
 void pins_on_ended(struct router_core *core, uint64_t now_ns, const struct request *r);
-struct json_t;
 struct json_t *pins_json(const struct router_core *core);
 
 /* turns.c: the choices of each tenant */
