@@ -111,11 +111,11 @@ static void a_node_that_slept_begins_a_new_life_by_itself(void **state)
     rig_start(rig, 1, 2,
               "--heartbeat 50ms --dead-after 60s --hung-after 60s --deaths-max 100 "
               "--lone-deaths-max 100 --disaggregate always",
-              "--heartbeat 50ms --dead-after 400ms ");
+              SOON);
     struct process *sleeper = cluster_process(rig->cluster, "d0");
     rig_ask_half(rig);
     process_signal(sleeper, SIGSTOP);
-    uint64_t wake_ns = clock_now_ns() + 800 * NS_PER_MS;
+    uint64_t wake_ns = clock_now_ns() + 1400 * NS_PER_MS;
     streams_run_until(rig->streams, is_past, &wake_ns, "it has slept for long enough");
     process_signal(sleeper, SIGCONT);
     rig_expect_rest(rig);

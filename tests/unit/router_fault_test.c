@@ -306,6 +306,38 @@ static void a_node_that_does_not_answer_a_reservation_is_not_waited_for(void **s
     world_close(&w);
 }
 
+/* Heartbeats come, of this choice nothing: while its prompt is computed, or between two of its tokens. Each
+ * word of it gives it the time anew. */
+static void nodes_that_are_silent_about_a_choice_are_not_waited_for(void **state)
+{
+    (void)state;
+    for (uint32_t told = 0; told <= 2; told++) {
+        struct world w;
+        struct router_config config = ROUTER_CONFIG_DEFAULT;
+        config.session.dead_ns = 10000 * NS_PER_S;
+        world_open_joined(&w, &config);
+        submit(&w, 4);
+        struct job_key key = reserve(&w, D0);
+        for (uint32_t i = 0; i < told; i++) {
+            w.now += config.stall_timeout_ns / 2;
+            router_core_on_timer(w.core, w.now);
+            tell_tokens(&w, D0, key, i, i + 1);
+        }
+        w.now += config.stall_timeout_ns - 1;
+        router_core_on_timer(w.core, w.now);
+        assert_false(was_sent(&w, D0, MSG_CANCEL));
+        w.now++;
+        router_core_on_timer(w.core, w.now);
+        assert_true(job_key_equal(expect(&w, D0, MSG_CANCEL)->cancel.key, key));
+        uint32_t again = 0;
+        for (size_t i = 0; i < w.sent_count; i++)
+            again += w.sent[i].m.kind == MSG_RESERVE && w.sent[i].m.reserve.job.key.attempt == 1 &&
+                     w.sent[i].m.reserve.job.forwarded_count == told;
+        assert_int_equal(again, 1);
+        world_close(&w);
+    }
+}
+
 /* ---- memory ---- */
 
 static uint32_t sent_kind(const struct world *w, uint32_t peer, enum msg_kind kind)
@@ -504,6 +536,7 @@ int main(void)
         cmocka_unit_test(a_deadline_ends_a_request_in_every_state),
         cmocka_unit_test(a_prompt_that_is_not_tokenized_in_time_is_refused),
         cmocka_unit_test(a_node_that_does_not_answer_a_reservation_is_not_waited_for),
+        cmocka_unit_test(nodes_that_are_silent_about_a_choice_are_not_waited_for),
         cmocka_unit_test(every_failing_allocation_is_an_answer_and_ends_nothing_else),
         cmocka_unit_test(a_router_that_finds_no_memory_does_not_begin),
         cmocka_unit_test(a_token_allocates_nothing),
