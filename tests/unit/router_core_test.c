@@ -401,6 +401,32 @@ static void nodes_of_another_model_are_refused(void **state)
     world_close(&w);
 }
 
+static void only_so_many_ended_requests_are_remembered(void **state)
+{
+    (void)state;
+    enum { REMEMBERED = 2, ASKED = 5 };
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    struct id128 id[ASKED];
+    config.history_max = REMEMBERED;
+    world_open_joined(&w, &config);
+    for (int i = 0; i < ASKED; i++) {
+        id[i] = submit(&w, 2);
+        const struct job_key key = expect(&w, D0, MSG_RESERVE)->reserve.job.key;
+        say(&w, D0, (struct msg){.kind = MSG_RESERVED, .reserved = {key, {9, 9}, 0}});
+        tell_tokens(&w, D0, key, 0, 2);
+        tell_finished(&w, D0, key, 2);
+        expect(&w, CLIENT, MSG_DONE);
+    }
+    for (int i = 0; i < ASKED; i++) {
+        struct buf json = {0};
+        enum err e = router_core_explain(w.core, w.now, id[i], &json);
+        assert_int_equal(e, i < ASKED - REMEMBERED ? ERR_NOT_FOUND : OK);
+        buf_fini(&json);
+    }
+    world_close(&w);
+}
+
 /* Text would be of one model and answers of another. Who has no tokenizer is not asked. */
 static void nodes_of_another_tokenizer_are_refused(void **state)
 {
@@ -665,6 +691,7 @@ int main(void)
         cmocka_unit_test(without_nodes_it_ends_with_a_reason),
         cmocka_unit_test(nodes_of_another_model_are_refused),
         cmocka_unit_test(nodes_of_another_tokenizer_are_refused),
+        cmocka_unit_test(only_so_many_ended_requests_are_remembered),
         cmocka_unit_test(a_request_larger_than_every_pool_is_told_so_at_once),
         cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),
