@@ -166,7 +166,8 @@ static void ipc_receive(const struct pair *p)
     char done;
     cudaIpcMemHandle_t handle;
     MUST(cudaSetDevice((int)p->device));
-    MUST(cudaMalloc(&memory, p->options->piece_bytes));
+    size_t whole = 2 << 20; /* what a handle shares at least */
+    MUST(cudaMalloc(&memory, (p->options->piece_bytes + whole - 1) / whole * whole));
     MUST(cudaIpcGetMemHandle(&handle, memory));
     pair_say(p, &handle, sizeof handle);
     pair_hear(p, &done, 1);
