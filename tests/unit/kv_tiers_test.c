@@ -93,9 +93,12 @@ static void release(struct hanging *h)
 
 static void close_hanging(struct hanging *h)
 {
+    struct kv_tier_event e;
     while (kv_tiers_stop(h->tiers) != OK)
         ;
     kv_tiers_close(h->tiers);
+    while (mailbox_receive(h->events, &e) == OK)
+        kv_tier_event_free(&e);
     mailbox_free(h->events);
     sem_destroy(&h->hangs);
     sem_destroy(&h->hung);
