@@ -4,10 +4,13 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client/cmd.h"
 #include "client/crowd.h"
+#include "common/clock.h"
 #include "common/mem.h"
+#include "common/progress.h"
 
 struct options {
     const char *file, *token_ids, *tenant;
@@ -54,7 +57,8 @@ struct run {
     struct sequences *sequences; /* NULL: one text */
     struct sequence only;
     bool only_taken;
-    uint64_t told, failed;
+    uint64_t told, failed, ended;
+    struct progress progress; /* of lines whose results do not show on the same terminal */
 };
 
 /* ---- what goes in ---- */
@@ -155,12 +159,22 @@ static void add_score_text(const struct run *run, const struct tandem_event *e, 
                e->values_count == 1 ? "" : "s");
 }
 
-static void say_error(const struct run *run, const struct crowd_item *item)
+static void say_error(struct run *run, const struct crowd_item *item)
 {
+    progress_end(&run->progress);
     fprintf(stderr, "tandem %s: ", run->verb);
     if (item->sequence.line)
         fprintf(stderr, "line %llu: ", (unsigned long long)item->sequence.line);
     fprintf(stderr, "%s\n", item->reason);
+}
+
+static void tick(void *ctx)
+{
+    struct run *run = ctx;
+    char text[32];
+    if (!run->sequences || isatty(STDOUT_FILENO)) return;
+    snprintf(text, sizeof text, "%llu lines", (unsigned long long)run->ended);
+    progress_show(&run->progress, clock_now_ns(), 0, 0, text);
 }
 
 static void done(void *ctx, const struct crowd_item *item)
@@ -168,6 +182,7 @@ static void done(void *ctx, const struct crowd_item *item)
     struct run *run = ctx;
     struct buf out = {0};
     bool failed = item->end.finish == TANDEM_FINISH_ERROR;
+    run->ended++;
     run->failed += failed;
     if (failed) say_error(run, item);
     if (run->options->json) {
@@ -233,10 +248,16 @@ static enum err open_input(struct run *run, const struct settings *s)
 
 static int run_all(struct run *run, struct tandem *t)
 {
-    const struct crowd_work work = {
-        .ctx = run, .next = next, .prepare = prepare, .done = done, .stop = &cmd_interrupts};
+    const struct crowd_work work = {.ctx = run,
+                                    .next = next,
+                                    .prepare = prepare,
+                                    .done = done,
+                                    .tick = tick,
+                                    .stop = &cmd_interrupts};
     cmd_catch_interrupts();
+    progress_begin(&run->progress, stderr, clock_now_ns());
     struct crowd_end end = crowd_run(t, &work, (uint32_t)run->options->in_flight);
+    progress_end(&run->progress);
     if (run->options->json && run->sequences) printf("%s]", run->told ? "" : "[");
     if (run->options->json && (run->told || run->sequences)) putchar('\n');
     fflush(stdout);

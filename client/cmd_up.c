@@ -31,6 +31,7 @@ enum {
     CHILDREN_MAX = UP_NODES_MAX + 1, /* the router is the first */
     ARGS_MAX = 32,
     RESTART_MS = 1000,
+    LONG_START_MS = 5000,
     NODES_LEAVE_MS = 5000, /* after the router has left */
     TERM_MS = 3000,        /* from SIGTERM to SIGKILL */
     SIGNAL_TWICE_MS = 200  /* one Ctrl-C may come twice: from the terminal and from who runs us */
@@ -123,7 +124,8 @@ struct up {
     uint32_t gpu[2][GPUS_MAX], gpus_count[2]; /* listed for prefill, for decode */
     uint64_t began_ns, signalled_ns;
     struct loop_timer *deadline; /* of DRAINING */
-    uint32_t pressure;           /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
+    struct loop_timer *long_start;
+    uint32_t pressure; /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
     int code;
 };
 
@@ -380,6 +382,19 @@ static void become_ready(struct up *up)
             (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S, up->clients);
 }
 
+/* Large models load for minutes. No bar: the children write to the same terminal. */
+static void on_long_start(void *ctx, uint64_t now_ns)
+{
+    struct up *up = ctx;
+    uint32_t ready = 0;
+    if (up->state != STARTING) return;
+    for (uint32_t i = 0; i < up->children_count; i++)
+        ready += up->child[i].ready;
+    fprintf(stderr, "tandem up: %u of %u processes are ready after %.0f s\n", ready,
+            up->children_count, (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S);
+    loop_timer_set(up->long_start, now_ns + LONG_START_MS * NS_PER_MS);
+}
+
 /* "ready clients=ADDRESS nodes=ADDRESS" of the router, "ready name=NAME" of a node. */
 static void on_line(struct child *c, const char *line)
 {
@@ -625,6 +640,8 @@ static enum err prepare(struct up *up)
     if ((e = make_kv_disk(up->options)) != OK) return e;
     if ((e = loop_new(&up->loop)) != OK) return e;
     if ((e = loop_timer_new(up->loop, on_deadline, up, &up->deadline)) != OK) return e;
+    if ((e = loop_timer_new(up->loop, on_long_start, up, &up->long_start)) != OK) return e;
+    loop_timer_set(up->long_start, loop_now_ns(up->loop) + LONG_START_MS * NS_PER_MS);
     for (uint32_t i = 0; i < up->children_count; i++) {
         struct child *c = &up->child[i];
         if ((e = loop_timer_new(up->loop, on_restart, c, &c->restart)) != OK) return e;
@@ -641,6 +658,7 @@ static void finish(struct up *up)
         if (up->child[i].restart) loop_timer_free(up->child[i].restart);
     }
     if (up->deadline) loop_timer_free(up->deadline);
+    if (up->long_start) loop_timer_free(up->long_start);
     loop_free(up->loop);
     up_plan_fini(&up->plan);
 }

@@ -12,6 +12,7 @@
 #include "client/warm_state.h"
 #include "common/geometry.h"
 #include "common/mem.h"
+#include "common/progress.h"
 
 enum { WINDOW_SEQUENCES = 32768, WINDOW_BYTES = 64 << 20 }; /* that are sorted together */
 
@@ -50,6 +51,7 @@ struct run {
     struct warm_plan plan;
     struct warm_state state;
     uint64_t token_bytes, began_ns, told_ns;
+    struct progress progress; /* on a terminal; else a line now and then */
     struct tally done;
     uint64_t duplicates, skipped, failed;
     uint32_t in_flight;
@@ -62,6 +64,7 @@ struct run {
 
 static void say_bad(struct run *run, uint64_t line, const char *reason)
 {
+    progress_end(&run->progress);
     fprintf(stderr, "tandem warm: line %" PRIu64 ": %s\n", line, reason);
     run->failed++;
 }
@@ -184,29 +187,32 @@ static void print_bytes(char *text, size_t size, uint64_t bytes)
     snprintf(text, size, u ? "%.1f %s" : "%.0f %s", v, units[u]);
 }
 
-static void say_progress(const struct run *run, const char *end)
+static void print_tally(char *text, size_t size, const struct run *run)
 {
     char new[32], shared[32];
     const struct tally *d = &run->done;
     print_bytes(new, sizeof new, d->tokens_new * run->token_bytes);
     print_bytes(shared, sizeof shared, d->tokens_shared * run->token_bytes);
-    fprintf(stderr,
-            "%s%" PRIu64 " sequences, %" PRIu64 " tokens: %" PRIu64 " new (%s), %" PRIu64
-            " shared (%s)%s",
-            isatty(STDERR_FILENO) ? "\r" : "", d->sequences, d->tokens_new + d->tokens_shared,
-            d->tokens_new, new, d->tokens_shared, shared, end);
+    snprintf(text, size,
+             "%" PRIu64 " sequences, %" PRIu64 " tokens: %" PRIu64 " new (%s), %" PRIu64
+             " shared (%s)",
+             d->sequences, d->tokens_new + d->tokens_shared, d->tokens_new, new, d->tokens_shared,
+             shared);
 }
 
 static void tick(void *ctx)
 {
     struct run *run = ctx;
+    char text[256];
     uint64_t now_ns = clock_now_ns();
-    bool screen = isatty(STDERR_FILENO);
     if (run->broken == OK && (run->broken = warm_state_save(&run->state, now_ns, false)) != OK)
         snprintf(run->reason, sizeof run->reason, "%s", err_text());
-    if (now_ns - run->told_ns < (screen ? NS_PER_S / 2 : 10 * NS_PER_S)) return;
+    print_tally(text, sizeof text, run);
+    progress_show(&run->progress, now_ns, run->plan.given_count - run->in_flight,
+                  run->read_all ? run->plan.count : 0, text);
+    if (run->progress.screen || now_ns - run->told_ns < 10 * NS_PER_S) return;
     run->told_ns = now_ns;
-    say_progress(run, screen ? "\033[K" : "\n");
+    fprintf(stderr, "%s\n", text);
 }
 
 static void done(void *ctx, const struct crowd_item *item)
@@ -244,10 +250,13 @@ static void print_json(const struct run *run, const char *stopped)
 
 static int finish(struct run *run, const struct crowd_end *end)
 {
+    char text[256];
     bool stopped = end->status == TANDEM_CANCELLED;
     if (run->broken == OK && (run->broken = warm_state_save(&run->state, 0, true)) != OK)
         snprintf(run->reason, sizeof run->reason, "%s", err_text());
-    say_progress(run, "\n");
+    print_tally(text, sizeof text, run);
+    progress_end(&run->progress);
+    fprintf(stderr, "%s\n", text);
     if (run->skipped) fprintf(stderr, "%" PRIu64 " sequences were done before\n", run->skipped);
     if (run->over_budget)
         fprintf(stderr, "the budget is used up: what was not looked at stays cold\n");
@@ -332,6 +341,7 @@ int cmd_warm(int argc, char **argv)
     if (!settings_main(&s, &program, argc, argv, &code)) return code;
     struct run run = {.options = &o, .began_ns = clock_now_ns()};
     run.told_ns = run.began_ns;
+    progress_begin(&run.progress, stderr, run.began_ns);
     code = warm(&run, &router, s.args[0]);
     warm_plan_clear(&run.plan);
     warm_state_close(&run.state);

@@ -14,6 +14,7 @@
 #include "common/geometry.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "common/progress.h"
 #include "common/settings.h"
 #include "replay/plot.h"
 #include "replay/replay.h"
@@ -67,7 +68,7 @@ struct sim {
     struct cell cell[POOLS_MAX][EVICT_POLICIES_COUNT];
     uint32_t shown[TENANTS_SHOWN], shown_count; /* of tenants, those with most tokens first */
     uint64_t limit[POOLS_MAX], endless;         /* blocks found */
-    atomic_uint next;                           /* cell */
+    atomic_uint next, ended;                    /* cells */
 };
 
 /* ---- what to run ---- */
@@ -181,34 +182,53 @@ static struct others others_of(const struct sim *s, const struct cell *c)
 
 /* ---- the runs ---- */
 
+/* The next run; false: there is none left. */
+static bool work_on(struct sim *s)
+{
+    uint32_t i = atomic_fetch_add(&s->next, 1);
+    if (i >= s->pools_count * s->policies_count) return false;
+    uint32_t pool = i / s->policies_count, p = i % s->policies_count;
+    struct cell *c = &s->cell[pool][p];
+    struct evict_config config = {.policy = s->policy[p],
+                                  .ttl_ns = s->options->ttl_ns,
+                                  .tenant_percent_max = s->options->tenant_quota < 100
+                                                            ? (uint32_t)s->options->tenant_quota
+                                                            : 0};
+    c->error = replay_run(&s->trace, &config, s->pool[pool], c->tenants, &c->result);
+    if (c->error != OK) snprintf(c->why, sizeof c->why, "%s", err_text());
+    atomic_fetch_add(&s->ended, 1);
+    return true;
+}
+
 static void *work(void *arg)
 {
-    struct sim *s = arg;
-    uint32_t cells_count = s->pools_count * s->policies_count, i;
-    while ((i = atomic_fetch_add(&s->next, 1)) < cells_count) {
-        uint32_t pool = i / s->policies_count, p = i % s->policies_count;
-        struct cell *c = &s->cell[pool][p];
-        struct evict_config config = {.policy = s->policy[p],
-                                      .ttl_ns = s->options->ttl_ns,
-                                      .tenant_percent_max = s->options->tenant_quota < 100
-                                                                ? (uint32_t)s->options->tenant_quota
-                                                                : 0};
-        c->error = replay_run(&s->trace, &config, s->pool[pool], c->tenants, &c->result);
-        if (c->error != OK) snprintf(c->why, sizeof c->why, "%s", err_text());
-    }
+    while (work_on(arg))
+        ;
     return NULL;
+}
+
+static void show(struct progress *progress, struct sim *s)
+{
+    char text[64];
+    uint32_t all = s->pools_count * s->policies_count, ended = atomic_load(&s->ended);
+    snprintf(text, sizeof text, "%u of %u runs", ended, all);
+    progress_show(progress, clock_now_ns(), ended, all, text);
 }
 
 static enum err run_all(struct sim *s)
 {
     pthread_t thread[THREADS_MAX];
+    struct progress progress;
     int64_t wanted = s->options->threads, started = 0;
     if (wanted == 0) wanted = sysconf(_SC_NPROCESSORS_ONLN) > 4 ? 4 : sysconf(_SC_NPROCESSORS_ONLN);
     while (started < wanted - 1 && pthread_create(&thread[started], NULL, work, s) == 0)
         started++;
-    work(s);
+    progress_begin(&progress, stderr, clock_now_ns());
+    while (work_on(s))
+        show(&progress, s);
     while (started > 0)
         pthread_join(thread[--started], NULL);
+    progress_end(&progress);
     for (uint32_t i = 0; i < s->pools_count; i++)
         for (uint32_t p = 0; p < s->policies_count; p++)
             if (s->cell[i][p].error != OK)
