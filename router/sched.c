@@ -1,5 +1,6 @@
 #include "router/sched.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/hash.h"
@@ -218,28 +219,9 @@ static bool goes_before(const struct place *a, const struct place *b)
     return a->cost_ns != b->cost_ns ? a->cost_ns < b->cost_ns : a->index < b->index;
 }
 
-/* In a heap that has the last of all first, moves the one at `at` down to where it belongs. */
-static void sift(struct place *heap, uint32_t at, uint32_t count)
+static int compare_places(const void *a, const void *b)
 {
-    struct place p = heap[at];
-    for (uint32_t child; (child = 2 * at + 1) < count; at = child) {
-        if (child + 1 < count && goes_before(&heap[child], &heap[child + 1])) child++;
-        if (!goes_before(&p, &heap[child])) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = p;
-}
-
-static void sort(struct place *place, uint32_t count)
-{
-    for (uint32_t i = count / 2; i-- > 0;)
-        sift(place, i, count);
-    while (count-- > 1) {
-        struct place last = place[0];
-        place[0] = place[count];
-        place[count] = last;
-        sift(place, 0, count);
-    }
+    return goes_before(a, b) ? -1 : goes_before(b, a);
 }
 
 static void line_up(const struct sched_node *const *nodes, uint32_t nodes_count,
@@ -258,7 +240,7 @@ static void line_up(const struct sched_node *const *nodes, uint32_t nodes_count,
         if (cost_ns != UINT64_MAX && (n->token_ns || usual_ns)) cost_ns += load_on(job, i);
         line->place[line->count++] = (struct place){cost_ns, i};
     }
-    sort(line->place, line->count);
+    qsort(line->place, line->count, sizeof line->place[0], compare_places);
 }
 
 struct prefill_pick {
