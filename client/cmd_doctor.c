@@ -51,7 +51,7 @@ static void print_findings(const struct facts *f, const struct diagnosis *d)
         const struct finding *x = &d->finding[i];
         printf("%s%s [%s]\n", x->trouble ? "" : "note: ", x->what, x->rule);
         print_wrapped("why", x->why);
-        print_wrapped("do", x->todo);
+        print_wrapped("do", x->advice);
     }
     if (d->dropped > 0) printf("and %zu findings more\n", d->dropped);
     if (d->findings_count > 0) return;
@@ -71,7 +71,7 @@ static void print_json(const struct facts *f, const struct diagnosis *d)
         json_array_append_new(list,
                               json_pack("{s:s,s:s,s:s,s:s,s:s,s:s}", "rule", x->rule, "severity",
                                         x->trouble ? "trouble" : "note", "node", x->about, "what",
-                                        x->what, "why", x->why, "do", x->todo));
+                                        x->what, "why", x->why, "do", x->advice));
     }
     for (size_t i = 0; i < doctor_rules_count(); i++)
         json_array_append_new(checked, json_string(doctor_rule(i)));

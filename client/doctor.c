@@ -89,8 +89,9 @@ static void check_no_nodes(const struct facts *f, const char *rule, struct diagn
         f->nodes_count, f->router);
     if (f->queued > 0)
         say(o->why, "; %.0f requests wait, one since %s", f->queued, show_time(f->oldest_s, a));
-    say(o->todo, "start tandem-decode with --router and the address that the router has for nodes; "
-                 "its log says if it was refused");
+    say(o->advice,
+        "start tandem-decode with --router and the address that the router has for nodes; "
+        "its log says if it was refused");
 }
 
 static void check_node_silent(const struct facts *f, const char *rule, struct diagnosis *d)
@@ -101,7 +102,7 @@ static void check_node_silent(const struct facts *f, const char *rule, struct di
         struct finding *o = add(d, rule, true, n->name);
         say(o->what, "%s does not answer", n->name);
         say(o->why, "asked what it caches it gave no report: %s", n->silent);
-        say(o->todo,
+        say(o->advice,
             "look at its process (stopped? swapped out? its host overloaded?) and its log; "
             "the router takes it for dead after --dead-after and tries its requests again "
             "elsewhere");
@@ -119,8 +120,9 @@ static void check_node_hung(const struct facts *f, const char *rule, struct diag
         say(o->why,
             "it is in a step and has computed no layer for %.1f s; a step usually takes %.1f ms",
             n->without_progress_s, n->step_s * 1000);
-        say(o->todo, "look at the device and at what else runs there; the router gives it up after "
-                     "--hung-after, a restart is sooner");
+        say(o->advice,
+            "look at the device and at what else runs there; the router gives it up after "
+            "--hung-after, a restart is sooner");
     }
 }
 
@@ -141,8 +143,8 @@ static void check_requests_fail(const struct facts *f, const char *rule, struct 
         say(o->why, "since the router began ");
     say(o->why, "%.0f samples ended with an error and %.0f nodes went without having been drained",
         f->failed, f->node_deaths);
-    say(o->todo, "the router's log has each node's end (event node_left) with its reason; "
-                 "`tandem explain ID` shows a request's attempts");
+    say(o->advice, "the router's log has each node's end (event node_left) with its reason; "
+                   "`tandem explain ID` shows a request's attempts");
 }
 
 struct crew { /* nodes of one role that take requests */
@@ -207,13 +209,13 @@ static void check_pool_too_small(const struct facts *f, const char *rule, struct
                 "; the %.0f sequences there now need %.0f blocks at their full length, the "
                 "pool has %.0f",
                 n->live, n->blocks_full, n->blocks_total);
-        say(o->todo, "give it ");
-        say_blocks(o->todo, n, HEADROOM * wanted);
+        say(o->advice, "give it ");
+        say_blocks(o->advice, n, HEADROOM * wanted);
         double each = share(n->blocks_full, n->live);
         double batch = each > 0 ? floor(n->blocks_total / each) : 0;
         if (turns_away(n) && batch >= 1 && batch < n->sequences_max && batch < n->live)
-            say(o->todo, ", or let fewer run at once: --batch %.0f", batch);
-        say(o->todo, ", or add a decode node; `tandem plan` reckons how many requests fit");
+            say(o->advice, ", or let fewer run at once: --batch %.0f", batch);
+        say(o->advice, ", or add a decode node; `tandem plan` reckons how many requests fit");
     }
 }
 
@@ -237,7 +239,7 @@ static void check_fragmentation(const struct facts *f, const char *rule, struct 
                 "; one piece of memory each, for the longest it may become, would be %.1f %% "
                 "empty",
                 percent(n->contiguous_slots - n->held_tokens, n->contiguous_slots));
-        say(o->todo,
+        say(o->advice,
             much ? "nothing: 16 tokens a block is the least; count blocks, not tokens, when "
                    "sizing the pool"
                  : "nothing: do not look for it there");
@@ -259,10 +261,10 @@ static void check_preemption_thrash(const struct facts *f, const char *rule, str
             "in the last %s %.0f preemptions; %.0f tokens were computed a second time, %.0f "
             "generated",
             show_time(n->window_s, a), n->preemptions, n->recomputed_tokens, n->generated_tokens);
-        say(o->todo, "let fewer run at once");
-        if (batch >= 1 && batch < n->sequences_max) say(o->todo, ": --batch %.0f", batch);
-        say(o->todo, "; or a larger pool: ");
-        say_blocks(o->todo, n,
+        say(o->advice, "let fewer run at once");
+        if (batch >= 1 && batch < n->sequences_max) say(o->advice, ": --batch %.0f", batch);
+        say(o->advice, "; or a larger pool: ");
+        say_blocks(o->advice, n,
                    HEADROOM *
                        (n->blocks_full > n->blocks_total ? n->blocks_full : n->blocks_total));
     }
@@ -284,11 +286,12 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
             show_time(n->window_s, a), again, n->prefill ? "computed" : "sent or computed",
             percent(again, n->queried_tokens), percent(n->hit_tokens, n->queried_tokens),
             percent(n->hit_tokens + again, n->queried_tokens));
-        say(o->todo, "a larger pool: ");
+        say(o->advice, "a larger pool: ");
         double more = fmin(again / TOKENS_A_BLOCK, 3 * n->blocks_total);
-        say_blocks(o->todo, n, n->blocks_total + more);
-        say(o->todo, ", or a tier behind it; `tandem sim --kv TRACE` shows what sizes and policies "
-                     "(--evict) would find of your load");
+        say_blocks(o->advice, n, n->blocks_total + more);
+        say(o->advice,
+            ", or a tier behind it; `tandem sim --kv TRACE` shows what sizes and policies "
+            "(--evict) would find of your load");
     }
 }
 
@@ -315,10 +318,11 @@ static void check_prefill_short(const struct facts *f, const char *rule, struct 
     say(o->what, "too few prefill nodes");
     say_waits(f, o, f->blocked_prefill_s, "prefill nodes that were all busy");
     double more = fmax(1, ceil((double)p.count * blocked - 0.01));
-    say(o->todo, "add %.0f to the %zu prefill nodes", more, p.count);
+    say(o->advice, "add %.0f to the %zu prefill nodes", more, p.count);
     if (c.count > 1 && c.running < IDLE_BATCH * c.places)
-        say(o->todo, ", or let one of the %zu decode nodes be one: they run %.0f of %.0f sequences",
-            c.count, c.running, c.places);
+        say(o->advice,
+            ", or let one of the %zu decode nodes be one: they run %.0f of %.0f sequences", c.count,
+            c.running, c.places);
 }
 
 static void check_decode_short(const struct facts *f, const char *rule, struct diagnosis *d)
@@ -332,7 +336,8 @@ static void check_decode_short(const struct facts *f, const char *rule, struct d
     say_waits(f, o, f->blocked_decode_s, "decode nodes without room");
     say(o->why, "; they run %.0f of %.0f sequences, so what lacks is %s", c.running, c.places,
         batch ? "places in their batches" : "blocks");
-    say(o->todo, batch ? "a larger --batch if their steps are fast enough, or a decode node more"
+    say(o->advice, batch
+                       ? "a larger --batch if their steps are fast enough, or a decode node more"
                        : "larger pools (--blocks, --kv-bytes), or a decode node more; `tandem kv` "
                          "shows what holds the blocks");
 }
@@ -374,7 +379,7 @@ static void check_tenant_starved(const struct facts *f, const char *rule, struct
             "tokens served meanwhile: %.0f and %.0f; weights %.0f and %.0f",
             tenant_name(t), t->queued, tenant_name(most), most->running, all, t->served,
             most->served, t->weight, most->weight);
-        say(o->todo,
+        say(o->advice,
             "keep room for tenants below their share: a larger --tenant-reserve of the "
             "router; or give %s more weight: --tenant-weights %s=%.0f",
             tenant_name(t), t->name, t->weight * 2);
@@ -399,7 +404,7 @@ static void check_tenant_crowds_cache(const struct facts *f, const char *rule, s
             "had been evicted shortly before",
             tenant_name(most), percent(most->blocks, all), t->queried_tokens, tenant_name(t),
             t->regret_tokens);
-        say(o->todo,
+        say(o->advice,
             "bound what one tenant may keep, --tenant-quota of the nodes; look at the weights, "
             "--tenant-weights of the router; pin the prompt that %s begins with; or give the nodes "
             "larger pools",
@@ -419,7 +424,7 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
             if (t->stuck_s > 0) {
                 say(o->what, "the %s tier of %s hangs", t->name, f->node[i].name);
                 say(o->why, "a call of it has not returned for %.0f s", t->stuck_s);
-                say(o->todo,
+                say(o->advice,
                     "look at what is behind --kv-%s, a disk or a file system over the network; "
                     "requests go on without tiers, all blocks are back in the pool, and it is used "
                     "again when the call returns",
@@ -430,7 +435,7 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
                     "it failed so often in a row that it is left alone for a while "
                     "(%.0f calls failed)",
                     t->failures);
-                say(o->todo,
+                say(o->advice,
                     "look at what is behind --kv-%s and at the node's log, which says why; "
                     "requests go on without it, and it is tried again by itself",
                     t->name);
@@ -438,7 +443,7 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
                 say(o->what, "the %s tier of %s gives what was never put there", t->name,
                     f->node[i].name);
                 say(o->why, "%.0f entries failed their check and were removed", t->wrong);
-                say(o->todo,
+                say(o->advice,
                     "no request has used any of them; look at the disk or server behind "
                     "--kv-%s: something else writes there, or it loses data",
                     t->name);
@@ -465,7 +470,7 @@ static void check_tier_slow(const struct facts *f, const char *rule, struct diag
                 "of %.0f prompts that asked them %.0f did not wait for the answer longer than "
                 "the %.0f ms they may",
                 n->tier_loads, n->tier_loads_late, n->tier_deadline_s * 1000);
-            say(o->todo,
+            say(o->advice,
                 "a faster disk or server; or a longer --kv-tier-deadline if prompts that long "
                 "would take longer to compute; or do without");
         }
@@ -480,7 +485,7 @@ static void check_tier_slow(const struct facts *f, const char *rule, struct diag
                 "takes %.2f ms",
                 t->not_worth_blocks, t->hit_blocks + t->not_worth_blocks, t->read_rate / 1e6,
                 1000 * share(n->block_bytes, t->read_rate), 1000 * TOKENS_A_BLOCK * n->token_s);
-            say(o->todo, "a faster disk or server behind --kv-%s, or do without it on this node",
+            say(o->advice, "a faster disk or server behind --kv-%s, or do without it on this node",
                 t->name);
         }
     }
@@ -523,7 +528,7 @@ static void check_link_fell_back(const struct facts *f, const char *rule, struct
         else
             say(o->what, "no link from %s to %s works: %s is broken", p->from, p->to, p->kind);
         say(o->why, "%s", p->reason[0] ? p->reason : "no reason was told");
-        say(o->todo,
+        say(o->advice,
             "see docs/links.md for what %s needs; it is tried again by itself "
             "(--link-retry), and --link names the one to use",
             p->kind);
@@ -535,8 +540,9 @@ static void say_slow(struct diagnosis *d, const char *rule, const char *name, do
     struct finding *o = add(d, rule, true, name);
     say(o->what, "the loop of %s is late", name);
     say(o->why, "%.1f of its callbacks a second took longer than 1 ms", per_s);
-    say(o->todo, "it shares its CPU with something: give it cores of its own (--cpus), and look at "
-                 "the host's load");
+    say(o->advice,
+        "it shares its CPU with something: give it cores of its own (--cpus), and look at "
+        "the host's load");
 }
 
 static void check_slow_loop(const struct facts *f, const char *rule, struct diagnosis *d)

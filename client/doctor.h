@@ -18,7 +18,7 @@ struct finding {
     const char *rule;       /* "pool-too-small" */
     bool trouble;           /* false: a note */
     char about[FACTS_NAME]; /* a node; "": the cluster */
-    char what[DOCTOR_TEXT], why[DOCTOR_TEXT], todo[DOCTOR_TEXT];
+    char what[DOCTOR_TEXT], why[DOCTOR_TEXT], advice[DOCTOR_TEXT];
 };
 
 struct diagnosis {

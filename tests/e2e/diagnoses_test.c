@@ -66,13 +66,13 @@ static const json_t *find(const json_t *root, const char *rule)
     return find_of(root, rule, NULL);
 }
 
-static void expect_found(const json_t *root, const char *rule, const char *why, const char *todo)
+static void expect_found(const json_t *root, const char *rule, const char *why, const char *advice)
 {
     const json_t *f = find(root, rule);
     char *all = json_dumps(root, JSON_COMPACT);
     if (!f) fail_msg("%s is not among %s", rule, all);
     if (!strstr(text_of(f, "why"), why)) fail_msg("\"%s\" is no reason in %s", why, all);
-    if (!strstr(text_of(f, "do"), todo)) fail_msg("\"%s\" is not advised in %s", todo, all);
+    if (!strstr(text_of(f, "do"), advice)) fail_msg("\"%s\" is not advised in %s", advice, all);
     free(all);
 }
 

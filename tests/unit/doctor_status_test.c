@@ -141,7 +141,7 @@ static void a_queue_at_the_prefill_node_is_laid_to_it(void **state)
     beat(&w, P0, (struct msg_heartbeat){0}, 20);
     const struct finding *f = found(&w, before, "prefill-short");
     assert_non_null(f);
-    assert_non_null(strstr(f->todo, "add 1 to the 1 prefill nodes"));
+    assert_non_null(strstr(f->advice, "add 1 to the 1 prefill nodes"));
     world_close(&w);
 }
 

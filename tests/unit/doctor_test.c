@@ -97,7 +97,7 @@ struct threshold {
     const char *rule;
     size_t offset; /* in struct ward */
     double below, at;
-    const char *why, *todo;
+    const char *why, *advice;
 };
 #define OF_FACTS(f) offsetof(struct ward, facts) + offsetof(struct facts, f)
 #define OF_D0(f) 2 * sizeof(struct facts_node) + offsetof(struct facts_node, f)
@@ -133,7 +133,8 @@ static void each_rule_has_its_threshold(void **state)
             if (!f) fail_msg("%s: %g was not enough", t->rule, t->at);
             assert_true(f->trouble);
             if (!strstr(f->why, t->why)) fail_msg("\"%s\" is not in: %s", t->why, f->why);
-            if (!strstr(f->todo, t->todo)) fail_msg("\"%s\" is not in: %s", t->todo, f->todo);
+            if (!strstr(f->advice, t->advice))
+                fail_msg("\"%s\" is not in: %s", t->advice, f->advice);
         }
     }
 }
@@ -147,8 +148,8 @@ static void a_pool_is_advised_for_what_runs_there(void **state)
     w.node[2].blocks_full = 4000; /* 200 each */
     const struct finding *f = found(&w, "pool-too-small");
     assert_string_equal(f->about, "d0");
-    assert_non_null(strstr(f->todo, "--blocks 5000"));
-    assert_non_null(strstr(f->todo, "--batch 5"));
+    assert_non_null(strstr(f->advice, "--blocks 5000"));
+    assert_non_null(strstr(f->advice, "--batch 5"));
     f = found(&w, "fragmentation");
     assert_false(f->trouble);
     assert_string_equal(f->what, "fragmentation is not the cause");
@@ -178,11 +179,11 @@ static void the_batch_is_named_where_it_is_what_lacks(void **state)
     w.facts.blocked_decode_s = 50;
     w.node[2].running = w.node[3].running = 32;
     assert_non_null(strstr(found(&w, "decode-short")->why, "places in their batches"));
-    assert_non_null(strstr(found(&w, "decode-short")->todo, "--batch"));
+    assert_non_null(strstr(found(&w, "decode-short")->advice, "--batch"));
     set_up(&w);
     w.facts.blocked_prefill_s = 50;
     w.node[2].running = w.node[3].running = 3;
-    assert_non_null(strstr(found(&w, "prefill-short")->todo, "one of the 2 decode nodes"));
+    assert_non_null(strstr(found(&w, "prefill-short")->advice, "one of the 2 decode nodes"));
 }
 
 static void a_tenant_starves_only_if_nothing_of_it_runs(void **state)
@@ -194,7 +195,7 @@ static void a_tenant_starves_only_if_nothing_of_it_runs(void **state)
     const struct finding *f = found(&w, "tenant-starved");
     assert_string_equal(f->what, "tenant chat starves while bulk is served");
     assert_non_null(strstr(f->why, "bulk 36 of the 36 that run"));
-    assert_non_null(strstr(f->todo, "--tenant-weights chat=2"));
+    assert_non_null(strstr(f->advice, "--tenant-weights chat=2"));
     w.tenant[1].queued_before = 0; /* it has only just come */
     assert_null(found(&w, "tenant-starved"));
 }
@@ -234,7 +235,7 @@ static void a_tier_is_told_broken_late_or_slower_than_computing(void **state)
     w.node[0].tier_loads_late = 19;
     assert_null(found(&w, "tier-slow"));
     w.node[0].tier_loads_late = 20;
-    assert_non_null(strstr(found(&w, "tier-slow")->todo, "--kv-tier-deadline"));
+    assert_non_null(strstr(found(&w, "tier-slow")->advice, "--kv-tier-deadline"));
     t->wrong = 2;
     assert_non_null(strstr(found(&w, "tier-broken")->why, "2 entries failed"));
     t->broken = true;
