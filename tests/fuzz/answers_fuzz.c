@@ -20,7 +20,7 @@ static void examine(const json_t *samples)
     CHECK(d.findings_count <= DOCTOR_FINDINGS_MAX);
     CHECK(d.dropped == 0 || d.findings_count == DOCTOR_FINDINGS_MAX);
     for (size_t i = 0; i < d.findings_count; i++)
-        CHECK(d.finding[i].what[0] && d.finding[i].why[0] && d.finding[i].todo[0]);
+        CHECK(d.finding[i].what[0] && d.finding[i].why[0] && d.finding[i].advice[0]);
     facts_fini(&f);
 }
 
