@@ -293,16 +293,20 @@ static void a_tenant_that_gets_nothing_is_named(void **state)
 {
     struct rig *rig = *state;
     rig->cluster = cluster_new(cluster_demo_model());
-    cluster_router(rig->cluster, "--tenant-reserve 0");
+    cluster_router(rig->cluster, "--tenant-reserve 0 --dead-after 30s");
     cluster_node(rig->cluster, PROGRAM_PREFILL, "--threads 1");
-    cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --batch 2");
+    struct process *d0 = cluster_node(rig->cluster, PROGRAM_DECODE, "--threads 1 --batch 2");
     cluster_await_nodes(rig->cluster);
     rig_connect(rig);
     start_all(rig, 40, 6000, "bulk");
     streams_until_tokens(rig->streams->stream[0], 1);
     struct ask ask = {.text = "A word", .max_tokens = 4, .tenant = "chat"};
     streams_start(rig->streams, STREAMS, &ask);
-    json_t *root = look_and_cancel(rig);
+    streams_run_until(rig->streams, all_accepted, rig->streams, "all accepted");
+    process_signal(d0, SIGSTOP); /* none of the others ends while we look */
+    json_t *root = look(rig);
+    process_kill(d0);
+    rig_finish(rig);
     expect_found(root, "tenant-starved", "chat has 1 requests waiting and none running",
                  "--tenant-weights chat=2");
     json_decref(root);
