@@ -18,4 +18,11 @@ static inline uint64_t clock_now_ns(void)
     return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
+/* From `then_ns` to `now_ns` in us; 0 before `then_ns` is known (0), and when it is the later one: the
+ * time of a turn of a loop is older than what other threads say within that turn. */
+static inline uint64_t clock_since_us(uint64_t now_ns, uint64_t then_ns)
+{
+    return then_ns != 0 && now_ns > then_ns ? (now_ns - then_ns) / NS_PER_US : 0;
+}
+
 #endif

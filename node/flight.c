@@ -198,7 +198,7 @@ static void book(struct node_core *c, struct flight_part *p, const struct token_
     c->counts.tokens_generated++;
 }
 
-static void follow(struct node_core *c, uint64_t now_ns, struct flight_part *p)
+static void follow(struct node_core *c, uint64_t now_ns, struct flight_part *p, uint64_t ended_ns)
 {
     struct sequence *s = p->s;
     if (s->state == SEQ_ENDING) {
@@ -207,7 +207,7 @@ static void follow(struct node_core *c, uint64_t now_ns, struct flight_part *p)
     }
     sequence_progressed(c, now_ns, s);
     if (s->state == SEQ_PREFILL && s->kv_count == s->goal) {
-        s->computed_ns = now_ns;
+        s->computed_ns = ended_ns;
         sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_COMPUTED});
     } else if (s->state == SEQ_RUNNING && sequence_is_over(c, s)) {
         sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ENDED});
@@ -256,7 +256,7 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
         book(c, &f->part[i], &step->result[i]);
     tell_dirty(c, now_ns);
     for (uint32_t i = 0; i < step->sequences_count; i++)
-        follow(c, now_ns, &f->part[i]);
+        follow(c, now_ns, &f->part[i], e->ended_ns);
 }
 
 void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_event *e)

@@ -139,12 +139,6 @@ enum err handover_open(struct node_core *c, uint64_t now_ns, struct sequence *s,
     return OK;
 }
 
-/* 0 before the job's first step, which is when it begins. */
-static uint32_t since_us(uint64_t now_ns, uint64_t then_ns)
-{
-    return then_ns != 0 && now_ns > then_ns ? (uint32_t)((now_ns - then_ns) / NS_PER_US) : 0;
-}
-
 void handover_push(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t layer,
                    uint32_t from, uint32_t end)
 {
@@ -164,7 +158,7 @@ void handover_push(struct node_core *c, uint64_t now_ns, struct sequence *s, uin
     };
     uint32_t i = s->pushes_count++ % XFER_PUSHES_TOLD;
     s->push_layer[i] = layer;
-    s->push_computed_us[i] = since_us(now_ns, s->began_ns);
+    s->push_computed_us[i] = (uint32_t)clock_since_us(now_ns, s->began_ns);
     c->out.xfer(c->out.ctx, &op);
 }
 
@@ -184,7 +178,7 @@ void handover_times(const struct sequence *s, const struct xfer_event *e, struct
         t->layer[t->count] = s->push_layer[i % XFER_PUSHES_TOLD];
         t->computed_us[t->count] = s->push_computed_us[i % XFER_PUSHES_TOLD];
         t->sent_us[t->count++] =
-            since_us(e->began_ns, s->began_ns) + e->sent_us[i % XFER_PUSHES_TOLD];
+            (uint32_t)clock_since_us(e->began_ns, s->began_ns) + e->sent_us[i % XFER_PUSHES_TOLD];
     }
 }
 

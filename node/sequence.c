@@ -313,9 +313,9 @@ static void on_delivered(struct node_core *c, uint64_t now_ns, struct sequence *
         .kind = MSG_PREFILLED,
         .prefilled = {.key = s->job.key,
                       .cached_tokens = s->cached_tokens,
-                      .queued_us = (s->began_ns - s->accepted_ns) / NS_PER_US,
-                      .compute_us = (s->computed_ns - s->began_ns) / NS_PER_US,
-                      .transfer_tail_us = (now_ns - s->computed_ns) / NS_PER_US,
+                      .queued_us = clock_since_us(s->began_ns, s->accepted_ns),
+                      .compute_us = clock_since_us(s->computed_ns, s->began_ns),
+                      .transfer_tail_us = clock_since_us(now_ns, s->computed_ns),
                       .transfer_bytes = x->bytes,
                       .link = x->link ? x->link : "",
                       .push_layer = t.layer,
@@ -497,8 +497,8 @@ static void say_first(struct node_core *c, uint64_t now_ns, const struct sequenc
                     .first = {.key = s->job.key,
                               .index = s->generated_count - 1,
                               .cached_tokens = s->cached_tokens,
-                              .queued_us = (s->began_ns - s->accepted_ns) / NS_PER_US,
-                              .compute_us = (s->computed_ns - s->began_ns) / NS_PER_US}};
+                              .queued_us = clock_since_us(s->began_ns, s->accepted_ns),
+                              .compute_us = clock_since_us(s->computed_ns, s->began_ns)}};
     sequence_token(s, s->generated_count - 1, &m.first.token);
     say(c, now_ns, s->router, &m);
 }
@@ -515,8 +515,8 @@ void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequenc
                                  .decode_us = decode_ns / NS_PER_US,
                                  .cached_tokens = s->cached_tokens}};
     if (s->kind == SEQ_PLAIN) {
-        m.finished.queued_us = (s->began_ns - s->accepted_ns) / NS_PER_US;
-        m.finished.compute_us = (s->computed_ns - s->began_ns) / NS_PER_US;
+        m.finished.queued_us = clock_since_us(s->began_ns, s->accepted_ns);
+        m.finished.compute_us = clock_since_us(s->computed_ns, s->began_ns);
     }
     say(c, now_ns, s->router, &m);
 }

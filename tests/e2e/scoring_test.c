@@ -101,8 +101,7 @@ static void expect_sane(const struct answer *a, const struct ask_for *ask)
     double squares = 0;
     if (a->status != TANDEM_OK) fail_msg("%s", a->reason);
     assert_string_equal(a->decode_node, ""); /* nothing was reserved */
-    assert_int_equal(a->timing.ttft, 0);
-    assert_true(a->timing.prefill <= a->timing.total); /* 0: in one turn of P's loop */
+    assert_true(a->timing.prefill > 0 && a->timing.ttft == 0);
     for (size_t i = 0; i < a->values_count; i++) {
         squares += (double)a->values[i] * (double)a->values[i];
         if (ask->kind == TANDEM_SCORE) assert_int_equal(a->value_tokens[i], ask->tokens[i + 1]);

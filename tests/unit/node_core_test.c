@@ -209,6 +209,25 @@ static void a_prefill_without_ticket_ends_with_its_first_token(void **state)
     rig_free(&p);
 }
 
+/* A node's time stands still within a turn of its loop, the device's does not. */
+static void a_step_within_one_turn_took_the_time_that_the_device_says(void **state)
+{
+    (void)state;
+    rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL},
+                  &(struct rig_options){.role = ROLE_DECODE});
+    struct job job = rig_job(1, &(struct rig_prompt){1, 9, 64, 70, 5});
+    serve(&job);
+    assert_int_equal(rig_said(&p, MSG_FIRST)->first.compute_us, NS_PER_MS / NS_PER_US);
+    assert_int_equal(rig_said(&p, MSG_PREFILLED)->prefilled.compute_us, NS_PER_MS / NS_PER_US);
+    assert_int_equal(rig_said(&p, MSG_PREFILLED)->prefilled.transfer_tail_us, 0);
+    job = rig_job(2, &(struct rig_prompt){2, 0, 0, 50, 0});
+    rig_prefill(&p, &job, ID128_NONE, 0);
+    rig_run(&p);
+    assert_int_equal(rig_said(&p, MSG_FINISHED)->finished.compute_us, NS_PER_MS / NS_PER_US);
+    rig_acknowledge(&p, job.key);
+    rig_free_pair(&p, &d);
+}
+
 static void decode_prefills_a_local_job_itself(void **state)
 {
     (void)state;
@@ -447,6 +466,7 @@ int main(void)
         cmocka_unit_test(a_committed_prompt_is_found_while_it_runs),
         cmocka_unit_test(what_prefill_has_cached_is_pushed_too),
         cmocka_unit_test(a_prefill_without_ticket_ends_with_its_first_token),
+        cmocka_unit_test(a_step_within_one_turn_took_the_time_that_the_device_says),
         cmocka_unit_test(decode_prefills_a_local_job_itself),
         cmocka_unit_test(a_later_attempt_goes_on_at_the_next_index),
         cmocka_unit_test(a_commit_with_a_finish_reason_never_runs),
