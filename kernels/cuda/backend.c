@@ -239,7 +239,7 @@ static void tell_upload(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns)
 {
     (void)ctx;
     double gib = (double)bytes_done / GIB, seconds = (double)elapsed_ns / (double)NS_PER_S;
-    log_info("weights_copied", "gib=%.2f seconds=%.2f gib_s=%.2f", gib, seconds,
+    log_info("weights_copied", "mib=%.1f seconds=%.2f gib_s=%.2f", gib * 1024, seconds,
              seconds > 0 ? gib / seconds : 0.0);
 }
 
@@ -255,7 +255,8 @@ static enum err cuda_weight_write(struct backend *b, void *device, enum dtype dt
                                                     : cpus < UPLOAD_THREADS ? (uint32_t)cpus
                                                                             : UPLOAD_THREADS,
                                          .buffer_bytes = UPLOAD_BUFFER_BYTES,
-                                         .progress = tell_upload};
+                                         .progress = tell_upload,
+                                         .progress_ns = NS_PER_S};
         if ((e = upload_new(&b->upload, &o)) != OK) return e;
     }
     return upload_add(b->upload, device, dtype, source, source_dtype, count);

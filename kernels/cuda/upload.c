@@ -195,7 +195,7 @@ static enum err keep(struct upload *u, enum err e, const char *text)
 static void tell(struct upload *u, bool at_end)
 {
     uint64_t now = clock_now_ns();
-    if (!u->options.progress || (!at_end && now - u->told_ns < NS_PER_S)) return;
+    if (!u->options.progress || (!at_end && now - u->told_ns < u->options.progress_ns)) return;
     u->told_ns = now;
     u->options.progress(u->options.ctx, u->bytes_done, now - u->begun_ns);
 }

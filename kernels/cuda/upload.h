@@ -24,7 +24,7 @@
 
 enum { UPLOAD_THREADS_MAX = 16 };
 
-/* At most once a second, and at the end, from upload_add and upload_finish. */
+/* From upload_add and upload_finish: at most once each progress_ns, and at the end. */
 typedef void upload_progress_fn(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns);
 
 struct upload_options {
@@ -32,6 +32,7 @@ struct upload_options {
     uint32_t threads;             /* 1 to UPLOAD_THREADS_MAX */
     size_t buffer_bytes;          /* of each of two a thread; a multiple of 64 */
     upload_progress_fn *progress; /* NULL: none */
+    uint64_t progress_ns;
     void *ctx;
 };
 

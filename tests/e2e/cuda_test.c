@@ -4,7 +4,12 @@
 #include "tests/e2e/rig.h"
 
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/clock.h"
 
 #define CUDA "--device cuda --threads 1 --blocks 64 --context 512 --batch 4 --chunk 16 "
 #define CPU "--threads 1 --context 512 "
@@ -248,6 +253,54 @@ static void a_missing_plugin_is_named(void **state)
     setenv("TANDEM_PLUGIN_DIR", TANDEM_FAKE_DIR, 1);
 }
 
+/* How often the node has told of its copied weights so far: each time more. The last said. */
+static uint32_t copies_told(const struct process *p, double *mib)
+{
+    char line[512];
+    uint32_t count = 0;
+    FILE *log = fopen(p->log, "re");
+    assert_non_null(log);
+    *mib = 0;
+    while (fgets(line, sizeof line, log)) {
+        const char *said = strstr(line, "weights_copied mib=");
+        double before = *mib;
+        if (!said || !strchr(line, '\n')) continue;
+        assert_int_equal(sscanf(said, "weights_copied mib=%lf", mib), 1);
+        assert_true(*mib > before);
+        count++;
+    }
+    fclose(log);
+    return count;
+}
+
+/* Copies that take 60 ms each make some seconds of it. */
+static void copying_weights_is_shown_until_all_are_there(void **state)
+{
+    struct rig *rig = *state;
+    struct stat file;
+    char path[PATH_MAX];
+    double mib;
+    rig->cluster = cluster_new(cluster_demo_model());
+    snprintf(path, sizeof path, "%s/model.safetensors", rig->cluster->model);
+    assert_int_equal(stat(path, &file), 0);
+    double all = (double)file.st_size / (1 << 20);
+    cluster_router(rig->cluster, "");
+    setenv("TANDEM_FAKE_CUDA", "stream_delay_us=60000", 1);
+    struct process *p = cluster_spawn(rig->cluster, PROGRAM_DECODE, CUDA);
+    unsetenv("TANDEM_FAKE_CUDA");
+    uint64_t until_ns = clock_now_ns() + CLUSTER_WAIT_MS * NS_PER_MS;
+    while (copies_told(p, &mib), mib < all - 0.1) {
+        if (clock_now_ns() > until_ns) fail_msg("it told of %g of %g MiB", mib, all);
+        process_look(p);
+        poll(NULL, 0, 5);
+    }
+    assert_true(mib < all + 0.1);
+    assert_true(copies_told(p, &mib) >= 2);
+    process_kill(p);
+    rig_connect(rig);
+    rig_finish(rig);
+}
+
 static void expect_place(struct cluster *c, const char *name, const char *pci, int numa,
                          const char *cpus, const char *cards)
 {
@@ -295,6 +348,7 @@ int main(void)
         RIG_TEST(a_device_too_small_is_told_with_the_sums),
         RIG_TEST(a_device_that_is_not_there_is_named),
         RIG_TEST(a_missing_plugin_is_named),
+        RIG_TEST(copying_weights_is_shown_until_all_are_there),
         RIG_TEST(nodes_find_their_places_by_their_gpus),
     };
     return cmocka_run_group_tests(tests, learn, forget);

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/mem.h"
 #include "kernels/cuda/check.h"
 #include "kernels/numbers.h"
@@ -181,28 +182,56 @@ static void memory_can_be_taken_while_another_thread_records(void **state)
     pthread_barrier_destroy(&r.done);
 }
 
-static void count_bytes(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns)
+enum { TOLD_MAX = 16 };
+
+struct told {
+    uint32_t count;
+    uint64_t bytes[TOLD_MAX], elapsed_ns[TOLD_MAX];
+};
+
+static void note(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns)
 {
-    (void)elapsed_ns;
-    *(uint64_t *)ctx = bytes_done;
+    struct told *t = ctx;
+    assert_true(t->count < TOLD_MAX);
+    t->bytes[t->count] = bytes_done;
+    t->elapsed_ns[t->count++] = elapsed_ns;
 }
 
-static void the_end_is_told_with_all_bytes(void **state)
+/* What is told of five tensors on their way. */
+static void upload_five(uint64_t progress_ns, struct told *told)
 {
-    (void)state;
-    uint64_t told = 0;
-    const struct upload_options o = {
-        .threads = 2, .buffer_bytes = BUFFER_BYTES, .progress = count_bytes, .ctx = &told};
+    static const size_t counts[] = {COUNT, 10, 1, 3000, 77};
+    const struct upload_options o = {.threads = 2,
+                                     .buffer_bytes = BUFFER_BYTES,
+                                     .progress = note,
+                                     .progress_ns = progress_ns,
+                                     .ctx = told};
     struct upload *u;
     void *device;
+    *told = (struct told){0};
     assert_ok(upload_new(&u, &o));
     assert_ok(cuda_take(&device, COUNT * 4, "a tensor"));
-    assert_ok(upload_add(u, device, DTYPE_F32, source, DTYPE_BF16, COUNT));
-    assert_ok(upload_add(u, device, DTYPE_BF16, source, DTYPE_BF16, 10));
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
+        assert_ok(upload_add(u, device, i ? DTYPE_BF16 : DTYPE_F32, source, DTYPE_BF16, counts[i]));
     assert_ok(upload_finish(u));
-    assert_int_equal(told, COUNT * 4 + 20);
     upload_free(u);
     cudaFree(device);
+}
+
+static void progress_grows_to_all_bytes(void **state)
+{
+    static const uint64_t wanted[] = {20000, 20020, 20022, 26022, 26176, 26176};
+    struct told told;
+    (void)state;
+    upload_five(0, &told); /* each tensor, and the end */
+    assert_int_equal(told.count, 6);
+    for (uint32_t i = 0; i < told.count; i++) {
+        assert_int_equal(told.bytes[i], wanted[i]);
+        if (i > 0) assert_true(told.elapsed_ns[i] >= told.elapsed_ns[i - 1]);
+    }
+    upload_five(TIME_NEVER, &told); /* the end alone */
+    assert_int_equal(told.count, 1);
+    assert_int_equal(told.bytes[0], wanted[5]);
 }
 
 #ifdef TANDEM_EMULATED
@@ -302,8 +331,7 @@ int main(void)
                                         check_nothing_is_left),
         cmocka_unit_test_setup_teardown(memory_can_be_taken_while_another_thread_records, reset,
                                         check_nothing_is_left),
-        cmocka_unit_test_setup_teardown(the_end_is_told_with_all_bytes, reset,
-                                        check_nothing_is_left),
+        cmocka_unit_test_setup_teardown(progress_grows_to_all_bytes, reset, check_nothing_is_left),
 #ifdef TANDEM_EMULATED
         cmocka_unit_test_setup_teardown(every_call_that_fails_is_told, reset,
                                         check_nothing_is_left),
