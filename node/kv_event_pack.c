@@ -104,7 +104,7 @@ static void put_stored(struct kv_event_pack *p)
 {
     const struct run *r = &p->run;
     msgpack_packer *k = &p->packer;
-    put_event(p, "BlockStored", 6, 1 + is_storage(r->tier));
+    put_event(p, "BlockStored", 7, is_storage(r->tier));
     put_hashes(p);
     put_field(p, "parent_block_hash");
     if (r->first || r->tier != TIER_POOL)
@@ -121,10 +121,8 @@ static void put_stored(struct kv_event_pack *p)
     msgpack_pack_nil(k);
     put_field(p, "medium");
     put_text(k, medium_of(r->tier));
-    if (p->form == KV_EVENT_MAP) {
-        put_text(k, "lora_name");
-        msgpack_pack_nil(k);
-    }
+    put_field(p, "lora_name");
+    msgpack_pack_nil(k);
     put_locality(p);
 }
 

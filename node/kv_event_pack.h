@@ -8,7 +8,8 @@
  *
  * A payload is one EventBatch in MessagePack: [ts, [event, ...], data_parallel_rank]. An event is an array with
  * its name in front, as vLLM wrote them up to 0.23, or a map, as it does since 0.24:
- *     ["BlockStored", [block_hash, ...], parent_block_hash, [token_id, ...], block_size, lora_id, medium]
+ *     ["BlockStored", [block_hash, ...], parent_block_hash, [token_id, ...], block_size, lora_id, medium,
+ *      lora_name]
  *     ["BlockRemoved", [block_hash, ...], medium]
  *     ["AllBlocksCleared"]
  *
@@ -21,7 +22,7 @@
  * Blocks that follow each other become one event. `medium` is "GPU" for the pool, whatever the device: readers
  * take that for what can be computed on at once; "CPU" is the host tier, "STORAGE" a disk or a shared store.
  * `locality`, of maps with "STORAGE" alone, is "LOCAL" for a disk and "REMOTE" for a shared store.
- * Of blocks in tiers the parent is nil and no token ids are told. lora_id is nil, the rank 0.
+ * Of blocks in tiers the parent is nil and no token ids are told. lora_id and lora_name are nil, the rank 0.
  *
  * Rules: nothing is allocated once its buffer has grown to what one batch takes, at most
  * KV_EVENT_BATCH_BYTES; whoever adds looks at kv_event_pack_full. Owner: one thread. */

@@ -59,7 +59,7 @@ static const msgpack_object *get(const struct reader *r, uint32_t i, const char 
 {
     static const char *const stored_names[] = {"type",      "block_hashes", "parent_block_hash",
                                                "token_ids", "block_size",   "lora_id",
-                                               "medium"};
+                                               "medium",    "lora_name"};
     static const char *const removed_names[] = {"type", "block_hashes", "medium"};
     assert_true(i < r->events->size);
     const msgpack_object *e = &r->events->ptr[i];
@@ -119,17 +119,17 @@ static void expect_events(const struct reader *r, enum kv_event_form form)
     assert_int_equal(fields_count(r, 0), 1);
     assert_true(has_text(r, 0, "type", "AllBlocksCleared"));
 
-    assert_int_equal(fields_count(r, 1), map ? 8 : 7);
+    assert_int_equal(fields_count(r, 1), 8);
     assert_true(has_text(r, 1, "type", "BlockStored"));
     assert_int_equal(list(r, 1, "block_hashes")->size, 2);
     assert_true(list(r, 1, "block_hashes")->ptr[0].via.u64 == UINT64_MAX);
     assert_int_equal(list(r, 1, "block_hashes")->ptr[1].via.u64, 11);
-    assert_true(is_nil(r, 1, "parent_block_hash") && is_nil(r, 1, "lora_id"));
+    assert_true(is_nil(r, 1, "parent_block_hash"));
+    assert_true(is_nil(r, 1, "lora_id") && is_nil(r, 1, "lora_name"));
     assert_int_equal(list(r, 1, "token_ids")->size, 2 * BLOCK_TOKENS);
     assert_int_equal(list(r, 1, "token_ids")->ptr[17].via.u64, 100017);
     assert_int_equal(get(r, 1, "block_size")->via.u64, BLOCK_TOKENS);
     assert_true(has_text(r, 1, "medium", "GPU"));
-    assert_int_equal(is_nil(r, 1, "lora_name"), map);
     assert_null(get(r, 1, "locality"));
 
     assert_int_equal(get(r, 2, "parent_block_hash")->via.u64, 77);
