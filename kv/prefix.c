@@ -640,6 +640,14 @@ bool kv_prefix_look_at(const struct kv_prefix *cache, uint32_t at, struct kv_pre
     return true;
 }
 
+bool kv_prefix_look_for(const struct kv_prefix *cache, uint64_t hash, struct kv_prefix_entry *entry)
+{
+    uint32_t i = cache->table[hash & cache->table_mask];
+    while (i != NONE && cache->entry[i].hash != hash)
+        i = cache->entry[i].chain_next;
+    return kv_prefix_look_at(cache, i, entry);
+}
+
 void kv_prefix_mask_hashes(struct kv_prefix *cache, uint64_t mask)
 {
     CHECK(cache->stats.entries_count == 0 && cache->stats.hollow_count == 0);

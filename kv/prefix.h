@@ -139,6 +139,9 @@ bool kv_prefix_look(const struct kv_prefix *cache, struct block_id block,
                     struct kv_prefix_entry *entry);
 /* The same by an entry's number, a parent's say, hollow or not. */
 bool kv_prefix_look_at(const struct kv_prefix *cache, uint32_t at, struct kv_prefix_entry *entry);
+/* The same by a hash. Of several that collide it is one of them. */
+bool kv_prefix_look_for(const struct kv_prefix *cache, uint64_t hash,
+                        struct kv_prefix_entry *entry);
 /* Called whenever a block has become known, and when it is no longer, in order. They are called from within:
  * they may look, no more. kv_prefix_free says nothing. NULL: not wanted. */
 struct kv_prefix_watch {

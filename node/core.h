@@ -42,10 +42,10 @@ struct node_block {
     bool stored; /* else it is gone */
     enum block_tier tier;
     uint64_t hash; /* common/prefix_hash.h */
-    /* Stored in the pool: */
+    /* Stored, and in the prefix cache, as all of the pool are and most that a tier was given: */
     bool first;             /* of its prompt */
     uint64_t parent;        /* the hash of the block before it, if there is one */
-    const uint32_t *tokens; /* BLOCK_TOKENS; until the call returns */
+    const uint32_t *tokens; /* BLOCK_TOKENS; until the call returns. NULL: not in the cache */
 };
 
 struct node_out {
@@ -131,7 +131,7 @@ struct node_counts {
     uint64_t refused_jobs;     /* for want of blocks */
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
-    uint64_t window_blocks; /* let go of because they left their sequence's window */
+    uint64_t window_blocks;                /* let go of because they left their sequence's window */
     uint64_t backfills, backfilled_tokens; /* prefixes that came from other nodes' caches */
 };
 void node_core_counts(const struct node_core *core, struct node_counts *counts);

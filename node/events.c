@@ -34,11 +34,25 @@ static void note(struct node_core *c, uint64_t hash, uint32_t what)
     e->what[e->count++] = what;
 }
 
+/* Others tell hashes of their own from the tokens: without those a block means nothing to them. */
+static void publish_stored(struct node_core *c, uint64_t hash, enum block_tier tier,
+                           const struct kv_prefix_entry *e)
+{
+    struct node_block b = {.stored = true, .tier = tier, .hash = hash};
+    if (e) {
+        b.first = e->parent == KV_PREFIX_NONE;
+        b.parent = e->parent_hash;
+        b.tokens = e->tokens;
+    }
+    c->out.block(c->out.ctx, &b);
+}
+
 void events_stored(struct node_core *c, uint64_t hash, enum block_tier tier)
 {
+    struct kv_prefix_entry e;
     note(c, hash, tier);
-    if (tier == TIER_POOL || !c->out.block) return;
-    c->out.block(c->out.ctx, &(struct node_block){.stored = true, .tier = tier, .hash = hash});
+    if (!c->out.block) return;
+    publish_stored(c, hash, tier, kv_prefix_look_for(c->cache, hash, &e) ? &e : NULL);
 }
 
 void events_gone(struct node_core *c, uint64_t hash, enum block_tier tier)
@@ -59,14 +73,8 @@ static void on_stored(void *ctx, struct block_id block)
     struct kv_prefix_entry e;
     bool known = kv_prefix_look(c->cache, block, &e);
     CHECK(known);
-    events_stored(c, e.hash, TIER_POOL);
-    if (!c->out.block) return;
-    c->out.block(c->out.ctx, &(struct node_block){.stored = true,
-                                                  .tier = TIER_POOL,
-                                                  .hash = e.hash,
-                                                  .first = e.parent == KV_PREFIX_NONE,
-                                                  .parent = e.parent_hash,
-                                                  .tokens = e.tokens});
+    note(c, e.hash, TIER_POOL);
+    if (c->out.block) publish_stored(c, e.hash, TIER_POOL, &e);
 }
 
 static void on_removed(void *ctx, uint64_t hash)

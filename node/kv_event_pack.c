@@ -7,7 +7,7 @@
 
 /* Blocks of one event that is not packed yet: the array's length stands before it. */
 struct run {
-    bool stored, first;
+    bool stored, has_tokens, first;
     enum block_tier tier;
     uint64_t parent;
     uint32_t count, tokens_count;
@@ -107,7 +107,7 @@ static void put_stored(struct kv_event_pack *p)
     put_event(p, "BlockStored", 7, is_storage(r->tier));
     put_hashes(p);
     put_field(p, "parent_block_hash");
-    if (r->first || r->tier != TIER_POOL)
+    if (r->first || !r->has_tokens)
         msgpack_pack_nil(k);
     else
         msgpack_pack_uint64(k, r->parent);
@@ -145,12 +145,17 @@ static void end_run(struct kv_event_pack *p)
     p->run.count = p->run.tokens_count = 0;
 }
 
+static bool has_tokens(const struct node_block *b)
+{
+    return b->stored && b->tokens;
+}
+
 static bool goes_on(const struct run *r, const struct node_block *b)
 {
     if (r->count == 0 || r->count == KV_EVENT_RUN_BLOCKS) return false;
-    if (r->stored != b->stored || r->tier != b->tier) return false;
-    if (!b->stored || b->tier != TIER_POOL) return true;
-    return !b->first && b->parent == r->hashes[r->count - 1];
+    if (r->stored != b->stored || r->tier != b->tier || r->has_tokens != has_tokens(b))
+        return false;
+    return !has_tokens(b) || (!b->first && b->parent == r->hashes[r->count - 1]);
 }
 
 void kv_event_pack_add(struct kv_event_pack *p, const struct node_block *b)
@@ -159,12 +164,13 @@ void kv_event_pack_add(struct kv_event_pack *p, const struct node_block *b)
     if (!goes_on(r, b)) {
         end_run(p);
         r->stored = b->stored;
+        r->has_tokens = has_tokens(b);
         r->tier = b->tier;
         r->first = b->first;
         r->parent = b->parent;
     }
     r->hashes[r->count++] = b->hash;
-    if (!b->stored || b->tier != TIER_POOL) return;
+    if (!has_tokens(b)) return;
     memcpy(r->tokens + r->tokens_count, b->tokens, BLOCK_TOKENS * sizeof *b->tokens);
     r->tokens_count += BLOCK_TOKENS;
 }

@@ -22,7 +22,8 @@
  * Blocks that follow each other become one event. `medium` is "GPU" for the pool, whatever the device: readers
  * take that for what can be computed on at once; "CPU" is the host tier, "STORAGE" a disk or a shared store.
  * `locality`, of maps with "STORAGE" alone, is "LOCAL" for a disk and "REMOTE" for a shared store.
- * Of blocks in tiers the parent is nil and no token ids are told. lora_id and lora_name are nil, the rank 0.
+ * Of a block that a tier has and the prefix cache has not the parent is nil and no token ids are told.
+ * lora_id and lora_name are nil, the rank 0.
  *
  * Rules: nothing is allocated once its buffer has grown to what one batch takes, at most
  * KV_EVENT_BATCH_BYTES; whoever adds looks at kv_event_pack_full. Owner: one thread. */

@@ -273,10 +273,16 @@ enum err kv_events_open(struct kv_events **out, struct loop *loop,
                         const struct kv_events_options *o)
 {
     *out = NULL;
+    if (o->topic && strlen(o->topic) >= TOPIC_BYTES)
+        return err_set(ERR_INVALID, "a topic of %zu bytes: at most %d", strlen(o->topic),
+                       TOPIC_BYTES - 1);
     struct kv_events *k = mem_new(sizeof *k);
     if (!k) return ERR_MEMORY;
     k->loop = loop;
-    snprintf(k->topic, sizeof k->topic, "kv@%s@%s", o->name, o->model);
+    if (o->topic)
+        snprintf(k->topic, sizeof k->topic, "%s", o->topic);
+    else
+        snprintf(k->topic, sizeof k->topic, "kv@%s@%s", o->name, o->model);
     enum err e = open_all(k, o);
     if (e != OK) {
         kv_events_close(k);

@@ -1,14 +1,14 @@
 /* kv_events: what enters and leaves this node's cache, published for others than tandem's routers.
  *
  *     struct kv_events *k;
- *     struct kv_events_options o = {"tcp://127.0.0.1:5557", NULL, "p0", "llama", KV_EVENT_ARRAY};
+ *     struct kv_events_options o = {"tcp://127.0.0.1:5557", NULL, "p0", "llama", KV_EVENT_ARRAY, NULL};
  *     if ((e = kv_events_open(&k, loop, &o)) != OK) return e;
  *     kv_events_add(k, &block);                     // node_out.block; sent with the loop's next turn
  *     kv_events_close(k);                           // before loop_free
  *
  * Batches go out on a PUB socket as three frames, as vLLM sends them: topic, sequence number (8 bytes,
- * big-endian, from 0 on), payload (node/kv_event_pack.h). The topic is "kv@NAME@MODEL"; whoever subscribes to
- * "" gets it, too. The first batch says AllBlocksCleared: a new life of this node. With a replay address a ROUTER
+ * big-endian, from 0 on), payload (node/kv_event_pack.h). The topic is "kv@NAME@MODEL", which tells readers
+ * whose they are, or the one that a reader insists on; whoever subscribes to "" gets it, too. The first batch says AllBlocksCleared: a new life of this node. With a replay address a ROUTER
  * socket answers a request (8 bytes: the first number wanted) with the batches from there on that are still
  * kept, as (number, payload), and then (-1, "").
  *
@@ -30,6 +30,7 @@ struct kv_events_options {
     const char *replay;  /* likewise; NULL: none */
     const char *name, *model;
     enum kv_event_form form;
+    const char *topic; /* NULL: "kv@NAME@MODEL" */
 };
 
 struct kv_events;

@@ -10,7 +10,7 @@
 
 struct options {
     const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
-    const char *nccl_interface, *nccl_listen, *kv_events, *kv_events_replay;
+    const char *nccl_interface, *nccl_listen, *kv_events, *kv_events_replay, *kv_events_topic;
     struct setting_list routers;
     bool trusted_network, prefix_cache, deterministic;
     double kv_share;
@@ -118,8 +118,10 @@ static const struct setting rows[] = {
     SETTING_STRING(struct options, kv_events_replay, "kv-events-replay", NULL,
                    "tcp://HOST:PORT where those who missed some of it ask for them; unset: off"),
     SETTING_CHOICE(struct options, kv_events_form, "kv-events-form", "array|map", "array",
-                   "how events are written: array, as vLLM did up to 0.23, which all readers "
-                   "take; map, as it does since 0.24"),
+                   "how events are written: array, as vLLM did up to 0.23, which routers take; "
+                   "map, as it and SGLang do since"),
+    SETTING_STRING(struct options, kv_events_topic, "kv-events-topic", NULL,
+                   "their topic, for readers that insist on one; unset: kv@NAME@MODEL"),
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: nothing is encrypted or authenticated"),
     SETTING_DURATION(struct options, heartbeat_ns, "heartbeat", "200ms", NS_PER_MS, 60 * NS_PER_S,
@@ -154,6 +156,7 @@ static struct node_options shell_options(const struct options *o, const struct n
         .kv_events = o->kv_events,
         .kv_events_replay = o->kv_events_replay,
         .kv_events_form = o->kv_events_form,
+        .kv_events_topic = o->kv_events_topic,
         .link = (enum node_link)o->link,
         .cpus = o->cpus,
         .numa = o->numa,

@@ -664,9 +664,12 @@ static struct msg_hello hello_of(struct node_shell *s)
 static enum err open_events(struct node_shell *s)
 {
     const struct node_options *o = &s->options;
-    const struct kv_events_options k = {o->kv_events, o->kv_events_replay, o->name,
+    const struct kv_events_options k = {o->kv_events,
+                                        o->kv_events_replay,
+                                        o->name,
                                         engine_facts(s->engine)->model_name,
-                                        (enum kv_event_form)o->kv_events_form};
+                                        (enum kv_event_form)o->kv_events_form,
+                                        o->kv_events_topic};
     return o->kv_events ? kv_events_open(&s->events, s->loop, &k) : OK;
 }
 

@@ -32,6 +32,7 @@ struct node_options {
     const char *metrics;                      /* "HOST:PORT" of the page of metrics; NULL: none */
     const char *kv_events, *kv_events_replay; /* "tcp://HOST:PORT" (node/kv_events.h); NULL: none */
     int kv_events_form;                       /* enum kv_event_form */
+    const char *kv_events_topic;              /* NULL: as usual */
     enum node_link link;
     const char *nccl_interface; /* NULL or "": lo; on a trusted network NCCL chooses */
     const char *nccl_listen;    /* "HOST:PORT" where its links are set up; NULL or "": listen_kv's

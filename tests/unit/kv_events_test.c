@@ -113,7 +113,7 @@ static void expect_events(const struct reader *r, enum kv_event_form form)
 {
     bool map = form == KV_EVENT_MAP;
     assert_true(r->batch->ptr[0].via.f64 == 12.5);
-    assert_int_equal(r->events->size, 7);
+    assert_int_equal(r->events->size, 8);
     for (uint32_t i = 0; i < r->events->size; i++)
         assert_int_equal(r->events->ptr[i].type, map ? MSGPACK_OBJECT_MAP : MSGPACK_OBJECT_ARRAY);
     assert_int_equal(fields_count(r, 0), 1);
@@ -137,12 +137,14 @@ static void expect_events(const struct reader *r, enum kv_event_form form)
     assert_true(has_text(r, 3, "type", "BlockRemoved") && has_text(r, 3, "medium", "GPU"));
     assert_int_equal(list(r, 3, "block_hashes")->size, 2);
     assert_true(has_text(r, 4, "type", "BlockStored") && has_text(r, 4, "medium", "CPU"));
-    assert_true(is_nil(r, 4, "parent_block_hash") && !get(r, 4, "locality"));
-    assert_int_equal(list(r, 4, "token_ids")->size, 0);
-    assert_true(has_text(r, 5, "medium", "STORAGE") && has_text(r, 6, "medium", "STORAGE"));
-    assert_int_equal(fields_count(r, 6), map ? 4 : 3);
-    assert_int_equal(has_text(r, 5, "locality", "LOCAL"), map);
-    assert_int_equal(has_text(r, 6, "locality", "REMOTE"), map);
+    assert_true(get(r, 4, "parent_block_hash")->via.u64 == UINT64_MAX && !get(r, 4, "locality"));
+    assert_int_equal(list(r, 4, "token_ids")->ptr[15].via.u64, 100031);
+    assert_true(has_text(r, 5, "medium", "CPU") && is_nil(r, 5, "parent_block_hash"));
+    assert_int_equal(list(r, 5, "token_ids")->size, 0);
+    assert_true(has_text(r, 6, "medium", "STORAGE") && has_text(r, 7, "medium", "STORAGE"));
+    assert_int_equal(fields_count(r, 7), map ? 4 : 3);
+    assert_int_equal(has_text(r, 6, "locality", "LOCAL"), map);
+    assert_int_equal(has_text(r, 7, "locality", "REMOTE"), map);
 }
 
 static void events_have_vllms_fields(enum kv_event_form form)
@@ -159,7 +161,8 @@ static void events_have_vllms_fields(enum kv_event_form form)
         stored(12, 77, tokens),
         {.stored = false, .tier = TIER_POOL, .hash = 12},
         {.stored = false, .tier = TIER_POOL, .hash = 11},
-        {.stored = true, .tier = TIER_HOST, .hash = 11},
+        {true, TIER_HOST, 11, false, UINT64_MAX, tokens + BLOCK_TOKENS},
+        {.stored = true, .tier = TIER_HOST, .hash = 12}, /* which the cache has not */
         {.stored = true, .tier = TIER_DISK, .hash = 12},
         {.stored = false, .tier = TIER_SHARED, .hash = 13},
     };
@@ -188,6 +191,74 @@ static void events_as_maps_have_vllms_names(void **state)
 {
     (void)state;
     events_have_vllms_fields(KV_EVENT_MAP);
+}
+
+/* Payloads that were decoded, with the values below, by the types that vLLM 0.11, 0.13, 0.17, 0.19 and 0.23 and
+ * SGLang 0.5.10 (arrays), vLLM 0.24 and 0.33 and SGLang 0.5.23 (maps) declare for their own events. */
+#define HASH_MAX "\xcf\xff\xff\xff\xff\xff\xff\xff\xff"
+#define TOKENS                                                                                     \
+    "\xdc\x00\x10\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\xce\x00\x01\x86\xa0"
+#define BATCH "\x93\xcb\x40\x29\x00\x00\x00\x00\x00\x00\x94"
+#define TYPE "\xa4type"
+#define BLOCK_HASHES                                                                               \
+    "\xac"                                                                                         \
+    "block_hashes"
+#define BLOCK_SIZE                                                                                 \
+    "\xaa"                                                                                         \
+    "block_size\x10"
+static const char array_bytes[] =
+    BATCH "\x91\xb0"
+          "AllBlocksCleared"
+          "\x98\xab"
+          "BlockStored\x91" HASH_MAX "\xcd\x01\x2c" TOKENS "\x10\xc0\xa3GPU\xc0"
+          "\x98\xab"
+          "BlockStored\x91\x0b\xc0\x90\x10\xc0\xa7STORAGE\xc0"
+          "\x93\xac"
+          "BlockRemoved\x92" HASH_MAX "\x0b\xa3"
+          "CPU\x00";
+static const char map_bytes[] =
+    BATCH "\x81" TYPE "\xb0"
+          "AllBlocksCleared"
+          "\x88" TYPE "\xab"
+          "BlockStored" BLOCK_HASHES "\x91" HASH_MAX "\xb1parent_block_hash\xcd\x01\x2c"
+          "\xa9token_ids" TOKENS BLOCK_SIZE "\xa7lora_id\xc0\xa6medium\xa3GPU\xa9lora_name\xc0"
+          "\x89" TYPE "\xab"
+          "BlockStored" BLOCK_HASHES "\x91\x0b\xb1parent_block_hash\xc0"
+          "\xa9token_ids\x90" BLOCK_SIZE "\xa7lora_id\xc0\xa6medium\xa7STORAGE\xa9lora_name\xc0"
+          "\xa8locality\xa5LOCAL"
+          "\x83" TYPE "\xac"
+          "BlockRemoved" BLOCK_HASHES "\x92" HASH_MAX "\x0b\xa6medium\xa3"
+          "CPU\x00";
+
+static void expect_bytes(enum kv_event_form form, const char *want, size_t want_size)
+{
+    struct kv_event_pack *p;
+    struct buf payload = {0};
+    uint32_t tokens[BLOCK_TOKENS];
+    for (uint32_t i = 0; i < BLOCK_TOKENS; i++)
+        tokens[i] = i + 1 < BLOCK_TOKENS ? i + 1 : 100000;
+    const struct node_block blocks[] = {
+        stored(UINT64_MAX, 300, tokens),
+        {.stored = true, .tier = TIER_DISK, .hash = 11},
+        {.stored = false, .tier = TIER_HOST, .hash = UINT64_MAX},
+        {.stored = false, .tier = TIER_HOST, .hash = 11},
+    };
+    assert_ok(kv_event_pack_new(&p, form));
+    kv_event_pack_clear_all(p);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        kv_event_pack_add(p, &blocks[i]);
+    assert_ok(kv_event_pack_end(p, 12.5, &payload));
+    assert_int_equal(payload.size, want_size);
+    assert_memory_equal(payload.data, want, want_size);
+    buf_fini(&payload);
+    kv_event_pack_free(p);
+}
+
+static void the_bytes_are_those_that_vllms_types_decode(void **state)
+{
+    (void)state;
+    expect_bytes(KV_EVENT_ARRAY, array_bytes, sizeof array_bytes - 1);
+    expect_bytes(KV_EVENT_MAP, map_bytes, sizeof map_bytes - 1);
 }
 
 static void a_batch_is_bounded(enum kv_event_form form)
@@ -233,6 +304,7 @@ static struct subscriber {
     struct kv_events *events;
     void *context, *sub, *replay;
     uint32_t jobs, turns, live_count;
+    const char *topic;
     uint64_t next; /* the number that comes next */
     bool asked, replayed;
     struct {
@@ -340,8 +412,8 @@ static void hear_live(void)
 {
     zmq_msg_t f[3]; /* topic, number, payload */
     while (receive(s.sub, f, 3)) {
-        assert_int_equal(zmq_msg_size(&f[0]), strlen("kv@p0@tiny"));
-        assert_memory_equal(zmq_msg_data(&f[0]), "kv@p0@tiny", strlen("kv@p0@tiny"));
+        assert_int_equal(zmq_msg_size(&f[0]), strlen(s.topic));
+        assert_memory_equal(zmq_msg_data(&f[0]), s.topic, strlen(s.topic));
         s.live_count++;
         if (s.replayed && number_of(&f[1]) >= s.next)
             on_payload(number_of(&f[1]), zmq_msg_data(&f[2]), zmq_msg_size(&f[2]));
@@ -407,11 +479,12 @@ static void expect_mirror(void)
     assert_true(cached > 0 && kv_prefix_stats(d.core->cache).evicted_blocks > 0);
 }
 
-static void rebuild(enum kv_event_form form)
+static void rebuild(enum kv_event_form form, const char *topic)
 {
-    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "tiny",
-                                        form};
+    const struct kv_events_options o = {
+        "tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "tiny", form, topic};
     memset(&s, 0, sizeof s);
+    s.topic = topic ? topic : "kv@p0@tiny";
     assert_ok(loop_new(&s.loop));
     assert_ok(loop_timer_new(s.loop, on_turn, NULL, &s.timer));
     assert_ok(kv_events_open(&s.events, s.loop, &o));
@@ -440,13 +513,13 @@ static void rebuild(enum kv_event_form form)
 static void a_subscriber_rebuilds_the_cache_from_events_alone(void **state)
 {
     (void)state;
-    rebuild(KV_EVENT_ARRAY);
+    rebuild(KV_EVENT_ARRAY, NULL);
 }
 
-static void a_subscriber_rebuilds_it_from_maps_too(void **state)
+static void a_subscriber_rebuilds_it_from_maps_of_another_topic_too(void **state)
 {
     (void)state;
-    rebuild(KV_EVENT_MAP);
+    rebuild(KV_EVENT_MAP, "kv-events");
 }
 
 /* ---- a replay of much ---- */
@@ -485,8 +558,8 @@ static void on_turn_of_replay(void *ctx, uint64_t now_ns)
 static void a_replay_of_much_is_given_away_in_pieces(void **state)
 {
     (void)state;
-    const struct kv_events_options o = {"tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "m",
-                                        KV_EVENT_ARRAY};
+    const struct kv_events_options o = {
+        "tcp://127.0.0.1:0", "tcp://127.0.0.1:0", "p0", "m", KV_EVENT_ARRAY, NULL};
     uint32_t tokens[BLOCK_TOKENS];
     memset(&s, 0, sizeof s);
     memset(tokens, 0xff, sizeof tokens);
@@ -517,12 +590,17 @@ static void addresses_that_cannot_be_are_errors(void **state)
     struct loop *loop;
     struct kv_events *k, *other;
     assert_ok(loop_new(&loop));
-    struct kv_events_options o = {"127.0.0.1:5557", NULL, "p0", "m", KV_EVENT_ARRAY};
+    struct kv_events_options o = {"127.0.0.1:5557", NULL, "p0", "m", KV_EVENT_ARRAY, NULL};
     assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
     o.address = "tcp://127.0.0.1:0";
     o.replay = "nowhere";
     assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
     o.replay = NULL;
+    char topic[4096] = {0};
+    memset(topic, 'k', sizeof topic - 1);
+    o.topic = topic;
+    assert_int_equal(kv_events_open(&k, loop, &o), ERR_INVALID);
+    o.topic = NULL;
     assert_ok(kv_events_open(&k, loop, &o));
     o.address = kv_events_address(k);
     assert_int_equal(kv_events_open(&other, loop, &o), ERR_IO); /* it is occupied */
@@ -536,9 +614,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(events_have_vllms_fields_in_their_order),
         cmocka_unit_test(events_as_maps_have_vllms_names),
+        cmocka_unit_test(the_bytes_are_those_that_vllms_types_decode),
         cmocka_unit_test(a_batch_is_bounded_and_costs_no_memory_once_warm),
         cmocka_unit_test(a_subscriber_rebuilds_the_cache_from_events_alone),
-        cmocka_unit_test(a_subscriber_rebuilds_it_from_maps_too),
+        cmocka_unit_test(a_subscriber_rebuilds_it_from_maps_of_another_topic_too),
         cmocka_unit_test(a_replay_of_much_is_given_away_in_pieces),
         cmocka_unit_test(addresses_that_cannot_be_are_errors),
     };

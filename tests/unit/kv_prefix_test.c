@@ -378,9 +378,14 @@ static void a_look_tells_what_is_known_of_a_block(void **state)
     assert_int_equal(abc.parent, ab.at);
     assert_int_equal(abc.uses, 1);
     assert_int_equal(abc.next_uses, 0);
+    struct kv_prefix_entry same;
+    assert_true(kv_prefix_look_for(f.cache, abc.hash, &same));
+    assert_int_equal(same.at, abc.at);
+    assert_int_equal(same.parent_hash, ab.hash);
     kv_prefix_evict(f.cache, 8);
     for (uint32_t i = 0; i < 8; i++)
         assert_false(kv_prefix_look(f.cache, (struct block_id){i}, &ab));
+    assert_false(kv_prefix_look_for(f.cache, abc.hash, &same));
     tear_down(&f);
 }
 

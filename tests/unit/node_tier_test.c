@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/prefix_hash.h"
 
 #define LATE_NS (20 * NS_PER_MS)
 
@@ -120,6 +121,53 @@ static void routers_are_told_of_what_a_tier_took(void **state)
     rig_free(&r);
 }
 
+static void run_tier(struct rig *r)
+{
+    for (uint32_t i = 0; i < 100; i++) {
+        rig_tier(r);
+        rig_advance(r, NS_PER_MS);
+    }
+}
+
+static struct {
+    uint32_t count, with_tokens;
+} published; /* of what the disk took */
+
+static void on_block(void *rig, const struct node_block *b)
+{
+    (void)rig;
+    if (!b->stored || b->tier != TIER_DISK) return;
+    published.count++;
+    if (!b->tokens) return;
+    published.with_tokens++;
+    assert_true(prefix_hash_block(b->first ? 0 : b->parent, b->tokens) == b->hash);
+}
+
+/* Hashes are tandem's own: only by the tokens do others know what it is. */
+static void others_are_told_the_tokens_of_what_a_tier_took(void **state)
+{
+    (void)state;
+    const struct rig_options o = {.role = ROLE_DECODE, .tiers = true, .block = on_block},
+                             lists = {.role = ROLE_DECODE,
+                                      .tiers = true,
+                                      .tier_lists = true,
+                                      .block = on_block};
+    static struct rig r;
+    struct job job = long_job(1);
+    memset(&published, 0, sizeof published);
+    rig_open(&r, &o);
+    run_job(&r, &job);
+    assert_true(r.kept_count > 4);
+    assert_int_equal(published.count, r.kept_count);
+    assert_int_equal(published.with_tokens, r.kept_count);
+    restart(&r, &lists);
+    memset(&published, 0, sizeof published);
+    run_tier(&r);
+    assert_int_equal(published.count, r.kept_count);
+    assert_int_equal(published.with_tokens, 0); /* of an earlier life */
+    rig_free(&r);
+}
+
 static uint32_t told_of(const struct rig *r, uint64_t hash, uint32_t what)
 {
     uint32_t told = 0;
@@ -128,14 +176,6 @@ static uint32_t told_of(const struct rig *r, uint64_t hash, uint32_t what)
              k++)
             told += r->said[i].m.blocks.hashes[k] == hash && r->said[i].m.blocks.what[k] == what;
     return told;
-}
-
-static void run_tier(struct rig *r)
-{
-    for (uint32_t i = 0; i < 100; i++) {
-        rig_tier(r);
-        rig_advance(r, NS_PER_MS);
-    }
 }
 
 /* After a restart, and when a router says that it lost some. */
@@ -526,6 +566,7 @@ int main(void)
         cmocka_unit_test(routers_are_told_of_what_a_tier_took),
         cmocka_unit_test(a_router_is_told_what_a_tier_has_from_earlier_lives),
         cmocka_unit_test(a_router_is_told_what_left_a_tier_and_of_news_that_were_lost),
+        cmocka_unit_test(others_are_told_the_tokens_of_what_a_tier_took),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
         cmocka_unit_test(what_comes_in_time_buys_time_for_more),
