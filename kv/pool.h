@@ -65,8 +65,9 @@ void kv_pool_move(struct kv_pool *pool, struct block_id block, enum hold from, e
 uint32_t kv_pool_holds(const struct kv_pool *pool, struct block_id block, enum hold kind);
 /* Holds of all kinds together. */
 uint32_t kv_pool_holds_all(const struct kv_pool *pool, struct block_id block);
-/* Goes up each time the block becomes free. */
-uint32_t kv_pool_generation(const struct kv_pool *pool, struct block_id block);
+/* The caller's note on a block that is held; gone when the block becomes free. */
+void kv_pool_mark(struct kv_pool *pool, struct block_id block, bool marked);
+bool kv_pool_is_marked(const struct kv_pool *pool, struct block_id block);
 struct kv_pool_counts kv_pool_counts(const struct kv_pool *pool);
 
 /* Blocks in state cached that are neither parked nor pinned are the candidates of this order from now

@@ -338,7 +338,6 @@ struct node_core {
     uint64_t steps_made, tickets_made, orders_made, order_floor;
 
     struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
-    uint32_t *kept;          /* [blocks] generation + 1 of what the tiers were given */
     uint32_t storing_blocks;
     uint32_t *rest_tokens; /* scratch of both: a context */
     struct block_id *rest_blocks;

@@ -32,10 +32,9 @@ enum err tiers_new(struct node_core *c)
     if (!c->cache)
         return err_set(ERR_INVALID, "tiers hold what the prefix cache knows, and that is off");
     c->tier_op = mem_array(NODE_LOADS_MAX + NODE_STORES_MAX, sizeof *c->tier_op);
-    c->kept = mem_array(c->config.blocks_count, sizeof *c->kept);
     c->rest_tokens = mem_array(c->config.context_max + BLOCK_TOKENS, sizeof *c->rest_tokens);
     c->rest_blocks = mem_array(blocks_for_tokens(c->config.context_max), sizeof *c->rest_blocks);
-    return c->tier_op && c->kept && c->rest_tokens && c->rest_blocks ? OK : ERR_MEMORY;
+    return c->tier_op && c->rest_tokens && c->rest_blocks ? OK : ERR_MEMORY;
 }
 
 void tiers_free(struct node_core *c)
@@ -43,7 +42,6 @@ void tiers_free(struct node_core *c)
     for (uint32_t i = 0; c->tier_op && i < NODE_LOADS_MAX + NODE_STORES_MAX; i++)
         arena_fini(&c->tier_op[i].arena);
     mem_free(c->tier_op);
-    mem_free(c->kept);
     mem_free(c->rest_tokens);
     mem_free(c->rest_blocks);
 }
@@ -261,7 +259,7 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     if (n > 0 && op->window.tokens == 0) wait_longer(c, now_ns, op, first, first + n, e->more);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
-        c->kept[op->blocks[i].v] = kv_pool_generation(c->pool, op->blocks[i]) + 1;
+        kv_pool_mark(c->pool, op->blocks[i], true);
     c->counts.tier_loaded_tokens += n * BLOCK_TOKENS;
     c->counts.tier_late += now_ns >= op->deadline_ns;
     op_end(c, op);
@@ -269,10 +267,10 @@ static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
 
 /* ---- STORE ---- */
 
-/* In the tiers, or on its way there. */
+/* In the tiers, or on its way there: marked in the pool. */
 static bool is_kept(const struct node_core *c, struct block_id b)
 {
-    return b.v == BLOCK_NONE.v || c->kept[b.v] == kv_pool_generation(c->pool, b) + 1;
+    return b.v == BLOCK_NONE.v || kv_pool_is_marked(c->pool, b);
 }
 
 /* A run of blocks that the cache knows: `blocks` of a prompt's tokens from its start. */
@@ -298,12 +296,12 @@ static bool store(struct node_core *c, const struct known *k, uint32_t first, ui
     c->storing_blocks += op->count;
     for (uint32_t i = first; i < end; i++) {
         kv_pool_hold(c->pool, k->blocks[i], HOLD_TRANSFER);
-        c->kept[k->blocks[i].v] = kv_pool_generation(c->pool, k->blocks[i]) + 1;
+        kv_pool_mark(c->pool, k->blocks[i], true);
     }
     c->counts.tier_stores++;
     if (op_post(c, 0, op, k->tokens, first)) return true;
     for (uint32_t i = first; i < end; i++)
-        c->kept[k->blocks[i].v] = 0;
+        kv_pool_mark(c->pool, k->blocks[i], false);
     return false;
 }
 
@@ -370,7 +368,7 @@ static void stored(struct node_core *c, uint64_t now_ns, struct tier_op *op,
     struct kv_window window = op->window;
     bool all = e->count >= op->count;
     for (uint32_t i = e->count; i < op->count; i++)
-        c->kept[op->blocks[i].v] = 0;
+        kv_pool_mark(c->pool, op->blocks[i], false);
     if (rest_count > 0)
         memcpy(c->rest_tokens, op->tokens,
                (size_t)rest_count * BLOCK_TOKENS * sizeof *c->rest_tokens);

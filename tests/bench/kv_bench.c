@@ -1,4 +1,4 @@
-/* What a block costs the loop thread: taking and dropping it, in pools of three sizes, and evicting one
+/* What a block costs the loop thread: taking and dropping it, in pools of four sizes, and evicting one
  * where each of many cached blocks is a candidate. */
 #include "common/clock.h"
 #include "common/mem.h"
@@ -7,6 +7,7 @@
 #include "tests/bench/figures.h"
 
 enum { PAIRS = 1 << 21, BATCH = 1000, TABLE = 128 };
+enum { PROMPT_MAX = 64, ANSWER_MAX = 64, MEAN = PROMPT_MAX / 2 + ANSWER_MAX / 4 }; /* blocks */
 
 static const char *const policies[] = {"lru", "lfu", "s3fifo", "cost", "ttl"};
 
@@ -58,6 +59,85 @@ static void singles(struct kv_pool *pool, struct block_id *block, uint32_t held,
     figure_print(ns, "take_and_drop_ns_of_%u", blocks_count);
 }
 
+/* A second sequence with the same blocks comes, and goes. */
+static void shared(struct kv_pool *pool, const struct block_id *block, uint32_t held,
+                   uint32_t blocks_count)
+{
+    uint32_t first = 0;
+    uint64_t began_ns = clock_now_ns();
+    for (uint32_t done = 0; done < PAIRS; done += TABLE) {
+        if (first + TABLE > held) first = 0;
+        for (uint32_t i = 0; i < TABLE; i++)
+            kv_pool_hold(pool, block[first + i], HOLD_SEQUENCE);
+        kv_pool_drop_all(pool, block + first, TABLE, HOLD_SEQUENCE);
+        first += TABLE;
+    }
+    double ns = (double)(clock_now_ns() - began_ns) / PAIRS;
+    figure_print(ns, "hold_and_drop_ns_of_%u", blocks_count);
+}
+
+struct sequence {
+    uint32_t count, end;
+    struct block_id *block; /* [PROMPT_MAX + ANSWER_MAX] */
+};
+
+/* A prompt's blocks at once; what finds no room has fewer. */
+static void begin(struct kv_pool *pool, struct sequence *s, uint32_t number)
+{
+    struct rng_block r = rng_draw(2, 1, number);
+    uint32_t prompt = 1 + r.word[0] % PROMPT_MAX;
+    s->count = 0;
+    s->end = prompt + 1 + r.word[1] % ANSWER_MAX;
+    while (s->count < prompt && kv_pool_take(pool, HOLD_SEQUENCE, &s->block[s->count]) == OK)
+        s->count++;
+}
+
+/* One block for each sequence; one that is at its end, or finds none, makes way for another. Returns how many
+ * were taken. */
+static uint64_t turn(struct kv_pool *pool, struct sequence *all, uint32_t count, uint32_t *begun)
+{
+    uint64_t taken = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct sequence *s = &all[i];
+        if (i + 8 < count) __builtin_prefetch(&s[8].block[s[8].count], 1); /* not the pool's */
+        if (s->count < s->end && kv_pool_take(pool, HOLD_SEQUENCE, &s->block[s->count]) == OK) {
+            s->count++;
+            taken++;
+        } else {
+            kv_pool_drop_all(pool, s->block, s->count, HOLD_SEQUENCE);
+            begin(pool, s, (*begun)++);
+            taken += s->count;
+        }
+    }
+    return taken;
+}
+
+/* As a node that has run for long: nine tenths of its blocks are of sequences, each of which takes its next
+ * block when all others have, so that what it lets go of at its end lies anywhere. */
+static void steady(uint32_t blocks_count)
+{
+    struct kv_pool *pool;
+    uint32_t count = blocks_count / 10 * 9 / MEAN, begun = 0, capacity = PROMPT_MAX + ANSWER_MAX;
+    uint64_t taken = 0;
+    struct sequence *all = mem_table(count, sizeof *all);
+    struct block_id *table = mem_table((size_t)count * capacity, sizeof *table);
+    CHECK(all && table && kv_pool_new(&pool, blocks_count) == OK);
+    for (uint32_t i = 0; i < count; i++) {
+        all[i].block = table + (size_t)i * capacity;
+        begin(pool, &all[i], begun++);
+    }
+    for (int i = 0; i < 2 * ANSWER_MAX; i++)
+        turn(pool, all, count, &begun);
+    uint64_t began_ns = clock_now_ns();
+    while (taken < PAIRS)
+        taken += turn(pool, all, count, &begun);
+    figure_print((double)(clock_now_ns() - began_ns) / (double)taken,
+                 "take_and_drop_ns_of_%u_steady", blocks_count);
+    mem_free(all);
+    mem_free(table);
+    kv_pool_free(pool);
+}
+
 /* A tenth of the blocks is free, so that what is dropped is not what is taken next. */
 static void take_and_drop(uint32_t blocks_count)
 {
@@ -68,6 +148,7 @@ static void take_and_drop(uint32_t blocks_count)
     kv_pool_drop_all(pool, block + held, blocks_count - held, HOLD_SEQUENCE);
     singles(pool, block, held, blocks_count);
     sequences(pool, block, held, blocks_count);
+    shared(pool, block, held, blocks_count);
     mem_free(block);
     kv_pool_free(pool);
 }
@@ -119,9 +200,11 @@ static void evict(enum evict_policy policy, uint32_t blocks_count)
 
 int main(void)
 {
-    uint32_t pools[] = {1000, 100000, 10000000}, candidates[] = {10000, 100000, 1000000};
-    for (int i = 0; i < 3; i++)
+    uint32_t pools[] = {1000, 100000, 1000000, 10000000}, candidates[] = {10000, 100000, 1000000};
+    for (size_t i = 0; i < COUNT_OF(pools); i++) {
         take_and_drop(pools[i]);
+        steady(pools[i]);
+    }
     for (enum evict_policy p = 0; p < EVICT_POLICIES_COUNT; p++)
         for (int i = 0; i < 3; i++)
             evict(p, candidates[i]);

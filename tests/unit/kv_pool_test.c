@@ -31,10 +31,28 @@ static void a_taken_block_comes_back_after_its_last_drop_only(void **state)
         kv_pool_drop(pool, b, kind);
     }
     assert_int_equal(kv_pool_holds_all(pool, b), 1);
-    assert_int_equal(kv_pool_generation(pool, b), 0);
     kv_pool_drop(pool, b, HOLD_TRANSFER);
-    assert_int_equal(kv_pool_generation(pool, b), 1);
     assert_int_equal(kv_pool_counts(pool).free, 1);
+    kv_pool_free(pool);
+}
+
+static void a_mark_stays_while_somebody_holds_the_block(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = new_pool(1);
+    struct block_id b;
+    assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &b));
+    assert_false(kv_pool_is_marked(pool, b));
+    kv_pool_mark(pool, b, true);
+    kv_pool_move(pool, b, HOLD_SEQUENCE, HOLD_CACHE);
+    assert_true(kv_pool_is_marked(pool, b));
+    kv_pool_mark(pool, b, false);
+    assert_false(kv_pool_is_marked(pool, b));
+    kv_pool_mark(pool, b, true);
+    kv_pool_drop(pool, b, HOLD_CACHE);
+    assert_false(kv_pool_is_marked(pool, b));
+    assert_ok(kv_pool_take(pool, HOLD_SEQUENCE, &b));
+    assert_false(kv_pool_is_marked(pool, b));
     kv_pool_free(pool);
 }
 
@@ -176,11 +194,35 @@ static void pin_uncached(struct kv_pool *pool, struct block_id b)
     kv_pool_pin(pool, b);
 }
 
+static void pin_too_often(struct kv_pool *pool, struct block_id b)
+{
+    kv_pool_hold(pool, b, HOLD_CACHE);
+    for (uint32_t i = 0; i <= UINT16_MAX; i++)
+        kv_pool_pin(pool, b);
+}
+static void hold_too_often(struct kv_pool *pool, struct block_id b)
+{
+    for (uint32_t i = 0; i < UINT16_MAX; i++)
+        kv_pool_hold(pool, b, HOLD_SEQUENCE);
+}
+static void free_pinned(struct kv_pool *pool, struct block_id b)
+{
+    kv_pool_move(pool, b, HOLD_SEQUENCE, HOLD_CACHE);
+    kv_pool_pin(pool, b);
+    kv_pool_drop(pool, b, HOLD_CACHE);
+}
+static void mark_free(struct kv_pool *pool, struct block_id b)
+{
+    kv_pool_drop(pool, b, HOLD_SEQUENCE);
+    kv_pool_mark(pool, b, true);
+}
+
 static void broken_promises_stop_the_process(void **state)
 {
     (void)state;
-    void (*breach[])(struct kv_pool *, struct block_id) = {drop_unheld, hold_free, move_unheld,
-                                                           drop_unknown, pin_uncached};
+    void (*breach[])(struct kv_pool *, struct block_id) = {
+        drop_unheld,   hold_free,      move_unheld, drop_unknown, pin_uncached,
+        pin_too_often, hold_too_often, free_pinned, mark_free};
     for (size_t i = 0; i < sizeof breach / sizeof *breach; i++) {
         pid_t pid = fork();
         assert_true(pid >= 0);
@@ -203,7 +245,8 @@ static void broken_promises_stop_the_process(void **state)
 enum { ORACLE_BLOCKS = 23, ORACLE_STEPS = 40000 };
 struct oracle {
     uint32_t holds[ORACLE_BLOCKS][HOLD_KINDS];
-    uint32_t generation[ORACLE_BLOCKS];
+    uint32_t pins[ORACLE_BLOCKS];
+    bool marked[ORACLE_BLOCKS];
 };
 
 static bool oracle_free(const struct oracle *o, uint32_t b)
@@ -225,7 +268,7 @@ static struct kv_pool_counts oracle_counts(const struct oracle *o)
         else if (h[HOLD_TRANSFER])
             c.transfer++;
         else if (h[HOLD_CACHE])
-            c.cached++;
+            c.cached++, c.pinned += o->pins[b] > 0;
         else
             c.free++;
     }
@@ -237,7 +280,7 @@ static void random_step(struct kv_pool *pool, struct oracle *o, uint64_t seed, u
     struct rng_block r = rng_draw(seed, 0, step);
     uint32_t kind = rng_below(r.word[1], HOLD_KINDS), other = rng_below(r.word[3], HOLD_KINDS);
     struct block_id b = {rng_below(r.word[2], ORACLE_BLOCKS)};
-    switch (rng_below(r.word[0], 5)) {
+    switch (rng_below(r.word[0], 8)) {
     case 0: {
         enum err e = kv_pool_take(pool, kind, &b);
         assert_int_equal(e, oracle_counts(o).free > 0 ? OK : ERR_FULL);
@@ -257,11 +300,25 @@ static void random_step(struct kv_pool *pool, struct oracle *o, uint64_t seed, u
         o->holds[b.v][kind]--;
         o->holds[b.v][other]++;
         break;
+    case 3:
+        if (oracle_free(o, b.v)) break;
+        o->marked[b.v] = other % 2;
+        kv_pool_mark(pool, b, o->marked[b.v]);
+        break;
+    case 4:
+        if (other % 2 ? o->holds[b.v][HOLD_CACHE] == 0 : o->pins[b.v] == 0) break;
+        o->pins[b.v] += other % 2 ? 1 : -1u;
+        (other % 2 ? kv_pool_pin : kv_pool_unpin)(pool, b);
+        break;
     default:
         if (o->holds[b.v][kind] == 0) break;
+        while (o->pins[b.v] > 0 && kv_pool_holds_all(pool, b) == 1) {
+            kv_pool_unpin(pool, b); /* it is to be free */
+            o->pins[b.v]--;
+        }
         kv_pool_drop(pool, b, kind);
         o->holds[b.v][kind]--;
-        o->generation[b.v] += oracle_free(o, b.v);
+        if (oracle_free(o, b.v)) o->marked[b.v] = false;
     }
 }
 
@@ -279,7 +336,8 @@ static void random_operations_agree_with_a_naive_pool(void **state)
             if (step % 97 == 0) kv_pool_audit(pool);
         }
         for (uint32_t b = 0; b < ORACLE_BLOCKS; b++) {
-            assert_int_equal(kv_pool_generation(pool, (struct block_id){b}), o.generation[b]);
+            assert_int_equal(kv_pool_is_marked(pool, (struct block_id){b}), o.marked[b]);
+            assert_int_equal(kv_pool_pins(pool, (struct block_id){b}), o.pins[b]);
             for (uint32_t k = 0; k < HOLD_KINDS; k++)
                 assert_int_equal(kv_pool_holds(pool, (struct block_id){b}, k), o.holds[b][k]);
         }
@@ -294,7 +352,7 @@ static void a_pool_of_no_blocks_or_without_memory_is_an_error(void **state)
     struct kv_pool *pool;
     assert_int_equal(kv_pool_new(&pool, 0), ERR_INVALID);
     assert_int_equal(kv_pool_new(&pool, UINT32_MAX), ERR_INVALID);
-    for (int n = 1; n <= 4; n++) {
+    for (int n = 1; n <= 5; n++) {
         mem_fail_at(n);
         assert_int_equal(kv_pool_new(&pool, 4), ERR_MEMORY);
         mem_fail_at(0);
@@ -307,6 +365,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_taken_block_comes_back_after_its_last_drop_only),
+        cmocka_unit_test(a_mark_stays_while_somebody_holds_the_block),
         cmocka_unit_test(the_state_is_that_of_the_strongest_hold),
         cmocka_unit_test(the_block_freed_longest_ago_is_taken_first),
         cmocka_unit_test(many_are_dropped_as_each_of_them_would_be),
