@@ -227,7 +227,6 @@ static void finish(struct node_core *c, uint64_t now_ns, struct sequence *s, enu
 
 static void run(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    if (s->running_ns == 0) s->running_ns = now_ns;
     enter(c, now_ns, s, SEQ_RUNNING);
     queue_start(c, now_ns); /* forks of it, before it may end */
 }
@@ -507,12 +506,10 @@ void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequenc
 {
     tell_dirty(c, now_ns);
     if (PLANTED("lost_finished")) return;
-    uint64_t decode_ns = s->running_ns ? s->finished_ns - s->running_ns : 0;
     struct msg m = {.kind = MSG_FINISHED,
                     .finished = {.key = s->job.key,
                                  .finish = s->finish,
                                  .tokens_count = s->generated_count,
-                                 .decode_us = decode_ns / NS_PER_US,
                                  .cached_tokens = s->cached_tokens}};
     if (s->kind == SEQ_PLAIN) {
         m.finished.queued_us = clock_since_us(s->began_ns, s->accepted_ns);

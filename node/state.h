@@ -159,7 +159,7 @@ struct sequence {
     uint64_t job_deadline_ns; /* the request's */
     uint64_t state_deadline_ns;
     uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
-    uint64_t accepted_ns, began_ns, computed_ns, running_ns, finished_ns;
+    uint64_t accepted_ns, began_ns, computed_ns, finished_ns;
     uint32_t cached_tokens;
     uint64_t
         tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet; later by what

@@ -198,7 +198,6 @@ struct msg_prefill {
     struct job job;
     struct id128 ticket; /* none: prefill only */
     uint32_t held_tokens;
-    const char *decode_node; /* name, for logs */
     const char *const *addresses;
     uint32_t addresses_count;
 };
@@ -239,7 +238,6 @@ struct msg_finished {
     struct job_key key;
     enum finish finish;
     uint32_t tokens_count;
-    uint64_t decode_us;
     uint32_t cached_tokens;
     uint64_t queued_us, compute_us; /* of a prompt without a first token; else FIRST says it */
 };
@@ -297,10 +295,6 @@ struct msg_blocks {
 struct msg_resend { /* N: tell TOKENS or ENCODED again from this index on */
     struct job_key key;
     uint32_t from;
-};
-struct
-    msg_drain { /* to N: take nothing new, finish, then DRAINED. From C: of the node of this name */
-    const char *node; /* C only; "" : the whole cluster */
 };
 
 struct msg_submit {
@@ -397,8 +391,7 @@ struct msg_pin {
     uint32_t text_bytes;
     const uint32_t *tokens; /* … its ids; N: these */
     uint32_t tokens_count;
-    uint64_t salt;   /* N only, of the tenant */
-    uint32_t weight; /* N only, likewise */
+    uint64_t salt; /* N only, of the tenant */
 };
 struct msg_pinned {
     const char *name, *tenant;
@@ -425,7 +418,6 @@ struct msg {
         struct msg_failed failed;
         struct msg_cancel cancel;
         struct msg_resend resend;
-        struct msg_drain drain;
         struct msg_submit submit;
         struct msg_accepted accepted;
         struct msg_rejected rejected;

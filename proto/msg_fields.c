@@ -240,7 +240,6 @@ static const struct field prefill_rows[] = {
     ROW_PART(job, 1, &job_part),
     ID(ticket),
     U32(held_tokens, TOKENS_MAX),
-    NAME(decode_node, 0),
     STRINGS(addresses, MSG_ADDRESS_MAX, MSG_ADDRESSES_MAX),
 };
 #undef C
@@ -285,8 +284,11 @@ static const struct field tokens_rows[] = {
 #define C struct msg_finished
 #define W Tandem__Finished
 static const struct field finished_rows[] = {
-    KEY(key),        ENUM(finish, FINISH_STOP, FINISH_ERROR), U32(tokens_count, TOKENS_MAX),
-    U64(decode_us),  U32(cached_tokens, TOKENS_MAX),          U64(queued_us),
+    KEY(key),
+    ENUM(finish, FINISH_STOP, FINISH_ERROR),
+    U32(tokens_count, TOKENS_MAX),
+    U32(cached_tokens, TOKENS_MAX),
+    U64(queued_us),
     U64(compute_us),
 };
 #undef C
@@ -343,12 +345,6 @@ static const struct field blocks_rows[] = {
 #define C struct msg_resend
 #define W Tandem__Resend
 static const struct field resend_rows[] = {KEY(key), U32(from, TOKENS_MAX)};
-#undef C
-#undef W
-
-#define C struct msg_drain
-#define W Tandem__Drain
-static const struct field drain_rows[] = {NAME(node, 0)};
 #undef C
 #undef W
 
@@ -467,7 +463,7 @@ static const struct field pin_rows[] = {
     U64(ref),      BOOL(remove),
     NAME(name, 1), STRING(tenant, MSG_NAME_MAX),
     BYTES(text),   IDS(tokens, TOKENS_MAX),
-    U64(salt),     U32(weight, ANY),
+    U64(salt),
 };
 #undef C
 #undef W
@@ -510,7 +506,7 @@ static const struct part messages[MSG_KINDS] = {
     MESSAGE(MSG_FAILED, failed, failed),
     MESSAGE(MSG_CANCEL, cancel, cancel),
     MESSAGE(MSG_RESEND, resend, resend),
-    MESSAGE(MSG_DRAIN, drain, drain),
+    [MSG_DRAIN] = {"drain", &tandem__drain__descriptor, NULL, 0, 0},
     [MSG_DRAINED] = {"drained", &tandem__drained__descriptor, NULL, 0, 0},
     MESSAGE(MSG_SUBMIT, submit, submit),
     MESSAGE(MSG_ACCEPTED, accepted, accepted),

@@ -219,7 +219,6 @@ static void on_reserved(struct router_core *core, uint64_t now_ns, struct backfi
                     .prefill = {.job = b->job,
                                 .ticket = r->ticket,
                                 .held_tokens = r->held_tokens,
-                                .decode_node = b->to->hello.name,
                                 .addresses = b->to->hello.addresses,
                                 .addresses_count = b->to->hello.addresses_count}};
     b->held_tokens = r->held_tokens;

@@ -75,14 +75,12 @@ void router_core_free(struct router_core *core)
 
 /* ---- leaving ---- */
 
-static void send_to_all(struct router_core *core, uint64_t now_ns, enum peer_kind kind,
-                        enum msg_kind what)
+static void say_bye(struct router_core *core, uint64_t now_ns)
 {
     struct peer_entry *entry;
     for (struct map_cursor cursor = {0}; (entry = map_next(&core->peers, &cursor)) != NULL;) {
-        if (entry->kind != kind) continue;
-        struct msg m = {.kind = what};
-        if (what == MSG_DRAIN) m.drain.node = "";
+        if (entry->kind != PEER_CLIENT) continue;
+        struct msg m = {.kind = MSG_BYE};
         registry_send(core, now_ns, entry->peer, &m);
     }
 }
@@ -104,14 +102,14 @@ static void go_on_leaving(struct router_core *core, uint64_t now_ns)
         if (n->draining) continue;
         n->draining = true;
         n->sched.open = false;
-        struct msg m = {.kind = MSG_DRAIN, .drain = {""}};
+        struct msg m = {.kind = MSG_DRAIN};
         registry_send(core, now_ns, n->peer, &m);
     }
     if (core->nodes_count > 0) return;
     if (core->goodbye_ns == 0) {
         core->goodbye_ns = now_ns;
         registry_answer_drained(core, now_ns, NULL);
-        send_to_all(core, now_ns, PEER_CLIENT, MSG_BYE);
+        say_bye(core, now_ns);
     }
     /* The clients hang up when they have heard it; who goes first may take the answer with it. */
     if (core->peers.count > 0 && now_ns < core->goodbye_ns + GOODBYE_NS) return;
@@ -137,7 +135,7 @@ static enum err drain_node(struct router_core *core, uint64_t now_ns, const char
         if (strcmp(n->hello.name, name) != 0) continue;
         n->draining = true;
         n->sched.open = false;
-        struct msg m = {.kind = MSG_DRAIN, .drain = {name}};
+        struct msg m = {.kind = MSG_DRAIN};
         registry_send(core, now_ns, n->peer, &m);
         return OK;
     }

@@ -18,8 +18,7 @@ static void send_prefill(struct router_core *core, uint64_t now_ns, struct choic
     struct msg m = {.kind = MSG_PREFILL,
                     .prefill = {.job = choice_job(core, c, stop_ids),
                                 .ticket = c->ticket,
-                                .held_tokens = held_tokens,
-                                .decode_node = c->decode_name}};
+                                .held_tokens = held_tokens}};
     m.prefill.job.fair_lead = turns_lead(core, c, c->prefill, false);
     if (c->decode) {
         m.prefill.addresses = c->decode->hello.addresses;

@@ -54,8 +54,7 @@ static void tell(struct router_core *core, uint64_t now_ns, const struct pin *p,
                             .tenant = p->tenant,
                             .tokens = remove ? NULL : p->tokens,
                             .tokens_count = remove ? 0 : p->tokens_count,
-                            .salt = p->salt,
-                            .weight = turns_weight(core, p->tenant)}};
+                            .salt = p->salt}};
     at->asked_ns = now_ns;
     registry_send(core, now_ns, n->peer, &m);
 }

@@ -480,7 +480,6 @@ struct json_t *pins_json(const struct router_core *core);
 
 /* turns.c: the choices of each tenant */
 uint64_t turns_salt(const struct router_core *core, const char *tenant); /* 0: of none */
-uint32_t turns_weight(const struct router_core *core, const char *tenant);
 enum err turns_join(struct router_core *core, struct request *r);
 void turns_leave(struct router_core *core, struct request *r); /* nothing if it has left */
 void turns_queue(struct router_core *core, struct choice *c);

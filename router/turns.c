@@ -12,7 +12,7 @@ uint64_t turns_salt(const struct router_core *core, const char *tenant)
     return salt ? salt : 1;
 }
 
-uint32_t turns_weight(const struct router_core *core, const char *tenant)
+static uint32_t weight_of(const struct router_core *core, const char *tenant)
 {
     return tenant_weight_of(core->config.weights, core->config.weights_count, tenant);
 }
@@ -22,7 +22,7 @@ enum err turns_join(struct router_core *core, struct request *r)
     enum err e;
     const char *name = r->submit.tenant ? r->submit.tenant : "";
     struct fair_tenant *t =
-        fair_join(&core->fair, name, turns_salt(core, name), turns_weight(core, name));
+        fair_join(&core->fair, name, turns_salt(core, name), weight_of(core, name));
     if (!t) return ERR_MEMORY;
     if ((e = fair_reserve(t, r->choices_count)) != OK) {
         fair_leave(&core->fair, t);

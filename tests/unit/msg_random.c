@@ -265,7 +265,7 @@ static struct msg_done done(struct msg_random *r)
 
 static struct msg_prefill prefill(struct msg_random *r)
 {
-    struct msg_prefill p = {job(r), id(r), below(r, JOB_TOKENS_MAX), string(r, 0, MSG_NAME_MAX)};
+    struct msg_prefill p = {job(r), id(r), below(r, JOB_TOKENS_MAX)};
     p.addresses_count = count(r, MSG_ADDRESSES_MAX);
     p.addresses = strings(r, p.addresses_count, MSG_ADDRESS_MAX);
     return p;
@@ -329,7 +329,7 @@ static struct msg_blocks blocks(struct msg_random *r)
 
 static struct msg_pin pin(struct msg_random *r)
 {
-    struct msg_pin m = {.ref = r64(r), .remove = coin(r), .salt = r64(r), .weight = r32(r)};
+    struct msg_pin m = {.ref = r64(r), .remove = coin(r), .salt = r64(r)};
     m.name = string(r, 1, MSG_NAME_MAX);
     m.tenant = string(r, 0, MSG_NAME_MAX);
     m.text_bytes = count(r, 3000);
@@ -381,10 +381,12 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
         m.tokens.runs = runs(r, m.tokens.runs_count);
         break;
     case MSG_FINISHED:
-        m.finished =
-            (struct msg_finished){key(r), FINISH_STOP + below(r, 4), below(r, JOB_TOKENS_MAX),
-                                  r64(r), below(r, JOB_TOKENS_MAX),  r64(r),
-                                  r64(r)};
+        m.finished = (struct msg_finished){key(r),
+                                           FINISH_STOP + below(r, 4),
+                                           below(r, JOB_TOKENS_MAX),
+                                           below(r, JOB_TOKENS_MAX),
+                                           r64(r),
+                                           r64(r)};
         break;
     case MSG_FINISHED_ACK: m.finished_ack.key = key(r); break;
     case MSG_FAILED:
@@ -409,7 +411,6 @@ struct msg msg_random(struct msg_random *r, enum msg_kind kind)
             (struct msg_pinned){string(r, 1, MSG_NAME_MAX), string(r, 0, MSG_NAME_MAX), r32(r)};
         break;
     case MSG_RESEND: m.resend = (struct msg_resend){key(r), below(r, JOB_TOKENS_MAX)}; break;
-    case MSG_DRAIN: m.drain.node = string(r, 0, MSG_NAME_MAX); break;
     case MSG_SUBMIT: m.submit = submit(r); break;
     case MSG_ACCEPTED:
         m.accepted = (struct msg_accepted){r64(r), id(r), r64(r), below(r, JOB_TOKENS_MAX)};
@@ -595,7 +596,6 @@ static const char *prefill_difference(const struct msg_prefill *a, const struct 
     SAME_WITH(job_difference, job);
     SAME_FLAT(ticket);
     SAME(held_tokens);
-    SAME_STRING(decode_node);
     SAME_STRINGS(addresses, addresses_count);
     return NULL;
 }
@@ -678,7 +678,6 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME_FLAT(finished.key);
         SAME(finished.finish);
         SAME(finished.tokens_count);
-        SAME(finished.decode_us);
         SAME(finished.cached_tokens);
         SAME(finished.queued_us);
         SAME(finished.compute_us);
@@ -702,7 +701,6 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME_ARRAY(pin.text, pin.text_bytes);
         SAME_ARRAY(pin.tokens, pin.tokens_count);
         SAME(pin.salt);
-        SAME(pin.weight);
         return NULL;
     case MSG_PINNED:
         SAME_STRING(pinned.name);
@@ -735,7 +733,6 @@ static const char *small_difference(const struct msg *a, const struct msg *b)
         SAME_FLAT(resend.key);
         SAME(resend.from);
         return NULL;
-    case MSG_DRAIN: SAME_STRING(drain.node); return NULL;
     case MSG_ACCEPTED:
         SAME(accepted.ref);
         SAME_FLAT(accepted.id);

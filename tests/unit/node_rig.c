@@ -531,7 +531,6 @@ struct msg rig_prefill_msg(const struct job *job, struct id128 ticket, uint32_t 
                         .prefill = {.job = *job,
                                     .ticket = ticket,
                                     .held_tokens = held_tokens,
-                                    .decode_node = "d",
                                     .addresses = addresses,
                                     .addresses_count = id128_is_none(ticket) ? 0 : 1}};
 }
