@@ -57,7 +57,6 @@ static void read_numas(struct topology *t, hwloc_topology_t h)
         if (t->numas_count == TOPOLOGY_NUMAS_MAX) return;
         struct topology_numa *numa = &t->numa[t->numas_count++];
         numa->numa = (int32_t)o->os_index;
-        numa->memory_bytes = o->attr->numanode.local_memory;
         copy_cpus(o->cpuset, &numa->cpus);
     }
 }

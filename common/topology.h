@@ -36,7 +36,6 @@ struct topology_core {
 struct topology_numa {
     int32_t numa;
     cpu_set_t cpus;
-    uint64_t memory_bytes;
 };
 
 /* How far two PCI devices are from each other: what a transfer between them crosses. Of one value, those

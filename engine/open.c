@@ -104,7 +104,7 @@ static enum err make_rope(struct engine *g, uint32_t positions_count)
     size_t bytes = (size_t)positions_count * half * sizeof(float);
     enum err e = ERR_MEMORY;
     void *cos = g->ops->alloc(g->backend, bytes), *sin = g->ops->alloc(g->backend, bytes);
-    g->rope = (struct rope_table){cos, sin, positions_count, half};
+    g->rope = (struct rope_table){cos, sin, half};
     float *host_cos = mem_array((size_t)positions_count * half, sizeof *host_cos);
     float *host_sin = mem_array((size_t)positions_count * half, sizeof *host_sin);
     if (cos && sin && host_cos && host_sin) {

@@ -126,10 +126,10 @@ struct batch {
 typedef void backend_enqueue_fn(void *ctx, uint32_t rows, uint32_t outputs);
 
 /* cos and sin of position x dimension pair, built once in double and rounded (G5). Pairs are (i, i
- * + head_dim / 2), the Hugging Face "rotate half" form: [positions_count][head_dim / 2] each. */
+ * + head_dim / 2), the Hugging Face "rotate half" form: [positions][head_dim / 2] each. */
 struct rope_table {
     const float *cos, *sin; /* device memory */
-    uint32_t positions_count, half_dim;
+    uint32_t half_dim;
 };
 
 struct attend_shape {

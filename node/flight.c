@@ -43,7 +43,7 @@ static uint32_t add_running(struct node_core *c, uint64_t now_ns, uint32_t n)
         if (s->preempt || s->generated_count + s->samples_in_flight >= s->generated_max) continue;
         if (!queue_grow(c, now_ns, s)) continue;
         c->pick[n] = s;
-        c->plan_job[n++] = (struct plan_job){s->slot, true, s->planned, 1};
+        c->plan_job[n++] = (struct plan_job){true, s->planned, 1};
     }
     return n;
 }
@@ -57,7 +57,7 @@ static uint32_t add_prompts(struct node_core *c, uint32_t n)
         if (end > s->goal) end = s->goal;
         if (end == s->planned) continue;
         c->pick[n] = s;
-        c->plan_job[n++] = (struct plan_job){s->slot, false, s->planned, end - s->planned};
+        c->plan_job[n++] = (struct plan_job){false, s->planned, end - s->planned};
     }
     return n;
 }

@@ -16,7 +16,6 @@
 #include "engine/step.h"
 
 struct plan_job {
-    uint32_t slot;
     bool decode;          /* wants one row that samples */
     uint32_t position;    /* of its next row */
     uint32_t rows_wanted; /* prompt tokens left; 0: nothing to do now */

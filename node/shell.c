@@ -60,7 +60,7 @@ struct node_shell {
     struct node_core *core;
     uint64_t seen_ns; /* the loop's last turn */
     uint32_t signals_count;
-    bool ready, left, broken;
+    bool ready, broken;
     enum err end; /* of the run */
 };
 
@@ -160,7 +160,6 @@ static void out_block(void *ctx, const struct node_block *block)
 static void out_left(void *ctx)
 {
     struct node_shell *s = ctx;
-    s->left = true;
     loop_stop(s->loop);
 }
 

@@ -37,7 +37,6 @@ struct loop_signal {
     struct loop *loop;
     struct event *event;
     struct list_link link;
-    int number;
     loop_signal_fn *fn;
     void *ctx;
 };
@@ -273,7 +272,7 @@ enum err loop_signal(struct loop *loop, int number, loop_signal_fn *fn, void *ct
 {
     struct loop_signal *s = mem_new(sizeof *s);
     if (!s) return ERR_MEMORY;
-    *s = (struct loop_signal){.loop = loop, .number = number, .fn = fn, .ctx = ctx};
+    *s = (struct loop_signal){.loop = loop, .fn = fn, .ctx = ctx};
     s->event = evsignal_new(loop->base, number, on_signal, s);
     if (!s->event || event_add(s->event, NULL) != 0) {
         if (s->event) event_free(s->event);

@@ -42,11 +42,8 @@ enum {
 #define DEAF_NS (100 * NS_PER_MS) /* a listener for which the system is short of something */
 #define LAYER_BYTES_MAX ((size_t)64 << 20)
 
-enum watch_kind { WATCH_MAILBOX, WATCH_LISTENER, WATCH_LINK };
-
 /* What an epoll event points to. */
 struct watch {
-    enum watch_kind kind;
     bool woken;
 };
 
@@ -197,7 +194,6 @@ static enum err conn_new(struct xfer *x, struct kv_link *link, struct xfer_sessi
         mem_free(c);
         return e;
     }
-    c->watch.kind = WATCH_LINK;
     c->link = link;
     c->session = session;
     list_push_back(&x->conns, &c->all);
@@ -601,7 +597,6 @@ static enum err add_listener(struct xfer *x, const struct xfer_listen *row)
 {
     struct listener *l = &x->listener[x->listeners_count];
     const struct kv_link_ops *ops;
-    l->watch.kind = WATCH_LISTENER;
     enum err e = find_link(x, row, &ops);
     if (e != OK) return e;
     if ((e = ops->listen(&l->listener, row->where, &x->link_options)) != OK) return e;

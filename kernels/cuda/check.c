@@ -49,8 +49,7 @@ enum err cuda_device_open(uint32_t index, struct cuda_device_facts *facts)
                        "cuda: device %u, %s, has compute capability %d.%d; 8.0 is needed", index,
                        p.name, p.major, p.minor);
     if ((e = cuda_device_use(index)) != OK) return e;
-    *facts = (struct cuda_device_facts){.memory_bytes = p.totalGlobalMem,
-                                        .index = index,
+    *facts = (struct cuda_device_facts){.index = index,
                                         .multiprocessors = (uint32_t)p.multiProcessorCount,
                                         .major = (uint32_t)p.major,
                                         .minor = (uint32_t)p.minor};

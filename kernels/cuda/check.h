@@ -18,7 +18,6 @@ enum err cuda_check(cudaError_t c, const char *what);
 
 struct cuda_device_facts {
     char name[256];
-    uint64_t memory_bytes;
     uint32_t index, multiprocessors, major, minor; /* compute capability */
 };
 /* Makes the device this thread's. ERR_UNSUPPORTED: there is no driver, no device, none of this index,

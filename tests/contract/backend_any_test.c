@@ -312,7 +312,6 @@ static void attention_open(struct attention *a, const char *name, const struct w
         *(i ? &a->rope.sin : &a->rope.cos) = rows_put(&a->s, ROWS_STREAM, table, POSITIONS * half);
     }
     mem_free(table);
-    a->rope.positions_count = POSITIONS;
     a->rope.half_dim = half;
     a->qkv = rows_alloc(&a->s, ROWS_PRODUCT, ROWS_MAX * qkv_width(w));
     a->out = rows_alloc(&a->s, ROWS_OPERAND, ROWS_MAX * w->shape.heads * w->shape.head_dim);
