@@ -140,6 +140,7 @@ function(tandem_bench name)
     cmake_parse_arguments(A "" "" "DEPS;SOURCES" ${ARGN})
     add_executable(${name}_bench ${CMAKE_SOURCE_DIR}/tests/bench/${name}_bench.c ${A_SOURCES})
     target_link_libraries(${name}_bench PRIVATE ${A_DEPS})
+    target_compile_definitions(${name}_bench PRIVATE TANDEM_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     set_target_properties(${name}_bench PROPERTIES OUTPUT_NAME ${name}
                           RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench)
 endfunction()

@@ -12,14 +12,17 @@ enum err encoder_init(struct encoder *en, struct forward *f, struct sampler *sam
                            .sampler = sampler,
                            .host_memory = facts->host_memory,
                            .operand_bytes = facts->operand_bytes};
-    if (en->host_memory) return OK;
-    en->room = mem_array((size_t)f->outputs_max * width, sizeof(float));
-    return en->room ? OK : ERR_MEMORY;
+    en->token = mem_array(f->outputs_max, sizeof *en->token);
+    en->logprob = mem_array(f->outputs_max, sizeof *en->logprob);
+    if (!en->host_memory) en->room = mem_array((size_t)f->outputs_max * width, sizeof(float));
+    return en->token && en->logprob && (en->room || en->host_memory) ? OK : ERR_MEMORY;
 }
 
 void encoder_fini(struct encoder *en)
 {
     mem_free(en->room);
+    mem_free(en->token);
+    mem_free(en->logprob);
     *en = (struct encoder){0};
 }
 
@@ -59,12 +62,17 @@ uint32_t encode_outputs(const struct step *step, uint32_t *output_row)
     return n;
 }
 
-static bool is_scored(const struct step *step, uint32_t row)
+/* Whose row it is; `q` is that of a row before it, or the first. */
+static const struct step_sequence *owner(const struct step_sequence *q, uint32_t row)
 {
-    const struct step_sequence *q = step->sequence;
     while (row >= q->row_first + q->rows_count)
         q++;
-    return q->want == STEP_WANT_SCORES;
+    return q;
+}
+
+static bool is_scored(const struct step *step, uint32_t row)
+{
+    return owner(step->sequence, row)->want == STEP_WANT_SCORES;
 }
 
 /* Device rows on the host, once all that was enqueued is done. */
@@ -84,39 +92,60 @@ static void add_row(double *sum, const void *row, uint32_t dim, bool bf16)
         sum[i] += bf16 ? (double)f32_from_bf16(narrow[i]) : (double)wide[i];
 }
 
-/* What one piece of outputs is kept in; their rows ascend. */
-static void keep(struct encoder *en, const struct step *step, const uint32_t *row, uint32_t count,
-                 const void *host, bool scored)
-{
-    const struct model_config *c = en->forward->parts.config;
-    const struct step_sequence *q = step->sequence;
-    for (uint32_t i = 0; i < count; i++) {
-        while (row[i] >= q->row_first + q->rows_count)
-            q++;
-        if (scored)
-            q->scores[row[i] - q->row_first] =
-                sampler_logprob(en->sampler, (const float *)host + (size_t)i * c->vocab_count,
-                                token_behind(step, q, row[i]));
-        else
-            add_row(q->sum, (const char *)host + (size_t)i * c->hidden * en->operand_bytes,
-                    c->hidden, en->operand_bytes == sizeof(uint16_t));
-    }
-}
-
-static enum err collect(struct encoder *en, const struct step *step, const struct batch *batch,
-                        uint32_t first, uint32_t count, bool scored)
+/* On the backend's threads, if its memory is the host's. */
+static enum err find_logprobs(struct encoder *en, uint32_t count)
 {
     struct forward *f = en->forward;
-    const struct model_config *c = f->parts.config;
-    size_t bytes =
-        scored ? (size_t)c->vocab_count * sizeof(float) : (size_t)c->hidden * en->operand_bytes;
+    const struct forward_parts *p = &f->parts;
+    uint32_t vocab = p->config->vocab_count;
     const void *host;
-    if (scored)
-        forward_logits(f, batch, first, count);
-    else
-        forward_normed(f, batch, first, count);
-    enum err e = read_rows(en, scored ? (void *)f->logits : f->normed, count * bytes, &host);
-    if (e == OK) keep(en, step, batch->output_row + first, count, host, scored);
+    if (p->ops->logprobs) {
+        p->ops->logprobs(p->backend, en->logprob, f->logits, en->token, count, vocab);
+        return p->ops->sync(p->backend);
+    }
+    enum err e = read_rows(en, f->logits, (size_t)count * vocab * sizeof(float), &host);
+    for (uint32_t i = 0; i < count && e == OK; i++)
+        en->logprob[i] =
+            sampler_logprob(en->sampler, (const float *)host + (size_t)i * vocab, en->token[i]);
+    return e;
+}
+
+/* Of one piece of outputs; their rows ascend. */
+static enum err collect_scores(struct encoder *en, const struct step *step,
+                               const struct batch *batch, uint32_t first, uint32_t count)
+{
+    const uint32_t *row = batch->output_row + first;
+    const struct step_sequence *q = step->sequence;
+    forward_logits(en->forward, batch, first, count);
+    for (uint32_t i = 0; i < count; i++) {
+        q = owner(q, row[i]);
+        en->token[i] = token_behind(step, q, row[i]);
+    }
+    enum err e = find_logprobs(en, count);
+    q = step->sequence;
+    for (uint32_t i = 0; i < count && e == OK; i++) {
+        q = owner(q, row[i]);
+        q->scores[row[i] - q->row_first] = en->logprob[i];
+    }
+    return e;
+}
+
+/* The same of hidden states. */
+static enum err collect_sums(struct encoder *en, const struct step *step, const struct batch *batch,
+                             uint32_t first, uint32_t count)
+{
+    uint32_t hidden = en->forward->parts.config->hidden;
+    const uint32_t *row = batch->output_row + first;
+    const struct step_sequence *q = step->sequence;
+    size_t bytes = (size_t)hidden * en->operand_bytes;
+    const void *host;
+    forward_normed(en->forward, batch, first, count);
+    enum err e = read_rows(en, en->forward->normed, count * bytes, &host);
+    for (uint32_t i = 0; i < count && e == OK; i++) {
+        q = owner(q, row[i]);
+        add_row(q->sum, (const char *)host + i * bytes, hidden,
+                en->operand_bytes == sizeof(uint16_t));
+    }
     return e;
 }
 
@@ -132,7 +161,8 @@ enum err encode_collect(struct encoder *en, const struct step *step, const struc
             if (is_scored(step, batch->output_row[first + count]) != scored) break;
         if (atomic_load_explicit(&step->cancel, memory_order_relaxed))
             return err_set(ERR_CANCELLED, "the step was cancelled");
-        e = collect(en, step, batch, first, count, scored);
+        e = scored ? collect_scores(en, step, batch, first, count)
+                   : collect_sums(en, step, batch, first, count);
     }
     return e;
 }

@@ -22,7 +22,9 @@
 struct encoder {
     struct forward *forward;
     struct sampler *sampler;
-    void *room; /* [outputs_max] rows on the host; NULL: device memory is host memory */
+    void *room;      /* [outputs_max] rows on the host; NULL: device memory is host memory */
+    uint32_t *token; /* [outputs_max] behind the rows that are scored */
+    float *logprob;  /* [outputs_max] theirs */
     bool host_memory;
     uint32_t operand_bytes;
 };

@@ -37,7 +37,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 6
+#define BACKEND_ABI 7
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
@@ -219,6 +219,11 @@ struct backend_ops {
     /* out[i] = x[output_row[first + i]], stream rows: the rows whose logits are wanted. */
     void (*gather)(struct backend *b, float *out, const float *x, const struct batch *batch,
                    uint32_t first, uint32_t count, uint32_t dim);
+
+    /* out[i] = the log-probability of token[i] by row i of logits [rows][vocab], as engine/sampler.h
+     * counts it; all of them on the host. NULL: device memory is not host memory. */
+    void (*logprobs)(struct backend *b, float *out, const float *logits, const uint32_t *token,
+                     uint32_t rows, uint32_t vocab);
 
     /* Drawing on the device, where facts.draws; else NULL. slot_make takes what it needs of the job:
      * engine/slot.h. draw draws from logits [outputs][vocab] with the slot of each output's

@@ -3,6 +3,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "common/draw.h"
 #include "kernels/cpu.h"
 
 #include "kernels/body_rows.h"
@@ -17,4 +18,5 @@ const struct cpu_kernels CPU_TABLE = {
     .silu_mul = silu_mul,
     .rope_append = rope_append,
     .attend = attend,
+    .logprobs = logprobs,
 };

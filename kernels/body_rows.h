@@ -75,6 +75,33 @@ static void silu_mul(const void *args, uint32_t first, uint32_t last)
     }
 }
 
+/* The highest that is a number; -infinity if none is. */
+static float row_top(const float *logits, uint32_t count)
+{
+    const struct vec none = vec_set1(-INFINITY);
+    struct vec top = none;
+    for (uint32_t i = 0; i < count; i += 16) {
+        uint32_t left = count - i < 16 ? count - i : 16;
+        top = vec_max(vec_keep(vec_load_some(logits + i, left), 0, left, none), top);
+    }
+    return vec_largest(top);
+}
+
+/* Masses are whole numbers: a loop over them is the same in any width. Denormals, which are zero here,
+ * are too small to change a mass or a logarithm. */
+static void logprobs(const void *args, uint32_t first, uint32_t last)
+{
+    const struct logprobs_args *a = args;
+    for (uint32_t row = first; row < last; row++) {
+        const float *logits = a->logits + (size_t)row * a->vocab;
+        float top = row_top(logits, a->vocab);
+        uint64_t mass = 0;
+        for (uint32_t i = 0; i < a->vocab; i++)
+            mass += draw_mass(draw_exp(logits[i] - top));
+        a->out[row] = draw_logprob(logits[a->token[row]], draw_log_base(top, mass));
+    }
+}
+
 /* Rotates the pairs (i, i + half) of one head in place. */
 static inline void rope_rotate(float *x, const float *cos, const float *sin, uint32_t half)
 {

@@ -24,6 +24,7 @@ enum {
     /* Guesses of what one thread does: they decide on threads, never on results. */
     ELEMENTS_PER_NS = 8,
     WEIGHT_BYTES_PER_NS = 60,
+    MASSES_PER_NS = 2,
     MATMUL_MACS_PER_NS = 200,
     ATTEND_MACS_PER_NS = 40,
 };
@@ -407,6 +408,13 @@ static void cpu_gather(struct backend *b, float *out, const float *x, const stru
                dim * sizeof *out);
 }
 
+static void cpu_logprobs(struct backend *b, float *out, const float *logits, const uint32_t *token,
+                         uint32_t rows, uint32_t vocab)
+{
+    struct logprobs_args a = {out, logits, token, vocab};
+    run(b, b->kernels->logprobs, &a, rows, (uint64_t)rows * vocab / MASSES_PER_NS);
+}
+
 static void cpu_block_copy(struct backend *b, const struct kv_view *kv, uint32_t from, uint32_t to)
 {
     (void)b;
@@ -441,8 +449,8 @@ static enum err cpu_wait(struct backend *b, uint64_t mark, uint64_t timeout_ns)
         .pack_rows = cpu_pack_rows, .weight_place = cpu_weight_place, .prepare = cpu_prepare,      \
         .step = cpu_step, .embed = cpu_embed, .rms_norm = cpu_rms_norm, .matmul = cpu_matmul,      \
         .rope_append = cpu_rope_append, .attend = cpu_attend, .silu_mul = cpu_silu_mul,            \
-        .gather = cpu_gather, .block_copy = cpu_block_copy, .mark = cpu_mark, .wait = cpu_wait,    \
-        .sync = cpu_sync,                                                                          \
+        .gather = cpu_gather, .logprobs = cpu_logprobs, .block_copy = cpu_block_copy,              \
+        .mark = cpu_mark, .wait = cpu_wait, .sync = cpu_sync,                                      \
     }
 
 static enum err open_c(struct backend **b, const struct backend_options *options)

@@ -50,6 +50,13 @@ struct silu_args { /* item: a row */
     uint32_t dim;
 };
 
+struct logprobs_args { /* item: a row */
+    float *out;
+    const float *logits;
+    const uint32_t *token;
+    uint32_t vocab;
+};
+
 struct rope_args { /* item: a row */
     float *qkv;
     size_t stride;
@@ -75,7 +82,7 @@ struct attend_args {
 
 struct cpu_kernels {
     const char *name;
-    cpu_kernel *rms_norm, *round_rows, *matmul, *silu_mul, *rope_append, *attend;
+    cpu_kernel *rms_norm, *round_rows, *matmul, *silu_mul, *rope_append, *attend, *logprobs;
 };
 extern const struct cpu_kernels cpu_c_kernels, cpu_avx2_kernels, cpu_avx512_kernels;
 

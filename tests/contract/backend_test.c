@@ -2,6 +2,8 @@
  * double precision, and against the portable path bit by bit. */
 #include "tests/contract/backend_testing.h"
 
+#include "common/draw.h"
+
 /* What an op made on the path under test must be what cpu-c makes of the same input. */
 typedef void run_fn(const struct subject *s, const void *input, float *out);
 
@@ -273,6 +275,61 @@ static void silu_mul_is_right_and_equal_on_all_paths(void **state)
     mem_free(x);
 }
 
+struct logprobs_input {
+    uint32_t rows, vocab;
+    const float *logits;
+    const uint32_t *token;
+};
+
+static void run_logprobs(const struct subject *s, const void *input, float *out)
+{
+    const struct logprobs_input *in = input;
+    s->ops->logprobs(s->b, out, in->logits, in->token, in->rows, in->vocab);
+}
+
+/* By the definition of common/draw.h, one number after the other, with denormals. */
+static float plain_logprob(const float *logits, uint32_t vocab, uint32_t token)
+{
+    float top = -INFINITY;
+    uint64_t mass = 0;
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] > top) top = logits[i];
+    for (uint32_t i = 0; i < vocab; i++)
+        mass += draw_mass(draw_exp(logits[i] - top));
+    return draw_logprob(logits[token], draw_log_base(top, mass));
+}
+
+static void logprobs_are_as_defined_and_equal_on_all_paths(void **state)
+{
+    (void)state;
+    static const uint32_t vocabs[] = {1, 2, 15, 16, 17, 40, 1000, 5003};
+    static const float odd[] = {INFINITY, -INFINITY, NAN, 1e-40f, -1e-40f, 0.0f, -0.0f, 1e38f};
+    struct random r = {.seed = 8};
+    for (size_t i = 0; i < COUNT(vocabs); i++) {
+        uint32_t vocab = vocabs[i], rows = 70; /* the largest for all threads */
+        float *logits = random_floats(&r, (size_t)rows * vocab), *want = mem_array(rows, 4);
+        uint32_t *token = mem_array(rows, sizeof *token);
+        for (uint32_t row = 0; row < rows; row++) {
+            float *of_row = logits + (size_t)row * vocab;
+            for (uint32_t j = 0; j < vocab;
+                 j++) /* near each other, far apart, any sizes, the same */
+                of_row[j] = row % 4 < 2   ? of_row[j] * (row % 2 ? 8 : 80)
+                            : row % 4 < 3 ? random_bits(&r)
+                                          : odd[row / 4 % COUNT(odd)];
+            if (row % 3 == 0) of_row[random_below(&r, vocab)] = odd[row % COUNT(odd)];
+            token[row] = random_below(&r, vocab);
+        }
+        assert_paths_agree(run_logprobs, &(struct logprobs_input){rows, vocab, logits, token}, want,
+                           rows);
+        for (uint32_t row = 0; row < rows; row++) {
+            float plain = plain_logprob(logits + (size_t)row * vocab, vocab, token[row]);
+            if (!same_bits(&want[row], &plain, 1))
+                fail_msg("%u of %u: %g, wanted %g", row, vocab, (double)want[row], (double)plain);
+        }
+        mem_free(logits), mem_free(want), mem_free(token);
+    }
+}
+
 static void embed_gather_and_copy_move_the_right_rows(void **state)
 {
     (void)state;
@@ -412,6 +469,7 @@ int main(void)
         cmocka_unit_test(packing_in_pieces_from_any_dtype_is_packing_at_once),
         cmocka_unit_test(rms_norm_is_right_and_equal_on_all_paths),
         cmocka_unit_test(silu_mul_is_right_and_equal_on_all_paths),
+        cmocka_unit_test(logprobs_are_as_defined_and_equal_on_all_paths),
         cmocka_unit_test(embed_gather_and_copy_move_the_right_rows),
         cmocka_unit_test(ops_allocate_nothing_once_warm_and_report_failure_at_sync),
         cmocka_unit_test(open_fails_cleanly_at_every_allocation),

@@ -18,7 +18,8 @@ enum {
     TOKENS_MAX = 52,
     HIDDEN = 32,
     BLOCKS_EACH = 4,
-    OUTPUTS = TEXTS, /* fewer than rows: results are read in pieces */
+    OUTPUTS = TEXTS,   /* fewer than rows: results are read in pieces */
+    VOCAB_WIDE = 6000, /* of a row: worth several threads, beside another row or alone */
 };
 
 static const char *const *backends;
@@ -73,14 +74,14 @@ static int teardown(void **state)
     return 0;
 }
 
-static void open_on(struct fixture *f, const char *backend, enum dtype dtype)
+static void open_on(struct fixture *f, const char *backend, enum dtype dtype, uint32_t threads)
 {
     struct engine_options o = {.model_dir = f->dir,
                                .cache_dir = "none",
                                .backend = backend,
                                .dtype = dtype,
                                .deterministic = true,
-                               .threads = 1,
+                               .threads = threads,
                                .blocks_count = TEXTS * BLOCKS_EACH,
                                .limits = {OUTPUTS, TEXTS * TOKENS_MAX, TEXTS * BLOCKS_EACH},
                                .slots_count = TEXTS};
@@ -170,7 +171,7 @@ static void results_are_the_same_bits_in_any_chunks_and_company(void **state)
     struct fixture *f = *state;
     for (const char *const *b = backends; *b; b++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
-            open_on(f, *b, bf16 ? DTYPE_BF16 : DTYPE_F32);
+            open_on(f, *b, bf16 ? DTYPE_BF16 : DTYPE_F32, 1);
             struct result first = run_all(f, TOKENS_MAX, false);
             expect_logprobs(f, &first);
             for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++)
@@ -184,11 +185,28 @@ static void results_are_the_same_bits_in_any_chunks_and_company(void **state)
         }
 }
 
+static void results_are_the_same_bits_on_any_number_of_threads(void **state)
+{
+    struct fixture *f = *state;
+    struct result first;
+    if (strncmp(backends[0], "cpu", 3) != 0) skip(); /* a device has none */
+    f->shape.vocab = VOCAB_WIDE;
+    tiny_model_write(f->dir, &f->shape);
+    for (uint32_t threads = 1; threads <= 3; threads++) {
+        open_on(f, backends[0], DTYPE_BF16, threads);
+        struct result r = run_all(f, 33, true);
+        if (threads == 1) expect_logprobs(f, &r);
+        close_engine(f);
+        if (threads == 1) first = r;
+        assert_memory_equal(&r, &first, sizeof r);
+    }
+}
+
 static void a_mean_is_of_all_rows_and_a_last_of_one(void **state)
 {
     struct fixture *f = *state;
     double one[HIDDEN] = {0}, all[HIDDEN] = {0}, size = 0;
-    open_on(f, backends[0], DTYPE_F32);
+    open_on(f, backends[0], DTYPE_F32, 1);
     f->count[1] = f->count[2];
     memcpy(f->tokens[1], f->tokens[2], sizeof f->tokens[1]);
     struct result r = run_all(f, 16, true);
@@ -215,6 +233,8 @@ int main(int argc, char **argv)
     backends = argc > 1 ? one : backend_names();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(results_are_the_same_bits_in_any_chunks_and_company, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(results_are_the_same_bits_on_any_number_of_threads, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(a_mean_is_of_all_rows_and_a_last_of_one, setup, teardown),
     };
