@@ -5,8 +5,9 @@
 #include "common/mem.h"
 
 enum {
-    SLOTS = 8, /* of a bucket: 128 bytes, two cache lines */
-    HOLDERS = 5,
+    BUCKETS = 2, /* that a hash may be in */
+    SLOTS = 8,   /* of a bucket: 128 bytes, two cache lines */
+    SLOT_HOLDERS = INDEX_HOLDERS_MAX / (BUCKETS * SLOTS),
     LIVES = 8,
     SWEPT = 1, /* buckets looked through for dead holders with each block that is added */
     IN_POOL = 1,
@@ -18,7 +19,7 @@ enum {
 /* A slot is free when it has no holders; a holder is free when it is nowhere. */
 struct slot {
     uint16_t tag[3];
-    uint16_t holder[HOLDERS];
+    uint16_t holder[SLOT_HOLDERS];
 };
 
 struct bucket {
@@ -55,14 +56,14 @@ static bool is_dead(const struct index *x, uint16_t holder)
 
 static bool is_free(const struct slot *s)
 {
-    for (int i = 0; i < HOLDERS; i++)
+    for (int i = 0; i < SLOT_HOLDERS; i++)
         if (s->holder[i]) return false;
     return true;
 }
 
 static void drop_dead(struct index *x, struct slot *s)
 {
-    for (int i = 0; i < HOLDERS; i++)
+    for (int i = 0; i < SLOT_HOLDERS; i++)
         if (s->holder[i] && is_dead(x, s->holder[i])) {
             s->holder[i] = 0;
             x->stats.entries--;
@@ -71,7 +72,7 @@ static void drop_dead(struct index *x, struct slot *s)
 
 static void drop_all(struct index *x, struct slot *s)
 {
-    for (int i = 0; i < HOLDERS; i++) {
+    for (int i = 0; i < SLOT_HOLDERS; i++) {
         x->stats.entries -= s->holder[i] != 0;
         x->stats.dropped += s->holder[i] && !is_dead(x, s->holder[i]);
         s->holder[i] = 0;
@@ -81,7 +82,7 @@ static void drop_all(struct index *x, struct slot *s)
 /* ---- the table ---- */
 
 struct place {
-    struct bucket *bucket[2]; /* may be one and the same */
+    struct bucket *bucket[BUCKETS]; /* may be one and the same */
     uint16_t tag[3];
 };
 
@@ -106,11 +107,11 @@ static bool has_tag(const struct slot *s, const struct place *p)
 /* Where the node's holder of this block is; NULL: nowhere. */
 static uint16_t *find(const struct place *p, uint16_t whose)
 {
-    for (int b = 0; b < 2; b++)
+    for (int b = 0; b < BUCKETS; b++)
         for (int i = 0; i < SLOTS; i++) {
             struct slot *s = &p->bucket[b]->slot[i];
             if (!has_tag(s, p)) continue;
-            for (int k = 0; k < HOLDERS; k++)
+            for (int k = 0; k < SLOT_HOLDERS; k++)
                 if (s->holder[k] && is_of(s->holder[k], whose)) return &s->holder[k];
         }
     return NULL;
@@ -119,13 +120,13 @@ static uint16_t *find(const struct place *p, uint16_t whose)
 /* A free holder in a slot that is this block's already. */
 static uint16_t *find_room(struct index *x, const struct place *p)
 {
-    for (int b = 0; b < 2; b++)
+    for (int b = 0; b < BUCKETS; b++)
         for (int i = 0; i < SLOTS; i++) {
             struct slot *s = &p->bucket[b]->slot[i];
             if (!has_tag(s, p)) continue;
             drop_dead(x, s);
             if (is_free(s)) continue;
-            for (int k = 0; k < HOLDERS; k++)
+            for (int k = 0; k < SLOT_HOLDERS; k++)
                 if (!s->holder[k]) return &s->holder[k];
         }
     return NULL;
@@ -147,9 +148,9 @@ static struct slot *find_free(struct bucket *b, int *count)
  * leave. */
 static struct slot *take_slot(struct index *x, const struct place *p, uint64_t hash)
 {
-    int count[2];
-    struct slot *slot[2];
-    for (int b = 0; b < 2; b++)
+    int count[BUCKETS];
+    struct slot *slot[BUCKETS];
+    for (int b = 0; b < BUCKETS; b++)
         slot[b] = find_free(p->bucket[b], &count[b]);
     if (slot[0] || slot[1]) return count[1] > count[0] ? slot[1] : slot[0];
     uint64_t draw = (hash ^ x->stats.added) * 0xd6e8feb86659fd93u >> 60;
@@ -290,10 +291,10 @@ struct index_set index_holders(const struct index *x, uint64_t hash)
 {
     struct place p = place_of(x, hash);
     struct index_set set = {0};
-    for (int b = 0; b < 2; b++)
+    for (int b = 0; b < BUCKETS; b++)
         for (int i = 0; i < SLOTS; i++) {
             const struct slot *s = &p.bucket[b]->slot[i];
-            for (int k = 0; k < HOLDERS && has_tag(s, &p); k++) {
+            for (int k = 0; k < SLOT_HOLDERS && has_tag(s, &p); k++) {
                 uint16_t node = s->holder[k] >> 6;
                 if (s->holder[k] && !is_dead(x, s->holder[k]))
                     set.nodes[node / 64] |= UINT64_C(1) << node % 64;

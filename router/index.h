@@ -35,7 +35,7 @@
 
 enum {
     INDEX_NODES_MAX = 1024, /* at once */
-    INDEX_HOLDERS_MAX = 80,
+    INDEX_HOLDERS_MAX = 80, /* two buckets of eight slots with five each */
     INDEX_BLOCKS_MIN = 64,
     INDEX_NONE = INDEX_NODES_MAX
 };
