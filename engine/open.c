@@ -37,6 +37,15 @@ static enum err split_device(const char *device, char *name, size_t name_size, u
     return OK;
 }
 
+enum err engine_check_backend(const char *backend)
+{
+    char name[32];
+    uint32_t index;
+    const struct backend_ops *ops;
+    enum err e = split_device(backend, name, sizeof name, &index);
+    return e == OK && backend_find(name, &ops) == ERR_NOT_FOUND ? ERR_INVALID : e;
+}
+
 enum err engine_pci_address(const char *backend, char *text, size_t size)
 {
     char name[32];

@@ -420,6 +420,7 @@ enum err node_options_check(const struct node_options *o)
     for (uint32_t i = 0; i < o->routers_count; i++)
         if ((e = address_split(o->routers[i], host, &port)) != OK) return err_prefix(e, "--router");
     if ((e = address_split(o->listen_kv, host, &port)) != OK) return err_prefix(e, "--listen-kv");
+    if ((e = engine_check_backend(o->engine.backend)) != OK) return err_prefix(e, "--device");
     if ((e = read_place(o, &place)) != OK) return e;
     bool of_host = o->link == NODE_LINK_SHM || o->link == NODE_LINK_IPC;
     if (!of_host && !o->trusted_network && !address_is_loopback(o->listen_kv))

@@ -44,6 +44,7 @@ static void wrong_settings_are_named_and_end_with_2(void **state)
         {"tandem-prefill", "--model x --metrics 9100", "--metrics: address \"9100\""},
         {"tandem-decode", "--kv-bytes many", "--kv-bytes: \"many\""},
         {"tandem-decode", "--link udp", "auto|shm|tcp"},
+        {"tandem-decode", "--model x --device gpu", "--device: no backend \"gpu\""},
         {"tandem-decode", "left over", "\"left\" is too much"},
         {"tandem-decode", "--model x --metrics 0.0.0.0:0", "--trusted-network"},
         {"tandem", "up --device cuda --prefill-gpus x", "--prefill-gpus \"x\": GPUs are given"},

@@ -50,8 +50,8 @@ static void wrong_options_are_named(void **state)
     struct {
         struct node_options o;
         const char *word;
-    } cases[12];
-    for (uint32_t i = 0; i < 12; i++)
+    } cases[14];
+    for (uint32_t i = 0; i < COUNT_OF(cases); i++)
         cases[i].o = right;
     cases[0].o.name = "", cases[0].word = "--name";
     cases[1].o.name = "a b", cases[1].word = "--name";
@@ -65,7 +65,9 @@ static void wrong_options_are_named(void **state)
     cases[9].o.nccl_listen = "127.0.0.1", cases[9].word = "--nccl-listen";
     cases[10].o.nccl_listen = "0.0.0.0:5711", cases[10].word = "--trusted-network";
     cases[11].o.nccl_interface = "eth0", cases[11].word = "--trusted-network";
-    for (uint32_t i = 0; i < 12; i++) {
+    cases[12].o.engine.backend = "gpu", cases[12].word = "--device: no backend \"gpu\"";
+    cases[13].o.engine.backend = "cpu:x", cases[13].word = "--device: device \"cpu:x\"";
+    for (uint32_t i = 0; i < COUNT_OF(cases); i++) {
         assert_int_equal(node_options_check(&cases[i].o), ERR_INVALID);
         assert_non_null(strstr(err_text(), cases[i].word));
     }
