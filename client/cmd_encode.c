@@ -93,10 +93,22 @@ static enum tandem_status prepare(void *ctx, struct tandem_request *r, const str
 
 /* ---- what comes out ---- */
 
-static void add_numbers(struct buf *out, const float *v, size_t count, const char *between)
+/* JSON has no infinities and no NaN. */
+static void add_json_number(struct buf *out, double v)
 {
-    for (size_t i = 0; i < count; i++)
-        buf_printf(out, "%s%.9g", i ? between : "", (double)v[i]);
+    if (isfinite(v))
+        buf_printf(out, "%.9g", v);
+    else
+        buf_add_string(out, "null");
+}
+
+static void add_json_list(struct buf *out, const float *v, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (i) buf_add_string(out, ",");
+        add_json_number(out, (double)v[i]);
+    }
+    buf_add_string(out, "]");
 }
 
 static double sum_of(const struct tandem_event *e)
@@ -114,16 +126,17 @@ static void add_score_json(const struct tandem_event *e, struct buf *out)
     for (size_t i = 0; i < e->values_count; i++)
         buf_printf(out, "%s%u", i ? "," : "", e->value_tokens[i]);
     buf_add_string(out, "],\"logprobs\":[");
-    add_numbers(out, e->values, e->values_count, ",");
-    buf_printf(out, "],\"logprob\":%.9g,\"perplexity\":%.9g", sum,
-               exp(-sum / (double)e->values_count));
+    add_json_list(out, e->values, e->values_count);
+    buf_add_string(out, ",\"logprob\":");
+    add_json_number(out, sum);
+    buf_add_string(out, ",\"perplexity\":");
+    add_json_number(out, exp(-sum / (double)e->values_count));
 }
 
 static void add_embed_json(const struct run *run, const struct tandem_event *e, struct buf *out)
 {
     buf_printf(out, ",\"pool\":\"%s\",\"embedding\":[", run->options->pool ? "mean" : "last");
-    add_numbers(out, e->values, e->values_count, ",");
-    buf_add_string(out, "]");
+    add_json_list(out, e->values, e->values_count);
 }
 
 static void add_json(const struct run *run, const struct crowd_item *item, struct buf *out)
@@ -159,6 +172,13 @@ static void add_score_text(const struct run *run, const struct tandem_event *e, 
                e->values_count == 1 ? "" : "s");
 }
 
+static void add_embed_text(const struct tandem_event *e, struct buf *out)
+{
+    for (size_t i = 0; i < e->values_count; i++)
+        buf_printf(out, "%s%.9g", i ? " " : "", (double)e->values[i]);
+    buf_add_string(out, "\n");
+}
+
 static void say_error(struct run *run, const struct crowd_item *item)
 {
     progress_end(&run->progress);
@@ -172,6 +192,7 @@ static void tick(void *ctx)
 {
     struct run *run = ctx;
     char text[32];
+    fflush(stdout); /* somebody may wait for a result before he gives the next line */
     if (!run->sequences || isatty(STDOUT_FILENO)) return;
     snprintf(text, sizeof text, "%llu lines", (unsigned long long)run->ended);
     progress_show(&run->progress, clock_now_ns(), 0, 0, text);
@@ -188,11 +209,12 @@ static void done(void *ctx, const struct crowd_item *item)
     if (run->options->json) {
         buf_add_string(&out, run->told++ ? ",\n" : run->sequences ? "[" : "");
         add_json(run, item, &out);
-    } else if (!failed && run->kind == TANDEM_SCORE) {
+    } else if (failed) {
+        if (run->sequences) buf_add_string(&out, "\n"); /* others stay at their lines' places */
+    } else if (run->kind == TANDEM_SCORE) {
         add_score_text(run, &item->end, &out);
-    } else if (!failed) {
-        add_numbers(&out, item->end.values, item->end.values_count, " ");
-        buf_add_string(&out, "\n");
+    } else {
+        add_embed_text(&item->end, &out);
     }
     if (out.size > 0) fwrite(out.data, 1, out.size, stdout);
     buf_fini(&out);

@@ -1,10 +1,12 @@
 #include "tests/unit/testing.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +16,7 @@
 #include "common/log.h"
 #include "common/settings.h"
 #include "tests/unit/fake_router.h"
+#include "tests/unit/scratch.h"
 
 enum { ARGS_MAX = 24 };
 #define NAME_OF_13 "a-long-tenant"
@@ -198,6 +201,71 @@ static void lines_go_out_together_and_come_back_in_order(void **state)
     }
     json_decref(list);
     fake_router_free(r);
+}
+
+/* So line k of what is printed is of line k of the file. */
+static void a_line_without_a_result_leaves_an_empty_one(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    const char *const verbs[] = {"embed", "score"};
+    for (size_t i = 0; i < 2; i++) {
+        const char *const args[] = {verbs[i],  "--router", fake_router_address(r),
+                                    "--lines", "-",        NULL};
+        struct result x = finish(start(args, "\nthree\n\n\nfourth"));
+        const char *line = x.out;
+        assert_int_equal(x.code, 1);
+        for (size_t n = 0; n < 5; n++, line = strchr(line, '\n') + 1)
+            if ((*line == '\n') != (n != 1 && n != 4)) fail_msg("line %zu of:\n%s", n, x.out);
+        assert_string_equal(line, "");
+    }
+    fake_router_free(r);
+}
+
+static void results_come_while_more_lines_are_waited_for(void **state)
+{
+    (void)state;
+    char dir[SCRATCH_BYTES], path[SCRATCH_BYTES + 8], text[256];
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    scratch_make(dir);
+    snprintf(path, sizeof path, "%s/lines", dir);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    const char *const args[] = {"score", "--router", fake_router_address(r), "--lines", "--file",
+                                path,    NULL};
+    struct running g = start(args, "");
+    int lines = open(path, O_WRONLY);
+    for (int i = 0; i < 2; i++) {
+        struct pollfd result = {g.out, POLLIN, 0};
+        assert_int_equal(write(lines, "four\n", 5), 5);
+        assert_int_equal(poll(&result, 1, 10000 * PATIENCE), 1);
+        ssize_t n = read(g.out, text, sizeof text);
+        assert_true(n > 0 && text[n - 1] == '\n');
+    }
+    close(lines);
+    assert_int_equal(finish(g).code, 0);
+    fake_router_free(r);
+    scratch_remove(dir);
+}
+
+/* 12,000 tokens of -(i + 1) / 8 make a perplexity beyond all numbers. */
+static void what_is_no_number_is_null_in_json(void **state)
+{
+    (void)state;
+    char dir[SCRATCH_BYTES], path[SCRATCH_BYTES + 8], text[12001];
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    scratch_make(dir);
+    snprintf(path, sizeof path, "%s/out", dir);
+    fclose(fopen(path, "w"));
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    const char *const args[] = {"score", "--router", fake_router_address(r), "--json", "-", NULL};
+    assert_int_equal(finish(start_into(path, args, text)).code, 0);
+    json_t *o = json_load_file(path, 0, NULL);
+    assert_true(json_is_null(json_object_get(o, "perplexity")));
+    assert_true(json_number_value(json_object_get(o, "logprob")) < -1e6);
+    json_decref(o);
+    fake_router_free(r);
+    scratch_remove(dir);
 }
 
 static void generate_streams_exactly_the_text(void **state)
@@ -648,6 +716,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
         cmocka_unit_test(score_and_embed_print_what_a_text_is_worth),
         cmocka_unit_test(lines_go_out_together_and_come_back_in_order),
+        cmocka_unit_test(a_line_without_a_result_leaves_an_empty_one),
+        cmocka_unit_test(results_come_while_more_lines_are_waited_for),
+        cmocka_unit_test(what_is_no_number_is_null_in_json),
         cmocka_unit_test(generate_streams_exactly_the_text),
         cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),

@@ -9,7 +9,7 @@
 #include "proto/channel.h"
 #include "proto/session.h"
 
-enum { CLIENTS_MAX = 64, VALUES_MAX = 256, OUTPUT_TOKENS = 3 };
+enum { CLIENTS_MAX = 64, VALUES_MAX = 16384, OUTPUT_TOKENS = 3 };
 
 struct client {
     struct peer peer;
