@@ -31,6 +31,7 @@ struct kv_events {
     void *context, *pub, *replay;
     char address[MSG_ADDRESS_MAX * 2], replay_address[MSG_ADDRESS_MAX * 2], topic[TOPIC_BYTES];
     struct kv_event_pack *pack;
+    enum kv_event_form form;
     struct loop_timer *flush, *again;
     struct loop_watch *watch;
     struct buf payload;
@@ -88,11 +89,11 @@ static void keep(struct kv_events *k, uint64_t number)
     k->kept_bytes += size;
 }
 
-static double wall_seconds(void)
+static uint64_t wall_us(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
 static void publish(struct kv_events *k)
@@ -102,7 +103,7 @@ static void publish(struct kv_events *k)
     buf_clear(&k->payload);
     uint64_t n = k->number++;
     put_number(number, n);
-    if (kv_event_pack_end(k->pack, wall_seconds(), &k->payload) != OK) {
+    if (kv_event_pack_end(k->pack, (double)wall_us() / 1e6, &k->payload) != OK) {
         log_warn("kv_events_lost", "number=%llu reason=\"%s\"", (unsigned long long)n, err_text());
         return; /* a gap in the numbers, like any other loss */
     }
@@ -135,9 +136,14 @@ static enum err send_replay(struct kv_events *k, uint64_t number, const void *by
     const struct {
         const void *bytes;
         size_t size;
-    } frames[] = {{k->asked.name, k->asked.name_size}, {"", 0}, {n, sizeof n}, {bytes, size}};
+    } frames[] = {{k->asked.name, k->asked.name_size},
+                  {"", 0},
+                  {k->topic, size > 0 ? strlen(k->topic) : 0},
+                  {n, sizeof n},
+                  {bytes, size}};
     for (size_t i = 0; i < sizeof frames / sizeof *frames; i++) {
         int more = i + 1 < sizeof frames / sizeof *frames ? ZMQ_SNDMORE : 0;
+        if (i == 2 && k->form == KV_EVENT_ARRAY) continue;
         if (zmq_send(k->replay, frames[i].bytes, frames[i].size, more | ZMQ_DONTWAIT) < 0)
             return errno == EAGAIN ? ERR_AGAIN : ERR_PEER;
     }
@@ -279,6 +285,8 @@ enum err kv_events_open(struct kv_events **out, struct loop *loop,
     struct kv_events *k = mem_new(sizeof *k);
     if (!k) return ERR_MEMORY;
     k->loop = loop;
+    k->form = o->form;
+    k->number = wall_us();
     if (o->topic)
         snprintf(k->topic, sizeof k->topic, "%s", o->topic);
     else

@@ -7,10 +7,14 @@
  *     kv_events_close(k);                           // before loop_free
  *
  * Batches go out on a PUB socket as three frames, as vLLM sends them: topic, sequence number (8 bytes,
- * big-endian, from 0 on), payload (node/kv_event_pack.h). The topic is "kv@NAME@MODEL", which tells readers
- * whose they are, or the one that a reader insists on; whoever subscribes to "" gets it, too. The first batch says AllBlocksCleared: a new life of this node. With a replay address a ROUTER
- * socket answers a request (8 bytes: the first number wanted) with the batches from there on that are still
- * kept, as (number, payload), and then (-1, "").
+ * big-endian), payload (node/kv_event_pack.h). The topic is "kv@NAME@MODEL", which tells readers whose they are,
+ * or the one that a reader insists on; whoever subscribes to "" gets it, too. The first batch says
+ * AllBlocksCleared: a new life of this node. It has the time in microseconds as its number, so that the numbers
+ * of a new life are beyond those of the old one: readers take lower ones for what they have already.
+ *
+ * With a replay address a ROUTER socket answers a request (8 bytes: the first number wanted) with the batches
+ * from there on that are still kept and with an end. As vLLM did when it wrote arrays: (number, payload) and
+ * (-1, ""); as maps with the topic in front, as it does now: (topic, number, payload) and ("", -1, "").
  *
  * Rules: a subscriber that does not keep up loses batches and sees it in the numbers; nobody slows the node
  * down. Kept for replay are the last KV_EVENTS_KEPT batches, of at most KV_EVENTS_KEPT_BYTES. One replay
