@@ -61,7 +61,7 @@ static enum err parse(json_t **samples, FILE *f)
     if (ferror(f)) return err_set(ERR_IO, "%s", strerror(errno));
     if (c == EOF) return err_set(ERR_FORMAT, "it is empty");
     ungetc(c, f);
-    json_t *root = json_loadf(f, 0, &error);
+    json_t *root = json_loadf(f, JSON_REJECT_DUPLICATES, &error);
     if (!root) return err_set(ERR_FORMAT, "no JSON: line %d: %s", error.line, error.text);
     if (!json_is_object(root)) {
         json_decref(root);

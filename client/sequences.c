@@ -125,7 +125,7 @@ static enum err take_json(const struct sequences *s, struct sequence *out)
     json_error_t why;
     const char *text = s->text.data ? s->text.data : "";
     if (strspn(text, " \t\r") >= s->text.size) return take_text(out, "", 0);
-    json_t *o = json_loadb(text, s->text.size, JSON_ALLOW_NUL, &why);
+    json_t *o = json_loadb(text, s->text.size, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &why);
     const json_t *prompt = json_object_get(o, "prompt"), *tokens = json_object_get(o, "tokens");
     enum err e;
     if (!json_is_object(o))

@@ -166,7 +166,7 @@ static enum err add_line(struct reader *r, const char *text, size_t bytes)
         return err_set(ERR_FORMAT,
                        "a table of lengths: what the prompts have in common is not in it; "
                        "a trace needs hash_ids or tokens");
-    json_t *line = json_loadb(text, bytes, 0, &at);
+    json_t *line = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &at);
     if (!line) return err_set(ERR_FORMAT, "no JSON: %s", at.text);
     enum err e = add_request(r, line);
     json_decref(line);

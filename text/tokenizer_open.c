@@ -12,7 +12,7 @@ static enum err parse(json_t **out, const char *name, const char *bytes, size_t 
     json_error_t why;
     if (length > TOKENIZER_FILE_MAX)
         return err_set(ERR_FORMAT, "%s: %zu bytes, at most %zu", name, length, TOKENIZER_FILE_MAX);
-    *out = json_loadb(bytes, length, JSON_ALLOW_NUL, &why);
+    *out = json_loadb(bytes, length, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &why);
     /* Out of memory is what jansson says nothing about. */
     if (!*out && (!why.text[0] || json_error_code(&why) == json_error_out_of_memory))
         return err_set(ERR_MEMORY, "%s: out of memory", name);

@@ -591,6 +591,7 @@ static void doctor_reads_saved_looks_and_says_what_one_alone_cannot_tell(void **
         {" \n", "", "stdin: it is empty", 1},
         {"{\"router\":", "", "stdin: no JSON: ", 1},
         {"[]", "", "stdin: no JSON object", 1},
+        {"{\"router\":{},\"router\":{}}", "", "stdin: no JSON: line 1: duplicate", 1},
         {"{}", "", "stdin: it has neither a status nor a report of KV", 1},
         {"{\"samples\":[]}", "", "stdin: there is no sample in it", 1},
     };

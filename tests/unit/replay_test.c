@@ -84,6 +84,7 @@ static void what_is_malformed_is_an_error_with_its_line(void **state)
         {"", "no prompts"},
         {"TIMESTAMP,ContextTokens,GeneratedTokens\n", ":1: a table of lengths"},
         {"{\"tokens\": [1]}\nnonsense\n", ":2: no JSON"},
+        {"{\"tokens\": [1], \"tokens\": [2]}\n", ":1: no JSON: duplicate object key"},
         {"{\"tokens\": [1, -2]}\n", "tokens[1] is no token id"},
         {"{\"tokens\": [4294967296]}\n", "tokens[0] is no token id"},
         {"{\"tokens\": [1], \"hash_ids\": [1]}\n", "or both"},

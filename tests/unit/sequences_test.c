@@ -104,6 +104,7 @@ static void lines_of_json_are_prompts_or_ids_and_bad_ones_are_named(void **state
                                "{\"prompt\": 3}\n"
                                "[1]\n"
                                "{\"prompt\n"
+                               "{\"prompt\": \"a\", \"prompt\": \"b\"}\n"
                                "{\"prompt\": \"\"}\n"
                                "\n"
                                " \t\r\n"
@@ -118,7 +119,7 @@ static void lines_of_json_are_prompts_or_ids_and_bad_ones_are_named(void **state
     assert_int_equal(q.count, 3);
     assert_int_equal(q.tokens[2], UINT32_MAX);
     sequence_free(&q);
-    for (int line = 3; line <= 10; line++) {
+    for (int line = 3; line <= 11; line++) {
         assert_int_equal(sequences_next(s, &q), ERR_FORMAT);
         assert_int_equal(q.line, line);
         assert_string_not_equal(err_text(), "");

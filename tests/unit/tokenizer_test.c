@@ -48,6 +48,8 @@ static void what_is_wrong_in_a_file_is_named(void **state)
         {"{", ERR_FORMAT, "t.json: line 1"},
         {"[]", ERR_FORMAT, "t.json: an object is wanted, an array"},
         {"{\"a\":\"\xff\"}", ERR_FORMAT, "t.json: line 1"},
+        {"{\"model\":{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", ERR_FORMAT,
+         "t.json: line 1: duplicate object key"},
         {"{}", ERR_FORMAT, "t.json: model: an object is wanted, nothing"},
         {"{\"version\":\"2.0\"," MODEL "}", ERR_UNSUPPORTED, "version \"2.0\""},
         {"{\"model\":{\"type\":\"Unigram\"}}", ERR_UNSUPPORTED, "t.json: model: type \"Unigram\""},
