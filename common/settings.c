@@ -10,7 +10,16 @@
 
 #define NAME_BYTES_MAX 64
 
-static const char *const sections[] = {"router", "prefill", "decode", "tandem"};
+/* Of a config file. `shared`: by all verbs of the command. */
+static const struct section {
+    const char *name;
+    bool shared;
+} sections[] = {{"router", false}, {"prefill", false}, {"decode", false}, {"tandem", true}};
+
+/* Those of every program, whoever has them. */
+static const char *const every_name[] = {
+#include "common/setting_names.h"
+};
 
 /* A row with the table it is in and its number over all tables. */
 struct place {
@@ -65,7 +74,8 @@ static enum err read_defaults(struct settings *s)
 struct config {
     struct settings *s;
     yaml_document_t document;
-    bool in_section;
+    const yaml_node_t *own;        /* the program's section; NULL: not seen */
+    const struct section *section; /* that is being read; NULL: the top level */
 };
 
 static enum err set_from_node(struct config *c, const struct place *p, const char *where,
@@ -86,17 +96,39 @@ static enum err set_from_node(struct config *c, const struct place *p, const cha
     return OK;
 }
 
-static bool is_section(const char *name)
+static const struct section *section_of(const char *name)
 {
     for (size_t i = 0; i < COUNT_OF(sections); i++)
-        if (strcmp(name, sections[i]) == 0) return true;
+        if (strcmp(name, sections[i].name) == 0) return &sections[i];
+    return NULL;
+}
+
+/* What another program has, where others read too. */
+static bool is_for_others(const struct config *c, const char *name)
+{
+    if (c->section && !c->section->shared) return false;
+    for (size_t i = 0; i < COUNT_OF(every_name); i++)
+        if (strcmp(name, every_name[i]) == 0) return true;
     return false;
 }
 
-static enum err read_mapping(struct config *c, const yaml_node_t *mapping);
-
-static enum err read_pair(struct config *c, const yaml_node_t *key, const yaml_node_t *value)
+/* Those before it are all different, and names of settings: few. */
+static bool stands_twice(struct config *c, const yaml_node_t *mapping, const yaml_node_pair_t *pair)
 {
+    const yaml_node_t *key = yaml_document_get_node(&c->document, pair->key);
+    for (const yaml_node_pair_t *p = mapping->data.mapping.pairs.start; p < pair; p++) {
+        const yaml_node_t *before = yaml_document_get_node(&c->document, p->key);
+        if (strcmp((char *)before->data.scalar.value, (char *)key->data.scalar.value) == 0)
+            return true;
+    }
+    return false;
+}
+
+static enum err read_pair(struct config *c, const yaml_node_t *mapping,
+                          const yaml_node_pair_t *pair)
+{
+    const yaml_node_t *key = yaml_document_get_node(&c->document, pair->key);
+    const yaml_node_t *value = yaml_document_get_node(&c->document, pair->value);
     char where[NAME_BYTES_MAX + 300];
     struct place p;
     if (!key || !value || key->type != YAML_SCALAR_NODE)
@@ -104,16 +136,16 @@ static enum err read_pair(struct config *c, const yaml_node_t *key, const yaml_n
     const char *name = (const char *)key->data.scalar.value;
     snprintf(where, sizeof where, "%.280s:%zu: %.*s", c->s->config_path, key->start_mark.line + 1,
              NAME_BYTES_MAX, name);
-    if (!c->in_section && value->type == YAML_MAPPING_NODE && is_section(name)) {
-        if (strcmp(name, c->s->program->section) != 0) return OK;
-        c->in_section = true;
-        enum err e = read_mapping(c, value);
-        c->in_section = false;
-        return e;
+    if (stands_twice(c, mapping, pair)) return err_set(ERR_INVALID, "%s: it stands twice", where);
+    if (!c->section && value->type == YAML_MAPPING_NODE && section_of(name)) {
+        if (strcmp(name, c->s->program->section) == 0) c->own = value;
+        return OK;
     }
-    if (!place_of(c->s->program, name, strlen(name), &p))
+    if (!place_of(c->s->program, name, strlen(name), &p)) {
+        if (is_for_others(c, name)) return OK;
         return err_set(ERR_INVALID, "%s: no such setting; see %s --help", where,
                        c->s->program->name);
+    }
     return set_from_node(c, &p, where, value);
 }
 
@@ -121,8 +153,7 @@ static enum err read_mapping(struct config *c, const yaml_node_t *mapping)
 {
     const yaml_node_pair_t *pair = mapping->data.mapping.pairs.start;
     for (; pair < mapping->data.mapping.pairs.top; pair++) {
-        enum err e = read_pair(c, yaml_document_get_node(&c->document, pair->key),
-                               yaml_document_get_node(&c->document, pair->value));
+        enum err e = read_pair(c, mapping, pair);
         if (e != OK) return e;
     }
     return OK;
@@ -137,10 +168,13 @@ static enum err read_document(struct settings *s, yaml_parser_t *parser)
                        parser->problem ? parser->problem : "not YAML");
     const yaml_node_t *root = yaml_document_get_root_node(&c.document);
     bool empty = !root || (root->type == YAML_SCALAR_NODE && root->data.scalar.length == 0);
-    if (root && root->type == YAML_MAPPING_NODE)
+    if (root && root->type == YAML_MAPPING_NODE) {
         e = read_mapping(&c, root);
-    else if (!empty)
+        c.section = section_of(s->program->section);
+        if (e == OK && c.own) e = read_mapping(&c, c.own);
+    } else if (!empty) {
         e = err_set(ERR_FORMAT, "%s: not a mapping of settings", s->config_path);
+    }
     yaml_document_delete(&c.document);
     return e;
 }

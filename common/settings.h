@@ -22,7 +22,8 @@
  * adds one item. Everything wrong is ERR_INVALID (a file: also ERR_NOT_FOUND, ERR_IO, ERR_FORMAT) with a
  * text that names the setting, where it stood, its value and what is allowed. Flags may stand as --name,
  * --name=value, --no-name. A config file's top level holds settings, and mappings named like a section
- * (router:, prefill:, decode:, tandem:) whose settings only that program reads.
+ * (router:, prefill:, decode:, tandem:) whose settings only that program reads, and which count more. At the top
+ * level, and in tandem:, which all verbs read, a program passes over what it has not but another one has.
  * Owner: one thread, before others start. */
 #ifndef TANDEM_COMMON_SETTINGS_H
 #define TANDEM_COMMON_SETTINGS_H

@@ -212,6 +212,31 @@ static void the_file_yields_to_the_environment_and_that_to_arguments(void **stat
     unsetenv("TANDEM_CONFIG");
 }
 
+static void a_file_is_for_all_programs_and_a_section_counts_more(void **state)
+{
+    (void)state;
+    struct settings_program of_verb = program;
+    struct settings s;
+    char words[128];
+    of_verb.section = "tandem";
+    write_config("prefill:\n  threads: 5\nthreads: 3\n"
+                 "max-tokens: 7\ndead-after: 1s\n" /* of tandem generate; of the others */
+                 "tandem:\n  max-tokens: 8\n  share: 0.25\n");
+    snprintf(words, sizeof words, "--config %s", config_path);
+    assert_ok(read_words(&s, words));
+    assert_int_equal(v.threads, 5);
+    assert_true(v.share == 0.5);
+    settings_fini(&s);
+    char *argv[] = {(char[]){"tandem"}, (char[]){"--config"}, config_path};
+    assert_ok(settings_read(&s, &of_verb, COUNT_OF(argv), argv));
+    assert_int_equal(v.threads, 3);
+    assert_true(v.share == 0.25);
+    settings_fini(&s);
+    write_config("tandem:\n  max-token: 8\n");
+    assert_int_equal(settings_read(&s, &of_verb, COUNT_OF(argv), argv), ERR_INVALID);
+    assert_non_null(strstr(err_text(), ":2: max-token: no such setting"));
+}
+
 static void a_bad_file_is_an_error_with_its_line(void **state)
 {
     (void)state;
@@ -219,6 +244,9 @@ static void a_bad_file_is_an_error_with_its_line(void **state)
         const char *text, *said;
     } cases[] = {
         {"threads: 3\nthread: 4\n", ":2: thread: no such setting"},
+        {"prefill:\n  max-tokens: 3\n", ":2: max-tokens: no such setting"},
+        {"threads: 3\nlink: tcp\nthreads: 3\n", ":3: threads: it stands twice"},
+        {"decode:\n  threads: 3\nprefill: {}\ndecode: {}\n", ":4: decode: it stands twice"},
         {"threads: 65\n", ":1: threads: \"65\" is out of range"},
         {"threads: [1, 2]\n", ":1: threads: one value"},
         {"threads: {a: b}\n", ":1: threads: one value"},
@@ -307,6 +335,7 @@ int main(void)
         cmocka_unit_test(what_is_wrong_is_named_with_what_is_allowed),
         cmocka_unit_test(a_list_has_a_limit),
         cmocka_unit_test(the_file_yields_to_the_environment_and_that_to_arguments),
+        cmocka_unit_test(a_file_is_for_all_programs_and_a_section_counts_more),
         cmocka_unit_test(a_bad_file_is_an_error_with_its_line),
         cmocka_unit_test(help_and_markdown_name_every_setting),
         cmocka_unit_test(no_allocation_may_fail_unseen),
