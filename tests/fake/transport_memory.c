@@ -25,7 +25,7 @@ struct end {
     struct end *other; /* joined, and not closed */
     struct slots *slots;
     bool joins;
-    uint32_t asked;
+    uint32_t looked, asked;
     uint64_t begun, ended;
     struct operation operation[TRANSPORT_SLOTS_MAX]; /* by number */
 };
@@ -103,8 +103,13 @@ static enum err placed_open(struct transport **t, const struct transport_options
     return memory_open(t, options, &transport_memory_placed);
 }
 
-static enum err memory_offer(struct transport *t, uint8_t bytes[TRANSPORT_OFFER_MAX], size_t *size)
+static enum err memory_opened(struct transport *t, uint8_t bytes[TRANSPORT_OFFER_MAX], size_t *size)
 {
+    if (end_of(t)->looked++ < transport_memory_knobs.opens_after) return ERR_AGAIN;
+    if (transport_memory_knobs.fail_openeds > 0) {
+        transport_memory_knobs.fail_openeds--;
+        return err_set(ERR_MEMORY, "no memory today");
+    }
     memcpy(bytes, &end_of(t)->id, *size = sizeof end_of(t)->id);
     return OK;
 }
@@ -212,7 +217,7 @@ const struct transport_ops transport_memory_posted = {
     .posted = true,
     .dialler_offers = true,
     .open = posted_open,
-    .offer = memory_offer,
+    .opened = memory_opened,
     .join = memory_join,
     .joined = memory_joined,
     .fd = memory_fd,
@@ -226,7 +231,7 @@ const struct transport_ops transport_memory_placed = {
     .name = "memory-placed",
     .acceptor_offers = true,
     .open = placed_open,
-    .offer = memory_offer,
+    .opened = memory_opened,
     .join = memory_join,
     .joined = memory_joined,
     .fd = memory_fd,

@@ -16,12 +16,14 @@
 #include "xfer/device/link.h"
 
 struct transport_memory_knobs {
-    uint32_t joins_after; /* calls of joined that say ERR_AGAIN before the one that may say OK */
-    uint32_t fail_opens;  /* so many further opens fail */
-    uint32_t fail_joins;  /* so many further joins end in ERR_DEVICE */
-    uint64_t hang_from;   /* operations of this number and above never end; 0: none hangs */
-    uint64_t break_at;    /* `ended` of this operation says ERR_DEVICE; 0: none */
-    uint64_t fail_begin;  /* `begin` of this operation fails; 0: none */
+    uint32_t opens_after;  /* calls of opened that say ERR_AGAIN before the one that says OK */
+    uint32_t joins_after;  /* calls of joined that say ERR_AGAIN before the one that may say OK */
+    uint32_t fail_opens;   /* so many further opens fail */
+    uint32_t fail_openeds; /* so many further ones find in `opened` that they have failed */
+    uint32_t fail_joins;   /* so many further joins end in ERR_DEVICE */
+    uint64_t hang_from;    /* operations of this number and above never end; 0: none hangs */
+    uint64_t break_at;     /* `ended` of this operation says ERR_DEVICE; 0: none */
+    uint64_t fail_begin;   /* `begin` of this operation fails; 0: none */
 };
 extern struct transport_memory_knobs transport_memory_knobs;
 void transport_memory_reset(void);

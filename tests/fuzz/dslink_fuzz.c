@@ -1,7 +1,8 @@
 /* The control channel of device links: any bytes are a checked message or an error, what was read prints as
  * it came, and no run of messages makes a session do what its transport could not, or wait for ever.
  *
- * Input: a byte (1: the dialler; 2: not posted; 4: the transport joins late), then messages: 2 bytes of
+ * Input: a byte (1: the dialler; 2: not posted; 4: the transport joins late, 8: it opens
+ * late), then messages: 2 bytes of
  * size (little-endian), the message. Size 0xffff: the oldest operation ends and a frame is released. */
 #include <string.h>
 
@@ -17,7 +18,7 @@ static const struct transport_ops placed = {.name = "placed", .acceptor_offers =
 struct world {
     const struct transport_ops *transport;
     struct dslink *s;
-    bool open, joins_late, kept;
+    bool open, opens_late, joins_late, kept;
     uint64_t begun, ended, now_ns;
 };
 
@@ -28,8 +29,7 @@ static void act(struct world *w, const struct dslink_act *a)
         CHECK(!w->open && a->slots_count <= SLOTS && a->slot_bytes <= SLOT_BYTES);
         w->open = true;
         w->begun = w->ended = 0;
-        dslink_opened(w->s, (const uint8_t *)"id", 2);
-        return;
+        break;
     case DSLINK_JOIN: CHECK(w->open && a->size <= TRANSPORT_OFFER_MAX); break;
     case DSLINK_BEGIN:
         CHECK(w->open && a->slot < SLOTS && a->payload_bytes <= SLOT_BYTES);
@@ -52,6 +52,8 @@ static void act_all(struct world *w)
         dslink_turn(w->s, dslink_wants_turn(w->s), w->now_ns);
         if (dslink_next(w->s, &a)) {
             act(w, &a);
+        } else if (dslink_opening(w->s) && !w->opens_late) {
+            dslink_opened(w->s, (const uint8_t *)"id", 2);
         } else if (dslink_joining(w->s) && !w->joins_late) {
             dslink_joined(w->s, w->now_ns);
         } else if (dslink_operating(w->s) && !w->transport->posted) {
@@ -76,7 +78,7 @@ static void release(struct world *w)
 
 static void time_passes(struct world *w)
 {
-    w->joins_late = false;
+    w->opens_late = w->joins_late = false;
     if (dslink_operating(w->s) && w->ended < w->begun) {
         w->ended++;
         dslink_ended(w->s, w->now_ns);
@@ -100,6 +102,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size == 0) return 0;
     struct world w = {.transport = data[0] & 2 ? &placed : &posted,
                       .joins_late = data[0] & 4,
+                      .opens_late = data[0] & 8,
                       .now_ns = NS_PER_S};
     struct dslink_options o = {.dialler = data[0] & 1,
                                .transport = w.transport,

@@ -55,6 +55,8 @@ struct posting {
 struct endpoint {
     bool open, joins, fails, join_hangs;
     uint32_t id, their_id;
+    uint64_t open_ns; /* when its memory is there */
+    bool open_fails;
     uint64_t join_ns; /* it takes so long once both sides join; then the time */
     uint64_t hang_from, break_at;
     uint64_t begun, ended;
@@ -188,12 +190,15 @@ static void open_endpoint(struct side *x)
     HOLD(!x->t.open, "a transport is opened twice");
     x->t = (struct endpoint){.open = true,
                              .id = ++w->next_id,
+                             .open_ns = within(chance(4) ? 60 : 2),
+                             .open_fails = chance(2),
                              .fails = chance(8),
                              .join_hangs = chance(4),
                              .join_ns = (uint64_t)draw(20) * MS,
                              .hang_from = chance(6) ? draw(8) : UINT64_MAX,
                              .break_at = chance(6) ? draw(8) : UINT64_MAX};
-    if (x->t.fails || x->t.join_hangs || x->t.hang_from < 99 || x->t.break_at < 99)
+    if (x->t.fails || x->t.open_fails || x->t.join_hangs || x->t.hang_from < 99 ||
+        x->t.break_at < 99)
         disturb(x->link);
     memset(x->slot_busy, 0, sizeof x->slot_busy);
     x->told = 0;
@@ -289,9 +294,22 @@ static void give_turn(struct side *x)
     x->has_turn = false;
 }
 
+static bool opened(struct side *x)
+{
+    const struct transport_ops *t = x->link->transport;
+    bool offers = x->dialler ? t->dialler_offers : t->acceptor_offers;
+    if (x->t.open_ns > w->now_ns) return false;
+    if (x->t.open_fails)
+        dslink_broken(x->s, ERR_MEMORY, "no memory", w->now_ns);
+    else
+        dslink_opened(x->s, (const uint8_t *)&x->t.id, offers ? sizeof x->t.id : 0);
+    return true;
+}
+
 /* Whether the transport had something to say. */
 static bool ask_transport(struct side *x)
 {
+    if (dslink_opening(x->s)) return opened(x);
     if (dslink_joining(x->s)) {
         struct side *y = other(x);
         if (x->t.fails && x->t.join_ns <= w->now_ns) {
@@ -347,10 +365,7 @@ static bool do_act(struct side *x, const struct dslink_act *act)
             return true;
         }
         open_endpoint(x);
-        bool offers =
-            x->dialler ? x->link->transport->dialler_offers : x->link->transport->acceptor_offers;
-        dslink_opened(x->s, (const uint8_t *)&x->t.id, offers ? sizeof x->t.id : 0);
-        return true;
+        break;
     case DSLINK_JOIN:
         if (act->size == sizeof id) memcpy(&x->t.their_id, act->bytes, sizeof id);
         x->t.joins = true;
@@ -678,6 +693,7 @@ static uint64_t next_of_side(const struct side *x)
         at_ns = earlier(at_ns, x->lost_ns);
         if (x->count > 0) at_ns = earlier(at_ns, x->queue[x->first].at_ns);
     }
+    if (dslink_opening(x->s)) at_ns = earlier(at_ns, x->t.open_ns);
     if (x->t.open && x->t.joins && dslink_joining(x->s) && x->t.join_ns > w->now_ns)
         at_ns = earlier(at_ns, x->t.join_ns);
     if (dslink_operating(x->s)) at_ns = earlier(at_ns, x->t.posting[x->t.ended % NUMBERS].end_ns);

@@ -140,11 +140,15 @@ static void a_set_up_that_fails_is_tried_again(void **state)
     const struct kv_link_ops *ops;
     EACH_KIND(ops)
     {
-        for (int what = 0; what < 2; what++) {
+        uint32_t *const fails[] = {&transport_memory_knobs.fail_opens,
+                                   &transport_memory_knobs.fail_openeds,
+                                   &transport_memory_knobs.fail_joins};
+        for (size_t what = 0; what < sizeof fails / sizeof fails[0]; what++) {
             struct ends w;
             transport_memory_reset();
             dial(&w, ops, 0, 1);
-            *(what ? &transport_memory_knobs.fail_joins : &transport_memory_knobs.fail_opens) = 1;
+            *fails[what] = 1;
+            transport_memory_knobs.opens_after = 2;
             transport_memory_knobs.joins_after = 3;
             settle_ends(&w);
             assert_ok(w.near_says);
@@ -155,6 +159,25 @@ static void a_set_up_that_fails_is_tried_again(void **state)
             close_ends(&w);
             assert_int_equal(transport_memory_counts.open, 0);
         }
+    }
+}
+
+/* Of the two the dialler's opens when the acceptor's has: so one is opening, and then there is the other. */
+static void a_link_may_be_closed_while_its_transport_opens(void **state)
+{
+    (void)state;
+    const struct kv_link_ops *ops;
+    EACH_KIND(ops)
+    {
+        struct ends w;
+        transport_memory_reset();
+        dial(&w, ops, 0, 1);
+        transport_memory_knobs.opens_after = UINT32_MAX;
+        for (int i = 0; transport_memory_counts.open == 0 && i < 1000; i++)
+            poll_ends(&w);
+        assert_int_equal(transport_memory_counts.open, 1);
+        close_ends(&w);
+        assert_int_equal(transport_memory_counts.open, 0);
     }
 }
 
@@ -384,6 +407,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_set_up_that_fails_is_tried_again),
+        cmocka_unit_test(a_link_may_be_closed_while_its_transport_opens),
         cmocka_unit_test(a_device_that_never_works_ends_the_link_with_its_reason),
         cmocka_unit_test(a_transport_that_does_not_join_is_given_up),
         cmocka_unit_test(an_operation_that_never_ends_ends_the_link),

@@ -17,10 +17,11 @@ void pair_put(struct pair *p, int to, const void *bytes, size_t size)
     memcpy(m->bytes, bytes, size);
 }
 
+static const uint8_t offer[] = "what I have";
+
 static void act(struct pair *p, int side, const struct dslink_act *a)
 {
-    static const uint8_t offer[] = "what I have";
-    bool offers = side == D ? p->transport->dialler_offers : p->transport->acceptor_offers;
+    bool offers;
     struct dslink *s = p->s[side];
     switch (a->kind) {
     case DSLINK_TELL: pair_put(p, !side, a->bytes, a->size); break;
@@ -31,8 +32,7 @@ static void act(struct pair *p, int side, const struct dslink_act *a)
         p->open[side] = true;
         p->joined[side] = false;
         p->begun[side] = p->ended[side] = 0;
-        dslink_opened(s, offer, offers ? sizeof offer : 0);
-        return;
+        break;
     case DSLINK_JOIN:
         offers = side == A ? p->transport->dialler_offers : p->transport->acceptor_offers;
         assert_int_equal(a->size, offers ? sizeof offer : 0);
@@ -56,6 +56,11 @@ static void act(struct pair *p, int side, const struct dslink_act *a)
 static bool transport_step(struct pair *p, int side)
 {
     struct dslink *s = p->s[side];
+    if (!p->hold_open && dslink_opening(s)) {
+        bool offers = side == D ? p->transport->dialler_offers : p->transport->acceptor_offers;
+        dslink_opened(s, offer, offers ? sizeof offer : 0);
+        return true;
+    }
     if (!p->hold_join && dslink_joining(s) && p->joined[!side]) {
         dslink_joined(s, p->now_ns);
         return true;

@@ -41,7 +41,7 @@ struct pair {
     int closes[SIDES];
     enum transport_end end[SIDES];
     uint64_t now_ns;
-    bool mute, hold_join, hold_end, no_turns; /* what does not happen meanwhile */
+    bool mute, hold_open, hold_join, hold_end, no_turns; /* what does not happen meanwhile */
 };
 
 void pair_start(struct pair *p, const struct transport_ops *transport);

@@ -484,9 +484,10 @@ static void the_owner_may_close_in_every_state_of_setting_up(void **state)
 {
     (void)state;
     for (int side = 0; side < SIDES; side++)
-        for (int at = 0; at < 4; at++) {
+        for (int at = 0; at < 5; at++) {
             struct pair p;
             pair_start(&p, &posted);
+            p.hold_open = at == 4;
             p.hold_join = at == 1 || at == 3;
             p.hold_end = at == 2;
             if (at > 0) pair_run(&p);
@@ -502,6 +503,29 @@ static void the_owner_may_close_in_every_state_of_setting_up(void **state)
         }
 }
 
+/* The acceptor has not said yet that it is there. */
+static void an_offer_before_accept_was_told_is_refused(void **state)
+{
+    (void)state;
+    for (int opened = 0; opened < 2; opened++) {
+        struct pair p;
+        pair_start(&p, &posted);
+        p.hold_open = !opened;
+        pair_step(&p, D);
+        for (int i = 0; i < 2 + opened; i++)
+            pair_step(&p, A);
+        pair_assert_states(&p, DSLINK_OPENING, DSLINK_OFFERING);
+        pair_tell(&p, A, (struct control){.kind = CONTROL_OFFER, .epoch = 1});
+        dslink_message(p.s[A], p.queue[A][p.first[A]].bytes, p.queue[A][p.first[A]].size, p.now_ns);
+        assert_int_equal(dslink_state(p.s[A]), DSLINK_CLOSED);
+        assert_int_equal(dslink_error(p.s[A]), ERR_STATE);
+        p.first[A]++, p.count[A]--;
+        pair_run(&p);
+        assert_false(p.open[A]);
+        pair_stop(&p);
+    }
+}
+
 /* ---- every event in every state ---- */
 
 /* Both sides, and `side` in this state. False: it is not one of this side's. */
@@ -513,7 +537,7 @@ static bool bring(struct pair *p, int side, enum dslink_state state)
         return (state == DSLINK_OPENING) == (side == D);
     if (state == DSLINK_OFFERING) {
         pair_step(p, D);
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 4; i++)
             pair_step(p, A);
         return side == A;
     }
@@ -651,6 +675,7 @@ int main(void)
         cmocka_unit_test(what_has_come_whole_is_handed_out_after_the_channel_is_lost),
         cmocka_unit_test(a_dialler_with_all_slots_back_leaves_in_order),
         cmocka_unit_test(the_owner_may_close_in_every_state_of_setting_up),
+        cmocka_unit_test(an_offer_before_accept_was_told_is_refused),
         cmocka_unit_test(every_event_in_every_state_is_answered),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,7 +22,11 @@ enum err open_end(struct transport **t, bool dialler)
 
 enum err make_offer(struct transport *t, struct offer *o)
 {
-    return ops->offer(t, o->bytes, &o->size);
+    struct pollfd fd = {.fd = ops->fd(t), .events = POLLIN};
+    enum err e;
+    while ((e = ops->opened(t, o->bytes, &o->size)) == ERR_AGAIN)
+        assert_true(poll(&fd, 1, WAIT_MS) > 0);
+    return e;
 }
 
 enum err open_pair(struct pair *p)

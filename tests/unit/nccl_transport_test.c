@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -149,10 +150,13 @@ static void what_can_be_done_without_is_done_without(void **state)
 static void memory_that_is_short_is_told(void **state)
 {
     struct transport *t;
+    struct offer o;
     (void)state;
     fake_knobs()->device_bytes = 2 * SLOT_BYTES;
-    assert_int_equal(open_end(&t, true), ERR_MEMORY);
+    assert_ok(open_end(&t, true));
+    assert_int_equal(make_offer(t, &o), ERR_MEMORY);
     assert_non_null(strstr(err_text(), "staging slots"));
+    close_pair(&(struct pair){.end = {t}}, TRANSPORT_BROKEN);
     mem_fail_at(1);
     assert_int_equal(open_end(&t, true), ERR_MEMORY);
     mem_fail_at(0);
@@ -252,6 +256,62 @@ static void two_ranks_on_one_gpu_are_refused_for_good(void **state)
     assert_int_equal(e, ERR_UNSUPPORTED);
     assert_non_null(strstr(err_text(), "Duplicate GPU"));
     close_pair(&p, TRANSPORT_BROKEN);
+}
+
+/* --- what takes long --- */
+
+/* Taking memory waits for whatever the device is doing: other pairs go on meanwhile, and whoever is set up may
+ * be closed. */
+static void memory_is_taken_on_a_thread_that_nobody_waits_for(void **state)
+{
+    struct transport *late[2];
+    size_t before, after, total;
+    struct pair p;
+    struct offer o;
+    (void)state;
+    assert_ok(open_pair(&p));
+    assert_ok(join_pair(&p));
+    assert_int_equal(cudaMemGetInfo(&before, &total), 0);
+    for (uint32_t without = 0; without < 2; without++) {
+        fake_nccl_knobs()->register_unsupported = without; /* ncclMemAlloc, or cudaMalloc */
+        fake_hold("cudaMalloc");
+        assert_ok(open_end(&late[0], false));
+        assert_ok(open_end(&late[1], false));
+        for (uint32_t i = 0; i < 3; i++) {
+            assert_int_equal(ops->opened(late[0], o.bytes, &o.size), ERR_AGAIN);
+            assert_ok(move(&p, i, 100));
+        }
+        ops->close(late[1], TRANSPORT_BROKEN);
+        assert_int_equal(nccl_held_count(), 4);
+        fake_hold(NULL);
+        assert_ok(make_offer(late[0], &o));
+        ops->close(late[0], TRANSPORT_BROKEN);
+        while (nccl_held_count() > 2)
+            usleep(500);
+    }
+    assert_int_equal(cudaMemGetInfo(&after, &total), 0);
+    assert_int_equal(before, after);
+    close_pair(&p, TRANSPORT_DRAINED);
+}
+
+/* What NCCL takes 200 ms to launch is looked at some hundred times, not every few microseconds, and not at all
+ * when it is over. */
+static void a_slow_launch_costs_few_looks(void **state)
+{
+    struct pair p;
+    (void)state;
+    assert_ok(open_pair(&p));
+    assert_ok(join_pair(&p));
+    assert_ok(move(&p, 0, 10));
+    fake_nccl_knobs()->in_progress_ms = 200;
+    uint32_t before = fake_nccl_looks();
+    assert_ok(move(&p, 1, 10));
+    assert_in_range(fake_nccl_looks() - before, 2, 2 * (300 + 200));
+    fake_nccl_knobs()->in_progress_ms = 0;
+    struct pollfd fds[2] = {{.fd = ops->fd(p.end[0]), .events = POLLIN},
+                            {.fd = ops->fd(p.end[1]), .events = POLLIN}};
+    assert_int_equal(poll(fds, 2, 20), 0); /* nothing is under way: nothing wakes */
+    close_pair(&p, TRANSPORT_DRAINED);
 }
 
 /* --- peers that are not there --- */
@@ -519,9 +579,8 @@ static void a_peer_that_is_killed_leaves_an_operation_that_is_aborted(void **sta
 {
     (void)state;
     for (uint32_t loud = 0; loud < 2; loud++) {
-        uint8_t offer[TRANSPORT_OFFER_MAX];
+        struct offer offer;
         struct pair p = {0};
-        size_t size;
         uint32_t slot;
         int fd, status;
         char byte = 1;
@@ -529,8 +588,8 @@ static void a_peer_that_is_killed_leaves_an_operation_that_is_aborted(void **sta
         fake_nccl_knobs()->loud_death = loud;
         pid_t child = start_child("accepts", &fd);
         assert_ok(open_end(&p.end[0], true));
-        assert_ok(ops->offer(p.end[0], offer, &size));
-        assert_int_equal(write(fd, offer, size), size);
+        assert_ok(make_offer(p.end[0], &offer));
+        assert_int_equal(write(fd, offer.bytes, offer.size), offer.size);
         assert_ok(join_alone(p.end[0], true));
         enum err e;
         while ((e = ops->joined(p.end[0])) == ERR_AGAIN)
@@ -663,6 +722,8 @@ int main(int argc, char **argv)
         TEST(tries_that_come_to_nothing_have_an_end),
         TEST(nccls_own_files_make_no_call_wait),
         TEST(a_registration_that_fails_is_done_without),
+        TEST(memory_is_taken_on_a_thread_that_nobody_waits_for),
+        TEST(a_slow_launch_costs_few_looks),
         TEST(slots_are_freed_when_the_abort_has_returned),
         TEST(what_never_connects_can_be_closed),
         TEST(what_is_taken_down_counts_until_its_memory_is_free),

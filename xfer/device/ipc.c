@@ -49,9 +49,10 @@ struct ipc {
     struct list_link lent;
     int listener, connection; /* negative: none */
     uint64_t name[2];
-    cudaIpcMemHandle_t theirs; /* dialler */
+    cudaIpcMemHandle_t handle; /* of the acceptor's slots */
     uint64_t gone_ns;          /* acceptor: the connection has ended; 0: not yet */
     char *slots;               /* the acceptor's own, the dialler's view of them */
+    bool maps;                 /* dialler: the slots are being mapped, or are */
     bool begun;
     uint32_t slot;
 };
@@ -171,10 +172,7 @@ static void forget(void *arg)
 
 static void take_down(struct ipc *t)
 {
-    t->work.run = give_back;
-    t->work.done = forget;
-    t->work.arg = t;
-    if (t->slots && !PLANTED("ipc_frees_on_the_link_thread") && !PLANTED("ipc_slots_freed_early")) {
+    if (!PLANTED("ipc_frees_on_the_link_thread") && !PLANTED("ipc_slots_freed_early")) {
         reaper_start(&t->work);
         return;
     }
@@ -208,17 +206,27 @@ static enum err listen_for_dialler(struct ipc *t)
     return OK;
 }
 
-static enum err make_slots(struct ipc *t)
+/* On the reaper's thread, as mapping them: both may wait for whatever the device is doing. */
+static enum err make_slots(void *arg)
 {
+    struct ipc *t = arg;
     size_t bytes = t->options.slots_count * slot_stride(t);
     if (!PLANTED("ipc_slots_beside_others"))
         bytes = (bytes + WHOLE_BYTES - 1) / WHOLE_BYTES * WHOLE_BYTES;
-    if (lent_count >= LENT_MAX)
-        return err_set(ERR_FULL,
-                       "ipc link: the slots of %d closed links are still mapped by others",
-                       LENT_MAX);
-    enum err e = listen_for_dialler(t);
-    return e != OK ? e : check(cudaMalloc((void **)&t->slots, bytes), "memory for slots");
+    enum err e = check(cudaSetDevice((int)t->options.device_index), "the device");
+    if (e == OK) e = check(cudaMalloc((void **)&t->slots, bytes), "memory for slots");
+    if (e == OK) e = check(cudaIpcGetMemHandle(&t->handle, t->slots), "a handle of the slots");
+    return e;
+}
+
+static enum err map_slots(void *arg)
+{
+    struct ipc *t = arg;
+    enum err e = check(cudaSetDevice((int)t->options.device_index), "the device");
+    if (e != OK) return e;
+    return check(
+        cudaIpcOpenMemHandle((void **)&t->slots, t->handle, cudaIpcMemLazyEnablePeerAccess),
+        "mapping the other side's slots");
 }
 
 static void ipc_close(struct transport *transport, enum transport_end end)
@@ -240,33 +248,41 @@ static void ipc_close(struct transport *transport, enum transport_end end)
 static enum err ipc_open(struct transport **out, const struct transport_options *options)
 {
     struct ipc *t = mem_new(sizeof *t);
-    enum err e;
+    enum err e = OK;
     *out = NULL;
     sweep();
     if (!t) return ERR_MEMORY;
-    t->base.ops = &transport_ipc;
-    t->options = *options;
-    t->listener = t->connection = -1;
+    *t = (struct ipc){.base.ops = &transport_ipc,
+                      .work = {.set_up = options->dialler ? map_slots : make_slots,
+                               .run = give_back,
+                               .done = forget,
+                               .arg = t},
+                      .options = *options,
+                      .listener = -1,
+                      .connection = -1};
     list_init(&t->lent);
     snprintf(t->work.peer, sizeof t->work.peer, "%s", options->peer ? options->peer : "unknown");
     atomic_fetch_add(&held_count, 1);
-    e = check(cudaSetDevice((int)options->device_index), "the device");
-    if (e == OK && !options->dialler) e = make_slots(t);
-    if (e == OK) {
-        *out = &t->base;
-        return OK;
+    if (!options->dialler && lent_count >= LENT_MAX)
+        e = err_set(ERR_FULL, "ipc link: the slots of %d closed links are still mapped by others",
+                    LENT_MAX);
+    if (!options->dialler && e == OK) e = listen_for_dialler(t);
+    if (e != OK) {
+        take_down(t);
+        return e;
     }
-    take_down(t);
-    return e;
+    if (!options->dialler) reaper_set_up(&t->work);
+    *out = &t->base;
+    return OK;
 }
 
-static enum err ipc_offer(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
-                          size_t *size)
+static enum err ipc_opened(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
+                           size_t *size)
 {
     struct ipc *t = ipc(transport);
-    struct ipc_offer offer = {.name = {t->name[0], t->name[1]}};
-    enum err e = check(cudaIpcGetMemHandle(&offer.handle, t->slots), "a handle of the slots");
+    enum err e = reaper_looked(&t->work);
     if (e != OK) return e;
+    struct ipc_offer offer = {.handle = t->handle, .name = {t->name[0], t->name[1]}};
     memcpy(bytes, &offer, sizeof offer);
     *size = sizeof offer;
     return OK;
@@ -285,33 +301,35 @@ static enum err ipc_join(struct transport *transport, const uint8_t *bytes, size
     socklen_t name = socket_name(&un, offer.name);
     if (connect(t->connection, (struct sockaddr *)&un, name) != 0)
         return err_set(ERR_PEER, "ipc link: connect: %s", strerror(errno));
-    t->theirs = offer.handle;
+    t->handle = offer.handle;
     return link_same_user(t->connection, "ipc");
 }
 
-static enum err map_slots(struct ipc *t)
+/* The dialler may map when the acceptor has told that it is there. */
+static enum err may_map(struct ipc *t)
 {
     char byte;
-    if (t->slots) return OK;
     ssize_t n = recv(t->connection, &byte, 1, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return ERR_AGAIN;
-    if (n != 1) return err_set(ERR_PEER, "ipc link: closed by the other side");
-    return check(
-        cudaIpcOpenMemHandle((void **)&t->slots, t->theirs, cudaIpcMemLazyEnablePeerAccess),
-        "mapping the other side's slots");
+    return n == 1 ? OK : err_set(ERR_PEER, "ipc link: closed by the other side");
 }
 
 static enum err ipc_joined(struct transport *transport)
 {
     struct ipc *t = ipc(transport);
-    if (t->options.dialler) return map_slots(t);
-    return take_connection(t);
+    enum err e;
+    if (!t->options.dialler) return take_connection(t);
+    if (t->maps) return reaper_looked(&t->work);
+    if ((e = may_map(t)) != OK) return e;
+    t->maps = true;
+    reaper_set_up(&t->work);
+    return reaper_looked(&t->work);
 }
 
 static int ipc_fd(const struct transport *transport)
 {
     (void)transport;
-    return -1; /* only the acceptor waits, and only for the dialler to come */
+    return -1; /* it waits for its own memory, and for the dialler to come */
 }
 
 static void *ipc_slot(const struct transport *transport, uint32_t i)
@@ -342,7 +360,7 @@ const struct transport_ops transport_ipc = {
     .name = "ipc",
     .acceptor_offers = true,
     .open = ipc_open,
-    .offer = ipc_offer,
+    .opened = ipc_opened,
     .join = ipc_join,
     .joined = ipc_joined,
     .fd = ipc_fd,

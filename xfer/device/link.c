@@ -159,7 +159,8 @@ static void watch_control(struct device_link *l)
 static void settle(struct device_link *l, uint64_t now_ns)
 {
     watch_control(l);
-    bool waits = dslink_joining(l->session) || dslink_operating(l->session);
+    bool waits =
+        dslink_opening(l->session) || dslink_joining(l->session) || dslink_operating(l->session);
     uint64_t at_ns = l->started ? dslink_wake_at(l->session) : TIME_NEVER;
     if (waits && l->transport->ops->fd(l->transport) < 0 && at_ns > now_ns + TICK_NS)
         at_ns = now_ns + TICK_NS;
@@ -226,10 +227,6 @@ static void close_transport(struct device_link *l, enum transport_end end)
 
 static enum err open_transport(struct device_link *l, const struct dslink_act *act)
 {
-    const struct transport_ops *ops = l->kind->transport;
-    bool offers = l->dialler ? ops->dialler_offers : ops->acceptor_offers;
-    uint8_t offer[TRANSPORT_OFFER_MAX];
-    size_t size = 0;
     struct transport_options o = {.device_index = l->options.device_index,
                                   .slots_count = act->slots_count,
                                   .slot_bytes = act->slot_bytes,
@@ -238,18 +235,24 @@ static enum err open_transport(struct device_link *l, const struct dslink_act *a
                                   /* as many again may still be on their way down */
                                   .links_max = 2 * links_max_of(&l->options),
                                   .peer = l->peer};
-    enum err e = ops->open(&l->transport, &o);
+    enum err e = l->kind->transport->open(&l->transport, &o);
     if (e != OK) {
         l->transport = NULL;
         return e;
     }
-    if ((e = watch_transport(l)) != OK ||
-        (offers && (e = ops->offer(l->transport, offer, &size)) != OK)) {
-        close_transport(l, TRANSPORT_BROKEN);
-        return e;
-    }
-    dslink_opened(l->session, offer, size);
-    return OK;
+    if ((e = watch_transport(l)) != OK) close_transport(l, TRANSPORT_BROKEN);
+    return e;
+}
+
+static enum err opened(struct device_link *l)
+{
+    const struct transport_ops *ops = l->kind->transport;
+    bool offers = l->dialler ? ops->dialler_offers : ops->acceptor_offers;
+    uint8_t offer[TRANSPORT_OFFER_MAX];
+    size_t size = 0;
+    enum err e = ops->opened(l->transport, offer, &size);
+    if (e == OK) dslink_opened(l->session, offer, offers ? size : 0);
+    return e;
 }
 
 /* Whether it was done; what fails is told to the session, so that there is something else to do. */
@@ -269,7 +272,7 @@ static bool do_act(struct device_link *l, const struct dslink_act *act, uint64_t
     }
     if (e != OK)
         dslink_broken(l->session, e, err_text(), now_ns);
-    else if (act->kind != DSLINK_OPEN)
+    else
         dslink_done(l->session, act, now_ns);
     if (e == OK && act->kind == DSLINK_BEGIN) FAILPOINT("link_begin");
     return true;
@@ -313,17 +316,19 @@ static void take_turn(struct device_link *l, uint64_t now_ns)
 /* Whether the transport had something new. */
 static bool ask_transport(struct device_link *l, uint64_t now_ns)
 {
-    bool joining = dslink_joining(l->session);
-    uint32_t slot;
-    if (!joining && !dslink_operating(l->session)) return false;
     const struct transport_ops *ops = l->kind->transport;
-    enum err e = joining ? ops->joined(l->transport) : ops->ended(l->transport, &slot);
+    bool opening = dslink_opening(l->session), joining = dslink_joining(l->session);
+    uint32_t slot;
+    if (!opening && !joining && !dslink_operating(l->session)) return false;
+    enum err e = opening   ? opened(l)
+                 : joining ? ops->joined(l->transport)
+                           : ops->ended(l->transport, &slot);
     if (e == ERR_AGAIN) return false;
     if (e != OK) {
         dslink_broken(l->session, e, err_text(), now_ns);
     } else if (joining) {
         dslink_joined(l->session, now_ns);
-    } else {
+    } else if (!opening) {
         FAILPOINT("link_ended");
         dslink_ended(l->session, now_ns);
         give_turn(l); /* others first */

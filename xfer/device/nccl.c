@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <nccl.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "common/plant.h"
+#include "xfer/device/backoff.h"
 #include "xfer/device/check.h"
 #include "xfer/device/reaper.h"
 
@@ -34,8 +36,7 @@ enum {
     SLOT_ALIGN = 4096,
     CTAS_MIN = 1, /* few: the multiprocessors are needed to compute */
     CTAS_MAX = 4,
-    JOIN_POLL_NS = 1000000,
-    LAUNCH_POLL_NS = 50000,
+    JOIN_POLL_NS = 1000000, /* also for what is set up */
     ERROR_POLL_NS = 100000000,
     FINALIZE_MS = 500, /* both sides do it at once; a peer that is late meets an abort, unharmed */
 };
@@ -67,6 +68,7 @@ struct nccl {
     uint32_t launched;     /* of them: with the bell behind them */
     uint64_t rung;         /* of these: ended */
     bool launching;        /* the next one is NCCL's to launch */
+    uint64_t launch_ns;    /* since then */
 };
 
 static atomic_uint held_count;        /* transports with memory */
@@ -172,6 +174,24 @@ static enum err open_fds(struct nccl *t)
     return watch_fd(t->fd, t->timer_fd);
 }
 
+static enum err set_timer(struct nccl *t, long ns)
+{
+    struct itimerspec i = {.it_value = {.tv_nsec = ns}, .it_interval = {.tv_nsec = ns}};
+    if (ns == t->timer_ns) return OK;
+    if (timerfd_settime(t->timer_fd, 0, &i, NULL) != 0)
+        return err_set(ERR_IO, "nccl: a timer: %s", strerror(errno));
+    t->timer_ns = ns;
+    return OK;
+}
+
+static void drain_fds(struct nccl *t)
+{
+    uint64_t count;
+    if (read(t->bell_fd, &count, sizeof count) == sizeof count) t->rung += count;
+    if (t->timer_ns > 0 && read(t->timer_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+        log_debug("nccl_timer", "error=\"%s\"", strerror(errno));
+}
+
 /* NCCL's own allocation can be registered with the network and with NVLink; not all systems offer it. */
 static enum err open_memory(struct nccl *t)
 {
@@ -201,15 +221,9 @@ static enum err open_stream(struct nccl *t)
     return e;
 }
 
-static enum err open_parts(struct nccl *t)
-{
-    enum err e;
-    if ((e = open_fds(t)) != OK) return e;
-    if ((e = device_check(cudaSetDevice(t->device), "the device")) != OK) return e;
-    if ((e = open_stream(t)) != OK) return e;
-    return open_memory(t);
-}
-
+static enum err set_up(void *arg);
+static void take_down(void *arg);
+static void forget(void *arg);
 static void nccl_close(struct transport *transport, enum transport_end end);
 
 static enum err nccl_open(struct transport **transport, const struct transport_options *o)
@@ -227,6 +241,7 @@ static enum err nccl_open(struct transport **transport, const struct transport_o
     if (!t) return ERR_MEMORY;
     size_t stride = ((size_t)o->slot_bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
     *t = (struct nccl){.base.ops = &transport_nccl,
+                       .work = {.set_up = set_up, .run = take_down, .done = forget, .arg = t},
                        .dialler = o->dialler,
                        .device = (int)o->device_index,
                        .fd = -1,
@@ -237,10 +252,11 @@ static enum err nccl_open(struct transport **transport, const struct transport_o
                        .memory_bytes = stride * o->slots_count};
     snprintf(t->work.peer, sizeof t->work.peer, "%s", o->peer ? o->peer : "unknown");
     atomic_fetch_add(&held_count, 1);
-    if ((e = open_parts(t)) != OK) {
+    if ((e = open_fds(t)) != OK || (e = set_timer(t, JOIN_POLL_NS)) != OK) {
         nccl_close(&t->base, TRANSPORT_BROKEN);
         return e;
     }
+    reaper_set_up(&t->work);
     *transport = &t->base;
     return OK;
 }
@@ -277,6 +293,17 @@ static void id_used(struct nccl *t)
     t->id_pending = false;
 }
 
+/* On the reaper's thread: each of these may take milliseconds, or wait for the device. */
+static enum err set_up(void *arg)
+{
+    struct nccl *t = arg;
+    enum err e;
+    if ((e = device_check(cudaSetDevice(t->device), "the device")) != OK) return e;
+    if ((e = open_stream(t)) != OK) return e;
+    if ((e = open_memory(t)) != OK) return e;
+    return t->dialler ? take_id(t) : OK;
+}
+
 static void put32(uint8_t *p, uint32_t v)
 {
     for (int i = 0; i < 4; i++)
@@ -288,21 +315,22 @@ static uint32_t get32(const uint8_t *p)
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-static enum err nccl_offer(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
-                           size_t *size)
+static enum err nccl_opened(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
+                            size_t *size)
 {
     struct nccl *t = of(transport);
     int version = 0;
     enum err e;
+    drain_fds(t);
+    if ((e = reaper_looked(&t->work)) != OK) return e;
     ncclResult_t r = ncclGetVersion(&version);
     if (r != ncclSuccess) return failed(t, r, "its version");
-    if (t->dialler && (e = take_id(t)) != OK) return e;
     t->registers = would_register(t);
     put32(bytes, (uint32_t)version);
     put32(bytes + 4, t->registers);
     if (t->dialler) memcpy(bytes + HEAD_BYTES, t->id.internal, NCCL_UNIQUE_ID_BYTES);
     *size = t->dialler ? OFFER_BYTES : HEAD_BYTES;
-    return OK;
+    return set_timer(t, 0);
 }
 
 static enum err take_offer(struct nccl *t, const uint8_t *bytes, size_t size)
@@ -325,16 +353,6 @@ static enum err take_offer(struct nccl *t, const uint8_t *bytes, size_t size)
     return OK;
 }
 
-static enum err set_timer(struct nccl *t, long ns)
-{
-    struct itimerspec i = {.it_value = {.tv_nsec = ns}, .it_interval = {.tv_nsec = ns}};
-    if (ns == t->timer_ns) return OK;
-    if (timerfd_settime(t->timer_fd, 0, &i, NULL) != 0)
-        return err_set(ERR_IO, "nccl: a timer: %s", strerror(errno));
-    t->timer_ns = ns;
-    return OK;
-}
-
 static enum err nccl_join(struct transport *transport, const uint8_t *bytes, size_t size)
 {
     struct nccl *t = of(transport);
@@ -350,14 +368,6 @@ static enum err nccl_join(struct transport *transport, const uint8_t *bytes, siz
     ncclResult_t r = ncclCommInitRankConfig(&t->comm, 2, t->id, t->dialler ? 0 : 1, &config);
     if ((e = check(t, r, "a communicator")) != OK) return e;
     return set_timer(t, JOIN_POLL_NS);
-}
-
-static void drain_fds(struct nccl *t)
-{
-    uint64_t count;
-    if (read(t->bell_fd, &count, sizeof count) == sizeof count) t->rung += count;
-    if (t->timer_ns > 0 && read(t->timer_fd, &count, sizeof count) < 0 && errno != EAGAIN)
-        log_debug("nccl_timer", "error=\"%s\"", strerror(errno));
 }
 
 static enum err nccl_joined(struct transport *transport)
@@ -412,17 +422,37 @@ static enum err launch(struct nccl *t, const struct operation *o)
     return check(t, r, t->dialler ? "a send" : "a receive");
 }
 
-/* Takes each operation as far as it goes without waiting. */
+/* Whether NCCL has launched what it was given; ERR_AGAIN: the timer says when to look again. */
+static enum err look_at_launch(struct nccl *t)
+{
+    for (;;) {
+        enum err e = look(t, "launching a transfer");
+        if (e == ERR_AGAIN && PLANTED("bell_before_launch")) return OK;
+        if (e != ERR_AGAIN) return e;
+        uint64_t again_ns = PLANTED("launch_polled_fast")
+                                ? 50 * NS_PER_US
+                                : backoff_ns(clock_now_ns() - t->launch_ns);
+        if (again_ns == 0) {
+            sched_yield(); /* to NCCL's thread, where there are few cores */
+            continue;
+        }
+        e = set_timer(t, (long)again_ns);
+        return e == OK ? ERR_AGAIN : e;
+    }
+}
+
+/* Takes each operation as far as it goes. */
 static enum err advance(struct nccl *t)
 {
     enum err e;
     while (t->launched < t->count) {
         const struct operation *o = at(t, t->launched);
-        if (!t->launching && (e = launch(t, o)) != OK) return e;
-        t->launching = true;
-        e = look(t, "launching a transfer");
-        if (e == ERR_AGAIN && !PLANTED("bell_before_launch")) return set_timer(t, LAUNCH_POLL_NS);
-        if (e != OK && e != ERR_AGAIN) return e;
+        if (!t->launching) {
+            if ((e = launch(t, o)) != OK) return e;
+            t->launching = true;
+            t->launch_ns = clock_now_ns();
+        }
+        if ((e = look_at_launch(t)) != OK) return e == ERR_AGAIN ? OK : e;
         e = device_check(cudaLaunchHostFunc(t->stream, ring_bell, t), "the end of a transfer");
         if (e != OK) return e;
         t->launching = false;
@@ -556,9 +586,6 @@ static void nccl_close(struct transport *transport, enum transport_end end)
     struct nccl *t = of(transport);
     if (!t) return;
     t->end = end;
-    t->work.run = take_down;
-    t->work.done = forget;
-    t->work.arg = t;
     reaper_start(&t->work);
 }
 
@@ -568,7 +595,7 @@ const struct transport_ops transport_nccl = {
     .dialler_offers = true,
     .acceptor_offers = true,
     .open = nccl_open,
-    .offer = nccl_offer,
+    .opened = nccl_opened,
     .join = nccl_join,
     .joined = nccl_joined,
     .fd = nccl_fd,

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -9,6 +10,8 @@
 #include "common/plant.h"
 
 #define LOOK_NS_MAX (20 * NS_PER_MS)
+
+enum stage { IDLE, SETTING_UP, SET_UP, GOING };
 
 static atomic_uint under_way_count;
 
@@ -36,7 +39,7 @@ static void start_thread(struct reaper_work *work, void *(*main)(void *))
 static void *run_main(void *arg)
 {
     struct reaper_work *work = arg;
-    work->run(work->arg);
+    work->task(work);
     atomic_store(&work->over, true); /* it is the watchdog's from here on */
     return NULL;
 }
@@ -62,7 +65,7 @@ static void *watch_main(void *arg)
             give_up(work, "it has not returned in time");
         usleep(1000);
     }
-    work->done(work->arg);
+    work->then(work);
     atomic_fetch_sub(&under_way_count, 1);
     return NULL;
 }
@@ -80,14 +83,61 @@ static void register_exit(void)
     atexit(wait_at_exit);
 }
 
-void reaper_start(struct reaper_work *work)
+static void begin(struct reaper_work *work, void (*task)(struct reaper_work *),
+                  void (*then)(struct reaper_work *), bool frees)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_exit);
-    atomic_store(&work->frees, false);
+    work->task = task;
+    work->then = then;
+    atomic_store(&work->frees, frees);
     atomic_store(&work->over, false);
     atomic_fetch_add(&under_way_count, 1);
     start_thread(work, watch_main);
+}
+
+static void take_down(struct reaper_work *work)
+{
+    work->run(work->arg);
+}
+static void forget(struct reaper_work *work)
+{
+    work->done(work->arg);
+}
+
+static void set_up(struct reaper_work *work)
+{
+    work->e = work->set_up(work->arg);
+    if (work->e != OK) memcpy(work->text, err_text(), sizeof work->text);
+}
+static void was_set_up(struct reaper_work *work)
+{
+    int stage = SETTING_UP;
+    if (!atomic_compare_exchange_strong(&work->stage, &stage, SET_UP))
+        begin(work, take_down, forget, false); /* it was closed meanwhile */
+}
+
+void reaper_set_up(struct reaper_work *work)
+{
+    CHECK(atomic_load(&work->stage) == IDLE);
+    if (PLANTED("set_up_on_the_link_thread")) {
+        set_up(work);
+        atomic_store(&work->stage, SET_UP);
+        return;
+    }
+    atomic_store(&work->stage, SETTING_UP);
+    begin(work, set_up, was_set_up, true);
+}
+
+enum err reaper_looked(struct reaper_work *work)
+{
+    if (atomic_load(&work->stage) == SETTING_UP) return ERR_AGAIN;
+    return work->e == OK ? OK : err_set(work->e, "%s", work->text);
+}
+
+void reaper_start(struct reaper_work *work)
+{
+    if (atomic_exchange(&work->stage, GOING) != SETTING_UP) begin(work, take_down, forget, false);
 }
 
 void reaper_frees(struct reaper_work *work)

@@ -31,7 +31,7 @@
  *                                                                                             a: dead
  * drain    dead      dead      dead      dead          dead           DRAINING    -           dead
  *
- * In CLOSED whatever comes is dropped. A message for the other direction, or of an epoch that cannot be, is
+ * In CLOSED whatever comes is dropped. An OFFER that comes before ACCEPT was told is refused. A message for the other direction, or of an epoch that cannot be, is
  * refused before the table is asked; so in ACCEPTING, which has had no epoch, all but OPEN. counts.met
  * counts each entry; tests/sim/links_reached.c says where each of them is met. */
 #include "xfer/device/session_state.h"
@@ -113,6 +113,7 @@ static void throw_away(struct dslink *s, bool tell, bool final)
     const struct dslink_operation *o = operation_oldest(s);
     s->lingers |= s->open && s->options.transport->posted && o && o->begun;
     s->due = s->open ? DSLINK_DUE_CLOSE : 0;
+    s->opening = false;
     if (!tell || s->known_epoch == 0) return;
     s->due |= DSLINK_DUE_TELL_ABORT;
     s->abort_epoch = s->known_epoch;
@@ -238,6 +239,8 @@ static enum err on_accept(struct dslink *s, const struct control *m, uint64_t no
 
 static enum err on_offer(struct dslink *s, const struct control *m, uint64_t now_ns)
 {
+    bool accepted = s->open && !s->opening && !(s->due & DSLINK_DUE_TELL_ACCEPT);
+    if (!accepted) return refused(s, m, now_ns);
     keep_theirs(s, m);
     s->due |= DSLINK_DUE_JOIN;
     enter(s, DSLINK_JOINING, now_ns + s->options.times.join_ns);

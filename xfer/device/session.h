@@ -95,7 +95,7 @@ struct dslink_options {
 enum dslink_act_kind {
     DSLINK_TELL =
         1, /* send bytes over the control channel; may be tried again: dslink_next repeats it */
-    DSLINK_OPEN,  /* open the transport; answered by dslink_opened */
+    DSLINK_OPEN,  /* open the transport; dslink_opened when it is there */
     DSLINK_JOIN,  /* join with bytes, the other side's offer; dslink_joined when it has */
     DSLINK_BEGIN, /* begin an operation of payload_bytes in slot; dslink_ended when it is over */
     DSLINK_CLOSE, /* close the transport as `end` says */
@@ -144,14 +144,16 @@ void dslink_timer(struct dslink *s, uint64_t now_ns);
 uint64_t dslink_wake_at(const struct dslink *s); /* TIME_NEVER: it waits for nothing */
 void dslink_drain(struct dslink *s, uint64_t now_ns);
 
-/* What is to be done next; false: nothing. It is due until dslink_done, OPEN until dslink_opened (with
- * what our transport has to offer), or until dslink_broken if it has failed. */
+/* What is to be done next; false: nothing. It is due until dslink_done, or until dslink_broken if it has
+ * failed. */
 bool dslink_next(const struct dslink *s, struct dslink_act *act);
 void dslink_done(struct dslink *s, const struct dslink_act *act, uint64_t now_ns);
+/* With what our transport has to offer. */
 void dslink_opened(struct dslink *s, const uint8_t *offer, size_t size);
 /* Level, not edge: after each call the owner of the turns asks, and gives, keeps or takes. */
 bool dslink_wants_turn(const struct dslink *s);
 void dslink_turn(struct dslink *s, bool has, uint64_t now_ns);
+bool dslink_opening(const struct dslink *s);   /* ask the transport whether it has opened */
 bool dslink_joining(const struct dslink *s);   /* ask the transport whether it has joined */
 bool dslink_operating(const struct dslink *s); /* ask it whether its oldest operation has ended */
 

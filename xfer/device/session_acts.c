@@ -169,6 +169,7 @@ void dslink_done(struct dslink *s, const struct dslink_act *act, uint64_t now_ns
         if (!s->options.dialler && receive_ns < o->deadline_ns) o->deadline_ns = receive_ns;
     } else if (due) {
         if (due & DSLINK_DUE_TELL_OPEN) s->known_epoch = s->epoch;
+        if (due & DSLINK_DUE_OPEN) s->open = s->opening = true;
         s->due &= ~due;
     } else {
         told(s, act->tell, now_ns);
@@ -178,9 +179,8 @@ void dslink_done(struct dslink *s, const struct dslink_act *act, uint64_t now_ns
 void dslink_opened(struct dslink *s, const uint8_t *offer, size_t size)
 {
     const struct transport_ops *transport = s->options.transport;
-    CHECK(s->due & DSLINK_DUE_OPEN && size <= TRANSPORT_OFFER_MAX);
-    s->due &= ~(uint32_t)DSLINK_DUE_OPEN;
-    s->open = true;
+    CHECK(s->opening && size <= TRANSPORT_OFFER_MAX);
+    s->opening = false;
     if (size > 0) memcpy(s->ours, offer, size);
     s->ours_bytes = size;
     if (!s->options.dialler) s->due |= DSLINK_DUE_TELL_ACCEPT;
@@ -203,9 +203,14 @@ void dslink_turn(struct dslink *s, bool has, uint64_t now_ns)
     if (o && !o->told) o->deadline_ns = now_ns + s->options.times.operation_ns;
 }
 
+bool dslink_opening(const struct dslink *s)
+{
+    return s->opening;
+}
+
 bool dslink_joining(const struct dslink *s)
 {
-    return s->state == DSLINK_JOINING && s->open && !(s->due & DSLINK_DUE_JOIN);
+    return s->state == DSLINK_JOINING && s->open && !s->opening && !(s->due & DSLINK_DUE_JOIN);
 }
 
 bool dslink_operating(const struct dslink *s)

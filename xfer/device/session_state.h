@@ -39,6 +39,7 @@ struct dslink {
     uint64_t deadline_ns; /* of the state */
     uint32_t slots_count, slot_bytes;
     bool open;    /* there is a transport */
+    bool opening; /* its memory is not there yet */
     bool lingers; /* a posted operation of a transport that is to be closed */
     bool has_turn;
     bool let_go; /* the owner holds no payload */

@@ -4,17 +4,17 @@
  *
  *     struct transport *t;                                  // both sides, on the link thread
  *     if ((e = ops->open(&t, &options)) != OK) return e;
- *     e = ops->offer(t, bytes, &size);                      // for the other side: see `offers`
+ *     while ((e = ops->opened(t, bytes, &size)) == ERR_AGAIN) ...;    // as joined; for the other side: see `offers`
  *     e = ops->join(t, theirs, size);                       // begins to connect
  *     while ((e = ops->joined(t)) == ERR_AGAIN) ...;        // again each millisecond, or at its fd
  *     e = ops->begin(t, slot, bytes);                       // operation: sends at the dialler, else receives
  *     while ((e = ops->ended(t, &slot)) == ERR_AGAIN) ...;  // operations end in the order of begin
  *     ops->close(t, TRANSPORT_BROKEN);                      // at any time, returns at once
  *
- * Rules: nothing blocks; all calls of all links of one device come from one thread. What may block
- * (taking down a communicator with a dead peer) is the reaper's (reaper.h), which owns what close handed
- * to it. The slots' memory is allocated by open and lives until the other side cannot write to it any
- * more, close or not. A call that returns anything but OK and ERR_AGAIN has found the transport broken
+ * Rules: nothing blocks; all calls of all links of one device come from one thread. What may block (memory of the
+ * device, taking down a communicator with a dead peer) is the reaper's (reaper.h), which owns what close
+ * handed to it. The slots' memory is allocated between open and opened, and lives until the other side cannot
+ * write to it any more, close or not. A call that returns anything but OK and ERR_AGAIN has found the transport broken
  * and says why (err_set); then only close is left. */
 #ifndef TANDEM_XFER_DEVICE_TRANSPORT_H
 #define TANDEM_XFER_DEVICE_TRANSPORT_H
@@ -60,11 +60,12 @@ struct transport_ops {
     bool dialler_offers, acceptor_offers;
 
     enum err (*open)(struct transport **t, const struct transport_options *options);
-    enum err (*offer)(struct transport *t, uint8_t bytes[TRANSPORT_OFFER_MAX], size_t *size);
+    /* Until it has said OK only fd and close are called; what it then gives is for the other side's join. */
+    enum err (*opened)(struct transport *t, uint8_t bytes[TRANSPORT_OFFER_MAX], size_t *size);
     enum err (*join)(struct transport *t, const uint8_t *bytes, size_t size);
     enum err (*joined)(struct transport *t);
-    /* Readable when joined or ended have something new; -1: they are to be called each millisecond while
-     * they are waited for. The same for the transport's life; it may stay open for a while after close,
+    /* Readable when opened, joined or ended have something new; -1: they are to be called each millisecond
+     * while they are waited for. The same for the transport's life; it may stay open for a while after close,
      * so it is to be taken out of any set of fds before that. */
     int (*fd)(const struct transport *t);
     /* Device memory of slot i once joined said OK: where the dialler's payloads are gathered, or where

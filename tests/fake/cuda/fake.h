@@ -43,8 +43,8 @@ struct fake_knobs {
     uint64_t seed;            /* of fiber and stream order; 0: graphs run as they were recorded */
     uint32_t devices;         /* 0: one */
     const char *pci;          /* addresses of devices, "0000:17:00.0+0000:65:00.0"; NULL: made up */
-    bool ipc_same_process; /* a process may open its own handles, which no real one may */
-    bool free_waits;       /* for all streams of the device: cudaFree, cudaIpcCloseMemHandle */
+    bool ipc_same_process;    /* a process may open its own handles, which no real one may */
+    bool free_waits;          /* for all streams of the device: cudaFree, cudaIpcCloseMemHandle */
     uint32_t processor_shared_bytes; /* shared memory of a multiprocessor; 0: 228 KiB */
 };
 /* Read at first use from TANDEM_FAKE_CUDA="fail_call=…,fail_at=…,seed=…", so that processes of a
@@ -52,6 +52,9 @@ struct fake_knobs {
  * as a call of cudaLaunchKernel and of the kernel's name; cublasLt's functions have fail_with as
  * their cublasStatus_t. */
 struct fake_knobs *fake_knobs(void);
+
+/* Calls of this function wait until it is taken away (NULL), 5 s at most; other calls go on meanwhile. */
+void fake_hold(const char *call);
 
 /* Between tests of one process: waits for all work, destroys everything, forgets a sticky error and
  * the knobs. Returns how many streams, events, graphs and pieces of memory nobody had destroyed.

@@ -3,6 +3,7 @@
 #include "tests/fake/cuda/runtime.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -197,8 +198,26 @@ cudaError_t fake_knob_error(const char *call)
     return e;
 }
 
+static const char *_Atomic held;
+
+void fake_hold(const char *call)
+{
+    atomic_store(&held, call);
+}
+
+static void wait_while_held(const char *call)
+{
+    enum { HELD_MS_MAX = 5000 };
+    for (int i = 0; i < HELD_MS_MAX; i++) {
+        const char *h = atomic_load(&held);
+        if (!h || strcmp(h, call) != 0) return;
+        usleep(1000);
+    }
+}
+
 cudaError_t fake_enter(const char *call, unsigned rules)
 {
+    wait_while_held(call);
     pthread_mutex_lock(&fake.lock);
     if (fake_thread()->in_host_function) {
         fake_say("%s: called by a host function", call);
