@@ -14,11 +14,25 @@ void buf_fini(struct buf *b)
     *b = (struct buf){.limit_bytes = b->limit_bytes};
 }
 
+void buf_cut(struct buf *b, size_t size)
+{
+    CHECK(size <= b->size);
+    b->size = size;
+    if (b->data) b->data[size] = '\0';
+}
+
 void buf_clear(struct buf *b)
 {
-    b->size = 0;
+    buf_cut(b, 0);
     b->error = OK;
-    if (b->data) b->data[0] = '\0';
+}
+
+void buf_drop(struct buf *b, size_t count)
+{
+    CHECK(count <= b->size);
+    if (count == 0) return;
+    memmove(b->data, b->data + count, b->size - count);
+    buf_cut(b, b->size - count);
 }
 
 enum err buf_reserve(struct buf *b, size_t more_bytes)

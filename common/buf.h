@@ -33,6 +33,8 @@ void buf_clear(struct buf *b); /* size 0, error OK */
 
 enum err buf_reserve(struct buf *b, size_t more_bytes);
 enum err buf_add(struct buf *b, const void *bytes, size_t size);
+void buf_cut(struct buf *b, size_t size);   /* keeps the first `size` bytes */
+void buf_drop(struct buf *b, size_t count); /* all but the first `count` */
 enum err buf_add_string(struct buf *b, const char *s);
 enum err buf_printf(struct buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */

@@ -278,7 +278,7 @@ static enum err split_piece(const struct added *a, const struct trie *trie, bool
                             const struct pieces *in, const struct piece *p, struct pieces *out)
 {
     enum err e;
-    const char *text = in->text.bytes + p->start;
+    const char *text = in->text.data + p->start;
     size_t length = p->length, done = 0;
     for (size_t at = 0; at < length;) {
         uint32_t token;
@@ -318,7 +318,7 @@ enum err added_split(const struct added *a, enum added_pass pass, bool plain_spe
             e = split_piece(a, trie, plain_special, p, &p->piece[i], spare);
     }
     if (e != OK) return e;
-    struct buffer text = spare->text;
+    struct buf text = spare->text;
     spare->text = p->text;
     p->text = text;
     pieces_swap(p, spare);

@@ -131,7 +131,7 @@ static void note_join(struct bpe *m, struct word a, struct word b)
     m->joins[bit / 64] |= 1ull << bit % 64;
 }
 
-static enum err read_merge(struct bpe *m, const json_t *value, uint32_t rank, struct buffer *joined)
+static enum err read_merge(struct bpe *m, const json_t *value, uint32_t rank, struct buf *joined)
 {
     struct word a = {0}, b = {0};
     struct bpe_merge x = {.rank = rank};
@@ -143,10 +143,10 @@ static enum err read_merge(struct bpe *m, const json_t *value, uint32_t rank, st
     if (b.length < skip)
         return err_set(ERR_FORMAT, "\"%.*s\" lacks the continuing_subword_prefix", (int)b.length,
                        b.text);
-    buffer_clear(joined);
-    if ((e = buffer_add(joined, a.text, a.length)) != OK) return e;
-    if ((e = buffer_add(joined, b.text + skip, b.length - skip)) != OK) return e;
-    struct word both = {joined->length ? joined->bytes : "", joined->length};
+    buf_clear(joined);
+    if ((e = buf_add(joined, a.text, a.length)) != OK) return e;
+    if ((e = buf_add(joined, b.text + skip, b.length - skip)) != OK) return e;
+    struct word both = {joined->size ? joined->data : "", joined->size};
     if ((e = find_word(m, both, &x.id)) != OK) return e;
     m->merge[merge_slot(m, x.left, x.right)] = x;
     if (m->joins) note_join(m, a, b);
@@ -169,7 +169,7 @@ static enum err read_merges(struct bpe *m, const struct place *model, const json
     if (!m->prefix && !m->suffix &&
         !(m->joins = mem_array((1u << BPE_JOINS_BITS) / 64, sizeof *m->joins)))
         return ERR_MEMORY;
-    struct buffer joined = {0};
+    struct buf joined = {0};
     uint32_t rank = 0;
     for (size_t i = 0; e == OK && i < count; i++) {
         const json_t *value = json_array_get(array, i);
@@ -178,7 +178,7 @@ static enum err read_merges(struct bpe *m, const struct place *model, const json
         if ((e = read_merge(m, value, rank++, &joined)) != OK && e != ERR_MEMORY)
             e = err_prefix(e, "%s: %s[%zu]", at.file, at.where, i);
     }
-    buffer_fini(&joined);
+    buf_fini(&joined);
     return e;
 }
 
@@ -256,7 +256,7 @@ void bpe_scratch_fini(struct bpe_scratch *s)
 {
     mem_free(s->symbol);
     mem_free(s->heap);
-    buffer_fini(&s->text);
+    buf_fini(&s->text);
     *s = (struct bpe_scratch){0};
 }
 
@@ -318,10 +318,10 @@ static enum err decorate(const struct bpe *m, struct bpe_scratch *s, struct word
                          bool last)
 {
     enum err e = OK;
-    buffer_clear(&s->text);
-    if (m->prefix && !first) e = buffer_add(&s->text, m->prefix, strlen(m->prefix));
-    if (e == OK) e = buffer_add(&s->text, c.text, c.length);
-    if (e == OK && m->suffix && last) e = buffer_add(&s->text, m->suffix, strlen(m->suffix));
+    buf_clear(&s->text);
+    if (m->prefix && !first) e = buf_add(&s->text, m->prefix, strlen(m->prefix));
+    if (e == OK) e = buf_add(&s->text, c.text, c.length);
+    if (e == OK && m->suffix && last) e = buf_add(&s->text, m->suffix, strlen(m->suffix));
     return e;
 }
 
@@ -352,7 +352,7 @@ static enum err add_symbols(const struct bpe *m, struct bpe_scratch *s, const ch
         at += w.length;
         if ((m->prefix && !first) || (m->suffix && last)) {
             if ((e = decorate(m, s, w, first, last)) != OK) return e;
-            w = (struct word){s->text.bytes, s->text.length};
+            w = (struct word){s->text.data, s->text.size};
             if ((e = make_room(s, s->symbols_count + w.length + length + 1)) != OK) return e;
             id = vocab_find(&m->vocab, w.text, w.length);
         } else {

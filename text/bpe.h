@@ -24,8 +24,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 #include "text/place.h"
 #include "text/vocab.h"
 
@@ -70,7 +70,7 @@ struct bpe_scratch {
     size_t symbols_count, symbols_capacity;
     struct bpe_pair *heap;
     size_t heap_count, heap_capacity;
-    struct buffer text; /* a character with its prefix and suffix */
+    struct buf text; /* a character with its prefix and suffix */
 };
 
 enum err bpe_init(struct bpe *m, const struct place *at, const json_t *model);

@@ -28,29 +28,31 @@ static int byte_of(uint32_t c)
     return c < 0x100 && char_of((unsigned char)c) == c ? (int)c : -1;
 }
 
-enum err bytelevel_append(const char *bytes, size_t length, struct buffer *out)
+enum err bytelevel_append(const char *bytes, size_t length, struct buf *out)
 {
-    enum err e = buffer_reserve(out, 2 * length);
+    enum err e = buf_reserve(out, 2 * length);
     if (e != OK) return e;
     for (size_t i = 0; i < length; i++)
-        out->length += utf8_write(char_of((unsigned char)bytes[i]), out->bytes + out->length);
+        out->size += utf8_write(char_of((unsigned char)bytes[i]), out->data + out->size);
+    out->data[out->size] = '\0';
     return OK;
 }
 
-enum err bytelevel_bytes(const char *text, size_t length, struct buffer *out)
+enum err bytelevel_bytes(const char *text, size_t length, struct buf *out)
 {
-    enum err e = buffer_reserve(out, length);
+    enum err e = buf_reserve(out, length);
     if (e != OK) return e;
-    size_t start = out->length;
+    size_t start = out->size;
     for (size_t at = 0; at < length;) {
         uint32_t c;
         at += utf8_read(text + at, length - at, &c);
         int byte = byte_of(c);
         if (byte < 0) {
-            out->length = start;
-            return buffer_add(out, text, length);
+            buf_cut(out, start);
+            return buf_add(out, text, length);
         }
-        out->bytes[out->length++] = (char)byte;
+        out->data[out->size++] = (char)byte;
     }
+    out->data[out->size] = '\0';
     return OK;
 }

@@ -11,12 +11,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
-enum err bytelevel_append(const char *bytes, size_t length, struct buffer *out);
+enum err bytelevel_append(const char *bytes, size_t length, struct buf *out);
 /* Appends the bytes that a token's text stands for; a text with any other character in it stands
  * for itself. */
-enum err bytelevel_bytes(const char *text, size_t length, struct buffer *out);
+enum err bytelevel_bytes(const char *text, size_t length, struct buf *out);
 
 #endif

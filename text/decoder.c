@@ -25,18 +25,18 @@ struct decoder_step {
     enum step_kind kind;
     bool fused;             /* its input is one token, in fragments */
     struct pattern pattern; /* replace, suffix */
-    struct buffer content;  /* replace: by what */
+    struct buf content;     /* replace: by what */
     uint32_t mark;          /* strip: the character; metaspace: the replacement */
     uint64_t start, stop;   /* strip: at most so many at either end */
     bool drops_first;       /* metaspace: the first token loses its marks */
 };
 
 struct decoding_step {
-    struct buffer held; /* input that waits for what follows */
-    struct buffer work; /* output on its way to the next step */
-    bool begun;         /* the first token, or the first character that is kept, has passed */
-    uint64_t cut;       /* strip: characters taken away at the start */
-    uint64_t tail;      /* strip: marks at the end that wait */
+    struct buf held; /* input that waits for what follows */
+    struct buf work; /* output on its way to the next step */
+    bool begun;      /* the first token, or the first character that is kept, has passed */
+    uint64_t cut;    /* strip: characters taken away at the start */
+    uint64_t tail;   /* strip: marks at the end that wait */
 };
 
 /* ---- reading ---- */
@@ -105,7 +105,7 @@ static enum err read_step(struct decoder_step *s, const struct place *at, const 
     case STEP_METASPACE: return read_metaspace(s, at, json);
     case STEP_REPLACE:
         if ((e = place_string(at, json, "content", &text, &length)) != OK) return e;
-        if ((e = buffer_add(&s->content, text, length)) != OK) return e;
+        if ((e = buf_add(&s->content, text, length)) != OK) return e;
         return pattern_read(&s->pattern, at, json);
     case STEP_SUFFIX:
         if (place_has(json, "suffix"))
@@ -165,7 +165,7 @@ void decoder_fini(struct decoder *d)
 {
     for (size_t i = 0; i < d->steps_count; i++) {
         pattern_fini(&d->step[i].pattern);
-        buffer_fini(&d->step[i].content);
+        buf_fini(&d->step[i].content);
     }
     mem_free(d->step);
     *d = (struct decoder){0};
@@ -188,11 +188,10 @@ enum err decoding_begin(struct decoding *x, const struct decoder *d, bool contin
 
 void decoding_reset(struct decoding *x, bool continues)
 {
-    buffer_clear(&x->out);
     for (size_t i = 0; i < x->decoder->steps_count; i++) {
         struct decoding_step *s = &x->step[i];
         enum step_kind kind = x->decoder->step[i].kind;
-        buffer_clear(&s->held);
+        buf_clear(&s->held);
         s->cut = s->tail = 0;
         s->begun = continues && (kind == STEP_STRIP || kind == STEP_METASPACE);
     }
@@ -201,12 +200,12 @@ void decoding_reset(struct decoding *x, bool continues)
 void decoding_fini(struct decoding *x)
 {
     for (size_t i = 0; x->step && i < x->decoder->steps_count; i++) {
-        buffer_fini(&x->step[i].held);
-        buffer_fini(&x->step[i].work);
+        buf_fini(&x->step[i].held);
+        buf_fini(&x->step[i].work);
     }
     mem_free(x->step);
     pattern_scratch_free(x->scratch);
-    buffer_fini(&x->out);
+    buf_fini(&x->out);
     *x = (struct decoding){0};
 }
 
@@ -214,19 +213,19 @@ static enum err push(struct decoding *x, size_t i, const char *text, size_t leng
 
 static enum err push_work(struct decoding *x, size_t i)
 {
-    struct buffer *work = &x->step[i].work;
-    return push(x, i + 1, work->length ? work->bytes : "", work->length);
+    struct buf *work = &x->step[i].work;
+    return push(x, i + 1, work->size ? work->data : "", work->size);
 }
 
 static enum err byte_level(struct decoding *x, size_t i, bool last)
 {
     struct decoding_step *s = &x->step[i];
     size_t used;
-    buffer_clear(&s->work);
-    enum err e = utf8_append_lossy(&s->work, s->held.bytes, s->held.length, last, &used);
+    buf_clear(&s->work);
+    enum err e = utf8_append_lossy(&s->work, s->held.data, s->held.size, last, &used);
     if (e != OK) return e;
-    buffer_drop(&s->held, used);
-    return s->work.length ? push_work(x, i) : OK;
+    buf_drop(&s->held, used);
+    return s->work.size ? push_work(x, i) : OK;
 }
 
 static bool is_byte_token(const char *text, size_t length, char *byte)
@@ -243,14 +242,14 @@ static enum err end_run(struct decoding *x, size_t i)
 {
     struct decoding_step *s = &x->step[i];
     enum err e = OK;
-    size_t count = s->held.length;
+    size_t count = s->held.size;
     if (count == 0) return OK;
-    if (utf8_check(s->held.bytes, count) == count)
-        e = push(x, i + 1, s->held.bytes, count);
+    if (utf8_check(s->held.data, count) == count)
+        e = push(x, i + 1, s->held.data, count);
     else
         for (size_t k = 0; e == OK && k < count; k++)
             e = push(x, i + 1, UTF8_REPLACEMENT, 3);
-    buffer_clear(&s->held);
+    buf_clear(&s->held);
     return e;
 }
 
@@ -259,8 +258,8 @@ static enum err byte_fallback(struct decoding *x, size_t i, const char *text, si
     char byte;
     enum err e;
     if (is_byte_token(text, length, &byte)) {
-        if ((e = buffer_add(&x->step[i].held, &byte, 1)) != OK) return e;
-        return x->step[i].held.length < DECODER_RUN_MAX ? OK : end_run(x, i);
+        if ((e = buf_add(&x->step[i].held, &byte, 1)) != OK) return e;
+        return x->step[i].held.size < DECODER_RUN_MAX ? OK : end_run(x, i);
     }
     e = end_run(x, i);
     return e == OK ? push(x, i + 1, text, length) : e;
@@ -285,13 +284,13 @@ static void strip_whole(const struct decoder_step *s, const char **text, size_t 
     *length = end - start;
 }
 
-static enum err add_marks(struct buffer *b, uint32_t mark, uint64_t count)
+static enum err add_marks(struct buf *b, uint32_t mark, uint64_t count)
 {
     char bytes[4];
     size_t n = utf8_write(mark, bytes);
     enum err e = OK;
     for (; e == OK && count; count--)
-        e = buffer_add(b, bytes, n);
+        e = buf_add(b, bytes, n);
     return e;
 }
 
@@ -302,7 +301,7 @@ static enum err strip_fragment(struct decoding *x, size_t i, const char *text, s
     struct decoding_step *d = &x->step[i];
     enum err e = OK;
     uint32_t c;
-    buffer_clear(&d->work);
+    buf_clear(&d->work);
     for (size_t at = 0; e == OK && at < length;) {
         size_t n = utf8_read(text + at, length - at, &c);
         bool mark = c == s->mark;
@@ -310,36 +309,36 @@ static enum err strip_fragment(struct decoding *x, size_t i, const char *text, s
             d->cut++;
         } else if (d->begun = true, mark && s->stop) {
             if (d->tail == s->stop)
-                e = buffer_add(&d->work, text + at, n);
+                e = buf_add(&d->work, text + at, n);
             else
                 d->tail++;
         } else {
             e = add_marks(&d->work, s->mark, d->tail);
             d->tail = 0;
-            if (e == OK) e = buffer_add(&d->work, text + at, n);
+            if (e == OK) e = buf_add(&d->work, text + at, n);
         }
         at += n;
     }
-    return e == OK && d->work.length ? push_work(x, i) : e;
+    return e == OK && d->work.size ? push_work(x, i) : e;
 }
 
 static enum err replace_whole(struct decoding *x, size_t i, const char *text, size_t length,
-                              const struct buffer *content)
+                              const struct buf *content)
 {
     struct decoding_step *s = &x->step[i];
-    buffer_clear(&s->work);
+    buf_clear(&s->work);
     enum err e =
         pattern_replace(&x->decoder->step[i].pattern, x->scratch, text, length, content, &s->work);
     return e == OK ? push_work(x, i) : e;
 }
 
 /* How long the longest end of the text is that could be the beginning of the literal. */
-static size_t overlap(const struct buffer *text, const struct buffer *literal)
+static size_t overlap(const struct buf *text, const struct buf *literal)
 {
-    size_t most = literal->length - 1;
-    if (most > text->length) most = text->length;
+    size_t most = literal->size - 1;
+    if (most > text->size) most = text->size;
     for (; most > 0; most--)
-        if (memcmp(text->bytes + text->length - most, literal->bytes, most) == 0) break;
+        if (memcmp(text->data + text->size - most, literal->data, most) == 0) break;
     return most;
 }
 
@@ -349,35 +348,35 @@ static enum err replace_fragment(struct decoding *x, size_t i, const char *text,
     struct decoding_step *d = &x->step[i];
     struct pattern_walk w = {0};
     size_t from = 0;
-    enum err e = buffer_add(&d->held, text, length);
-    if (e != OK || d->held.length == 0) return e;
-    buffer_clear(&d->work);
-    w.text = d->held.bytes;
-    w.length = d->held.length;
+    enum err e = buf_add(&d->held, text, length);
+    if (e != OK || d->held.size == 0) return e;
+    buf_clear(&d->work);
+    w.text = d->held.data;
+    w.length = d->held.size;
     while ((e = pattern_next(&s->pattern, x->scratch, &w)) == OK && w.found) {
-        if ((e = buffer_add(&d->work, w.text + from, w.start - from)) != OK) return e;
-        if ((e = buffer_add(&d->work, s->content.bytes, s->content.length)) != OK) return e;
+        if ((e = buf_add(&d->work, w.text + from, w.start - from)) != OK) return e;
+        if ((e = buf_add(&d->work, s->content.data, s->content.size)) != OK) return e;
         from = w.end;
     }
-    buffer_drop(&d->held, from);
-    size_t ready = d->held.length - (d->held.length ? overlap(&d->held, &s->pattern.literal) : 0);
-    if (e == OK) e = buffer_add(&d->work, d->held.bytes, ready);
-    buffer_drop(&d->held, ready);
-    return e == OK && d->work.length ? push_work(x, i) : e;
+    buf_drop(&d->held, from);
+    size_t ready = d->held.size - (d->held.size ? overlap(&d->held, &s->pattern.literal) : 0);
+    if (e == OK) e = buf_add(&d->work, d->held.data, ready);
+    buf_drop(&d->held, ready);
+    return e == OK && d->work.size ? push_work(x, i) : e;
 }
 
 /* Marks become blanks, or nothing. */
 static enum err replace_marks(uint32_t mark, bool drop, const char *text, size_t length,
-                              struct buffer *out)
+                              struct buf *out)
 {
     enum err e = OK;
     for (size_t at = 0; e == OK && at < length;) {
         uint32_t c;
         size_t n = utf8_read(text + at, length - at, &c);
         if (c != mark)
-            e = buffer_add(out, text + at, n);
+            e = buf_add(out, text + at, n);
         else if (!drop)
-            e = buffer_add(out, " ", 1);
+            e = buf_add(out, " ", 1);
         at += n;
     }
     return e;
@@ -387,7 +386,7 @@ static enum err metaspace(struct decoding *x, size_t i, const char *text, size_t
 {
     const struct decoder_step *s = &x->decoder->step[i];
     struct decoding_step *d = &x->step[i];
-    buffer_clear(&d->work);
+    buf_clear(&d->work);
     enum err e = replace_marks(s->mark, !d->begun && s->drops_first, text, length, &d->work);
     if (!s->fused) d->begun = true; /* a fused text is the first token to its end */
     return e == OK ? push_work(x, i) : e;
@@ -396,15 +395,15 @@ static enum err metaspace(struct decoding *x, size_t i, const char *text, size_t
 /* A token's suffix is a blank where another token follows. */
 static enum err suffix(struct decoding *x, size_t i, const char *text, size_t length, bool last)
 {
-    static const struct buffer blank = {.bytes = (char *)" ", .length = 1}, nothing = {0};
+    static const struct buf blank = {.data = (char *)" ", .size = 1}, nothing = {0};
     struct decoding_step *s = &x->step[i];
     enum err e = OK;
     if (s->begun)
-        e = replace_whole(x, i, s->held.length ? s->held.bytes : "", s->held.length,
+        e = replace_whole(x, i, s->held.size ? s->held.data : "", s->held.size,
                           last ? &nothing : &blank);
-    buffer_clear(&s->held);
+    buf_clear(&s->held);
     s->begun = !last;
-    return e == OK ? buffer_add(&s->held, text, length) : e;
+    return e == OK ? buf_add(&s->held, text, length) : e;
 }
 
 static enum err join(struct decoding *x, size_t i, const char *text, size_t length)
@@ -417,7 +416,7 @@ static enum err join(struct decoding *x, size_t i, const char *text, size_t leng
 /* A token, or a fragment of the only one, into step i; behind the last step into x->out. */
 static enum err push(struct decoding *x, size_t i, const char *text, size_t length)
 {
-    if (i == x->decoder->steps_count) return buffer_add(&x->out, text, length);
+    if (i == x->decoder->steps_count) return buf_add(&x->out, text, length);
     const struct decoder_step *s = &x->decoder->step[i];
     enum err e;
     switch (s->kind) {
@@ -451,11 +450,11 @@ enum err decoding_end(struct decoding *x)
     for (size_t i = 0; e == OK && i < x->decoder->steps_count; i++) {
         const struct decoder_step *s = &x->decoder->step[i];
         struct decoding_step *d = &x->step[i];
-        if (s->kind == STEP_BYTE_LEVEL && d->held.length) e = byte_level(x, i, true);
+        if (s->kind == STEP_BYTE_LEVEL && d->held.size) e = byte_level(x, i, true);
         if (s->kind == STEP_BYTE_FALLBACK) e = end_run(x, i);
         if (s->kind == STEP_SUFFIX) e = suffix(x, i, "", 0, true);
-        if (s->kind == STEP_REPLACE && s->fused && d->held.length)
-            e = push(x, i + 1, d->held.bytes, d->held.length);
+        if (s->kind == STEP_REPLACE && s->fused && d->held.size)
+            e = push(x, i + 1, d->held.data, d->held.size);
     }
     return e;
 }

@@ -22,8 +22,8 @@
 
 #include <stdbool.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 #include "text/pattern.h"
 #include "text/place.h"
 
@@ -45,7 +45,7 @@ struct decoding {
     const struct decoder *decoder;
     struct decoding_step *step;
     struct pattern_scratch *scratch;
-    struct buffer out;
+    struct buf out; /* what came since its reader cleared it */
 };
 
 enum err decoder_init(struct decoder *d, const struct place *at, const json_t *json);
@@ -54,7 +54,7 @@ void decoder_fini(struct decoder *d);
 enum err decoding_begin(struct decoding *x, const struct decoder *d, bool continues);
 enum err decoding_push(struct decoding *x, const char *token, size_t length);
 enum err decoding_end(struct decoding *x);
-/* Ready for another text; the memory stays. */
+/* Ready for another text; what came, and the memory, stay. */
 void decoding_reset(struct decoding *x, bool continues);
 void decoding_fini(struct decoding *x);
 

@@ -24,7 +24,7 @@ enum step_kind {
 struct normalizer_step {
     enum step_kind kind;
     struct pattern pattern; /* replace */
-    struct buffer content;  /* prepend, replace */
+    struct buf content;     /* prepend, replace */
     bool left, right;       /* strip */
 };
 
@@ -66,7 +66,7 @@ static enum err read_content(struct normalizer_step *s, const struct place *at, 
     const char *text;
     size_t length;
     enum err e = place_string(at, json, key, &text, &length);
-    return e == OK ? buffer_add(&s->content, text, length) : e;
+    return e == OK ? buf_add(&s->content, text, length) : e;
 }
 
 static enum err read_step(struct normalizer_step *s, const struct place *at, const json_t *json)
@@ -117,7 +117,7 @@ void normalizer_fini(struct normalizer *n)
 {
     for (size_t i = 0; i < n->steps_count; i++) {
         pattern_fini(&n->step[i].pattern);
-        buffer_fini(&n->step[i].content);
+        buf_fini(&n->step[i].content);
     }
     mem_free(n->step);
     *n = (struct normalizer){0};
@@ -126,24 +126,24 @@ void normalizer_fini(struct normalizer *n)
 /* ---- applying ---- */
 
 enum err pattern_replace(const struct pattern *p, struct pattern_scratch *scratch, const char *text,
-                         size_t length, const struct buffer *content, struct buffer *out)
+                         size_t length, const struct buf *content, struct buf *out)
 {
     struct pattern_walk w = {.text = text, .length = length};
     size_t from = 0;
     enum err e;
     while ((e = pattern_next(p, scratch, &w)) == OK && w.found) {
-        if ((e = buffer_add(out, text + from, w.start - from)) != OK) return e;
-        if ((e = buffer_add(out, content->bytes, content->length)) != OK) return e;
+        if ((e = buf_add(out, text + from, w.start - from)) != OK) return e;
+        if ((e = buf_add(out, content->data, content->size)) != OK) return e;
         from = w.end;
-        if (out->length > PIECES_TEXT_MAX)
+        if (out->size > PIECES_TEXT_MAX)
             return err_set(ERR_INVALID, "the text grows beyond %zu bytes when normalized",
                            PIECES_TEXT_MAX);
     }
-    return e == OK ? buffer_add(out, text + from, length - from) : e;
+    return e == OK ? buf_add(out, text + from, length - from) : e;
 }
 
 static enum err strip(const struct normalizer_step *s, const char *text, size_t length,
-                      struct buffer *out)
+                      struct buf *out)
 {
     size_t start = 0;
     uint32_t c;
@@ -158,23 +158,23 @@ static enum err strip(const struct normalizer_step *s, const char *text, size_t 
         if (!unicode_is_space(c)) break;
         length = before;
     }
-    return buffer_add(out, text + start, length - start);
+    return buf_add(out, text + start, length - start);
 }
 
-static enum err strip_accents(const char *text, size_t length, struct buffer *out)
+static enum err strip_accents(const char *text, size_t length, struct buf *out)
 {
     enum err e = OK;
     for (size_t at = 0; e == OK && at < length;) {
         uint32_t c;
         size_t n = utf8_read(text + at, length - at, &c);
-        if (!unicode_is_mark(c)) e = buffer_add(out, text + at, n);
+        if (!unicode_is_mark(c)) e = buf_add(out, text + at, n);
         at += n;
     }
     return e;
 }
 
 static enum err apply_step(const struct normalizer_step *s, struct pattern_scratch *scratch,
-                           const char *text, size_t length, struct buffer *out)
+                           const char *text, size_t length, struct buf *out)
 {
     enum err e;
     switch (s->kind) {
@@ -189,8 +189,8 @@ static enum err apply_step(const struct normalizer_step *s, struct pattern_scrat
     case STEP_REPLACE: return pattern_replace(&s->pattern, scratch, text, length, &s->content, out);
     case STEP_PREPEND:
         if (length == 0) return OK;
-        if ((e = buffer_add(out, s->content.bytes, s->content.length)) != OK) return e;
-        return buffer_add(out, text, length);
+        if ((e = buf_add(out, s->content.data, s->content.size)) != OK) return e;
+        return buf_add(out, text, length);
     }
     return OK;
 }
@@ -201,22 +201,22 @@ enum err normalizer_apply(const struct normalizer *n, struct pattern_scratch *sc
     out->text = text;
     out->length = length;
     for (size_t i = 0; i < n->steps_count; i++) {
-        struct buffer *to = &out->buffer[i % 2];
-        buffer_clear(to);
+        struct buf *to = &out->buffer[i % 2];
+        buf_clear(to);
         enum err e = apply_step(&n->step[i], scratch, out->text, out->length, to);
         if (e != OK) return e;
-        if (to->length > PIECES_TEXT_MAX)
+        if (to->size > PIECES_TEXT_MAX)
             return err_set(ERR_INVALID, "the text grows beyond %zu bytes when normalized",
                            PIECES_TEXT_MAX);
-        out->text = to->length ? to->bytes : "";
-        out->length = to->length;
+        out->text = to->size ? to->data : "";
+        out->length = to->size;
     }
     return OK;
 }
 
 void normalized_fini(struct normalized *n)
 {
-    buffer_fini(&n->buffer[0]);
-    buffer_fini(&n->buffer[1]);
+    buf_fini(&n->buffer[0]);
+    buf_fini(&n->buffer[1]);
     *n = (struct normalized){0};
 }

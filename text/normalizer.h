@@ -13,8 +13,8 @@
 
 #include <stdbool.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 #include "text/pattern.h"
 #include "text/place.h"
 
@@ -29,7 +29,7 @@ struct normalizer {
 
 /* Two buffers that take turns, and where the present text is. */
 struct normalized {
-    struct buffer buffer[2];
+    struct buf buffer[2];
     const char *text;
     size_t length;
 };
@@ -44,6 +44,6 @@ void normalized_fini(struct normalized *n);
 enum err pattern_read(struct pattern *p, const struct place *at, const json_t *object);
 /* Appends text with every match replaced. */
 enum err pattern_replace(const struct pattern *p, struct pattern_scratch *scratch, const char *text,
-                         size_t length, const struct buffer *content, struct buffer *out);
+                         size_t length, const struct buf *content, struct buf *out);
 
 #endif

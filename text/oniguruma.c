@@ -21,16 +21,16 @@
 struct reader {
     const char *s;
     size_t length, at;
-    struct buffer *out;
+    struct buf *out;
     int depth;
 };
 
-static enum err put(struct buffer *b, const char *text)
+static enum err put(struct buf *b, const char *text)
 {
-    return buffer_add(b, text, strlen(text));
+    return buf_add(b, text, strlen(text));
 }
 
-static enum err put_literal(struct buffer *b, uint32_t c)
+static enum err put_literal(struct buf *b, uint32_t c)
 {
     char text[16];
     snprintf(text, sizeof text, "\\x{%X}", c);
@@ -170,7 +170,7 @@ static bool is_category(const char *name)
 }
 
 /* A property's name, normalized, as the body of a PCRE2 class. */
-static enum err put_property(struct reader *r, struct buffer *b, const char *name)
+static enum err put_property(struct reader *r, struct buf *b, const char *name)
 {
     char text[96];
     for (size_t i = 0; i < sizeof properties / sizeof *properties; i++)
@@ -300,47 +300,47 @@ static enum err take_escape(struct reader *r, bool in_class, struct escape *x)
     return OK;
 }
 
-static enum err put_set(struct reader *r, struct buffer *b, const struct escape *x)
+static enum err put_set(struct reader *r, struct buf *b, const struct escape *x)
 {
     return x->set ? put(b, x->set) : put_property(r, b, x->name);
 }
 
 /* One side of && in a class: characters and sets that fit a PCRE2 class, and classes beside it. */
 struct operand {
-    struct buffer flat, nested; /* nested: alternatives, joined by | */
+    struct buf flat, nested; /* nested: alternatives, joined by | */
 };
 
 static void operand_fini(struct operand *o)
 {
-    buffer_fini(&o->flat);
-    buffer_fini(&o->nested);
+    buf_fini(&o->flat);
+    buf_fini(&o->nested);
 }
 
 static enum err nested_begin(struct operand *o)
 {
-    return o->nested.length ? put(&o->nested, "|") : OK;
+    return o->nested.size ? put(&o->nested, "|") : OK;
 }
 
-static enum err put_operand(struct buffer *b, const struct operand *o, bool negative)
+static enum err put_operand(struct buf *b, const struct operand *o, bool negative)
 {
     enum err e = OK;
-    if (o->nested.length == 0) {
+    if (o->nested.size == 0) {
         e = put(b, negative ? "[^" : "[");
-        if (e == OK) e = buffer_add(b, o->flat.bytes, o->flat.length);
+        if (e == OK) e = buf_add(b, o->flat.data, o->flat.size);
         return e == OK ? put(b, "]") : e;
     }
     e = put(b, negative ? "(?:(?!" : "(?:");
-    if (e == OK) e = buffer_add(b, o->nested.bytes, o->nested.length);
-    if (e == OK && o->flat.length) {
+    if (e == OK) e = buf_add(b, o->nested.data, o->nested.size);
+    if (e == OK && o->flat.size) {
         e = put(b, "|[");
-        if (e == OK) e = buffer_add(b, o->flat.bytes, o->flat.length);
+        if (e == OK) e = buf_add(b, o->flat.data, o->flat.size);
         if (e == OK) e = put(b, "]");
     }
     if (e == OK && negative) e = put(b, ")[\\x{0}-\\x{10FFFF}]");
     return e == OK ? put(b, ")") : e;
 }
 
-static enum err class_body(struct reader *r, struct buffer *b);
+static enum err class_body(struct reader *r, struct buf *b);
 
 static enum err class_escape(struct reader *r, struct operand *o, bool *is_char, uint32_t *c)
 {
@@ -414,13 +414,13 @@ static enum err class_operand(struct reader *r, struct operand *o, bool *first)
 }
 
 /* Behind [: an expression for one character of the class goes to `b`. */
-static enum err class_body(struct reader *r, struct buffer *b)
+static enum err class_body(struct reader *r, struct buf *b)
 {
     if (++r->depth > ONIGURUMA_DEPTH_MAX) return malformed(r, "classes nested too deeply");
     bool negative = skip(r, "^");
     bool first = next_is(r, "]");
     struct operand last = {0};
-    struct buffer before = {0}; /* lookaheads of the sides that came before the last */
+    struct buf before = {0}; /* lookaheads of the sides that came before the last */
     enum err e = class_operand(r, &last, &first);
     while (e == OK && skip(r, "&&")) {
         if ((e = put(&before, "(?=")) != OK) break;
@@ -430,17 +430,17 @@ static enum err class_body(struct reader *r, struct buffer *b)
         e = class_operand(r, &last, &first);
     }
     if (e == OK) r->at++; /* the closing bracket */
-    if (e == OK && last.flat.length + last.nested.length == 0) e = malformed(r, "an empty class");
-    if (e == OK && before.length == 0) {
+    if (e == OK && last.flat.size + last.nested.size == 0) e = malformed(r, "an empty class");
+    if (e == OK && before.size == 0) {
         e = put_operand(b, &last, negative);
     } else if (e == OK) {
         e = put(b, negative ? "(?:(?!" : "(?:");
-        if (e == OK) e = buffer_add(b, before.bytes, before.length);
+        if (e == OK) e = buf_add(b, before.data, before.size);
         if (e == OK) e = put_operand(b, &last, false);
         if (e == OK) e = put(b, negative ? ")[\\x{0}-\\x{10FFFF}])" : ")");
     }
     operand_fini(&last);
-    buffer_fini(&before);
+    buf_fini(&before);
     r->depth--;
     return e;
 }
@@ -532,13 +532,13 @@ static size_t interval_length(const struct reader *r, bool *fixed, bool *from_ze
     return digits && at < r->length && r->s[at] == '}' ? at + 1 - r->at : 0;
 }
 
-static enum err wrap_atom(struct buffer *b, size_t start)
+static enum err wrap_atom(struct buf *b, size_t start)
 {
     enum err e = put(b, "(?:)");
     if (e != OK) return e;
-    memmove(b->bytes + start + 3, b->bytes + start, b->length - 4 - start);
-    memcpy(b->bytes + start, "(?:", 3);
-    b->bytes[b->length - 1] = ')';
+    memmove(b->data + start + 3, b->data + start, b->size - 4 - start);
+    memcpy(b->data + start, "(?:", 3);
+    b->data[b->size - 1] = ')';
     return OK;
 }
 
@@ -556,9 +556,9 @@ static enum err take_quantifiers(struct reader *r, size_t start)
         if (n > 0 && (e = wrap_atom(r->out, start)) != OK) return e;
         if (from_zero) {
             if ((e = put(r->out, "{0")) != OK) return e;
-            e = buffer_add(r->out, r->s + r->at + 1, length - 1);
+            e = buf_add(r->out, r->s + r->at + 1, length - 1);
         } else {
-            e = buffer_add(r->out, r->s + r->at, length);
+            e = buf_add(r->out, r->s + r->at, length);
         }
         r->at += length;
         if (e == OK && !fixed && skip(r, "?"))
@@ -574,7 +574,7 @@ static enum err take_plain(struct reader *r)
     size_t from = r->at;
     uint32_t c = take_char(r);
     if (c == '{' || c == '}' || c == ']' || c == '#') return put_literal(r->out, c);
-    return buffer_add(r->out, r->s + from, r->at - from);
+    return buf_add(r->out, r->s + from, r->at - from);
 }
 
 static enum err take_all(struct reader *r)
@@ -583,7 +583,7 @@ static enum err take_all(struct reader *r)
     bool at_group_start = true;
     while (more(r)) {
         enum err e;
-        size_t start = r->out->length;
+        size_t start = r->out->size;
         bool atom = true, begins = false;
         if (skip(r, "(")) {
             if (g.count == ONIGURUMA_DEPTH_MAX) return malformed(r, "groups nested too deeply");
@@ -615,14 +615,14 @@ static enum err take_all(struct reader *r)
     return g.count ? malformed(r, "an unclosed group") : OK;
 }
 
-enum err oniguruma_to_pcre(const char *pattern, size_t length, struct buffer *out)
+enum err oniguruma_to_pcre(const char *pattern, size_t length, struct buf *out)
 {
     if (length > ONIGURUMA_LENGTH_MAX)
         return err_set(ERR_UNSUPPORTED, "regular expression of %zu bytes, at most %d", length,
                        ONIGURUMA_LENGTH_MAX);
     struct reader r = {.s = pattern, .length = length, .out = out};
-    size_t start = out->length;
+    size_t start = out->size;
     enum err e = take_all(&r);
-    if (e != OK) out->length = start;
+    if (e != OK) buf_cut(out, start);
     return e;
 }

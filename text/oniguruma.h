@@ -1,6 +1,6 @@
 /* oniguruma: turns a regular expression of tokenizer files into PCRE2's dialect.
  *
- *     struct buffer out = {0};
+ *     struct buf out = {0};
  *     if ((e = oniguruma_to_pcre(pattern, length, &out)) != OK) return e;
  *
  * The reference matches with Oniguruma in its Ruby syntax. What differs, and is rewritten here:
@@ -17,12 +17,12 @@
 
 #include <stddef.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
 #define ONIGURUMA_DEPTH_MAX 64
 #define ONIGURUMA_LENGTH_MAX 65536
 
-enum err oniguruma_to_pcre(const char *pattern, size_t length, struct buffer *out);
+enum err oniguruma_to_pcre(const char *pattern, size_t length, struct buf *out);
 
 #endif

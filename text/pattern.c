@@ -48,10 +48,10 @@ static void hasten(const char **source, size_t *length)
 
 static enum err compile(struct pattern *p, const char *source, size_t length)
 {
-    struct buffer translated = {0};
+    struct buf translated = {0};
     hasten(&source, &length);
     enum err e = oniguruma_to_pcre(source, length, &translated);
-    if (e == OK) e = buffer_add(&translated, "", 1); /* never a null pointer */
+    if (e == OK) e = buf_reserve(&translated, 0); /* never a null pointer */
     pcre2_general_context *memory = NULL;
     pcre2_compile_context *context = NULL;
     if (e == OK) {
@@ -63,7 +63,7 @@ static enum err compile(struct pattern *p, const char *source, size_t length)
         int code;
         size_t at;
         pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-        p->code = pcre2_compile((PCRE2_SPTR)translated.bytes, translated.length - 1,
+        p->code = pcre2_compile((PCRE2_SPTR)translated.data, translated.size,
                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &code, &at, context);
         if (!p->code) e = compile_error(code, at);
     }
@@ -71,20 +71,20 @@ static enum err compile(struct pattern *p, const char *source, size_t length)
     if (e == OK) (void)pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
     pcre2_compile_context_free(context);
     pcre2_general_context_free(memory);
-    buffer_fini(&translated);
+    buf_fini(&translated);
     return e;
 }
 
 enum err pattern_init(struct pattern *p, enum pattern_kind kind, const char *source, size_t length)
 {
     *p = (struct pattern){0};
-    if (kind == PATTERN_LITERAL && length > 0) return buffer_add(&p->literal, source, length);
+    if (kind == PATTERN_LITERAL && length > 0) return buf_add(&p->literal, source, length);
     return compile(p, source, length);
 }
 
 void pattern_fini(struct pattern *p)
 {
-    buffer_fini(&p->literal);
+    buf_fini(&p->literal);
     pcre2_code_free(p->code);
     *p = (struct pattern){0};
 }
@@ -121,12 +121,11 @@ void pattern_scratch_free(struct pattern_scratch *s)
 
 static void find_literal(const struct pattern *p, struct pattern_walk *w)
 {
-    const char *hit =
-        memmem(w->text + w->at, w->length - w->at, p->literal.bytes, p->literal.length);
+    const char *hit = memmem(w->text + w->at, w->length - w->at, p->literal.data, p->literal.size);
     w->found = hit != NULL;
     if (!hit) return;
     w->start = (size_t)(hit - w->text);
-    w->end = w->start + p->literal.length;
+    w->end = w->start + p->literal.size;
 }
 
 static enum err find_regex(const struct pattern *p, struct pattern_scratch *s,
@@ -158,7 +157,7 @@ enum err pattern_next(const struct pattern *p, struct pattern_scratch *s, struct
         w->found = false;
         if (w->at > w->length) return OK;
         enum err e = OK;
-        if (p->literal.length)
+        if (p->literal.size)
             find_literal(p, w);
         else
             e = find_regex(p, s, w);

@@ -16,8 +16,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
 #define PATTERN_STACK_MAX_BYTES ((size_t)32 << 20)
 #define PATTERN_HEAP_MAX_KIB (512u << 10)
@@ -25,7 +25,7 @@
 enum pattern_kind { PATTERN_LITERAL, PATTERN_REGEX };
 
 struct pattern {
-    struct buffer literal; /* not empty: this is what is looked for */
+    struct buf literal; /* not empty: this is what is looked for */
     struct pcre2_real_code_8 *code;
 };
 

@@ -30,21 +30,21 @@ enum err pieces_token(struct pieces *p, uint32_t id)
 
 enum err pieces_end(struct pieces *p, size_t start, bool first)
 {
-    if (p->text.length > PIECES_TEXT_MAX)
+    if (p->text.size > PIECES_TEXT_MAX)
         return err_set(ERR_INVALID, "the text grows beyond %zu bytes when normalized",
                        PIECES_TEXT_MAX);
-    return pieces_cut(p, start, p->text.length - start, first);
+    return pieces_cut(p, start, p->text.size - start, first);
 }
 
 enum err pieces_whole(struct pieces *p, const char *text, size_t length)
 {
-    enum err e = buffer_add(&p->text, text, length);
+    enum err e = buf_add(&p->text, text, length);
     return e == OK ? pieces_end(p, 0, true) : e;
 }
 
 void pieces_clear(struct pieces *p)
 {
-    buffer_clear(&p->text);
+    buf_clear(&p->text);
     p->pieces_count = 0;
 }
 
@@ -57,7 +57,7 @@ void pieces_swap(struct pieces *a, struct pieces *b)
 
 void pieces_fini(struct pieces *p)
 {
-    buffer_fini(&p->text);
+    buf_fini(&p->text);
     mem_free(p->piece);
     *p = (struct pieces){0};
 }

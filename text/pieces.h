@@ -17,8 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
 #define PIECES_TEXT_MAX ((size_t)512 << 20)
 
@@ -29,7 +29,7 @@ struct piece {
 };
 
 struct pieces {
-    struct buffer text;
+    struct buf text;
     struct piece *piece;
     size_t pieces_count, pieces_capacity;
 };

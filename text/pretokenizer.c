@@ -363,7 +363,7 @@ static enum err cut(const struct pretokenizer_step *s, struct pattern_scratch *s
                     const struct pieces *in, const struct piece *p, struct pieces *out)
 {
     struct cutter c = {.out = out, .step = s, .base = p->start, .first = p->first};
-    struct pattern_walk w = {.text = in->text.bytes + p->start, .length = p->length};
+    struct pattern_walk w = {.text = in->text.data + p->start, .length = p->length};
     size_t from = 0;
     enum err e;
     while ((e = find_next(s, scratch, &w)) == OK && w.found) {
@@ -385,7 +385,7 @@ static bool begins_with(const char *text, size_t length, uint32_t c)
 }
 
 static enum err rewrite(const struct pretokenizer_step *s, const char *text, size_t length,
-                        bool first, struct buffer *out)
+                        bool first, struct buf *out)
 {
     enum err e = OK;
     uint32_t mark = s->metaspace ? s->delimiter : ' ';
@@ -394,13 +394,13 @@ static enum err rewrite(const struct pretokenizer_step *s, const char *text, siz
     bool has = begins_with(text, length, mark) || begins_with(text, length, ' ');
     bool wants =
         s->prefix_blank || s->prepend == PREPEND_ALWAYS || (s->prepend == PREPEND_FIRST && first);
-    if (wants && !has) e = buffer_add(out, bytes, n);
-    if (!s->metaspace) return e == OK ? buffer_add(out, text, length) : e;
+    if (wants && !has) e = buf_add(out, bytes, n);
+    if (!s->metaspace) return e == OK ? buf_add(out, text, length) : e;
     for (size_t at = 0; e == OK && at < length;) {
         const char *blank = memchr(text + at, ' ', length - at);
         size_t end = blank ? (size_t)(blank - text) : length;
-        e = buffer_add(out, text + at, end - at);
-        if (e == OK && blank) e = buffer_add(out, bytes, n);
+        e = buf_add(out, text + at, end - at);
+        if (e == OK && blank) e = buf_add(out, bytes, n);
         at = end + 1;
     }
     return e;
@@ -413,8 +413,8 @@ static enum err rewrite_piece(const struct pretokenizer_step *s, struct pattern_
                               const struct pieces *in, const struct piece *p, struct pieces *out)
 {
     (void)scratch;
-    size_t start = out->text.length;
-    enum err e = rewrite(s, in->text.bytes + p->start, p->length, p->first, &out->text);
+    size_t start = out->text.size;
+    enum err e = rewrite(s, in->text.data + p->start, p->length, p->first, &out->text);
     return e == OK ? pieces_end(out, start, p->first) : e;
 }
 
@@ -422,8 +422,8 @@ static enum err map_piece(const struct pretokenizer_step *s, struct pattern_scra
                           const struct pieces *in, const struct piece *p, struct pieces *out)
 {
     (void)s, (void)scratch;
-    size_t start = out->text.length;
-    enum err e = bytelevel_append(in->text.bytes + p->start, p->length, &out->text);
+    size_t start = out->text.size;
+    enum err e = bytelevel_append(in->text.data + p->start, p->length, &out->text);
     return e == OK ? pieces_end(out, start, p->first) : e;
 }
 
@@ -441,7 +441,7 @@ static enum err for_each(each_fn each, const struct pretokenizer_step *s,
     }
     if (e != OK) return e;
     if (each == cut) { /* the text stays where it was */
-        struct buffer text = spare->text;
+        struct buf text = spare->text;
         spare->text = p->text;
         p->text = text;
     }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "common/mem.h"
-#include "text/buffer.h"
+#include "common/buf.h"
 #include "text/utf8.h"
 
 /* One string as a Knuth-Morris-Pratt automaton: `matched` bytes of it end the text so far. */
@@ -17,8 +17,8 @@ struct needle {
 struct stop {
     struct needle needle[STOP_STRINGS_MAX];
     size_t needles_count;
-    struct buffer held; /* the end of the text, which could be the beginning of a stop string */
-    struct buffer shown;
+    struct buf held; /* the end of the text, which could be the beginning of a stop string */
+    struct buf shown;
     int hit;
 };
 
@@ -70,8 +70,8 @@ void stop_free(struct stop *s)
         mem_free(s->needle[i].text);
         mem_free(s->needle[i].back);
     }
-    buffer_fini(&s->held);
-    buffer_fini(&s->shown);
+    buf_fini(&s->held);
+    buf_fini(&s->shown);
     mem_free(s);
 }
 
@@ -100,42 +100,43 @@ static int step(struct stop *s, char c, size_t *pending)
 
 static void hand_out(const struct stop *s, struct stop_shown *shown)
 {
-    shown->length = s->shown.length;
-    shown->text = shown->length ? s->shown.bytes : "";
+    shown->length = s->shown.size;
+    shown->text = shown->length ? s->shown.data : "";
     shown->hit = s->hit;
 }
 
 enum err stop_push(struct stop *s, const char *text, size_t length, struct stop_shown *shown)
 {
-    buffer_clear(&s->shown);
+    buf_clear(&s->shown);
     if (s->hit != STOP_NONE) {
         hand_out(s, shown);
         return OK;
     }
     /* All memory first, so that a failure leaves the matcher as it was. */
-    enum err e = buffer_reserve(&s->shown, s->held.length + length);
-    if (e == OK) e = buffer_reserve(&s->held, STOP_LENGTH_MAX);
+    s->held.error = OK;
+    enum err e = buf_reserve(&s->shown, s->held.size + length);
+    if (e == OK) e = buf_reserve(&s->held, STOP_LENGTH_MAX);
     if (e != OK) return e;
-    struct buffer *out = &s->shown;
-    CHECK(buffer_add(out, s->held.bytes, s->held.length) == OK);
-    size_t pending = s->held.length, hit_length = 0;
+    struct buf *out = &s->shown;
+    CHECK(buf_add(out, s->held.data, s->held.size) == OK);
+    size_t pending = s->held.size, hit_length = 0;
     for (size_t i = 0; i < length && s->hit == STOP_NONE; i++) {
         s->hit = step(s, text[i], &pending);
-        CHECK(buffer_add(out, text + i, 1) == OK);
+        CHECK(buf_add(out, text + i, 1) == OK);
     }
     if (s->hit != STOP_NONE) hit_length = s->needle[s->hit].length;
-    buffer_clear(&s->held);
+    buf_clear(&s->held);
     if (s->hit == STOP_NONE)
-        CHECK(buffer_add(&s->held, out->bytes + out->length - pending, pending) == OK);
-    out->length -= s->hit == STOP_NONE ? pending : hit_length;
+        CHECK(buf_add(&s->held, out->data + out->size - pending, pending) == OK);
+    buf_cut(out, out->size - (s->hit == STOP_NONE ? pending : hit_length));
     hand_out(s, shown);
     return OK;
 }
 
 void stop_finish(struct stop *s, struct stop_shown *shown)
 {
-    buffer_clear(&s->shown);
-    struct buffer text = s->shown;
+    buf_clear(&s->shown);
+    struct buf text = s->shown;
     s->shown = s->held;
     s->held = text;
     for (size_t i = 0; i < s->needles_count; i++)

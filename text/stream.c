@@ -38,8 +38,8 @@ void stream_free(struct stream *s)
 
 static void hand_out(const struct stream *s, const char **text, size_t *length)
 {
-    *length = s->decoding.out.length;
-    *text = *length ? s->decoding.out.bytes : "";
+    *length = s->decoding.out.size;
+    *text = *length ? s->decoding.out.data : "";
 }
 
 enum err stream_push(struct stream *s, uint32_t id, const char **text, size_t *length)
@@ -47,7 +47,7 @@ enum err stream_push(struct stream *s, uint32_t id, const char **text, size_t *l
     const char *token;
     size_t n;
     enum err e = OK;
-    buffer_clear(&s->decoding.out);
+    buf_clear(&s->decoding.out);
     bool skip = (s->flags & STREAM_SKIP_SPECIAL) && tokenizer_is_special(s->tokenizer, id);
     if (!skip && tokenizer_string(s->tokenizer, id, &token, &n))
         e = decoding_push(&s->decoding, token, n);
@@ -57,11 +57,9 @@ enum err stream_push(struct stream *s, uint32_t id, const char **text, size_t *l
 
 enum err stream_finish(struct stream *s, const char **text, size_t *length)
 {
-    buffer_clear(&s->decoding.out);
+    buf_clear(&s->decoding.out);
     enum err e = decoding_end(&s->decoding);
     hand_out(s, text, length);
-    size_t n = s->decoding.out.length;
     restart(s);
-    *length = n; /* restarting clears the buffer's length, the bytes stay until the next call */
     return e;
 }

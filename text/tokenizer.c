@@ -37,10 +37,10 @@ static enum err normalize(const struct tokenizer *t, struct encoding *x)
             e = pieces_token(to, one->id);
             continue;
         }
-        size_t start = to->text.length;
-        e = normalizer_apply(&t->normalizer, x->scratch, p->text.bytes + one->start, one->length,
+        size_t start = to->text.size;
+        e = normalizer_apply(&t->normalizer, x->scratch, p->text.data + one->start, one->length,
                              &x->normalized);
-        if (e == OK) e = buffer_add(&to->text, x->normalized.text, x->normalized.length);
+        if (e == OK) e = buf_add(&to->text, x->normalized.text, x->normalized.length);
         if (e == OK) e = pieces_end(to, start, one->first);
     }
     pieces_swap(p, to);
@@ -75,7 +75,7 @@ static enum err encode_pieces(const struct tokenizer *t, struct encoding *x)
         if (p->id != TOKEN_NONE)
             e = id_list_add(&x->ids, p->id);
         else
-            e = bpe_encode(&t->model, &x->bpe, x->pieces.text.bytes + p->start, p->length, &x->ids);
+            e = bpe_encode(&t->model, &x->bpe, x->pieces.text.data + p->start, p->length, &x->ids);
     }
     return e;
 }
@@ -127,12 +127,8 @@ enum err tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t
         if (tokenizer_string(t, ids[i], &s, &n)) e = decoding_push(&x, s, n);
     }
     if (e == OK) e = decoding_end(&x);
-    if (e == OK) e = buffer_add(&x.out, "", 1);
-    if (e == OK) {
-        *text = x.out.bytes;
-        *length = x.out.length - 1;
-        x.out = (struct buffer){0};
-    }
+    *length = x.out.size;
+    if (e == OK && !(*text = buf_take(&x.out))) e = ERR_MEMORY;
     decoding_fini(&x);
     return e;
 }

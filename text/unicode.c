@@ -58,9 +58,9 @@ bool unicode_is_mark(uint32_t c)
     return k >= UTF8PROC_CATEGORY_MN && k <= UTF8PROC_CATEGORY_ME;
 }
 
-enum err unicode_lower(const char *text, size_t length, struct buffer *out)
+enum err unicode_lower(const char *text, size_t length, struct buf *out)
 {
-    enum err e = buffer_reserve(out, length);
+    enum err e = buf_reserve(out, length);
     for (size_t at = 0; e == OK && at < length;) {
         uint32_t c;
         char bytes[8];
@@ -72,7 +72,7 @@ enum err unicode_lower(const char *text, size_t length, struct buffer *out)
         } else {
             n = utf8_write((uint32_t)utf8proc_tolower((utf8proc_int32_t)c), bytes);
         }
-        e = buffer_add(out, bytes, n);
+        e = buf_add(out, bytes, n);
     }
     return e;
 }
@@ -168,10 +168,9 @@ static bool is_normal(enum unicode_form form, const char *text, size_t length)
     return true;
 }
 
-enum err unicode_normalize(enum unicode_form form, const char *text, size_t length,
-                           struct buffer *out)
+enum err unicode_normalize(enum unicode_form form, const char *text, size_t length, struct buf *out)
 {
-    if (is_normal(form, text, length)) return buffer_add(out, text, length);
+    if (is_normal(form, text, length)) return buf_add(out, text, length);
     struct points p = {0};
     bool compose = form == UNICODE_NFC || form == UNICODE_NFKC;
     bool compat = form == UNICODE_NFKC || form == UNICODE_NFKD;
@@ -184,10 +183,10 @@ enum err unicode_normalize(enum unicode_form form, const char *text, size_t leng
         else
             p.count = (size_t)n;
     }
-    if (e == OK) e = buffer_reserve(out, p.count);
+    if (e == OK) e = buf_reserve(out, p.count);
     for (size_t i = 0; e == OK && i < p.count; i++) {
         char bytes[4];
-        e = buffer_add(out, bytes, utf8_write((uint32_t)p.c[i], bytes));
+        e = buf_add(out, bytes, utf8_write((uint32_t)p.c[i], bytes));
     }
     mem_free(p.c);
     return e;

@@ -12,8 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
 bool unicode_is_space(uint32_t c);       /* White_Space */
 bool unicode_is_word(uint32_t c);        /* \w of a Unicode regex */
@@ -25,7 +25,7 @@ enum unicode_form { UNICODE_NFC, UNICODE_NFD, UNICODE_NFKC, UNICODE_NFKD };
 
 /* These append to `out`. */
 enum err unicode_normalize(enum unicode_form form, const char *text, size_t length,
-                           struct buffer *out);
-enum err unicode_lower(const char *text, size_t length, struct buffer *out);
+                           struct buf *out);
+enum err unicode_lower(const char *text, size_t length, struct buf *out);
 
 #endif

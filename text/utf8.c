@@ -92,7 +92,7 @@ size_t utf8_before(const char *text, size_t end)
     return end;
 }
 
-enum err utf8_append_lossy(struct buffer *out, const char *bytes, size_t length, bool last,
+enum err utf8_append_lossy(struct buf *out, const char *bytes, size_t length, bool last,
                            size_t *used)
 {
     enum err e;
@@ -100,12 +100,12 @@ enum err utf8_append_lossy(struct buffer *out, const char *bytes, size_t length,
     *used = 0;
     while (at < length) {
         size_t good = utf8_check(bytes + at, length - at);
-        if ((e = buffer_add(out, bytes + at, good)) != OK) return e;
+        if ((e = buf_add(out, bytes + at, good)) != OK) return e;
         at += good;
         if (at == length) break;
         int n = judge(bytes + at, length - at);
         if (n == 0 && !last) break;
-        if ((e = buffer_add(out, UTF8_REPLACEMENT, 3)) != OK) return e;
+        if ((e = buf_add(out, UTF8_REPLACEMENT, 3)) != OK) return e;
         at += n == 0 ? length - at : (size_t)-n;
     }
     *used = at;

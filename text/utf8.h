@@ -15,8 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/buf.h"
 #include "common/err.h"
-#include "text/buffer.h"
 
 #define UTF8_REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
 
@@ -31,7 +31,7 @@ size_t utf8_before(const char *text, size_t end);
 
 /* Appends bytes to `out` with U+FFFD for what is not UTF-8. An unfinished character at the end is
  * left alone unless `last`; returns how many bytes were consumed through *used. */
-enum err utf8_append_lossy(struct buffer *out, const char *bytes, size_t length, bool last,
+enum err utf8_append_lossy(struct buf *out, const char *bytes, size_t length, bool last,
                            size_t *used);
 
 #endif

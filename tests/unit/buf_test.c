@@ -26,6 +26,24 @@ static void appends_grow_and_keep_a_zero_behind(void **state)
     buf_fini(&b);
 }
 
+static void a_part_is_kept_or_dropped(void **state)
+{
+    (void)state;
+    struct buf b = {0};
+    buf_cut(&b, 0);
+    buf_drop(&b, 0);
+    assert_null(b.data);
+    assert_ok(buf_add(&b, "abcdef", 6));
+    buf_drop(&b, 2);
+    assert_string_equal(b.data, "cdef");
+    buf_cut(&b, 3);
+    assert_string_equal(b.data, "cde");
+    assert_int_equal(b.size, 3);
+    buf_drop(&b, 3);
+    assert_string_equal(b.data, "");
+    buf_fini(&b);
+}
+
 static void json_strings_are_escaped_and_always_utf8(void **state)
 {
     (void)state;
@@ -79,6 +97,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(appends_grow_and_keep_a_zero_behind),
+        cmocka_unit_test(a_part_is_kept_or_dropped),
         cmocka_unit_test(json_strings_are_escaped_and_always_utf8),
         cmocka_unit_test(the_limit_holds_and_the_first_error_stays),
         cmocka_unit_test(a_failed_allocation_is_an_error),

@@ -8,7 +8,7 @@
 #include "text/pattern.h"
 
 /* All matches, each followed by |. */
-static enum err matches(const char *source, const char *text, size_t length, struct buffer *out)
+static enum err matches(const char *source, const char *text, size_t length, struct buf *out)
 {
     struct pattern p;
     struct pattern_scratch *scratch;
@@ -17,8 +17,8 @@ static enum err matches(const char *source, const char *text, size_t length, str
     assert_ok(pattern_scratch_new(&scratch));
     struct pattern_walk w = {.text = text, .length = length};
     while ((e = pattern_next(&p, scratch, &w)) == OK && w.found) {
-        assert_ok(buffer_add(out, text + w.start, w.end - w.start));
-        assert_ok(buffer_add(out, "|", 1));
+        assert_ok(buf_add(out, text + w.start, w.end - w.start));
+        assert_ok(buf_add(out, "|", 1));
     }
     pattern_scratch_free(scratch);
     pattern_fini(&p);
@@ -71,13 +71,12 @@ static void expressions_mean_what_oniguruma_means(void **state)
         {"{a}", "{a}", "{a}|"},
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        struct buffer out = {0};
+        struct buf out = {0};
         enum err e = matches(rows[i].pattern, rows[i].text, strlen(rows[i].text), &out);
         if (e != OK) fail_msg("%s: %s", rows[i].pattern, err_text());
-        if (out.length != strlen(rows[i].found) ||
-            memcmp(out.bytes, rows[i].found, out.length) != 0)
-            fail_msg("%s finds %.*s", rows[i].pattern, (int)out.length, out.bytes);
-        buffer_fini(&out);
+        if (out.size != strlen(rows[i].found) || memcmp(out.data, rows[i].found, out.size) != 0)
+            fail_msg("%s finds %.*s", rows[i].pattern, (int)out.size, out.data);
+        buf_fini(&out);
     }
 }
 
@@ -106,12 +105,12 @@ static void what_cannot_be_said_is_refused_with_a_reason(void **state)
         {"\\O", ERR_UNSUPPORTED, "\\O"},
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        struct buffer out = {0};
+        struct buf out = {0};
         enum err e = matches(rows[i].pattern, "aaa", 3, &out);
         if (rows[i].says[0] && (e != rows[i].e || !strstr(err_text(), rows[i].says)))
             fail_msg("%s: %s %s", rows[i].pattern, err_name(e), err_text());
         assert_int_not_equal(e, OK);
-        buffer_fini(&out);
+        buf_fini(&out);
     }
 }
 
@@ -131,10 +130,10 @@ static void nesting_has_a_limit(void **state)
             strcat(classes, "]");
         }
         enum err want = depth > ONIGURUMA_DEPTH_MAX ? ERR_FORMAT : OK;
-        struct buffer out = {0};
+        struct buf out = {0};
         assert_int_equal(matches(groups, "a", 1, &out), want);
         assert_int_equal(matches(classes, "a", 1, &out), want);
-        buffer_fini(&out);
+        buf_fini(&out);
     }
 }
 
@@ -157,12 +156,12 @@ static void long_runs_are_matched_at_once(void **state)
     assert_non_null(text);
     for (size_t i = 0; i < COUNT_OF(patterns); i++)
         for (const char *c = " a\nA!"; *c; c++) {
-            struct buffer out = {0};
+            struct buf out = {0};
             memset(text, *c, length);
             text[length - 1] = 'x';
             if (matches(patterns[i], text, length, &out) != OK) fail_msg("%s", err_text());
-            assert_in_range(out.length, length + 1, length + 3);
-            buffer_fini(&out);
+            assert_in_range(out.size, length + 1, length + 3);
+            buf_fini(&out);
         }
     free(text);
 }
@@ -174,14 +173,14 @@ static void blanks_at_the_end_are_found_at_once(void **state)
     char *text = malloc(length);
     assert_non_null(text);
     memset(text, ' ', length);
-    struct buffer out = {0};
+    struct buf out = {0};
     text[length - 1] = 'x';
     assert_ok(matches("\\s+$", text, length, &out));
-    assert_int_equal(out.length, 0);
+    assert_int_equal(out.size, 0);
     text[length / 2] = '\n';
     assert_ok(matches("\\s+$", text, length, &out));
-    assert_int_equal(out.length, length / 2 + 1);
-    buffer_fini(&out);
+    assert_int_equal(out.size, length / 2 + 1);
+    buf_fini(&out);
     free(text);
 }
 
@@ -194,10 +193,10 @@ static void deep_backtracking_does_not_fail(void **state)
     char *text = malloc(length);
     assert_non_null(text);
     memset(text, 'a', length);
-    struct buffer out = {0};
+    struct buf out = {0};
     if (matches("(?:a|b)*a", text, length, &out) != OK) fail_msg("%s", err_text());
-    assert_int_equal(out.length, length + 1);
-    buffer_fini(&out);
+    assert_int_equal(out.size, length + 1);
+    buf_fini(&out);
     free(text);
 }
 

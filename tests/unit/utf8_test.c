@@ -64,15 +64,15 @@ static void one_replacement_stands_for_the_longest_broken_beginning(void **state
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         size_t length = strlen(rows[i].bytes), used;
-        struct buffer out = {0};
+        struct buf out = {0};
         assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, false, &used));
         assert_int_equal(length - used, rows[i].held);
-        buffer_clear(&out);
+        buf_clear(&out);
         assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, true, &used));
         assert_int_equal(used, length);
-        assert_int_equal(out.length, strlen(rows[i].lossy));
-        assert_memory_equal(out.bytes, rows[i].lossy, out.length);
-        buffer_fini(&out);
+        assert_int_equal(out.size, strlen(rows[i].lossy));
+        assert_memory_equal(out.data, rows[i].lossy, out.size);
+        buf_fini(&out);
     }
 }
 
@@ -95,12 +95,12 @@ static void normal_forms_are_those_of_unicode(void **state)
         {UNICODE_NFC, "plain", "plain"},
     };
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        struct buffer out = {0};
+        struct buf out = {0};
         enum err e = unicode_normalize(rows[i].form, rows[i].text, strlen(rows[i].text), &out);
         assert_ok(e);
-        assert_int_equal(out.length, strlen(rows[i].normal));
-        assert_memory_equal(out.bytes, rows[i].normal, out.length);
-        buffer_fini(&out);
+        assert_int_equal(out.size, strlen(rows[i].normal));
+        assert_memory_equal(out.data, rows[i].normal, out.size);
+        buf_fini(&out);
     }
 }
 
@@ -116,12 +116,12 @@ static void a_long_run_of_accents_is_sorted_at_once(void **state)
         memcpy(text + 1 + 2 * i, "\u0301", 2);
         memcpy(text + 1 + 2 * (pairs + i), "\u0316", 2);
     }
-    struct buffer out = {0};
+    struct buf out = {0};
     assert_ok(unicode_normalize(UNICODE_NFC, text, 1 + 4 * pairs, &out));
-    assert_int_equal(out.length, 1 + 4 * pairs);
-    assert_memory_equal(out.bytes + 1, "\u0316", 2);
-    assert_memory_equal(out.bytes + out.length - 2, "\u0301", 2);
-    buffer_fini(&out);
+    assert_int_equal(out.size, 1 + 4 * pairs);
+    assert_memory_equal(out.data + 1, "\u0316", 2);
+    assert_memory_equal(out.data + out.size - 2, "\u0301", 2);
+    buf_fini(&out);
     free(text);
 }
 
@@ -129,11 +129,11 @@ static void lower_case_of_a_letter_may_be_two_characters(void **state)
 {
     (void)state;
     static const char text[] = "\u00C9A\u0130\u03A3\u1E9E", lower[] = "\u00E9ai\u0307\u03C3\u00DF";
-    struct buffer out = {0};
+    struct buf out = {0};
     assert_ok(unicode_lower(text, strlen(text), &out));
-    assert_int_equal(out.length, strlen(lower));
-    assert_memory_equal(out.bytes, lower, out.length);
-    buffer_fini(&out);
+    assert_int_equal(out.size, strlen(lower));
+    assert_memory_equal(out.data, lower, out.size);
+    buf_fini(&out);
 }
 
 int main(void)
