@@ -1,6 +1,7 @@
 #include "client/plan.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include "common/clock.h"
 
@@ -60,25 +61,45 @@ static uint64_t buffers_bytes(const struct plan_options *o, uint64_t rows, uint6
 
 /* ---- memory ---- */
 
-static enum err make_pool(const struct plan *p, const char *role, struct plan_pool *pool)
+static void make_pool(const struct plan *p, struct plan_pool *pool)
 {
     const struct plan_options *o = &p->options;
     uint64_t taken = p->weights_bytes + pool->buffers_bytes + o->reserve_bytes;
-    uint64_t context = blocks_held(o->shape.context, o->shape.window);
     if (taken < o->memory_bytes)
         pool->blocks_count =
             (uint64_t)((double)(o->memory_bytes - taken) * o->kv_share) / p->block_bytes;
     pool->pool_bytes = pool->blocks_count * p->block_bytes;
+}
+
+/* What would help a node that does not fit; a smaller context's buffers are smaller, too. */
+static void advise(const struct plan *p, char *text, size_t size)
+{
+    uint64_t blocks = p->prefill_pool.blocks_count;
+    if (blocks > p->decode_pool.blocks_count) blocks = p->decode_pool.blocks_count;
+    const char *other = p->options.shape.dtype == DTYPE_F32 ? ", or --dtype bf16" : "";
+    if (blocks > 0)
+        snprintf(text, size, "lower --context: %llu tokens fit%s",
+                 (unsigned long long)blocks * BLOCK_TOKENS, other);
+    else
+        snprintf(text, size, "give more --memory or a smaller --reserve%s", other);
+}
+
+static enum err check_pool(const struct plan *p, const char *role, const struct plan_pool *pool)
+{
+    const struct plan_options *o = &p->options;
+    uint64_t context = blocks_held(o->shape.context, o->shape.window);
+    char advice[96];
     if (pool->blocks_count >= context) return OK;
-    return err_set(
-        ERR_MEMORY,
-        "a %s node does not fit into %llu MiB: weights %llu MiB, buffers %llu MiB, "
-        "reserve %llu MiB, and the KV of one context of %u tokens %llu MiB, which must "
-        "be at most %.0f %% of the rest; %s",
-        role, (unsigned long long)o->memory_bytes >> 20, (unsigned long long)p->weights_bytes >> 20,
-        (unsigned long long)pool->buffers_bytes >> 20, (unsigned long long)o->reserve_bytes >> 20,
-        o->shape.context, (unsigned long long)(context * p->block_bytes) >> 20, o->kv_share * 100,
-        taken < o->memory_bytes ? "lower --context" : "give more --memory or a smaller --reserve");
+    advise(p, advice, sizeof advice);
+    return err_set(ERR_MEMORY,
+                   "a %s node does not fit into %llu MiB: weights %llu MiB, buffers %llu MiB, "
+                   "reserve %llu MiB, and the KV of one context of %u tokens %llu MiB, which must "
+                   "be at most %.0f %% of the rest; %s",
+                   role, (unsigned long long)o->memory_bytes >> 20,
+                   (unsigned long long)p->weights_bytes >> 20,
+                   (unsigned long long)pool->buffers_bytes >> 20,
+                   (unsigned long long)o->reserve_bytes >> 20, o->shape.context,
+                   (unsigned long long)(context * p->block_bytes) >> 20, o->kv_share * 100, advice);
 }
 
 static void add_length(struct plan *p, uint32_t tokens, bool told)
@@ -134,8 +155,10 @@ static enum err make_memory(struct plan *p)
         buffers_bytes(o, P_BATCH + (uint64_t)o->chunk, P_BATCH + P_PROMPTS, P_SLOTS);
     p->decode_pool.buffers_bytes = buffers_bytes(o, D_CHUNK + (uint64_t)o->batch,
                                                  o->batch + (uint64_t)D_PROMPTS, 3 * o->batch + 16);
-    if ((e = make_pool(p, "prefill", &p->prefill_pool)) != OK) return e;
-    if ((e = make_pool(p, "decode", &p->decode_pool)) != OK) return e;
+    make_pool(p, &p->prefill_pool);
+    make_pool(p, &p->decode_pool);
+    if ((e = check_pool(p, "prefill", &p->prefill_pool)) != OK) return e;
+    if ((e = check_pool(p, "decode", &p->decode_pool)) != OK) return e;
     p->contiguous_count = p->decode_pool.blocks_count / blocks_for_tokens(o->shape.context);
     make_lengths(p);
     return OK;
@@ -322,7 +345,7 @@ static enum err check_kv(const struct model_shape *s)
                        : s->kv_heads == 0 ? "how many kv heads a model has"
                                           : "the size of a head");
     if (s->head_dim % 2 != 0)
-        return err_set(ERR_UNSUPPORTED,
+        return err_set(ERR_INVALID,
                        "a head size of %u: rotary positions turn pairs, so it must be even",
                        s->head_dim);
     if (s->heads % s->kv_heads == 0) return OK;

@@ -1,6 +1,7 @@
 #include "client/plan.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -72,7 +73,15 @@ static void parameters_and_kv_are_those_that_are_known(void **state)
          32768},
         {"Llama 2 7B, MHA", 32, 32, 32, 128, 4096, 11008, 32000, false, DTYPE_BF16, 6738415616,
          524288},
+        {"Llama 2 70B", 80, 64, 8, 128, 8192, 28672, 32000, false, DTYPE_BF16, 68976648192, 327680},
+        {"Llama 3.1 405B", 126, 128, 8, 128, 16384, 53248, 128256, false, DTYPE_BF16, 405853388800,
+         516096},
         {"Mistral 7B", 32, 32, 8, 128, 4096, 14336, 32000, false, DTYPE_BF16, 7241732096, 131072},
+        {"Mistral Nemo, heads not hidden", 40, 32, 8, 128, 5120, 14336, 131072, false, DTYPE_BF16,
+         12247782400, 163840},
+        {"TinyLlama, fp32", 22, 32, 4, 64, 2048, 5632, 32000, false, DTYPE_F32, 1100048384, 45056},
+        {"Qwen 2.5 7B, its 129,024 biases left out", 28, 28, 4, 128, 3584, 18944, 152064, false,
+         DTYPE_BF16, 7615616512 - 129024, 57344},
         /* by hand: 2 x 10 x 4 + 3 x (4 x (4 + 2 x 2) + 4 x 4 + 3 x 4 x 8) + 3 x 2 x 4 + 4 */
         {"MQA, fp32", 3, 2, 1, 2, 4, 8, 10, false, DTYPE_F32, 540, 48},
     };
@@ -361,6 +370,41 @@ static void waits_are_about_those_of_a_simulated_queue(void **state)
     }
 }
 
+/* Llama 3.1 8B on a GPU of 24 GiB; what is said to fit does, at P and at D. */
+static void a_context_that_does_not_fit_is_told_one_that_does(void **state)
+{
+    (void)state;
+    struct plan_options o = options_of(&llama_8b);
+    struct plan p;
+    unsigned tokens = 0;
+    o.shape.context = 131072;
+    o.memory_bytes = 24 * GIB;
+    o.reserve_bytes = GIB;
+    assert_int_equal(plan_make(&p, &o), ERR_MEMORY);
+    const char *said = strstr(err_text(), "lower --context: ");
+    assert_non_null(said);
+    assert_int_equal(sscanf(said, "lower --context: %u tokens fit", &tokens), 1);
+    /* 24 - 1 GiB less 15.0 GiB of weights and 0.35 of buffers, nine tenths of it, 128 KiB a token */
+    assert_in_range(tokens, 56000, 57300);
+    o.shape.context = tokens;
+    assert_ok(plan_make(&p, &o));
+    assert_true(p.contiguous_count == 1);
+}
+
+/* Llama 2 7B is stored in fp16: what nodes compute it in takes twice the memory. */
+static void what_fits_in_bf16_alone_is_told_so(void **state)
+{
+    (void)state;
+    struct plan_options o = options_of(&mistral_7b);
+    struct plan p;
+    o.memory_bytes = 24 * GIB;
+    o.shape.dtype = DTYPE_F32;
+    assert_int_equal(plan_make(&p, &o), ERR_MEMORY);
+    assert_non_null(strstr(err_text(), "smaller --reserve, or --dtype bf16"));
+    o.shape.dtype = DTYPE_BF16;
+    assert_ok(plan_make(&p, &o));
+}
+
 static void what_is_missing_or_cannot_be_is_said(void **state)
 {
     (void)state;
@@ -395,7 +439,7 @@ static void what_is_missing_or_cannot_be_is_said(void **state)
         {ERR_INVALID, "--decode-step"},
         {ERR_INVALID, "more than 65536 prefill nodes"},
         {ERR_INVALID, "more than 65536 decode nodes"},
-        {ERR_UNSUPPORTED, "must be even"},
+        {ERR_INVALID, "must be even"},
         {ERR_INVALID, "the size of a head is not known"},
     };
     for (size_t i = 0; i < 12; i++) {
@@ -421,6 +465,8 @@ int main(void)
         cmocka_unit_test(prefill_is_estimated_by_flops_or_by_reading_weights),
         cmocka_unit_test(keys_that_tokens_attend_to),
         cmocka_unit_test(waits_are_about_those_of_a_simulated_queue),
+        cmocka_unit_test(a_context_that_does_not_fit_is_told_one_that_does),
+        cmocka_unit_test(what_fits_in_bf16_alone_is_told_so),
         cmocka_unit_test(what_is_missing_or_cannot_be_is_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
