@@ -228,10 +228,14 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     choice_dequeue(core, c);
     turns_ended(core, c);
     heap_remove(&core->timers, &c->timer);
-    if (natural)
-        output_flush(core, now_ns, c);
-    else
-        choice_cancel_nodes(core, now_ns, c, reason);
+    enum err e = natural ? output_flush(core, now_ns, c) : OK;
+    if (e != OK) {
+        natural = false;
+        finish = FINISH_ERROR;
+        error = e;
+        reason = err_text();
+    }
+    if (!natural) choice_cancel_nodes(core, now_ns, c, reason);
     c->state = CHOICE_ENDED;
     c->finish = finish;
     c->error = error;
@@ -341,18 +345,15 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
 {
     uint32_t index = c->generated_count, taken = 0;
     bool stopped = false;
-    if (!grow_generated(c, count)) {
-        choice_end(core, now_ns, c, FINISH_ERROR, ERR_MEMORY, err_text());
-        return false;
-    }
+    enum err e = grow_generated(c, count) ? OK : ERR_MEMORY;
     buf_clear(&core->text);
-    while (taken < count && !stopped) {
-        const char *text;
-        size_t length;
+    while (e == OK && taken < count && !stopped) {
         c->generated[c->generated_count++] = tokens[taken].token;
-        if (c->stream && stream_push(c->stream, tokens[taken].token, &text, &length) == OK)
-            stopped = output_add_text(core, c, text, length);
-        taken++;
+        e = output_add_token(core, c, tokens[taken++].token, &stopped);
+    }
+    if (e != OK) {
+        choice_end(core, now_ns, c, FINISH_ERROR, e, err_text());
+        return false;
     }
     note_first(core, c, now_ns);
     core->counts.generated_tokens += taken;

@@ -18,28 +18,45 @@ void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, ui
     registry_send(core, now_ns, r->client->peer, &m);
 }
 
-/* Adds the text of one token to core->text; true: a stop string is complete. */
-bool output_add_text(struct router_core *core, struct choice *c, const char *text, size_t length)
+static enum err add_text(struct router_core *core, struct choice *c, const char *text,
+                         size_t length, bool *stopped)
 {
     struct stop_shown shown = {text, length, STOP_NONE};
-    if (c->stop && stop_push(c->stop, text, length, &shown) != OK) return false;
-    if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
-    return shown.hit != STOP_NONE;
+    enum err e = c->stop ? stop_push(c->stop, text, length, &shown) : OK;
+    *stopped = e == OK && shown.hit != STOP_NONE;
+    if (e != OK || !c->request->submit.want_text) return e;
+    return buf_add(&core->text, shown.text, shown.length);
 }
 
-/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
-void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c)
+enum err output_add_token(struct router_core *core, struct choice *c, uint32_t token, bool *stopped)
 {
     const char *text;
     size_t length;
+    if (!c->stream) return OK;
+    enum err e = stream_push(c->stream, token, &text, &length);
+    return e == OK ? add_text(core, c, text, length, stopped) : e;
+}
+
+/* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
+enum err output_flush(struct router_core *core, uint64_t now_ns, struct choice *c)
+{
+    enum err e;
+    const char *text;
+    size_t length;
+    bool stopped;
     struct stop_shown shown;
     buf_clear(&core->text);
-    if (!c->stream || stream_finish(c->stream, &text, &length) != OK) return;
-    if (!output_add_text(core, c, text, length) && c->stop) {
+    if (!c->stream) return OK;
+    if ((e = stream_finish(c->stream, &text, &length)) != OK) return e;
+    if ((e = add_text(core, c, text, length, &stopped)) != OK) return e;
+    if (!stopped && c->stop) {
         stop_finish(c->stop, &shown);
-        if (c->request->submit.want_text) buf_add(&core->text, shown.text, shown.length);
+        if (c->request->submit.want_text &&
+            (e = buf_add(&core->text, shown.text, shown.length)) != OK)
+            return e;
     }
     output_send(core, now_ns, c, c->generated_count, NULL, 0, FINISH_NONE);
+    return OK;
 }
 
 void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)

@@ -517,10 +517,11 @@ void choice_cancel_nodes(struct router_core *core, uint64_t now_ns, struct choic
  * the choice by. */
 void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
                  const struct token_info *tokens, uint32_t count, enum finish finish);
-/* Adds the text of one token to core->text; true: a stop string is complete. */
-bool output_add_text(struct router_core *core, struct choice *c, const char *text, size_t length);
+/* Adds the text of one token to core->text. *stopped: a stop string is complete. ERR_MEMORY: a gap. */
+enum err output_add_token(struct router_core *core, struct choice *c, uint32_t token,
+                          bool *stopped);
 /* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
-void output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
+enum err output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
 void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
 
 /* result.c */

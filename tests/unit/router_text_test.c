@@ -100,6 +100,47 @@ static void a_stop_string_over_two_tokens_ends_it_and_is_not_shown(void **state)
     world_close(&w);
 }
 
+/* Tells 12 tokens one by one while the n-th allocation fails; whether there were as many. */
+static bool tell_with_failure(uint64_t n, const char *const *stop, char *text,
+                              struct msg_done *done)
+{
+    struct world w;
+    text_world_open(&w);
+    struct job_key key = submit_text(&w, stop, stop ? 1 : 0);
+    size_t mark = w.read;
+    uint64_t before = mem_count();
+    mem_fail_at(n);
+    for (uint32_t i = 0; i < 12; i++)
+        tell_one(&w, key, i, 40 + i * 3);
+    tell_finished(&w, D0, key, 12);
+    mem_fail_at(0);
+    bool failed = mem_count() - before >= n;
+    w.read = mark;
+    collect_text(&w, text, done);
+    router_core_audit(w.core);
+    world_close(&w);
+    return failed;
+}
+
+static void a_failing_allocation_leaves_no_gap_in_the_text(void **state)
+{
+    (void)state;
+    static const char *const never[1] = {"never said"};
+    char whole[256], text[256];
+    struct msg_done done = {0};
+    for (int stops = 0; stops < 2; stops++) {
+        const char *const *stop = stops ? never : NULL;
+        uint32_t errors = 0;
+        tell_with_failure(UINT64_MAX, stop, whole, &done);
+        for (uint64_t n = 1; tell_with_failure(n, stop, text, &done); n++) {
+            errors += done.finish == FINISH_ERROR && done.error == ERR_MEMORY;
+            if (done.finish != FINISH_ERROR && strcmp(text, whole) != 0)
+                fail_msg("allocation %d: \"%s\" instead of \"%s\"", (int)n, text, whole);
+        }
+        assert_true(errors > 0);
+    }
+}
+
 static void a_prompt_that_cannot_be_tokenized_is_rejected(void **state)
 {
     (void)state;
@@ -146,6 +187,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_that_of_the_tokens),
         cmocka_unit_test(a_stop_string_over_two_tokens_ends_it_and_is_not_shown),
+        cmocka_unit_test(a_failing_allocation_leaves_no_gap_in_the_text),
         cmocka_unit_test(a_prompt_that_cannot_be_tokenized_is_rejected),
         cmocka_unit_test(ids_for_a_client_that_has_gone_are_thrown_away),
     };
