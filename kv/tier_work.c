@@ -150,7 +150,7 @@ static enum err open_row(struct kv_tier_work *w, struct row *r)
     return e;
 }
 
-static enum err open_rows(struct kv_tier_work *w)
+static void make_rows(struct kv_tier_work *w)
 {
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
         struct row *r = &w->row[i];
@@ -163,6 +163,14 @@ static enum err open_rows(struct kv_tier_work *w)
         r->work = w;
         r->open.failures_max = 1;
         r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
+        atomic_store(&r->counts.broken, true);
+    }
+}
+
+enum err kv_tier_work_open(struct kv_tier_work *w)
+{
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct row *r = &w->row[i];
         enum err e = open_row(w, r);
         if (e == ERR_IO)
             log_warn("kv_tier_unusable",
@@ -220,10 +228,10 @@ enum err kv_tier_work_new(struct kv_tier_work **out, const struct kv_tiers_optio
     w->staging = o->staging ? o->staging : (w->own_staging = mem_aligned(staging_bytes, 64));
     for (uint32_t i = 0; w->staging && i < w->chunk; i++)
         w->value[i] = w->staging + i * w->value_bytes;
-    enum err e = w->staging ? open_rows(w) : ERR_MEMORY;
-    if (e != OK) {
+    make_rows(w);
+    if (!w->staging) {
         kv_tier_work_free(w);
-        return e;
+        return ERR_MEMORY;
     }
     *out = w;
     return OK;

@@ -2,7 +2,8 @@
  * gives it those, tests a clock of their own.
  *
  *     struct kv_tier_work *work;
- *     if ((e = kv_tier_work_new(&work, &options)) != OK) return e;     // opens all tiers
+ *     if ((e = kv_tier_work_new(&work, &options)) != OK) return e;
+ *     if ((e = kv_tier_work_open(work)) != OK) return e;               // all tiers; from here on one thread
  *     struct kv_tier_job *job = kv_tier_job_new(&op);                  // copies; any thread
  *     struct kv_tier_event event;
  *     kv_tier_work_load(work, job, &event);
@@ -20,6 +21,8 @@
 struct kv_tier_work;
 
 enum err kv_tier_work_new(struct kv_tier_work **work, const struct kv_tiers_options *options);
+/* What cannot be used now is done without. ERR_INVALID, ERR_MEMORY: those that come after it are not open. */
+enum err kv_tier_work_open(struct kv_tier_work *work);
 void kv_tier_work_free(struct kv_tier_work *work);  /* NULL is allowed */
 void kv_tier_work_close(struct kv_tier_work *work); /* the tiers; only stats are asked afterwards */
 uint64_t kv_tier_work_now(const struct kv_tier_work *work);

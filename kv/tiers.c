@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -25,12 +26,21 @@ struct place {
     enum kv_tier_op_kind kind;
 };
 
+/* How opening the tiers went. */
+struct verdict {
+    enum err e;
+    char text[ERR_TEXT_MAX];
+};
+
 struct kv_tiers {
     struct kv_tier_work *work;
     struct mailbox *posted; /* of struct kv_tier_job * */
+    struct mailbox *opened; /* the thread's first word: struct verdict */
+    struct mailbox *go;     /* that it may take ops, a byte */
     struct mailbox *ended;  /* the thread's last word, a byte */
     struct place *place;    /* [ops_max] */
-    bool stuck;             /* the loop thread's */
+    const char *opening;    /* the tier that hung at kv_tiers_open; NULL: none, or it is over */
+    bool stuck;             /* both the loop thread's */
     uint64_t stop_ns;
     uint32_t ops_max, blocks_max;
     kv_tier_event_fn *on_event;
@@ -38,7 +48,7 @@ struct kv_tiers {
     _Atomic uint32_t waiting; /* posted and not ended */
     _Atomic uint64_t stores_dropped;
     pthread_t thread;
-    bool started;
+    bool runs, started;
     struct job_queue loads, stores, lists; /* the thread's */
 };
 
@@ -126,7 +136,11 @@ static void end_all(struct kv_tiers *t)
 static void *run(void *arg)
 {
     struct kv_tiers *t = arg;
-    while (receive(t)) {
+    struct verdict v = {.e = kv_tier_work_open(t->work)};
+    if (v.e != OK) snprintf(v.text, sizeof v.text, "%s", err_text());
+    CHECK(mailbox_send(t->opened, &v) == OK);
+    bool goes = mailbox_wait(t->go, &(char){0}, TIME_NEVER) == OK;
+    while (goes && receive(t)) {
         work(t);
         if (!t->loads.first) kv_tier_work_reopen(t->work);
     }
@@ -134,6 +148,39 @@ static void *run(void *arg)
     kv_tier_work_close(t->work);
     CHECK(mailbox_send(t->ended, &(char){0}) == OK);
     return NULL;
+}
+
+/* Begins the thread, and waits for what it has to say of the tiers. */
+static enum err open_tiers(struct kv_tiers *t, uint64_t open_ns)
+{
+    struct kv_tiers_stats stats;
+    struct verdict v;
+    int error = pthread_create(&t->thread, NULL, run, t);
+    if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
+    t->runs = true;
+    if (mailbox_wait(t->opened, &v, open_ns) == OK)
+        return v.e == OK ? OK : err_set(v.e, "%s", v.text);
+    kv_tiers_stats(t, &stats);
+    t->opening = stats.calling ? stats.calling : "?";
+    t->stuck = true;
+    log_error("kv_tier_stuck",
+              "tier=%s for_ms=%llu note=\"does not open; starts without tiers until it does\"",
+              t->opening, (unsigned long long)(open_ns / NS_PER_MS));
+    return OK;
+}
+
+/* What kv_tiers_open did not wait for. */
+static void note_opened(struct kv_tiers *t)
+{
+    struct verdict v;
+    if (mailbox_receive(t->opened, &v) != OK) return;
+    if (v.e == OK)
+        log_info("kv_tier_back", "tier=%s doing=open", t->opening);
+    else
+        log_error("kv_tier_unusable",
+                  "tier=%s reason=\"%s\" note=\"goes on without it, tried again later\"",
+                  t->opening, v.text);
+    t->opening = NULL;
 }
 
 enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *options,
@@ -150,8 +197,11 @@ enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *opt
     t->place = mem_array(options->ops_max, sizeof *t->place);
     enum err e = t->place ? OK : ERR_MEMORY;
     if (e == OK) e = mailbox_new(&t->posted, sizeof(struct kv_tier_job *), options->ops_max);
+    if (e == OK) e = mailbox_new(&t->opened, sizeof(struct verdict), 1);
+    if (e == OK) e = mailbox_new(&t->go, 1, 1);
     if (e == OK) e = mailbox_new(&t->ended, 1, 1);
     if (e == OK) e = kv_tier_work_new(&t->work, options);
+    if (e == OK) e = open_tiers(t, options->open_ns > 0 ? options->open_ns : KV_TIERS_OPEN_NS);
     if (e != OK) {
         kv_tiers_close(t);
         return e;
@@ -162,10 +212,9 @@ enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *opt
 
 enum err kv_tiers_start(struct kv_tiers *t)
 {
-    int error = pthread_create(&t->thread, NULL, run, t);
-    if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
-    t->started = true;
-    return OK;
+    enum err e = mailbox_send(t->go, &(char){0});
+    t->started = e == OK;
+    return e;
 }
 
 /* There is one: so many do not wait. */
@@ -223,6 +272,7 @@ void kv_tiers_watch(struct kv_tiers *t, struct kv_tiers_stats *stats)
 {
     uint64_t stuck_ns = 0;
     kv_tiers_stats(t, stats);
+    if (t->opening) note_opened(t);
     for (uint32_t i = 0; i < stats->rows_count && stuck_ns == 0; i++)
         stuck_ns = stats->row[i].stuck_ns;
     if (stuck_ns > 0 && !t->stuck)
@@ -230,46 +280,45 @@ void kv_tiers_watch(struct kv_tiers *t, struct kv_tiers_stats *stats)
                   "tier=%s for_ms=%llu note=\"a call does not return; goes on without tiers until "
                   "it does\"",
                   stats->calling, (unsigned long long)(stuck_ns / NS_PER_MS));
-    t->stuck = stuck_ns > 0;
+    t->stuck = t->opening || stuck_ns > 0;
     if (t->stuck) take_back(t);
 }
 
 /* Waits for the thread's end, up to stop_ns. */
-static enum err join(struct kv_tiers *t)
+static bool join(struct kv_tiers *t)
+{
+    mailbox_close(t->posted);
+    mailbox_close(t->go);
+    if (!t->runs) return true;
+    if (mailbox_wait(t->ended, &(char){0}, t->stop_ns) != OK) return false;
+    pthread_join(t->thread, NULL);
+    t->runs = t->started = false;
+    return true;
+}
+
+enum err kv_tiers_stop(struct kv_tiers *t)
 {
     struct kv_tiers_stats stats;
-    char done;
-    if (mailbox_wait(t->ended, &done, t->stop_ns) == OK) {
-        pthread_join(t->thread, NULL);
-        return OK;
-    }
+    if (join(t)) return OK;
     kv_tiers_stats(t, &stats);
     return err_set(ERR_TIMEOUT, "tier %s: a call has not returned for %llu ms",
                    stats.calling ? stats.calling : "?",
                    (unsigned long long)(t->stop_ns / NS_PER_MS));
 }
 
-enum err kv_tiers_stop(struct kv_tiers *t)
+bool kv_tiers_close(struct kv_tiers *t)
 {
-    enum err e = OK;
-    mailbox_close(t->posted);
-    if (t->started)
-        e = join(t);
-    else
-        end_all(t);
-    if (e == OK) t->started = false;
-    return e;
-}
-
-void kv_tiers_close(struct kv_tiers *t)
-{
-    if (!t) return;
+    if (!t) return true;
     CHECK(!t->started);
+    if (t->runs && !join(t)) return false;
     kv_tier_work_free(t->work);
     mailbox_free(t->posted);
+    mailbox_free(t->opened);
+    mailbox_free(t->go);
     mailbox_free(t->ended);
     mem_free(t->place);
     mem_free(t);
+    return true;
 }
 
 void kv_tiers_stats(const struct kv_tiers *t, struct kv_tiers_stats *stats)

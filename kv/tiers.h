@@ -3,7 +3,7 @@
  *     struct kv_tiers *tiers;
  *     struct kv_tiers_options o = {.geometry = g, .space = space, .bytes = {...}, .tier = {...}, .tiers_count = 2};
  *     if ((e = kv_tiers_open(&tiers, &o, on_event, ctx)) != OK) return e;
- *     kv_tiers_start(tiers);                                               // the tier thread begins
+ *     kv_tiers_start(tiers);                                               // the tier thread takes ops
  *     e = kv_tiers_post(tiers, &(struct kv_tier_op){.kind = KV_TIER_LOAD, ...});   // loop thread; copied
  *     ... on_event(ctx, &event) is called ON THE TIER THREAD: put it into a mailbox, return ...
  *     kv_tiers_stop(tiers); kv_tiers_close(tiers);
@@ -43,6 +43,7 @@ struct kv_tiers;
 
 enum { KV_TIERS_MAX = 3 };
 #define KV_TIERS_STUCK_NS (5 * NS_PER_S)
+#define KV_TIERS_OPEN_NS (5 * NS_PER_S)
 #define KV_TIERS_STOP_NS (5 * NS_PER_S)
 
 /* A block of the pool to and from host memory, all layers, in the pool's order; called on the tier thread,
@@ -64,7 +65,9 @@ struct kv_tiers_options {
     uint32_t tiers_count;
     uint64_t deadline_ns; /* of a LOAD: 20 ms, of which an eighth is for the way back; STOREs have
                                 * ten times that for each few MB */
-    uint64_t stop_ns;     /* kv_tiers_stop waits no longer; 0: KV_TIERS_STOP_NS */
+    uint64_t open_ns,
+        stop_ns; /* kv_tiers_open and kv_tiers_stop wait no longer; 0: KV_TIERS_OPEN_NS,
+                                * KV_TIERS_STOP_NS */
     uint32_t breaker_failures; /* 3 */
     uint32_t ops_max;          /* waiting at once: 1024 */
     uint32_t blocks_max;       /* of one op: longer ones are refused */
@@ -138,8 +141,10 @@ void kv_tier_event_free(struct kv_tier_event *event); /* its news; who receives 
 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 
-/* Opens all tiers. ERR_INVALID, with the tier's name and what is wrong: but one that cannot be used as things
- * are (read-only, say) is done without, the log says so, and the tier thread tries again. */
+/* Opens all tiers, on the tier thread. ERR_INVALID, with the tier's name and what is wrong: but one that cannot be
+ * used as things are (read-only, say) is done without, the log says so, and the tier thread tries again. One
+ * that hangs (a directory of a server that is away) is waited for no longer than open_ns: it is OK, which
+ * the log says, and the tiers are there when it returns, as of one that is stuck later. */
 enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
                        kv_tier_event_fn *on_event, void *ctx);
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);
@@ -150,7 +155,9 @@ enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
 /* ERR_TIMEOUT, with the tier's name: a call has not returned, and its thread goes on: nothing of what it was
  * given may be freed, so the process has to end. Else the thread has ended and the tiers are closed. */
 enum err kv_tiers_stop(struct kv_tiers *tiers);
-void kv_tiers_close(struct kv_tiers *tiers); /* after kv_tiers_stop, if started; NULL is allowed */
+/* After kv_tiers_stop, if started; NULL is allowed. False: a tier hangs in its opening, and its thread has all of
+ * this, and what the options point at, until the process ends. */
+bool kv_tiers_close(struct kv_tiers *tiers);
 
 /* Whether reading so many blocks is expected to be faster than computing their tokens; pure. rate 0: not
  * measured, tried; token_ns 0: not known, read. `open_ns`: what a read takes before its first byte. */

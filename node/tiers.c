@@ -190,11 +190,11 @@ void node_tiers_stop(struct node_tiers *t)
 void node_tiers_close(struct node_tiers *t)
 {
     struct kv_tier_event event;
-    kv_tiers_close(t->tiers);
+    bool closed = kv_tiers_close(t->tiers);
     while (t->events && mailbox_receive(t->events, &event) == OK)
         kv_tier_event_free(&event);
     mailbox_free(t->events);
     if (t->staging) engine_host_free(t->engine, t->staging);
-    mem_free(t->password);
+    if (closed) mem_free(t->password);
     *t = (struct node_tiers){0};
 }

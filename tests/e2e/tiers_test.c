@@ -450,6 +450,34 @@ static void a_disk_that_hangs_stops_neither_requests_nor_the_end(void **state)
     rig_finish(bench.rig);
 }
 
+/* It hangs when the node starts, which then goes on without it. */
+static void a_disk_that_hangs_at_the_start_is_used_when_it_opens(void **state)
+{
+    (void)state;
+    char path[2 * PATH_MAX], lock[2 * PATH_MAX + 5];
+    start("");
+    snprintf(path, sizeof path, "%s/disk", bench.folder);
+    snprintf(lock, sizeof lock, "%s/lock", path);
+    close(lock_directory(path));
+    int fd = hold_up(lock);
+    if (fd < 0) skip();
+    struct process *p = start_prefill(PAGES PATIENT "--kv-disk %s", path);
+    assert_true(somebody_waits);
+    assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
+    broken_wanted = 1;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    asks(0);
+    assert_int_equal(value_of(p, "tandem_node_kv_blocks{state=\"transfer\"}"), 0);
+    close(fd);
+    broken_wanted = 0;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    asks(1);
+    await_stored(p);
+    assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
+    assert_int_equal(logged(p, "kv_tier_back tier=disk doing=open"), 1);
+    rig_finish(bench.rig);
+}
+
 /* ---- a server ---- */
 
 static bool start_redis(const char *const *more)
@@ -642,6 +670,7 @@ int main(void)
         ROW(a_directory_that_cannot_be_written_is_said_once),
         ROW(a_disk_that_comes_later_is_used_then),
         ROW(a_disk_that_hangs_stops_neither_requests_nor_the_end),
+        ROW(a_disk_that_hangs_at_the_start_is_used_when_it_opens),
         ROW(what_one_node_computed_another_one_finds),
         ROW(a_server_that_wants_a_password_gets_it_from_a_file),
         ROW(a_server_that_stops_answering_costs_a_deadline),

@@ -286,11 +286,11 @@ static void a_tier_that_cannot_be_opened_is_said_by_name(void **state)
     (void)state;
     struct kv_tiers_options o = options_of(2);
     fake[1].broken = ERR_INVALID;
-    assert_int_equal(kv_tier_work_new(&work, &o), ERR_INVALID);
+    assert_int_equal(open_work(&o), ERR_INVALID);
     assert_non_null(strstr(err_text(), "fake"));
     assert_null(work);
     o.tiers_count = 0;
-    assert_int_equal(kv_tier_work_new(&work, &o), ERR_INVALID);
+    assert_int_equal(open_work(&o), ERR_INVALID);
 }
 
 static void a_tier_that_is_not_usable_is_done_without(void **state)
@@ -401,7 +401,7 @@ static void open_memory_tier(uint32_t values)
         clock_now_ns() + 1000 * NS_PER_S; /* for a tier that has the real one, all is in time */
     o.tier[0].ops = &kv_tier_memory;
     o.tier[0].options.bytes_max = values * (kv_tier_entry_bytes(&geometry) + 48);
-    assert_int_equal(kv_tier_work_new(&work, &o), OK);
+    assert_int_equal(open_work(&o), OK);
 }
 
 static void what_comes_and_goes_is_said_by_the_names_that_routers_know(void **state)

@@ -165,6 +165,73 @@ static void the_end_does_not_wait_for_a_tier_that_is_stuck(void **state)
     close_hanging(&h);
 }
 
+static void open_with_one_that_hangs(struct hanging *h)
+{
+    struct kv_tiers_options o = options_of(2);
+    o.open_ns = o.stop_ns = NS_PER_MS;
+    sem_init(&h->hangs, 0, 0);
+    sem_init(&h->hung, 0, 0);
+    fake[0].hangs = &h->hangs, fake[0].hung = &h->hung;
+    h->tiers = open_thread(&h->events, &o);
+    sem_wait(&h->hung);
+}
+
+static void a_tier_that_hangs_when_it_is_opened_keeps_nobody_waiting(void **state)
+{
+    (void)state;
+    for (int fails = 0; fails < 2; fails++) {
+        struct hanging h;
+        struct kv_tiers_stats stats;
+        struct kv_tier_event e;
+        struct kv_tier_op op = op_of(KV_TIER_STORE, 0, 4, numbers);
+        open_with_one_that_hangs(&h);
+        assert_int_equal(kv_tiers_start(h.tiers), OK);
+        kv_tiers_watch(h.tiers, &stats);
+        assert_string_equal(stats.calling, "fake");
+        assert_true(stats.row[0].broken && stats.row[1].broken);
+        assert_int_equal(stats.block_ns[KV_TIER_HOST], 0);
+        assert_int_equal(kv_tiers_post(h.tiers, &op), ERR_AGAIN);
+
+        if (fails) fake[0].broken = ERR_INVALID;
+        release(&h);
+        do
+            kv_tiers_watch(h.tiers, &stats);
+        while (kv_tiers_post(h.tiers, &op) == ERR_AGAIN);
+        assert_int_equal(mailbox_wait(h.events, &e, 20 * NS_PER_S), OK);
+        kv_tier_event_free(&e);
+        assert_int_equal(e.count, 4);
+        kv_tiers_stats(h.tiers, &stats);
+        assert_int_equal(stats.row[0].kept.entries_count, fails ? 0 : 4);
+        assert_int_equal(stats.row[1].kept.entries_count, 4);
+        assert_true(stats.row[0].broken == fails);
+        close_hanging(&h);
+        finish(NULL);
+        begin(NULL);
+    }
+}
+
+static void nor_does_it_at_the_end(void **state)
+{
+    (void)state;
+    struct hanging h;
+    open_with_one_that_hangs(&h);
+    assert_int_equal(kv_tiers_stop(h.tiers), ERR_TIMEOUT);
+    assert_non_null(strstr(err_text(), "tier fake: a call has not returned"));
+    release(&h);
+    close_hanging(&h);
+}
+
+static void a_tier_that_cannot_be_opened_is_an_error(void **state)
+{
+    (void)state;
+    struct kv_tiers_options o = options_of(2);
+    struct kv_tiers *tiers;
+    fake[1].broken = ERR_INVALID;
+    assert_int_equal(kv_tiers_open(&tiers, &o, mail_event, NULL), ERR_INVALID);
+    assert_non_null(strstr(err_text(), "fake: cannot be opened"));
+    assert_null(tiers);
+}
+
 static void what_waits_at_the_end_ends_with_none(void **state)
 {
     (void)state;
@@ -233,6 +300,9 @@ int main(void)
         ROW(each_op_ends_in_one_event_and_loads_go_first),
         ROW(ops_of_a_tier_that_is_stuck_are_taken_back),
         ROW(the_end_does_not_wait_for_a_tier_that_is_stuck),
+        ROW(a_tier_that_hangs_when_it_is_opened_keeps_nobody_waiting),
+        ROW(nor_does_it_at_the_end),
+        ROW(a_tier_that_cannot_be_opened_is_an_error),
         ROW(what_waits_at_the_end_ends_with_none),
         ROW(stores_are_refused_before_loads),
         ROW(every_failing_allocation_is_an_error),

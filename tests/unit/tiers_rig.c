@@ -47,10 +47,18 @@ static uint32_t fake_find(const struct fake *f, struct id128 key)
         i++;
     return i;
 }
+static void fake_hang(struct fake *f)
+{
+    sem_t *hangs = f->hangs;
+    if (!hangs) return;
+    sem_post(f->hung);
+    sem_wait(hangs);
+}
 static enum err fake_open(struct kv_tier **tier, const struct kv_tier_options *o)
 {
     struct fake *f = &fake[o->where[0] - '0'];
     f->open_calls++;
+    fake_hang(f);
     if (f->broken == ERR_INVALID || f->broken == ERR_IO)
         return err_set(f->broken, "cannot be opened");
     f->value_bytes = o->value_bytes;
@@ -65,13 +73,6 @@ static enum err fake_call(struct fake *f)
 {
     clock_ns += f->call_ns;
     return f->broken == OK ? OK : err_set(f->broken, "planted");
-}
-static void fake_hang(struct fake *f)
-{
-    sem_t *hangs = f->hangs;
-    if (!hangs) return;
-    sem_post(f->hung);
-    sem_wait(hangs);
 }
 static enum err fake_has(struct kv_tier *t, const struct id128 *keys, uint32_t count,
                          uint64_t deadline_ns, uint32_t *found)
@@ -207,10 +208,20 @@ int finish(void **state)
     return 0;
 }
 
+enum err open_work(const struct kv_tiers_options *options)
+{
+    enum err e = kv_tier_work_new(&work, options);
+    if (e == OK && (e = kv_tier_work_open(work)) != OK) {
+        kv_tier_work_free(work);
+        work = NULL;
+    }
+    return e;
+}
+
 void open_tiers(uint32_t tiers_count)
 {
     struct kv_tiers_options o = options_of(tiers_count);
-    assert_int_equal(kv_tier_work_new(&work, &o), OK);
+    assert_int_equal(open_work(&o), OK);
 }
 
 struct kv_tier_op op_of(enum kv_tier_op_kind kind, uint32_t first, uint32_t count,

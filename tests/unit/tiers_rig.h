@@ -38,7 +38,7 @@ struct fake {
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
-    sem_t *hangs, *hung; /* get and put wait for the one, and post the other before */
+    sem_t *hangs, *hung; /* open, get and put wait for the one, and post the other before */
     size_t value_bytes;
 };
 extern struct fake fake[KV_TIERS_MAX];
@@ -53,6 +53,7 @@ struct kv_tier_op op_of(enum kv_tier_op_kind kind, uint32_t first, uint32_t coun
 extern struct kv_tier_work *work;
 extern struct kv_tier_news heard[HEARD_MAX]; /* with the last op */
 extern uint32_t heard_count;
+enum err open_work(const struct kv_tiers_options *options);
 void open_tiers(uint32_t tiers_count);
 struct kv_tier_event do_op(const struct kv_tier_op *op);
 struct kv_tier_event store(uint32_t first, uint32_t count);
