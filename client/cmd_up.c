@@ -42,7 +42,7 @@ struct options {
     const char *kv_disk, *kv_redis, *kv_redis_user, *kv_redis_password;
     uint64_t kv_disk_bytes, kv_host_bytes;
     int link, log_level;
-    bool trusted_network, dry_run;
+    bool trusted_network, dry_run, json;
     int64_t prefill, decode, threads, blocks;
 };
 
@@ -91,6 +91,8 @@ static const struct setting rows[] = {
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
     SETTING_BOOL(struct options, dry_run, "dry-run", "false",
                  "print this host's topology and where each node would be, and start nothing"),
+    SETTING_BOOL(struct options, json, "json", "false",
+                 "print what happens as JSON, an object in each line (docs/interfaces.md)"),
     SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
                    "lowest level of the processes' log lines on stderr"),
 };
@@ -128,6 +130,22 @@ struct up {
     uint32_t pressure; /* 0: asked the router, 1: SIGTERM to all, 2: SIGKILL */
     int code;
 };
+
+/* With --json: one event in a line; it takes the object. */
+static void tell(const struct up *up, json_t *event)
+{
+    if (up->options->json && event) {
+        json_dumpf(event, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
+        putchar('\n');
+        fflush(stdout);
+    }
+    json_decref(event);
+}
+
+static double seconds_so_far(const struct up *up)
+{
+    return (double)((clock_now_ns() - up->began_ns) / NS_PER_MS) / 1e3;
+}
 
 /* ---- one child ---- */
 
@@ -308,6 +326,7 @@ static void drain(struct up *up)
         return;
     }
     up->state = DRAINING;
+    tell(up, json_pack("{s:s}", "event", "draining"));
     if (router->pid > 0 && router->ready) { /* for as long as requests run: no deadline */
         for (uint32_t i = 1; i < up->children_count;
              i++) /* it would find no router to send it home */
@@ -372,14 +391,19 @@ static void become_ready(struct up *up)
         if (!up->child[i].ready) return;
     if (up->state != STARTING) return;
     up->state = READY;
-    printf("ready clients=%s nodes=%s%s%s\n", up->clients, up->nodes,
-           up->metrics[0] ? " metrics=" : "", up->metrics);
-    fflush(stdout);
+    if (!up->options->json) {
+        printf("ready clients=%s nodes=%s%s%s\n", up->clients, up->nodes,
+               up->metrics[0] ? " metrics=" : "", up->metrics);
+        fflush(stdout);
+    }
+    tell(up, json_pack("{s:s, s:s, s:s, s:s*, s:i, s:i, s:f}", "event", "ready", "clients",
+                       up->clients, "nodes", up->nodes, "metrics",
+                       up->metrics[0] ? up->metrics : NULL, "prefill", (int)up->prefill_count,
+                       "decode", (int)up->decode_count, "seconds", seconds_so_far(up)));
     fprintf(stderr,
             "tandem up: %u prefill and %u decode nodes are ready after %.2f s; Ctrl-C drains. "
             "Try:\n    tandem generate --router %s \"Once upon a time\"\n",
-            up->prefill_count, up->decode_count,
-            (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S, up->clients);
+            up->prefill_count, up->decode_count, seconds_so_far(up), up->clients);
 }
 
 /* Large models load for minutes. No bar: the children write to the same terminal. */
@@ -388,10 +412,15 @@ static void on_long_start(void *ctx, uint64_t now_ns)
     struct up *up = ctx;
     uint32_t ready = 0;
     if (up->state != STARTING) return;
-    for (uint32_t i = 0; i < up->children_count; i++)
+    json_t *missing = json_array();
+    for (uint32_t i = 0; i < up->children_count; i++) {
         ready += up->child[i].ready;
+        if (!up->child[i].ready) json_array_append_new(missing, json_string(up->child[i].name));
+    }
     fprintf(stderr, "tandem up: %u of %u processes are ready after %.0f s\n", ready,
-            up->children_count, (double)(clock_now_ns() - up->began_ns) / (double)NS_PER_S);
+            up->children_count, seconds_so_far(up));
+    tell(up, json_pack("{s:s, s:o*, s:f}", "event", "waiting", "for", missing, "seconds",
+                       seconds_so_far(up)));
     loop_timer_set(up->long_start, now_ns + LONG_START_MS * NS_PER_MS);
 }
 
@@ -402,6 +431,8 @@ static void on_line(struct child *c, const char *line)
     char clients[160], nodes[160], metrics[160] = "";
     if (strncmp(line, "ready", 5) != 0) return;
     c->ready = true;
+    tell(up, json_pack("{s:s, s:s, s:i}", "event", "process_ready", "process", c->name, "pid",
+                       (int)c->pid));
     if (c == &up->child[0]) {
         if (sscanf(line, "ready clients=%159s nodes=%159s metrics=%159s", clients, nodes, metrics) <
             2)
@@ -459,6 +490,9 @@ static void on_death(struct child *c, pid_t pid, int status)
     bool clean = asked || (WIFEXITED(status) && WEXITSTATUS(status) == 0);
     c->ready = false;
     if (!clean || up->state != DRAINING) say_how(c, pid, status);
+    tell(up, json_pack("{s:s, s:s, s:i, s:i}", "event", "process_ended", "process", c->name, "pid",
+                       (int)pid, WIFSIGNALED(status) ? "signal" : "status",
+                       WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status)));
     if (up->state == DRAINING) {
         if (!clean && up->code == CMD_DONE) up->code = CMD_FAILED;
         if (c == &up->child[0] && up->pressure == 0) set_deadline(up, NODES_LEAVE_MS);
@@ -670,7 +704,9 @@ static int run_up(const struct options *o)
     up->options = o;
     up->began_ns = clock_now_ns();
     enum err e = prepare(up);
-    if (e == OK) up_plan_print(&up->plan, o->dry_run ? stdout : stderr);
+    if (e == OK && !o->json) up_plan_print(&up->plan, o->dry_run ? stdout : stderr);
+    for (uint32_t i = 0; e == OK && o->json && i < up->plan.count; i++)
+        tell(up, up_plan_event(&up->plan.node[i]));
     if (e == OK && !o->dry_run) e = child_start(&up->child[0]);
     if (e == OK) {
         if (!o->dry_run) loop_run(up->loop);
@@ -680,6 +716,7 @@ static int run_up(const struct options *o)
         kill_children(up, SIGTERM);
     }
     int code = up->code;
+    tell(up, json_pack("{s:s, s:i}", "event", "ended", "code", code));
     finish(up);
     mem_free(up);
     return code;

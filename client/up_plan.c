@@ -122,6 +122,18 @@ void up_plan_print(const struct up_plan *plan, FILE *out)
     fflush(out);
 }
 
+json_t *up_plan_event(const struct up_node *n)
+{
+    char cpus[CPUS_TEXT];
+    const struct placement *p = &n->place;
+    cpus_print(&p->cpus, cpus, sizeof cpus);
+    return json_pack("{s:s, s:s, s:s, s:s*, s:o*, s:s*, s:o*, s:o*}", "event", "plan", "node",
+                     n->name, "device", n->device, "pci", n->known && n->known[0] ? n->known : NULL,
+                     "numa", p->numa >= 0 ? json_integer(p->numa) : NULL, "cpus",
+                     cpus[0] ? cpus : NULL, "own", cpus[0] ? json_boolean(p->own) : NULL, "threads",
+                     p->threads ? json_integer(p->threads) : NULL);
+}
+
 void up_plan_fini(struct up_plan *plan)
 {
     mem_free(plan->host);

@@ -13,6 +13,7 @@
 #ifndef TANDEM_CLIENT_UP_PLAN_H
 #define TANDEM_CLIENT_UP_PLAN_H
 
+#include <jansson.h>
 #include <stdio.h>
 
 #include "common/placement.h"
@@ -33,6 +34,8 @@ struct up_plan {
 
 enum err up_plan_make(struct up_plan *plan);
 void up_plan_print(const struct up_plan *plan, FILE *out);
+/* What it says of one node, as the event "plan" of --json. NULL: no memory. */
+json_t *up_plan_event(const struct up_node *node);
 void up_plan_fini(struct up_plan *plan);
 
 #endif

@@ -642,6 +642,10 @@ static void up_says_what_is_missing(void **state)
     x = RUN("up", "--model", MODEL, "--metrics", "127.0.0.1:65534"); /* three processes */
     assert_int_equal(x.code, 2);
     assert_non_null(strstr(x.err, "have no ports from there on"));
+    x = RUN("up", "--json", "--model", "/nowhere");
+    assert_int_equal(x.code, 1);
+    assert_string_equal(x.out, "{\"event\":\"ended\",\"code\":1}\n");
+    assert_non_null(strstr(x.err, "--model /nowhere"));
 }
 
 /* The machine is a file, and the plan for it has one right form. */
@@ -701,9 +705,16 @@ static void up_plans_for_the_topology_that_it_finds(void **state)
     }
     unsetenv("CUDA_VISIBLE_DEVICES");
     unsetenv("CUDA_DEVICE_ORDER");
+    struct result x = RUN("up", "--dry-run", "--json", "--model", "/tmp");
+    assert_string_equal(x.err, "");
+    assert_string_equal(x.out, "{\"event\":\"plan\",\"node\":\"p0\",\"device\":\"cpu\",\"numa\":0,"
+                               "\"cpus\":\"0-7,16-23\",\"own\":true,\"threads\":16}\n"
+                               "{\"event\":\"plan\",\"node\":\"d0\",\"device\":\"cpu\",\"numa\":1,"
+                               "\"cpus\":\"8-15,24-31\",\"own\":true,\"threads\":16}\n"
+                               "{\"event\":\"ended\",\"code\":0}\n");
     unsetenv("HWLOC_XMLFILE");
     setenv("HWLOC_COMPONENTS", "stop", 1); /* no topology, and yet a plan */
-    struct result x = RUN("up", "--dry-run", "--model", "/tmp", "--threads", "3");
+    x = RUN("up", "--dry-run", "--model", "/tmp", "--threads", "3");
     unsetenv("HWLOC_COMPONENTS");
     assert_int_equal(x.code, 0);
     assert_non_null(strstr(x.out, "topology is not known"));
