@@ -220,6 +220,12 @@ bool xfer_core_next(struct xfer_core *core, struct xfer_action *action)
         if (ticket_unused(t)) ticket_free(t);
         return true;
     }
+    if ((l = list_pop_front(&core->arriving))) {
+        action->kind = XFER_ACT_EVENT;
+        action->event = (struct xfer_event){
+            .kind = XFER_ARRIVING, .ticket = list_member(l, struct xfer_ticket, arriving)->id};
+        return true;
+    }
     if ((l = list_pop_front(&core->telling))) {
         action->kind = XFER_ACT_LINK;
         action->link = way_row(list_member(l, struct xfer_way, changed));
@@ -258,6 +264,7 @@ enum err xfer_core_new(struct xfer_core **out, const struct xfer_core_options *o
     list_init(&core->sessions);
     list_init(&core->acts);
     list_init(&core->ended);
+    list_init(&core->arriving);
     if ((e = map_reserve(&core->senders, options->tickets_max)) != OK ||
         (e = map_reserve(&core->receivers, options->tickets_max)) != OK ||
         (e = heap_reserve(&core->ticket_timers, options->tickets_max)) != OK ||

@@ -45,6 +45,7 @@ struct xfer_core_options {
     bool whole_blocks;   /* the pool takes and gives blocks with all their heads only */
     struct id128 incarnation;
     uint32_t tickets_max;
+    bool arrivals;         /* of xfer_options */
     uint64_t handshake_ns; /* six times that for links that are slow to make */
     uint64_t idle_close_ns;
     uint64_t retry_ns;      /* a link that broke: doubled each time, up to 60 times that; 0: 1 s */

@@ -57,6 +57,8 @@ struct xfer_ticket {
     struct list_link in_session;  /* session->tickets; CONNECTING: peer->waiting */
     struct list_link ready;       /* session->ready: may have something to say */
     struct list_link ended;       /* core->ended: its event is to be fetched */
+    struct list_link arriving;    /* core->arriving: so is XFER_ARRIVING */
+    uint32_t last_heads;          /* receiver: that were verified up to tokens_end, of all layers */
     uint32_t tokens_first, tokens_end;
     uint32_t layer_units; /* 16 tokens each, of one layer */
     uint64_t units_count; /* all layers: what has to travel; receiver: in each head by itself */
@@ -169,7 +171,7 @@ struct xfer_core {
     struct xfer_core_options options;
     struct map senders, receivers; /* by ticket */
     struct heap ticket_timers, session_timers;
-    struct list_link sessions, acts, ended;
+    struct list_link sessions, acts, ended, arriving;
     uint32_t sessions_count; /* that have not ended */
     struct list_link peers;
     uint32_t peers_count;

@@ -228,6 +228,18 @@ static void refuse(struct xfer_core *core, struct xfer_ticket *t, const struct f
     if (e != OK) ticket_end(core, t, XFER_FAILED, e, err_text(), FRAME_FAIL, now_ns);
 }
 
+/* The receiver may want to know when a ticket will be complete: P computes its last tokens in one step. */
+static void note_arriving(struct xfer_core *core, struct xfer_ticket *t,
+                          const struct frame_range *r)
+{
+    const struct kv_geometry *g = &core->options.geometry;
+    uint32_t half = (g->layers_count * g->kv_heads + 1) / 2;
+    if (!core->options.arrivals || r->tokens_end != t->tokens_end) return;
+    bool before = t->last_heads < half;
+    t->last_heads += r->heads_count;
+    if (before && t->last_heads >= half) list_push_back(&core->arriving, &t->arriving);
+}
+
 void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct xfer_session *s,
                      const struct xfer_store *store, bool good, uint64_t now_ns)
 {
@@ -239,7 +251,9 @@ void receiver_stored(struct xfer_core *core, struct xfer_ticket *t, const struct
     }
     struct units units = units_of(core, t, &store->range);
     uint64_t all = (uint64_t)units.rows_count * units.heads_count;
-    t->units_done += all - count_verified(core, t, &units, true);
+    uint64_t fresh = all - count_verified(core, t, &units, true);
+    t->units_done += fresh;
+    if (fresh > 0) note_arriving(core, t, &store->range);
     ticket_moved(core, t, now_ns);
     commit_if_complete(core, t, now_ns);
 }

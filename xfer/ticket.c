@@ -27,6 +27,7 @@ struct xfer_ticket *ticket_blank(void)
     list_init(&t->in_session);
     list_init(&t->ready);
     list_init(&t->ended);
+    list_init(&t->arriving);
     list_init(&t->agains);
     list_init(&t->pushes);
     list_init(&t->feeds);
@@ -131,6 +132,7 @@ void ticket_end(struct xfer_core *core, struct xfer_ticket *of, enum xfer_event_
     core->counts.tickets_failed += error != OK;
     map_remove(t->sends ? &core->senders : &core->receivers, t->id);
     heap_remove(&core->ticket_timers, &t->timer);
+    list_remove(&t->arriving);
     list_push_back(&core->ended, &t->ended);
     while (!list_empty(&t->feeds)) {
         struct xfer_ticket *feed = list_member(t->feeds.next, struct xfer_ticket, in_feeds);

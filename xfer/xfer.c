@@ -283,7 +283,8 @@ static void dial(struct xfer *x, struct xfer_session *session, const char *addre
 
 static void deliver(struct xfer *x, const struct xfer_event *event)
 {
-    atomic_fetch_sub(&x->tickets_live, 1); /* first: the listener may well open the next one */
+    bool final = event->kind != XFER_ARRIVING;
+    if (final) atomic_fetch_sub(&x->tickets_live, 1); /* first: the next one may well be opened */
     x->on_event(x->ctx, event);
 }
 
@@ -658,6 +659,7 @@ static enum err make_parts(struct xfer *x)
         .part = o->part,
         .whole_blocks = !o->kv_base,
         .tickets_max = o->tickets_max,
+        .arrivals = o->arrivals,
         .handshake_ns = HANDSHAKE_NS,
         .idle_close_ns = o->idle_close_ns ? o->idle_close_ns : IDLE_CLOSE_NS,
         .retry_ns = o->retry_ns,

@@ -4,6 +4,7 @@
  *     XFER_EXPECT ticket, blocks                     XFER_OPEN ticket, addresses
  *                                                    XFER_PUSH layer, tokens, blocks   (many)
  *                                                    XFER_COMMIT first token
+ *     event XFER_ARRIVING
  *     event XFER_COMMITTED, first token              event XFER_DONE
  *     or XFER_FAILED, or XFER_RELEASED               or XFER_FAILED, or XFER_CANCELLED
  *
@@ -16,7 +17,8 @@
  *
  * Rules: a ticket names one attempt's transfer and dies with it; ids are never reused. Every EXPECT
  * and every OPEN ends in exactly one final event of that ticket, also when the peer dies, a
- * deadline passes, the op was refused or xfer_stop is called; until then the caller keeps its
+ * deadline passes, the op was refused or xfer_stop is called. XFER_ARRIVING comes before it, once or never,
+ * and only where options.arrivals asks for it. Until the final event the caller keeps its
  * HOLD_TRANSFER on all named blocks, after it the link thread touches none of them. Only the node
  * itself writes its pool: frames arrive in a ring or in staging memory, the ticket is checked, then
  * bytes are copied into the blocks of EXPECT and hashed in one pass. A wire address is (ticket,
@@ -84,6 +86,7 @@ enum xfer_event_kind {
     XFER_DONE,      /* P, final: the receiver has verified and committed */
     XFER_CANCELLED, /* P, final: after XFER_CANCEL */
     XFER_FAILED,    /* both, final: error and text say why */
+    XFER_ARRIVING, /* D: half of the layers of the last tokens, which P computes in one step, are here */
 };
 
 struct xfer_event {
@@ -168,6 +171,7 @@ struct xfer_options {
     struct xfer_listen listen[XFER_ADDRESSES_MAX]; /* the one preferred first */
     uint32_t listen_count;
     uint32_t tickets_max;   /* live at once */
+    bool arrivals;          /* XFER_ARRIVING is wanted */
     uint32_t ring_bytes;    /* shm: per connected pair; 0: 8 MiB */
     uint32_t slot_bytes;    /* device links: of a slot; 0: 8 MiB; at least one block's layer */
     uint32_t slots_count;   /* device links: of each link, per direction; 0: 3 */

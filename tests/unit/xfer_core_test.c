@@ -23,6 +23,41 @@ static void a_transfer_goes_through(void **state)
     sides_end(&p, &d);
 }
 
+/* Of two layers the first one is half. */
+static void a_ticket_that_arrives_is_told_once_if_that_is_wanted(void **state)
+{
+    (void)state;
+    const struct xfer_core_options o = {.geometry = geometry,
+                                        .tickets_max = 4,
+                                        .handshake_ns = HANDSHAKE,
+                                        .idle_close_ns = IDLE,
+                                        .arrivals = true};
+    struct side p, d;
+    side_new(&p);
+    memset(&d, 0, sizeof d);
+    assert_ok(xfer_core_new(&d.core, &o));
+    op_simple(&d, XFER_EXPECT, 1, 1);
+    op_simple(&p, XFER_OPEN, 1, 1);
+    connect_sides(&p, &d, 1 << 20, 1);
+    struct xfer_op push = {.kind = XFER_PUSH, .ticket = ticket(1), .tokens_end = 32};
+    for (uint32_t part = 0; part < 2; part++, push.tokens_first = 32, push.tokens_end = 40)
+        for (push.layer = 0; push.layer < LAYERS; push.layer++) {
+            side_op(&p, push, 2);
+            settle(&p, &d, 2);
+            side_act(&d);
+            assert_int_equal(d.events_count, part);
+        }
+    assert_int_equal(d.event[0].kind, XFER_ARRIVING);
+    assert_true(id128_equal(d.event[0].ticket, ticket(1)));
+    assert_false(has_ended(&p, 1));
+    op_simple(&p, XFER_COMMIT, 1, 3);
+    settle(&p, &d, 3);
+    side_act(&d);
+    assert_int_equal(d.events_count, 2);
+    assert_int_equal(d.event[1].kind, XFER_COMMITTED);
+    sides_end(&p, &d);
+}
+
 static void a_range_is_sent_three_times_at_most(void **state)
 {
     (void)state;
@@ -757,6 +792,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_transfer_goes_through),
+        cmocka_unit_test(a_ticket_that_arrives_is_told_once_if_that_is_wanted),
         cmocka_unit_test(a_range_is_sent_three_times_at_most),
         cmocka_unit_test(a_receiver_that_refuses_all_is_sent_it_three_times),
         cmocka_unit_test(no_more_is_sent_than_was_granted),
