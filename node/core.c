@@ -100,6 +100,7 @@ enum err node_core_new(struct node_core **out, const struct node_config *config,
     list_init(&c->queue);
     list_init(&c->running);
     list_init(&c->dirty);
+    pace_init(c);
     enum err e = new_parts(c);
     if (e != OK) {
         node_core_free(c);

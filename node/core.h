@@ -129,6 +129,7 @@ struct node_counts {
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;
     uint32_t preemptions_most; /* of one sequence */
     uint64_t refused_jobs;     /* for want of blocks */
+    uint64_t held_steps;       /* that began later, for a stream that was about to come */
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
     uint64_t window_blocks;                /* let go of because they left their sequence's window */

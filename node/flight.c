@@ -136,7 +136,7 @@ static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
     for (uint32_t i = 0; i < parts_count; i++)
         add_part(c, now_ns, f, c->pick[c->plan_part[i].job], c->plan_part[i].rows_count);
     f->busy = true;
-    c->flights_busy++;
+    if (c->flights_busy++ == 0) pace_runs(c, now_ns);
     c->counts.steps++;
     c->out.submit(c->out.ctx, step);
     return true;
@@ -144,7 +144,7 @@ static bool submit_one(struct node_core *c, uint64_t now_ns, struct flight *f)
 
 void flights_submit(struct node_core *c, uint64_t now_ns)
 {
-    while (!c->broken && c->flights_busy < c->config.steps_in_flight) {
+    while (!c->broken && c->flights_busy < c->config.steps_in_flight && !pace_waits(c, now_ns)) {
         struct flight *f = c->flight;
         while (f->busy)
             f++;
@@ -236,6 +236,7 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
     struct step *step = f->step;
     f->busy = false;
     c->flights_busy--;
+    pace_runs(c, now_ns);
     for (uint32_t i = 0; i < step->table_count; i++)
         if (step->table[i] != BLOCK_NONE.v && !PLANTED("no_step_fence"))
             kv_pool_drop(c->pool, (struct block_id){step->table[i]}, HOLD_STEP);

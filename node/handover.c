@@ -218,10 +218,15 @@ static void ticket_over(struct node_core *c, struct sequence *s)
 void handover_on_event(struct node_core *c, uint64_t now_ns, const struct xfer_event *e)
 {
     struct sequence *s = map_get(&c->tickets, e->ticket);
+    if (e->kind == XFER_ARRIVING) {
+        if (s && s->state == SEQ_RESERVED) pace_arriving(c, now_ns, s);
+        return;
+    }
     if (!s) {
         c->counts.stale_messages++;
         return;
     }
+    pace_arrived(c, now_ns, s, e->kind == XFER_COMMITTED);
     ticket_over(c, s);
     struct seq_input in = {.error = e->error, .retryable = true, .reason = e->text, .xfer = e};
     if (s->state == SEQ_ENDING)

@@ -50,6 +50,16 @@ uint32_t chunk_plan(const struct plan_job *jobs, uint32_t jobs_count,
     return n;
 }
 
+uint64_t plan_begin_ns(const struct plan_pace *p)
+{
+    uint64_t ends_ns = p->from_ns + (p->busy ? p->step_ns : 0);
+    uint64_t lead_ns = p->step_ns / PLAN_LEAD_PART;
+    uint64_t held_ns = ends_ns + p->step_ns / PLAN_HOLD_PART;
+    if (lead_ns < PLAN_LEAD_NS) lead_ns = PLAN_LEAD_NS;
+    if (p->due_ns <= held_ns) return held_ns;
+    return p->busy && ends_ns > p->from_ns + lead_ns ? ends_ns - lead_ns : p->from_ns;
+}
+
 /* Whether a gives way before b does. */
 static bool gives_way(const struct plan_claim *a, const struct plan_claim *b)
 {

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/clock.h"
 #include "engine/step.h"
 
 struct plan_job {
@@ -33,6 +34,23 @@ struct plan_part {
 /* Writes the parts of the next step, decodes first, and returns how many; none: nothing can run. */
 uint32_t chunk_plan(const struct plan_job *jobs, uint32_t jobs_count,
                     const struct plan_budget *budget, struct plan_part *parts);
+
+/* When the next step is planned. */
+enum {
+    PLAN_LEAD_PART = 4,   /* of a step's time before it is expected to end */
+    PLAN_HOLD_PART = 2,   /* of a step's time a step is held at most, */
+    PLAN_HOLD_EVERY = 128 /* and one in so many: less than one gap in a hundred of any stream */
+};
+#define PLAN_LEAD_NS (200 * NS_PER_US) /* at least: what planning and submitting may take */
+struct plan_pace {
+    uint64_t from_ns; /* since when a step runs, or nothing does */
+    bool busy;        /* a step runs */
+    uint64_t step_ns; /* that one usually takes; 0: not known */
+    uint64_t
+        due_ns; /* a stream that should not wait for another step is expected; TIME_NEVER: none is */
+};
+/* Not before that: who comes until then is in the step, who comes later waits for all of it. */
+uint64_t plan_begin_ns(const struct plan_pace *pace);
 
 /* Who has to give its blocks back, and to whom. */
 struct plan_claim {

@@ -328,7 +328,7 @@ static void xfer_says(void *ctx, const struct xfer_event *event)
 {
     struct node_shell *s = ctx;
     enum err e = mailbox_send(s->xfer_events, event);
-    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for each ticket's end */
+    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for what each ticket says */
 }
 
 /* What a full mailbox does not take is said again with the link's next change. */
@@ -573,8 +573,9 @@ static enum err open_xfer(struct node_shell *s)
         .interface = interface_of(o),
         .links_max = o->device_links_max,
         .tickets_max = f->slots_count,
+        .arrivals = true,
     };
-    if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 2 * f->slots_count)) != OK)
+    if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 3 * f->slots_count)) != OK)
         return e;
     if ((e = mailbox_new(&s->link_rows, sizeof(struct xfer_link_row), LINK_ROWS)) != OK) return e;
     if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;

@@ -10,7 +10,7 @@
  *     room.c       who is taken, and taken back, by how long sequences are expected to become (lengths.c)
  *     waste.c      what memory holds, and what contiguous memory would
  *     fair.c       the order of jobs, among tenants
- *     flight.c     steps: what goes in, what comes out
+ *     flight.c     steps: what goes in, what comes out; pace.c when
  *     encode.c     jobs that score or embed
  *     handover.c   ops and holds of a transfer
  *     backfill.c   cached blocks that go from node to node
@@ -153,6 +153,7 @@ struct sequence {
     uint32_t moved_count;
     uint32_t *push_layer, *push_computed_us; /* of push i at [i % XFER_PUSHES_TOLD] */
     uint32_t pushes_count;
+    uint64_t arriving_ns; /* when XFER_ARRIVING came; 0: not yet */
 
     /* Time. */
     struct heap_entry timer;
@@ -262,6 +263,7 @@ enum meter {
     METER_RETURNED_CACHED,
     METER_RETURNED_COMPUTED,
     METER_HANDED_BACK,
+    METER_HELD_STEPS,
     METER_FORKS,
     METER_FORK_SHARED,
     METER_FORK_COPIED,
@@ -335,6 +337,13 @@ struct node_core {
 
     struct flight *flight; /* [steps_in_flight] */
     uint32_t flights_busy;
+    struct pace {
+        uint64_t from_ns;       /* since when the step that runs does, or nothing runs */
+        uint64_t arrival_ns;    /* from XFER_ARRIVING to the commit, smoothed */
+        struct id128 awaited;   /* the ticket of the stream that a step may be held for, */
+        uint64_t due_ns, again; /* TIME_NEVER: there is none; not before so many steps were made */
+        bool holding;
+    } pace;
     uint64_t steps_made, tickets_made, orders_made, order_floor;
 
     struct tier_op *tier_op; /* [NODE_LOADS_MAX + NODE_STORES_MAX]; NULL: no tiers */
@@ -588,6 +597,14 @@ void flights_submit(struct node_core *c, uint64_t now_ns);
 void flights_on_event(struct node_core *c, uint64_t now_ns, const struct engine_event *e);
 /* Sets the cancel flag of steps that nobody wants any more. */
 void flights_cancel_unwanted(struct node_core *c);
+
+/* pace.c */
+void pace_init(struct node_core *c);
+void pace_runs(struct node_core *c, uint64_t from_ns); /* another step, or no more */
+void pace_arriving(struct node_core *c, uint64_t now_ns, struct sequence *s);
+void pace_arrived(struct node_core *c, uint64_t now_ns, const struct sequence *s, bool committed);
+/* Whether the next step is not to be planned yet; lowers c->wake_ns to when it is. */
+bool pace_waits(struct node_core *c, uint64_t now_ns);
 
 /* encode.c */
 enum err encode_new(const struct node_core *c, struct sequence *s);

@@ -171,6 +171,7 @@ static void run_layer(struct sim *s, struct sim_proc *p, void *data);
 static void begin_step(struct sim *s, struct sim_proc *p)
 {
     p->layer = 0;
+    p->began_ns = s->now_ns;
     uint64_t rows = p->queue[0]->rows_count;
     sim_at(s, s->now_ns + s->layer_ns * (s->rows_free + rows) / s->rows_free, p, run_layer, NULL);
 }
@@ -178,13 +179,14 @@ static void begin_step(struct sim *s, struct sim_proc *p)
 static void end_step(struct sim *s, struct sim_proc *p, enum err status)
 {
     struct step *step = p->queue[0];
+    uint64_t began_ns = p->began_ns;
     p->queue_count--;
     memmove(p->queue, p->queue + 1, p->queue_count * sizeof *p->queue);
     if (p->queue_count > 0) begin_step(s, p);
     struct engine_event e = {.kind = ENGINE_STEP_DONE,
                              .step_id = step->id,
                              .status = status,
-                             .began_ns = s->now_ns - 2 * s->layer_ns,
+                             .began_ns = began_ns,
                              .ended_ns = s->now_ns};
     node_core_on_engine(p->node, s->now_ns, &e);
 }
@@ -331,6 +333,11 @@ static void take_data(struct sim *s, struct sim_proc *p, struct sim_ticket *t,
         *cell(p, block, f->layer, at) = f->content[i];
     }
     t->arrived[f->layer] += f->count;
+    if (f->layer + 1 != SIM_LAYERS / 2 || f->first + f->count != t->end) return;
+    struct xfer_event *e = mem_new(sizeof *e);
+    CHECK(e);
+    *e = (struct xfer_event){.kind = XFER_ARRIVING, .ticket = t->ticket};
+    sim_at(s, s->now_ns, p, tell, e);
 }
 
 static void take_commit(struct sim *s, struct sim_proc *p, struct sim_ticket *t,

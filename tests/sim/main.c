@@ -27,7 +27,7 @@ static bool all_met(const struct sim_totals *t)
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
            t->prefix_gaps && t->backfills && t->backfills_failed && t->tier_tokens &&
-           t->tier_stores && t->tier_late && all_ways_met(t);
+           t->tier_stores && t->tier_late && t->held_steps && all_ways_met(t);
 }
 
 struct seeds {
@@ -75,9 +75,10 @@ static void report(const struct seeds *s)
            (unsigned long long)t->backfills, (unsigned long long)t->backfilled_tokens,
            (unsigned long long)t->backfills_failed);
     printf("preempted: at most %u times each; %llu tokens came back cached, %llu computed, %llu "
-           "sequences handed back\n",
+           "sequences handed back; %llu steps held for a stream\n",
            t->preemptions_most, (unsigned long long)t->returned_cached,
-           (unsigned long long)t->returned_computed, (unsigned long long)t->handed_back);
+           (unsigned long long)t->returned_computed, (unsigned long long)t->handed_back,
+           (unsigned long long)t->held_steps);
 }
 
 int main(int argc, char **argv)

@@ -97,7 +97,8 @@ struct sim_proc {
     uint32_t cancels_count;
     struct step *queue[4];
     uint32_t queue_count, layer;
-    bool sick; /* its next layer fails, and all that come after it */
+    uint64_t began_ns; /* its first */
+    bool sick;         /* its next layer fails, and all that come after it */
     struct sim_ticket ticket[SIM_TICKETS_MAX];
     struct sim_client *client;
     struct sim_kept *store; /* its own tier, over crashes; NULL: nothing is there yet */
@@ -158,13 +159,15 @@ struct sim_flood_times { /* of the tenant that asks for little */
     uint32_t firsts_count, gaps_count;
     uint64_t others_tokens, light_tokens; /* that came */
     uint32_t light_requests, others_requests;
+    uint64_t held_steps;
 };
 
 struct sim_options {
     uint64_t seed;
     bool trace, faults, pressure;
     enum sim_flood flood;
-    uint32_t flood_steps; /* that a flooded node has in flight */
+    uint32_t flood_steps;  /* that a flooded node has in flight */
+    uint32_t flood_tokens; /* of an answer to the tenant that asks for little */
 };
 
 struct sim_reached {
@@ -178,6 +181,7 @@ struct sim_totals {
         prefix_hit_tokens, prefix_false, prefix_gaps, returned_cached, returned_computed,
         handed_back, backfills, backfilled_tokens, backfills_failed;
     uint64_t tier_tokens, tier_stores, tier_late;
+    uint64_t held_steps;
     uint32_t preemptions_most; /* of one sequence */
     struct sim_flood_times *flood;
 };

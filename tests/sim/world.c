@@ -486,6 +486,7 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         s->totals->returned_cached += c.returned_cached_tokens;
         s->totals->returned_computed += c.returned_computed_tokens;
         s->totals->handed_back += c.handed_back;
+        s->totals->held_steps += c.held_steps;
         if (c.preemptions_most > s->totals->preemptions_most)
             s->totals->preemptions_most = c.preemptions_most;
         if (!s->options.faults && c.preemptions_most > SIM_PREEMPTIONS_MAX)

@@ -2,6 +2,8 @@
  * has cached is nobody else's. */
 #include "tests/unit/testing.h"
 
+#include <math.h>
+
 #include "tests/unit/node_rig.h"
 
 static struct rig d;
@@ -134,6 +136,141 @@ static void another_tenants_prefix_is_a_miss_in_all_that_shows(void **state)
     rig_free(&d);
 }
 
+/* ---- what D's steps wait for ---- */
+
+/* The link says this of the stream's ticket, the only live one. */
+static void link_says(enum xfer_event_kind kind)
+{
+    const struct xfer_event e = {.kind = kind, .first = {.token = 9, .logprob = NAN}};
+    if (kind == XFER_COMMITTED) {
+        rig_end_ticket(&d, &e);
+    } else {
+        struct xfer_event arriving = e;
+        for (uint32_t i = 0; i < RIG_TICKETS_MAX; i++)
+            if (d.ticket[i].live) arriving.ticket = d.ticket[i].id;
+        rig_post_event(&d, &arriving);
+    }
+    rig_event(&d);
+}
+
+/* A stream from P, which commits so long after it begins to arrive. */
+static void arrive(uint32_t id, uint64_t tenant, uint32_t lead, uint64_t takes_ns)
+{
+    struct job job = job_of(id, tenant, lead, &(struct rig_prompt){id, 0, 0, 20, 300});
+    rig_reserve(&d, &job, false);
+    link_says(XFER_ARRIVING);
+    rig_advance(&d, takes_ns);
+    link_says(XFER_COMMITTED);
+}
+
+/* A stream of a flood runs, a step takes 1 ms, and it is known that streams take 2 ms to arrive. */
+static void begin_flood(uint32_t lead)
+{
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 64});
+    arrive(1, 1, lead, 2 * NS_PER_MS);
+    rig_step(&d);
+    assert_int_equal(d.steps_count, 1);
+}
+
+static void a_step_is_held_for_a_light_tenants_stream_that_is_about_to_come(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *why;
+        uint32_t flood_lead, lead;
+        uint64_t ends_ns; /* the step that runs, after the stream began to arrive */
+        bool held;
+    } cases[] = {
+        {"it comes before half of a step is over", 80, 0, 1600 * NS_PER_US, true},
+        {"it is a little late", 80, 0, 2100 * NS_PER_US, true},
+        {"it comes later", 80, 0, 1000 * NS_PER_US, false},
+        {"its tenant has others here", 80, 40, 1600 * NS_PER_US, false},
+        {"nobody has more than others", 0, 0, 1600 * NS_PER_US, false},
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        begin_flood(cases[i].flood_lead);
+        struct job light = job_of(2, 2, cases[i].lead, &(struct rig_prompt){2, 0, 0, 20, 300});
+        rig_reserve(&d, &light, false);
+        link_says(XFER_ARRIVING);
+        rig_advance(&d, cases[i].ends_ns);
+        rig_step(&d);
+        if (d.steps_count != !cases[i].held) fail_msg("%s", cases[i].why);
+        if (cases[i].held) {
+            link_says(XFER_COMMITTED);
+            assert_int_equal(d.steps_count, 1);
+            assert_int_equal(d.step[0]->sequences_count, 2);
+        }
+        assert_int_equal(rig_counts(&d).held_steps, cases[i].held);
+        rig_free(&d);
+    }
+}
+
+static void a_step_is_held_no_longer_than_half_of_one(void **state)
+{
+    (void)state;
+    begin_flood(80);
+    struct job light = job_of(2, 2, 0, &(struct rig_prompt){2, 0, 0, 20, 300});
+    rig_reserve(&d, &light, false);
+    link_says(XFER_ARRIVING);
+    rig_advance(&d, 2 * NS_PER_MS);
+    rig_step(&d); /* and nothing comes */
+    rig_advance(&d, 499 * NS_PER_US);
+    assert_int_equal(d.steps_count, 0);
+    rig_advance(&d, 1 * NS_PER_US);
+    assert_int_equal(d.steps_count, 1);
+    assert_int_equal(rig_counts(&d).held_steps, 1);
+    rig_step(&d); /* not once more for it */
+    assert_int_equal(d.steps_count, 1);
+    rig_free(&d);
+}
+
+static void one_step_in_many_is_held_at_most(void **state)
+{
+    (void)state;
+    begin_flood(80);
+    uint64_t first = 0;
+    for (uint32_t id = 2; rig_counts(&d).held_steps < 2; id++) {
+        struct job light = job_of(id, id, 0, &(struct rig_prompt){id, 0, 0, 20, 300});
+        rig_reserve(&d, &light, false);
+        link_says(XFER_ARRIVING);
+        rig_advance(&d, 2 * NS_PER_MS);
+        rig_step(&d);
+        link_says(XFER_COMMITTED);
+        if (first == 0) first = rig_counts(&d).steps;
+        rig_cancel(&d, light.key);
+        for (int i = 0; i < 10; i++)
+            rig_step(&d);
+    }
+    assert_true(rig_counts(&d).steps - first >= PLAN_HOLD_EVERY);
+    rig_free(&d);
+}
+
+/* With two steps in flight the second one is planned when the first is about to end. */
+static void the_next_step_takes_in_who_comes_while_one_runs(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL,
+                                       .blocks_count = 64,
+                                       .chunk_tokens = 16,
+                                       .steps_in_flight = 2});
+    struct job heavy = job_of(1, 1, 200, &(struct rig_prompt){1, 0, 0, 200, 1});
+    struct job light = job_of(2, 2, 0, &(struct rig_prompt){2, 0, 0, 16, 1});
+    rig_prefill(&d, &heavy, ID128_NONE, 0);
+    rig_step(&d);
+    rig_step(&d);
+    while (d.steps_count > 1)
+        rig_step_layers(&d, RIG_LAYERS), rig_step_done(&d, OK);
+    rig_advance(&d, 700 * NS_PER_US);
+    assert_int_equal(d.steps_count, 1);
+    rig_prefill(&d, &light, ID128_NONE, 0);
+    rig_advance(&d, 50 * NS_PER_US);
+    assert_int_equal(d.steps_count, 2);
+    assert_memory_equal(d.step[1]->tokens, light.prompt, 16 * sizeof *light.prompt);
+    rig_run(&d);
+    assert_true(finished_at(&d, light.key) < finished_at(&d, heavy.key));
+    rig_free(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -141,6 +278,10 @@ int main(void)
         cmocka_unit_test(nobody_waits_for_ever_behind_small_tenants),
         cmocka_unit_test(a_short_pool_takes_from_who_has_most),
         cmocka_unit_test(another_tenants_prefix_is_a_miss_in_all_that_shows),
+        cmocka_unit_test(a_step_is_held_for_a_light_tenants_stream_that_is_about_to_come),
+        cmocka_unit_test(a_step_is_held_no_longer_than_half_of_one),
+        cmocka_unit_test(one_step_in_many_is_held_at_most),
+        cmocka_unit_test(the_next_step_takes_in_who_comes_while_one_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -173,6 +173,34 @@ static void an_expected_length_is_in_its_bounds(void **state)
     }
 }
 
+static void a_step_is_planned_late_and_held_for_half_of_one_at_most(void **state)
+{
+    (void)state;
+    enum { US = NS_PER_US, STEP = 4000 * US, FROM = 100000 * US };
+    static const struct {
+        const char *why;
+        struct plan_pace pace;
+        uint64_t want_ns;
+    } cases[] = {
+        {"nothing runs", {FROM, false, STEP, TIME_NEVER}, FROM},
+        {"nothing is known", {FROM, true, 0, TIME_NEVER}, FROM},
+        {"a quarter of a step ahead", {FROM, true, STEP, TIME_NEVER}, FROM + 3000 * US},
+        {"short steps have a lead, too", {FROM, true, 500 * US, TIME_NEVER}, FROM + 300 * US},
+        {"shorter than that", {FROM, true, 150 * US, TIME_NEVER}, FROM},
+        {"a stream comes soon", {FROM, false, STEP, FROM + 1000 * US}, FROM + 2000 * US},
+        {"one is late", {FROM, false, STEP, FROM - 1000 * US}, FROM + 2000 * US},
+        {"one comes in time", {FROM, false, STEP, FROM + 2000 * US}, FROM + 2000 * US},
+        {"one comes too late", {FROM, false, STEP, FROM + 2001 * US}, FROM},
+        {"behind the one that runs", {FROM, true, STEP, FROM + 5000 * US}, FROM + 6000 * US},
+        {"too late for that", {FROM, true, STEP, FROM + 6001 * US}, FROM + 3000 * US},
+        {"how long is not known", {FROM, false, 0, FROM + 1 * US}, FROM},
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (plan_begin_ns(&cases[i].pace) != cases[i].want_ns)
+            fail_msg("%s: %lld us", cases[i].why,
+                     (long long)((int64_t)plan_begin_ns(&cases[i].pace) - FROM) / US);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -181,6 +209,7 @@ int main(void)
         cmocka_unit_test(the_peak_is_that_of_growing_together),
         cmocka_unit_test(head_room_doubles_with_each_preemption),
         cmocka_unit_test(a_sequence_comes_back_by_the_cheaper_way),
+        cmocka_unit_test(a_step_is_planned_late_and_held_for_half_of_one_at_most),
         cmocka_unit_test(lengths_are_learned_of_their_like),
         cmocka_unit_test(an_expected_length_is_in_its_bounds),
     };

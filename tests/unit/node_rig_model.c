@@ -165,6 +165,8 @@ bool rig_step_done(struct rig *r, enum err status)
 bool rig_step(struct rig *r)
 {
     if (r->steps_count == 0) return false;
+    if (r->steps_count < r->config.steps_in_flight && r->config.steps_in_flight > 1)
+        rig_advance(r, NS_PER_MS); /* while it runs the next one is planned */
     if (atomic_load(&r->step[0]->cancel)) return rig_step_done(r, ERR_CANCELLED);
     rig_step_layers(r, RIG_LAYERS);
     return rig_step_done(r, OK);
