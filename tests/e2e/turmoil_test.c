@@ -87,7 +87,7 @@ static void disturb(struct turmoil *t)
         thaw(t, now_ns);
         if (now_ns >= next_ns && s->ended_count + MIX_ASKS / 4 < s->count) {
             do_something(t, now_ns);
-            next_ns = now_ns + (20 + draw(t, PAUSE_MS_MAX)) * NS_PER_MS;
+            next_ns = now_ns + (20 + draw(t, PAUSE_MS_MAX)) * PATIENCE * NS_PER_MS;
         }
         streams_turn(s, 10);
     }
