@@ -39,8 +39,12 @@ struct cmd_router {
     const char *router;
     uint64_t patience_ns;
 };
-#define CMD_ROUTER_ROWS_COUNT 2
-extern const struct setting cmd_router_rows[CMD_ROUTER_ROWS_COUNT];
+
+/* settings_main of a verb, once in a process: its own settings and, where it has a `router`, those. Of `about` the
+ * verb gives its name, args and what it does. */
+bool cmd_settings(struct settings *s, const struct settings_program *about,
+                  const struct settings_table *own, struct cmd_router *router, int argc,
+                  char **argv, int *code);
 
 /* NULL: said on stderr, leave with CMD_USAGE. */
 struct tandem *cmd_connect(const struct cmd_router *options);

@@ -9,12 +9,29 @@
 #include "common/job.h"
 #include "proto/msg.h"
 
-const struct setting cmd_router_rows[CMD_ROUTER_ROWS_COUNT] = {
+static const struct setting router_rows[] = {
     SETTING_STRING(struct cmd_router, router, "router", "tcp://127.0.0.1:5700",
                    "the router's address for clients; several of one cluster: A,B"),
     SETTING_DURATION(struct cmd_router, patience_ns, "patience", "3s", NS_PER_MS, 3600 * NS_PER_S,
                      "how long to look for a router"),
 };
+
+bool cmd_settings(struct settings *s, const struct settings_program *about,
+                  const struct settings_table *own, struct cmd_router *router, int argc,
+                  char **argv, int *code)
+{
+    static struct settings_table tables[2]; /* for as long as s */
+    static struct settings_program program;
+    size_t count = 0;
+    if (router)
+        tables[count++] = (struct settings_table){router_rows, COUNT_OF(router_rows), router};
+    tables[count++] = *own;
+    program = *about;
+    program.section = "tandem";
+    program.tables = tables;
+    program.tables_count = count;
+    return settings_main(s, &program, argc, argv, code);
+}
 
 struct tandem *cmd_connect(const struct cmd_router *options)
 {

@@ -115,19 +115,15 @@ int cmd_doctor(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {
         .name = "tandem doctor",
         .about = "Looks at a cluster and says what is wrong, why it thinks so and what to do; exit "
-                 "code 1 if anything is.",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+                 "code 1 if anything is."};
     struct settings s;
     json_t *samples = NULL;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &code)) return code;
     code = get_samples(&o, &router, &samples);
     if (code == CMD_DONE) code = examine(&o, samples);
     json_decref(samples);

@@ -292,17 +292,10 @@ static int encode(int argc, char **argv, struct run *run, const struct settings_
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, rows_count, &o}};
-    struct settings_program program = *about;
+    const struct settings_table own = {rows, rows_count, &o};
     struct settings s;
     int code;
-    program.args = "[TEXT|-]";
-    program.section = "tandem";
-    program.args_max = 1;
-    program.tables = tables;
-    program.tables_count = COUNT_OF(tables);
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, about, &own, &router, argc, argv, &code)) return code;
     run->options = &o;
     if (run->kind != TANDEM_SCORE) run->kind = o.pool ? TANDEM_EMBED_MEAN : TANDEM_EMBED_LAST;
     struct tandem *t = NULL;
@@ -323,6 +316,8 @@ int cmd_score(int argc, char **argv)
     struct run run = {.verb = "score", .kind = TANDEM_SCORE};
     const struct settings_program about = {
         .name = "tandem score",
+        .args = "[TEXT|-]",
+        .args_max = 1,
         .about =
             "The log-probability of each token of a text given those before it, and the text's "
             "perplexity."};
@@ -334,6 +329,8 @@ int cmd_embed(int argc, char **argv)
     struct run run = {.verb = "embed", .kind = TANDEM_EMBED_LAST};
     const struct settings_program about = {
         .name = "tandem embed",
+        .args = "[TEXT|-]",
+        .args_max = 1,
         .about = "The model's hidden states of a text, pooled, as a vector of length 1."};
     return encode(argc, argv, &run, &about, embed_rows, COUNT_OF(embed_rows));
 }

@@ -332,20 +332,16 @@ int cmd_generate(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {
         .name = "tandem generate",
         .args = "[PROMPT|-]",
         .about =
             "Continues a prompt; - reads it from stdin. Text streams to stdout. Ctrl-C cancels.",
-        .section = "tandem",
-        .args_max = 1,
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+        .args_max = 1};
     struct settings s;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &code)) return code;
     if ((s.args_count == 1) == (o.token_ids != NULL)) {
         fprintf(stderr, "tandem generate: give a PROMPT, - for stdin, or --token-ids 1,2,3\n");
         settings_fini(&s);

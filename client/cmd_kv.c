@@ -64,20 +64,16 @@ int cmd_kv(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {
         .name = "tandem kv",
         .about = "What the nodes cache: blocks by state, the biggest shared prefixes, hit rates, "
-                 "ages and sizes, tenants.",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+                 "ages and sizes, tenants."};
     struct settings s;
     struct buf text = {0};
     json_t *answer = NULL;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &code)) return code;
     code = o.save ? save(&o, &router) : CMD_DONE;
     if (code == CMD_DONE) code = cmd_ask("kv", &router, tandem_query_kv, o.node, &text, &answer);
     if (code == CMD_DONE) code = show(&o, &text, answer);

@@ -61,16 +61,12 @@ int cmd_pin(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {pin_rows, COUNT_OF(pin_rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {pin_rows, COUNT_OF(pin_rows), &o};
+    const struct settings_program about = {
         .name = "tandem pin",
         .args = "NAME [FILE|-]",
         .about = "Has all nodes compute a prompt once and keep its KV cached until tandem unpin: a "
                  "system prompt, say. Another one of that name takes its place.",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables),
         .args_min = 1,
         .args_max = 2};
     struct settings s;
@@ -78,7 +74,7 @@ int cmd_pin(int argc, char **argv)
     json_t *json;
     uint32_t *ids = NULL;
     int status;
-    if (!settings_main(&s, &program, argc, argv, &status)) return status;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &status)) return status;
     enum err e = read_prompt(&o, s.args_count > 1 ? s.args[1] : NULL, &text, &ids);
     question.pin.tenant = o.tenant;
     question.pin.text = text.data;
@@ -109,21 +105,17 @@ int cmd_unpin(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {unpin_rows, COUNT_OF(unpin_rows), &o}};
-    const struct settings_program program = {.name = "tandem unpin",
-                                             .args = "NAME",
-                                             .about = "Lets go of a prompt that was pinned.",
-                                             .section = "tandem",
-                                             .tables = tables,
-                                             .tables_count = COUNT_OF(tables),
-                                             .args_min = 1,
-                                             .args_max = 1};
+    const struct settings_table own = {unpin_rows, COUNT_OF(unpin_rows), &o};
+    const struct settings_program about = {.name = "tandem unpin",
+                                           .args = "NAME",
+                                           .about = "Lets go of a prompt that was pinned.",
+                                           .args_min = 1,
+                                           .args_max = 1};
     struct settings s;
     struct buf answer = {0};
     json_t *json;
     int status;
-    if (!settings_main(&s, &program, argc, argv, &status)) return status;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &status)) return status;
     question.remove = true;
     question.pin.tenant = o.tenant;
     status = cmd_ask("unpin", &router, ask, s.args[0], &answer, &json);
@@ -152,20 +144,16 @@ int cmd_pins(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {pins_rows, COUNT_OF(pins_rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {pins_rows, COUNT_OF(pins_rows), &o};
+    const struct settings_program about = {
         .name = "tandem pins",
-        .about = "The prompts that are pinned, and how many blocks of each the nodes hold.",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+        .about = "The prompts that are pinned, and how many blocks of each the nodes hold."};
     struct settings s;
     struct buf answer = {0};
     size_t i;
     json_t *json, *pin;
     int status;
-    if (!settings_main(&s, &program, argc, argv, &status)) return status;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &status)) return status;
     status = cmd_ask("pins", &router, cmd_question_status, "", &answer, &json);
     json_t *pins = json_object_get(json, "pins");
     if (status == CMD_DONE && json_array_size(pins) == 0)

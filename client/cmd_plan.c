@@ -181,17 +181,14 @@ static int run(const struct settings *settings, const struct options *o)
 int cmd_plan(int argc, char **argv)
 {
     struct options o = {0};
-    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {
         .name = "tandem plan",
         .about = "How much memory a model's KV takes, how many requests fit into a node, and how "
-                 "many prefill and decode nodes a load needs (docs/kv-memory.md).",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+                 "many prefill and decode nodes a load needs (docs/kv-memory.md)."};
     struct settings s;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, NULL, argc, argv, &code)) return code;
     code = run(&s, &o);
     settings_fini(&s);
     return code;

@@ -249,7 +249,7 @@ static void show_drain(const char *node, json_t *answer)
 /* A verb's own part: what the usage says, what it asks, how the answer is shown. */
 struct question {
     const char *verb;
-    struct settings_program program; /* without its tables */
+    struct settings_program about;
     cmd_question_fn *ask;
     show_fn *show;
 };
@@ -259,17 +259,12 @@ static int run(int argc, char **argv, const struct question *q)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    struct settings_program program = q->program;
-    program.section = "tandem";
-    program.tables = tables;
-    program.tables_count = COUNT_OF(tables);
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
     struct settings s;
     struct buf text = {0};
     json_t *answer;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &q->about, &own, &router, argc, argv, &code)) return code;
     const char *argument = s.args_count ? s.args[0] : "";
     code = cmd_ask(q->verb, &router, q->ask, argument, &text, &answer);
     if (code == CMD_DONE && o.json)

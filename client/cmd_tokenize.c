@@ -97,17 +97,12 @@ static int run(int argc, char **argv, const char *name, const char *about, const
                convert_fn *fn)
 {
     struct options o = {0};
-    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {.name = name,
-                                             .args = args,
-                                             .about = about,
-                                             .section = "tandem",
-                                             .args_max = SIZE_MAX,
-                                             .tables = tables,
-                                             .tables_count = COUNT_OF(tables)};
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program verb = {
+        .name = name, .args = args, .about = about, .args_max = SIZE_MAX};
     struct settings s;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &verb, &own, NULL, argc, argv, &code)) return code;
     if (!o.model) {
         fprintf(stderr, "%s: --model DIR is missing: a directory with a tokenizer.json\n", name);
         code = CMD_USAGE;

@@ -725,17 +725,14 @@ static int run_up(const struct options *o)
 int cmd_up(int argc, char **argv)
 {
     struct options o = {0};
-    const struct settings_table tables[] = {{rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {
         .name = "tandem up",
         .about = "Runs a router, prefill and decode nodes on this host until Ctrl-C, which drains. "
-                 "Prints `ready clients=ADDRESS nodes=ADDRESS` when requests can come.",
-        .section = "tandem",
-        .tables = tables,
-        .tables_count = COUNT_OF(tables)};
+                 "Prints `ready clients=ADDRESS nodes=ADDRESS` when requests can come."};
     struct settings s;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, NULL, argc, argv, &code)) return code;
     code = run_up(&o);
     settings_fini(&s);
     return code;

@@ -324,21 +324,17 @@ int cmd_warm(int argc, char **argv)
 {
     struct options o = {0};
     struct cmd_router router;
-    const struct settings_table tables[] = {{cmd_router_rows, CMD_ROUTER_ROWS_COUNT, &router},
-                                            {rows, COUNT_OF(rows), &o}};
-    const struct settings_program program = {.name = "tandem warm",
-                                             .args = "FILE|-",
-                                             .about =
-                                                 "Prefills each line of a file, at low priority, "
-                                                 "so that its KV is cached. Ctrl-C stops.",
-                                             .section = "tandem",
-                                             .args_min = 1,
-                                             .args_max = 1,
-                                             .tables = tables,
-                                             .tables_count = COUNT_OF(tables)};
+    const struct settings_table own = {rows, COUNT_OF(rows), &o};
+    const struct settings_program about = {.name = "tandem warm",
+                                           .args = "FILE|-",
+                                           .about =
+                                               "Prefills each line of a file, at low priority, "
+                                               "so that its KV is cached. Ctrl-C stops.",
+                                           .args_min = 1,
+                                           .args_max = 1};
     struct settings s;
     int code;
-    if (!settings_main(&s, &program, argc, argv, &code)) return code;
+    if (!cmd_settings(&s, &about, &own, &router, argc, argv, &code)) return code;
     struct run run = {.options = &o, .began_ns = clock_now_ns()};
     run.told_ns = run.began_ns;
     progress_begin(&run.progress, stderr, run.began_ns);
