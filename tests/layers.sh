@@ -13,9 +13,9 @@ text common
 kernels common
 kv common
 proto common
-engine kernels kv
-xfer kv proto
-node engine xfer proto
+engine kernels
+xfer common
+node engine kv xfer proto
 prefill_node node
 decode_node node
 router proto text common
@@ -119,7 +119,10 @@ self_test() {
     try bad replay/a.c '#include "node/core.h"'
     try good replay/a.c '#include "kv/prefix.h"'
     try good node/a.c '#include "kernels/backend.h"\n#include "common/err.h"'
-    try good engine/a.c '#include "kv/pool.h"\n#include <zmq.h>'
+    try bad engine/a.c '#include "kv/pool.h"'
+    try bad xfer/a.c '#include "proto/msg.h"'
+    try good engine/a.c '#include "kernels/backend.h"\n#include <zmq.h>'
+    try good node/a.c '#include "kv/pool.h"'
     try good node/core.c '/* never calls clock_now_ns */ int f(uint64_t now_ns);'
     try good node/core.c '/* nor\n usleep */ // nor zmq_send\nint runtime(int);'
     try good node/shell.c 'uint64_t now = clock_now_ns();'
