@@ -3,26 +3,24 @@
 #include "common/mem.h"
 #include "kernels/numbers.h"
 
-enum err encoder_init(struct encoder *en, struct forward *f, struct sampler *sampler)
+enum err encoder_init(struct encoder *en, struct forward *f)
 {
-    const struct model_config *c = f->parts.config;
-    const struct backend_facts *facts = f->parts.ops->facts(f->parts.backend);
-    uint32_t width = c->vocab_count > c->hidden ? c->vocab_count : c->hidden;
-    *en = (struct encoder){.forward = f,
-                           .sampler = sampler,
-                           .host_memory = facts->host_memory,
-                           .operand_bytes = facts->operand_bytes};
-    en->token = mem_array(f->outputs_max, sizeof *en->token);
-    en->logprob = mem_array(f->outputs_max, sizeof *en->logprob);
-    if (!en->host_memory) en->room = mem_array((size_t)f->outputs_max * width, sizeof(float));
+    const struct forward_parts *p = &f->parts;
+    const struct backend_facts *facts = p->ops->facts(p->backend);
+    *en = (struct encoder){
+        .forward = f, .host_memory = facts->host_memory, .operand_bytes = facts->operand_bytes};
+    en->token = p->ops->host_alloc(p->backend, f->outputs_max * sizeof *en->token);
+    en->logprob = p->ops->host_alloc(p->backend, f->outputs_max * sizeof *en->logprob);
+    if (!en->host_memory)
+        en->room = mem_array((size_t)f->outputs_max * p->config->hidden, en->operand_bytes);
     return en->token && en->logprob && (en->room || en->host_memory) ? OK : ERR_MEMORY;
 }
 
 void encoder_fini(struct encoder *en)
 {
+    if (en->token) en->forward->parts.ops->host_free(en->forward->parts.backend, en->token);
+    if (en->logprob) en->forward->parts.ops->host_free(en->forward->parts.backend, en->logprob);
     mem_free(en->room);
-    mem_free(en->token);
-    mem_free(en->logprob);
     *en = (struct encoder){0};
 }
 
@@ -92,36 +90,21 @@ static void add_row(double *sum, const void *row, uint32_t dim, bool bf16)
         sum[i] += bf16 ? (double)f32_from_bf16(narrow[i]) : (double)wide[i];
 }
 
-/* On the backend's threads, if its memory is the host's. */
-static enum err find_logprobs(struct encoder *en, uint32_t count)
-{
-    struct forward *f = en->forward;
-    const struct forward_parts *p = &f->parts;
-    uint32_t vocab = p->config->vocab_count;
-    const void *host;
-    if (p->ops->logprobs) {
-        p->ops->logprobs(p->backend, en->logprob, f->logits, en->token, count, vocab);
-        return p->ops->sync(p->backend);
-    }
-    enum err e = read_rows(en, f->logits, (size_t)count * vocab * sizeof(float), &host);
-    for (uint32_t i = 0; i < count && e == OK; i++)
-        en->logprob[i] =
-            sampler_logprob(en->sampler, (const float *)host + (size_t)i * vocab, en->token[i]);
-    return e;
-}
-
 /* Of one piece of outputs; their rows ascend. */
 static enum err collect_scores(struct encoder *en, const struct step *step,
                                const struct batch *batch, uint32_t first, uint32_t count)
 {
+    const struct forward_parts *p = &en->forward->parts;
     const uint32_t *row = batch->output_row + first;
     const struct step_sequence *q = step->sequence;
-    forward_logits(en->forward, batch, first, count);
     for (uint32_t i = 0; i < count; i++) {
         q = owner(q, row[i]);
         en->token[i] = token_behind(step, q, row[i]);
     }
-    enum err e = find_logprobs(en, count);
+    forward_logits(en->forward, batch, first, count);
+    p->ops->logprobs(p->backend, en->logprob, en->forward->logits, en->token, count,
+                     p->config->vocab_count);
+    enum err e = p->ops->sync(p->backend);
     q = step->sequence;
     for (uint32_t i = 0; i < count && e == OK; i++) {
         q = owner(q, row[i]);

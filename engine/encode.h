@@ -2,7 +2,7 @@
  * memory that the step names (engine/step.h).
  *
  *     struct encoder en;
- *     if ((e = encoder_init(&en, &forward, &sampler)) != OK) return e;
+ *     if ((e = encoder_init(&en, &forward)) != OK) return e;
  *     batch.outputs_count = n + encode_outputs(step, batch.output_row + n);    // behind the n drawn
  *     ... the batch runs with FORWARD_DRAW, its tokens are taken ...
  *     if ((e = encode_collect(&en, step, &batch, n)) != OK) return e;
@@ -16,21 +16,19 @@
 #define TANDEM_ENGINE_ENCODE_H
 
 #include "engine/forward.h"
-#include "engine/sampler.h"
 #include "engine/step.h"
 
 struct encoder {
     struct forward *forward;
-    struct sampler *sampler;
-    void *room;      /* [outputs_max] rows on the host; NULL: device memory is host memory */
-    uint32_t *token; /* [outputs_max] behind the rows that are scored */
-    float *logprob;  /* [outputs_max] theirs */
+    void *room; /* [outputs_max] hidden states on the host; NULL: device memory is host memory */
+    uint32_t *token; /* [outputs_max] behind the rows that are scored; host_alloc's */
+    float *logprob;  /* [outputs_max] theirs; host_alloc's */
     bool host_memory;
     uint32_t operand_bytes;
 };
 
-enum err encoder_init(struct encoder *en, struct forward *forward, struct sampler *sampler);
-void encoder_fini(struct encoder *en); /* a zeroed one is allowed */
+enum err encoder_init(struct encoder *en, struct forward *forward);
+void encoder_fini(struct encoder *en); /* before the forward pass's; a zeroed one is allowed */
 /* Whether the step wants anything of this. */
 bool encode_wanted(const struct step *step);
 /* Writes the rows that it takes, those that are scored before the others; how many. */

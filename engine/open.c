@@ -153,7 +153,7 @@ static enum err make_buffers(struct engine *g)
     g->output_row = mem_array(l->rows_max, sizeof *g->output_row);
     g->logits_row = mem_array(l->sequences_max, sizeof *g->logits_row);
     if ((e = make_drawn(g)) != OK) return e;
-    if ((e = encoder_init(&g->encoder, &g->forward, &g->sampler)) != OK) return e;
+    if ((e = encoder_init(&g->encoder, &g->forward)) != OK) return e;
     bool all = g->tokens && g->sequence && g->output_row && g->logits_row;
     return all ? OK : ERR_MEMORY;
 }
@@ -248,11 +248,11 @@ void engine_close(struct engine *g)
     CHECK(!g->inbox);
     for (uint32_t i = 0; i < FLIGHTS_MAX; i++)
         if (g->flight[i].drawn) g->ops->host_free(g->backend, g->flight[i].drawn);
+    encoder_fini(&g->encoder);
     forward_fini(&g->forward);
     mem_free(g->logits);
     slots_fini(&g->slots);
     sampler_fini(&g->sampler);
-    encoder_fini(&g->encoder);
     mem_free(g->tokens);
     mem_free(g->sequence);
     mem_free(g->output_row);

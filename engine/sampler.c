@@ -225,11 +225,6 @@ static double log_base(struct sampler *s, const float *logits, uint32_t best)
     return draw_log_base(logits[best], sum_stretches(s));
 }
 
-float sampler_logprob(struct sampler *s, const float *logits, uint32_t token)
-{
-    return draw_logprob(logits[token], log_base(s, logits, best_of(logits, s->vocab_count)));
-}
-
 static void report(struct sampler *s, const struct sampling *p, const float *logits, uint32_t best,
                    struct token_info *out)
 {

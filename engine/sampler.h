@@ -48,7 +48,5 @@ struct sampler_ask {
 enum err sampler_init(struct sampler *s, uint32_t vocab_count);
 void sampler_fini(struct sampler *s);
 void sampler_draw(struct sampler *s, const struct sampler_ask *ask, struct token_info *out);
-/* The log-probability of `token`, as it would be reported of a token drawn without bias and penalties. */
-float sampler_logprob(struct sampler *s, const float *logits, uint32_t token);
 
 #endif

@@ -220,8 +220,9 @@ struct backend_ops {
     void (*gather)(struct backend *b, float *out, const float *x, const struct batch *batch,
                    uint32_t first, uint32_t count, uint32_t dim);
 
-    /* out[i] = the log-probability of token[i] by row i of logits [rows][vocab], as engine/sampler.h
-     * counts it; all of them on the host. NULL: device memory is not host memory. */
+    /* out[i] = the log-probability of token[i] by row i of logits [rows][vocab], at most
+     * sequences_max rows, as common/draw.h has it. `out` and `token` are host_alloc's: the one is
+     * complete at the next mark, the other may be written again then. */
     void (*logprobs)(struct backend *b, float *out, const float *logits, const uint32_t *token,
                      uint32_t rows, uint32_t vocab);
 

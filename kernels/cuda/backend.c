@@ -346,6 +346,7 @@ const struct backend_ops cuda_backend_ops = {
     .attend = op_attend,
     .silu_mul = op_silu_mul,
     .gather = op_gather,
+    .logprobs = cuda_logprobs_of,
     .slot_make = cuda_slot_make,
     .draw = cuda_draw_outputs,
     .block_copy = op_block_copy,

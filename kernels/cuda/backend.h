@@ -97,6 +97,8 @@ struct backend {
     void *attend_scratch;
     size_t attend_scratch_bytes;
     void *draw_scratch;
+    uint32_t *scored; /* [outputs] tokens */
+    float *score;     /* [outputs] */
 
     struct cuda_slots slots;
     struct stage slot_stage[SLOT_STAGES];
@@ -156,6 +158,8 @@ void slots_close(struct backend *b);
 void cuda_slot_make(struct backend *b, uint32_t slot, const struct job *job);
 void cuda_draw_outputs(struct backend *b, struct token_info *result, const float *logits,
                        const struct batch *batch, uint32_t outputs);
+void cuda_logprobs_of(struct backend *b, float *out, const float *logits, const uint32_t *token,
+                      uint32_t rows, uint32_t vocab);
 
 enum err lane_open(struct kv_tier_lane *lane);
 void lane_close(struct kv_tier_lane *lane);

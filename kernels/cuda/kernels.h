@@ -190,6 +190,9 @@ size_t cuda_draw_scratch(uint32_t vocab_count, uint32_t outputs);
 cudaError_t cuda_draw(cudaStream_t stream, struct token_info *result, const float *logits,
                       const struct cuda_slots *s, const struct cuda_batch *batch, uint32_t outputs,
                       void *scratch);
+/* out[r]: the log-probability of token[r] by row r of logits [rows][vocab]; common/draw.h. */
+cudaError_t cuda_logprobs(cudaStream_t stream, float *out, const float *logits,
+                          const uint32_t *token, uint32_t rows, uint32_t vocab_count);
 
 #ifdef __cplusplus
 }

@@ -532,6 +532,42 @@ __global__ void __launch_bounds__(ROW_THREADS)
     if (r.how.penalties) slots.counts[(size_t)r.slot * r.vocab + token]++;
 }
 
+/* --- scores --- */
+
+/* The log-probability of one token of each row, as common/draw.h has it: a block a row. Reads vocab x 4
+ * bytes twice, the second time from the L2 cache; one exponential a token. 512 bytes shared, 32
+ * registers. */
+__global__ void __launch_bounds__(ROW_THREADS)
+    logprobs_kernel(float *out, const float *logits, const uint32_t *token, uint32_t vocab)
+{
+    grid_wait();
+    struct shared_memory shared;
+    uint64_t *best = shared_take<uint64_t>(&shared, ROW_THREADS / WARP_LANES);
+    uint64_t *sums = shared_take<uint64_t>(&shared, ROW_THREADS / WARP_LANES);
+    const float *row = logits + (size_t)blockIdx.x * vocab;
+    uint32_t warps = blockDim.x / WARP_LANES, warp = threadIdx.x / WARP_LANES;
+    uint64_t key = 0, mass = 0;
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
+        uint64_t own = draw_key(row[i], i);
+        key = own > key ? own : key;
+    }
+    key = warp_max_wide(key);
+    if (threadIdx.x % WARP_LANES == 0) best[warp] = key;
+    if (!PLANTED("score_best_no_barrier")) block_sync();
+    for (uint32_t w = 0; w < warps; w++)
+        key = best[w] > key ? best[w] : key;
+    float top = draw_key_logit(key);
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x)
+        mass += draw_mass(draw_exp(row[i] - top));
+    mass = warp_sum_wide(mass);
+    if (threadIdx.x % WARP_LANES == 0) sums[warp] = mass;
+    if (!PLANTED("score_sums_no_barrier")) block_sync();
+    if (threadIdx.x > 0) return;
+    for (uint32_t w = 1; w < warps; w++)
+        mass += sums[w];
+    out[blockIdx.x] = draw_logprob(row[token[blockIdx.x]], draw_log_base(top, mass));
+}
+
 /* --- counts --- */
 
 /* Equals the first half of the counting in slot_make (engine/slot.c): 4 bytes read, 4 written a token.
@@ -556,6 +592,11 @@ __global__ void __launch_bounds__(COUNT_THREADS)
 uint32_t chunks_of(uint32_t vocab_count)
 {
     return divide_up(vocab_count, CHUNK);
+}
+
+uint32_t row_threads(uint32_t vocab_count)
+{
+    return vocab_count <= SMALL_ROW_TOKENS ? SMALL_ROW_THREADS : ROW_THREADS;
 }
 
 /* The next piece of scratch, aligned to 256 bytes. */
@@ -614,12 +655,22 @@ cudaError_t cuda_draw(cudaStream_t stream, struct token_info *result, const floa
     cut_room(&room, (char *)scratch, s->vocab_count, outputs);
     if (outputs == 0) return cudaSuccess;
     dim3 chunks(room.chunks, outputs);
-    uint32_t threads = s->vocab_count <= SMALL_ROW_TOKENS ? SMALL_ROW_THREADS : ROW_THREADS;
+    uint32_t threads = row_threads(s->vocab_count);
     LAUNCH(adjust_kernel, chunks, CHUNK_THREADS,
            shared_bytes<float>(CHUNK) + shared_bytes<uint64_t>(CHUNK_THREADS / WARP_LANES), stream,
            room, logits, *s, *batch);
     LAUNCH(weigh_kernel, chunks, CHUNK_THREADS, tallies_bytes + shared_bytes<uint64_t>(2), stream,
            room, *s, *batch);
     LAUNCH(choose_kernel, outputs, threads, choose_bytes, stream, result, room, *s, *batch);
+    return cudaPeekAtLastError();
+}
+
+cudaError_t cuda_logprobs(cudaStream_t stream, float *out, const float *logits,
+                          const uint32_t *token, uint32_t rows, uint32_t vocab_count)
+{
+    if (rows == 0) return cudaSuccess;
+    LAUNCH(logprobs_kernel, rows, row_threads(vocab_count),
+           2 * shared_bytes<uint64_t>(ROW_THREADS / WARP_LANES), stream, out, logits, token,
+           vocab_count);
     return cudaPeekAtLastError();
 }

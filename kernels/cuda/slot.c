@@ -33,6 +33,8 @@ enum err slots_open(struct backend *b)
         {(void **)&s->bias, count * JOB_BIAS_MAX * sizeof *s->bias, "the slots' logit biases"},
         {(void **)&b->list, b->list_max * word, "a list of tokens"},
         {&b->draw_scratch, cuda_draw_scratch(l->vocab_count, outputs), "drawing"},
+        {(void **)&b->scored, outputs * word, "tokens that are scored"},
+        {(void **)&b->score, outputs * sizeof *b->score, "scores"},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if ((e = cuda_take(parts[i].memory, parts[i].bytes, parts[i].what)) != OK) return e;
@@ -43,8 +45,9 @@ enum err slots_open(struct backend *b)
 
 void slots_close(struct backend *b)
 {
-    void *memory[] = {b->slots.sampling, b->slots.index, b->slots.last,  b->slots.counts,
-                      b->slots.bias,     b->list,        b->draw_scratch};
+    void *memory[] = {b->slots.sampling, b->slots.index, b->slots.last,
+                      b->slots.counts,   b->slots.bias,  b->list,
+                      b->draw_scratch,   b->scored,      b->score};
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
         if (memory[i]) cudaFree(memory[i]);
     for (int i = 0; i < SLOT_STAGES; i++)
@@ -123,4 +126,23 @@ void cuda_draw_outputs(struct backend *b, struct token_info *result, const float
     backend_check(
         b, cuda_draw(b->stream, result, logits, &b->slots, &b->batch, outputs, b->draw_scratch),
         "drawing tokens");
+}
+
+void cuda_logprobs_of(struct backend *b, float *out, const float *logits, const uint32_t *token,
+                      uint32_t rows, uint32_t vocab)
+{
+    CHECK(rows <= b->decode.decode_max);
+    if (!backend_ok(b) || rows == 0) return;
+    backend_check(
+        b,
+        cudaMemcpyAsync(b->scored, token, rows * sizeof *token, cudaMemcpyHostToDevice, b->stream),
+        "tokens that are scored");
+    if (backend_ok(b))
+        backend_check(b, cuda_logprobs(b->stream, b->score, logits, b->scored, rows, vocab),
+                      "scoring");
+    if (backend_ok(b))
+        backend_check(
+            b,
+            cudaMemcpyAsync(out, b->score, rows * sizeof *out, cudaMemcpyDeviceToHost, b->stream),
+            "scores");
 }

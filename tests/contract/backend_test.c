@@ -2,8 +2,6 @@
  * double precision, and against the portable path bit by bit. */
 #include "tests/contract/backend_testing.h"
 
-#include "common/draw.h"
-
 /* What an op made on the path under test must be what cpu-c makes of the same input. */
 typedef void run_fn(const struct subject *s, const void *input, float *out);
 
@@ -285,18 +283,6 @@ static void run_logprobs(const struct subject *s, const void *input, float *out)
 {
     const struct logprobs_input *in = input;
     s->ops->logprobs(s->b, out, in->logits, in->token, in->rows, in->vocab);
-}
-
-/* By the definition of common/draw.h, one number after the other, with denormals. */
-static float plain_logprob(const float *logits, uint32_t vocab, uint32_t token)
-{
-    float top = -INFINITY;
-    uint64_t mass = 0;
-    for (uint32_t i = 0; i < vocab; i++)
-        if (logits[i] > top) top = logits[i];
-    for (uint32_t i = 0; i < vocab; i++)
-        mass += draw_mass(draw_exp(logits[i] - top));
-    return draw_logprob(logits[token], draw_log_base(top, mass));
 }
 
 static void logprobs_are_as_defined_and_equal_on_all_paths(void **state)

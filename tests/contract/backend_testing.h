@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "common/draw.h"
 #include "common/mem.h"
 #include "common/rng.h"
 #include "kernels/backend.h"
@@ -84,6 +85,18 @@ static inline bool same_bits(const float *a, const float *b, size_t count)
     for (size_t i = 0; i < count; i++)
         if (f32_bits(a[i]) != f32_bits(b[i]) && !(isnan(a[i]) && isnan(b[i]))) return false;
     return true;
+}
+
+/* A log-probability by the definition of common/draw.h, one number after the other, with denormals. */
+static inline float plain_logprob(const float *logits, uint32_t vocab, uint32_t token)
+{
+    float top = -INFINITY;
+    uint64_t mass = 0;
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] > top) top = logits[i];
+    for (uint32_t i = 0; i < vocab; i++)
+        mass += draw_mass(draw_exp(logits[i] - top));
+    return draw_logprob(logits[token], draw_log_base(top, mass));
 }
 
 #endif

@@ -263,11 +263,43 @@ static void a_row_of_many_chunks_gives_the_tokens_of_the_cpu(void **state)
     run(VOCAB_BIG, 1, 1);
 }
 
+static void log_probabilities_are_those_of_the_cpu(void **state)
+{
+    (void)state;
+    static const uint32_t vocabs[] = {1, 2, 31, 100, 999, 4097, 9001};
+    struct random r = {.seed = 12};
+    for (size_t n = 0; n < COUNT(vocabs); n++) {
+        uint32_t vocab = vocabs[n], token[OUTPUTS];
+        float *logits = mem_array((size_t)OUTPUTS * vocab, sizeof *logits), got[OUTPUTS];
+        float *device_logits = device_poison((size_t)OUTPUTS * vocab * sizeof *logits);
+        float *out = device_poison(sizeof got);
+        for (uint32_t i = 0; i < OUTPUTS; i++) {
+            random_logits(&r, logits + (size_t)i * vocab, vocab);
+            token[i] = random_below(&r, vocab);
+        }
+        const uint32_t *device_token = device_words(token, OUTPUTS);
+        to_device(device_logits, logits, (size_t)OUTPUTS * vocab * sizeof *logits);
+        order_take((uint32_t)n);
+        assert_cuda(cuda_logprobs(stream, out, device_logits, device_token, OUTPUTS, vocab));
+        device_read(got, out, sizeof got);
+        for (uint32_t i = 0; i < OUTPUTS; i++) {
+            float want = plain_logprob(logits + (size_t)i * vocab, vocab, token[i]);
+            if (memcmp(&got[i], &want, sizeof want) != 0)
+                fail_msg("row %u of %u: %a, wanted %a", i, vocab, (double)got[i], (double)want);
+        }
+        device_free(device_logits);
+        device_free(device_token);
+        device_free(out);
+        mem_free(logits);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         DEVICE_TEST(a_small_vocabulary_gives_the_tokens_of_the_cpu),
         DEVICE_TEST(a_row_of_many_chunks_gives_the_tokens_of_the_cpu),
+        DEVICE_TEST(log_probabilities_are_those_of_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

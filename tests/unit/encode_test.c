@@ -1,7 +1,7 @@
 /* Scores and hidden states of a text's rows: the same bits whatever the chunks, the company and the path.
  *
  *     encode_test [BACKEND]        all paths of the CPU if none is given */
-#include "tests/unit/testing.h"
+#include "tests/contract/backend_testing.h"
 
 #include <math.h>
 #include <string.h>
@@ -9,7 +9,6 @@
 #include "common/mem.h"
 #include "common/rng.h"
 #include "engine/engine.h"
-#include "engine/sampler.h"
 #include "tests/unit/scratch.h"
 #include "tests/unit/tiny_model.h"
 
@@ -142,9 +141,7 @@ static struct result run_all(struct fixture *f, uint32_t chunk, bool together)
 /* What the logits of all rows say. */
 static void expect_logprobs(struct fixture *f, const struct result *got)
 {
-    struct sampler sampler;
     float *logits = mem_array((size_t)TOKENS_MAX * f->shape.vocab, sizeof *logits);
-    assert_ok(sampler_init(&sampler, f->shape.vocab));
     f->step->id++;
     step_clear(f->step);
     add_part(f, 0, 0, f->count[0]);
@@ -157,11 +154,10 @@ static void expect_logprobs(struct fixture *f, const struct result *got)
         for (uint32_t v = 0; v < f->shape.vocab; v++)
             total += exp((double)row[v]);
         assert_float_equal(got->scores[i], (double)row[next] - log(total), 1e-5);
-        float same = sampler_logprob(&sampler, row, next);
+        float same = plain_logprob(row, f->shape.vocab, next);
         assert_memory_equal(&got->scores[i], &same, sizeof same);
     }
     assert_true(got->scores[f->count[0] - 1] == 0); /* nothing stands behind the last token */
-    sampler_fini(&sampler);
     mem_free(logits);
 }
 
