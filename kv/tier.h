@@ -83,8 +83,9 @@ struct kv_tier_ops {
                        uint64_t deadline_ns);
     void (*stats)(const struct kv_tier *tier, struct kv_tier_stats *stats);
     /* Those that it has count as used now, the first of them as the last one, so that it goes last. In memory, but
-     * for a note now and then; a shared tier, where that is the server's business, does nothing. */
-    enum err (*touch)(struct kv_tier *tier, const struct id128 *keys, uint32_t count);
+     * for a note now and then; a server is told of some of them, of each now and then. */
+    enum err (*touch)(struct kv_tier *tier, const struct id128 *keys, uint32_t count,
+                      uint64_t deadline_ns);
     enum kv_tier_kind kind;
     /* Up to `room` of the keys that it has, in no order, from *place on (0: the first), which moves on,
      * KV_TIER_LIST_END when that is all; no I/O. What comes meanwhile may be left out. A shared tier: none. */

@@ -240,8 +240,10 @@ static enum err disk_has(struct kv_tier *t, const struct id128 *keys, uint32_t c
 
 /* The index is told of those of which it knows nothing for an eighth of the store, or a prompt's beginning, which all
  * its ops touch, would be written for each of them. */
-static enum err disk_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+static enum err disk_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count,
+                           uint64_t deadline_ns)
 {
+    (void)deadline_ns;
     enum err e = OK;
     uint64_t stamp = t->stamp_next + count;
     if (!t->slots) return OK;

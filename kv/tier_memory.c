@@ -86,8 +86,10 @@ static void memory_used(struct kv_tier *t, const struct id128 *keys, uint32_t co
         kv_slots_touch(t->slots, kv_slots_find(t->slots, keys[count]));
 }
 
-static enum err memory_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+static enum err memory_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count,
+                             uint64_t deadline_ns)
 {
+    (void)deadline_ns;
     while (count-- > 0) {
         uint32_t at = kv_slots_find(t->slots, keys[count]);
         if (at != KV_SLOT_NONE) kv_slots_touch(t->slots, at);

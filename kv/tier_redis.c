@@ -16,6 +16,15 @@
 
 enum { KEYS_AT_ONCE = 256, KEY_TEXT = 7 + 32 + 1 + 32 + 1 };
 #define BYTES_AT_ONCE ((size_t)8 << 20)
+/* A key's use is told again after so long, or a quarter of its time to live. */
+#define TELL_NS (10 * NS_PER_S)
+#define TELL_PART 4
+enum { TOLD = 4096 }; /* keys that are remembered */
+
+struct told {
+    struct id128 key;
+    uint64_t at_ns; /* 0: none */
+};
 
 struct kv_tier {
     struct resp *server;
@@ -25,7 +34,8 @@ struct kv_tier {
     size_t value_bytes;
     uint32_t values_at_once;
     uint64_t ttl_ms; /* 0: none */
-    uint64_t removed;
+    uint64_t removed, tell_ns;
+    struct told told[TOLD]; /* by key: a later one of the same place replaces it */
 };
 
 static void redis_close(struct kv_tier *t)
@@ -49,6 +59,9 @@ static enum err redis_open(struct kv_tier **out, const struct kv_tier_options *o
                         : at_once > 0             ? (uint32_t)at_once
                                                   : 1;
     t->ttl_ms = (options->ttl_ns + NS_PER_MS - 1) / NS_PER_MS;
+    t->tell_ns = options->ttl_ns > 0 && options->ttl_ns / TELL_PART < TELL_NS
+                     ? options->ttl_ns / TELL_PART
+                     : TELL_NS;
     id128_print(t->space, t->space_text);
     snprintf(t->range_end, sizeof t->range_end, "%zu", t->value_bytes);
     snprintf(t->ttl, sizeof t->ttl, "%llu", (unsigned long long)t->ttl_ms);
@@ -133,6 +146,32 @@ static enum err redis_remove(struct kv_tier *t, const struct id128 *keys, uint32
     return OK;
 }
 
+/* --- what the server was told of --- */
+
+static struct told *told_at(struct kv_tier *t, struct id128 key)
+{
+    return &t->told[key.lo % TOLD];
+}
+
+static bool was_told(struct kv_tier *t, struct id128 key, uint64_t now_ns)
+{
+    const struct told *p = told_at(t, key);
+    return id128_equal(p->key, key) && p->at_ns > 0 && now_ns - p->at_ns < t->tell_ns;
+}
+
+static void note_told(struct kv_tier *t, struct id128 key, uint64_t now_ns)
+{
+    *told_at(t, key) = (struct told){key, now_ns};
+}
+
+/* Those that it has are used now. yes[i]: it has it. */
+static enum err renew(struct kv_tier *t, const struct id128 *keys, uint32_t count,
+                      uint64_t deadline_ns, bool *yes)
+{
+    return t->ttl_ms > 0 ? ask(t, "PEXPIRE", t->ttl, keys, count, deadline_ns, yes)
+                         : ask(t, "TOUCH", NULL, keys, count, deadline_ns, yes);
+}
+
 /* --- get --- */
 
 enum answer { ANSWER_NONE, ANSWER_VALUE, ANSWER_WRONG };
@@ -175,6 +214,7 @@ static enum err get_some(struct kv_tier *t, const struct id128 *keys, uint32_t c
         void *into = leading ? values[i] : NULL;
         e = take_value(t, keys[i], into, deadline_ns, &answer, &refusal);
         *got += answer == ANSWER_VALUE;
+        if (answer == ANSWER_VALUE) note_told(t, keys[i], clock_now_ns());
         if (answer == ANSWER_WRONG) *wrong = i;
         leading &= answer == ANSWER_VALUE;
         if (e == OK && t->ttl_ms > 0) e = resp_reply(t->server, &renewed, NULL, deadline_ns);
@@ -236,11 +276,10 @@ static enum err redis_put(struct kv_tier *t, const struct id128 *keys, uint32_t 
     while (*kept < count && e == OK) {
         uint32_t first = *kept, here = values_at_once(t, count - first), lead = 0;
         bool have[RESP_VALUES_MAX] = {false};
-        e = ask(t, t->ttl_ms > 0 ? "PEXPIRE" : "TOUCH", t->ttl_ms > 0 ? t->ttl : NULL, keys + first,
-                here, deadline_ns, have);
+        e = renew(t, keys + first, here, deadline_ns, have);
         if (e == OK) e = set_some(t, keys + first, here, values + first, deadline_ns, have);
         while (lead < here && have[lead])
-            lead++;
+            note_told(t, keys[first + lead++], clock_now_ns());
         *kept += lead;
         if (e == OK && lead < here)
             e = err_set(ERR_PEER, "redis tier %s: a value was not taken", t->where);
@@ -248,10 +287,22 @@ static enum err redis_put(struct kv_tier *t, const struct id128 *keys, uint32_t 
     return e;
 }
 
-static enum err redis_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+/* --- touch --- */
+
+/* Those that it was not told of lately, the first ones, in one round trip. */
+static enum err redis_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count,
+                            uint64_t deadline_ns)
 {
-    (void)t, (void)keys, (void)count;
-    return OK;
+    struct id128 stale[KEYS_AT_ONCE];
+    bool yes[KEYS_AT_ONCE];
+    uint32_t n = 0;
+    uint64_t now_ns = clock_now_ns();
+    for (uint32_t i = 0; i < count && n < KEYS_AT_ONCE; i++)
+        if (!was_told(t, keys[i], now_ns)) stale[n++] = keys[i];
+    if (n == 0) return OK;
+    for (uint32_t i = 0; i < n; i++)
+        note_told(t, stale[i], now_ns);
+    return renew(t, stale, n, deadline_ns, yes);
 }
 
 static void redis_stats(const struct kv_tier *t, struct kv_tier_stats *stats)

@@ -709,9 +709,10 @@ void kv_tier_work_used(struct kv_tier_work *w, struct kv_tier_job *job)
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
         struct row *r = &w->row[i];
         if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) continue;
+        uint64_t deadline_ns = kv_tier_work_now(w) + w->options.deadline_ns;
         called(r);
-        enum err e = r->ops->touch(r->tier, job->key + gone, end - gone);
-        if (e == OK && sinks > 0) e = r->ops->touch(r->tier, job->key, sinks);
+        enum err e = r->ops->touch(r->tier, job->key + gone, end - gone, deadline_ns);
+        if (e == OK && sinks > 0) e = r->ops->touch(r->tier, job->key, sinks, deadline_ns);
         e = returned(r, &r->write, e);
         if (e != OK) note(w, r, &r->write, e);
     }

@@ -58,6 +58,7 @@ enum {
 };
 #define NODE_REPEAT_NS NS_PER_S         /* an unacknowledged FINISHED is told again */
 #define NODE_STORE_PAUSE_NS NS_PER_S    /* after one that failed */
+#define NODE_REMIND_NS NS_PER_S         /* between two STOREs of what the tiers were given before */
 #define NODE_UNACKED_NS (60 * NS_PER_S) /* and given up */
 
 enum seq_state {
@@ -357,6 +358,8 @@ struct node_core {
             from_ns; /* its op, 0: none is under way; where the next begins, and when */
     } inventory;
     uint64_t tier_ops_made, stores_from_ns; /* no STOREs before; 0: now */
+    uint64_t reminds_from_ns, reminds_made;
+    bool remind_due;
 
     bool draining, left, broken; /* broken: the device is */
     uint64_t progress, wake_ns;

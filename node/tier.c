@@ -18,7 +18,11 @@
  * A LOAD is asked for only when the prompt could start at once but for it, and takes no block that the prompt
  * would not take for itself a moment later; what those before it in the queue want is left to them. So it
  * evicts nothing that would stay without it. STOREs hold at most an eighth of the pool; what does not fit
- * goes when one of them ends, if the cache still has it. */
+ * goes when one of them ends, if the cache still has it.
+ *
+ * A prompt of which the cache has all, and the tiers were given all, is nothing to load and to store, however often
+ * it is asked; so that the tiers do not take it for forgotten, one in a while is stored again by a piece. They
+ * have it, or get it back. */
 #include "node/state.h"
 
 #include <string.h>
@@ -341,11 +345,32 @@ static void keep(struct node_core *c, const struct known *k)
     if (i < k->count) put_off(c, k);
 }
 
+/* The next piece of what begins this prompt; with a window, of which the beginning is gone, its end. */
+static void remind(struct node_core *c, const struct known *k)
+{
+    uint32_t most = c->config.blocks_count / 8, first = k->count, end = k->count;
+    if (most > NODE_STORE_BLOCKS) most = NODE_STORE_BLOCKS;
+    if (c->storing_blocks > 0 || most == 0) return;
+    while (k->window.tokens > 0 && first > 0 && end - first < most &&
+           k->blocks[first - 1].v != BLOCK_NONE.v)
+        first--;
+    if (k->window.tokens == 0) {
+        first = (uint32_t)(c->reminds_made % ((k->count + most - 1) / most)) * most;
+        end = k->count - first < most ? k->count : first + most;
+    }
+    if (first == end || !store(c, k, first, end)) return;
+    c->reminds_made++;
+    c->remind_due = false;
+}
+
 void tier_keep(struct node_core *c, const struct sequence *s)
 {
     struct known k = {s->job.tenant_salt, s->window, s->tokens, s->table,
                       s->kv_count / BLOCK_TOKENS};
-    if (c->tier_op && c->stores_from_ns == 0) keep(c, &k);
+    if (!c->tier_op || c->stores_from_ns > 0 || k.count == 0) return;
+    uint64_t stores = c->counts.tier_stores;
+    keep(c, &k);
+    if (c->remind_due && c->counts.tier_stores == stores) remind(c, &k);
 }
 
 /* What was put off, as far as the cache still has it. */
@@ -401,6 +426,10 @@ void tier_on_timer(struct node_core *c, uint64_t now_ns)
 {
     if (!c->tier_op) return;
     if (now_ns >= c->stores_from_ns) c->stores_from_ns = 0;
+    if (now_ns >= c->reminds_from_ns) {
+        c->remind_due = c->reminds_from_ns > 0; /* not at once */
+        c->reminds_from_ns = now_ns + NODE_REMIND_NS;
+    }
     bool loads = false;
     for (uint32_t i = 0; i < NODE_LOADS_MAX; i++)
         loads |= c->tier_op[i].id > 0;

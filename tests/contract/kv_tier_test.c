@@ -257,15 +257,15 @@ static void of_what_is_touched_the_first_key_goes_last(void **state)
     for (uint32_t i = 0; i < SLOTS; i++)
         keys[i] = rig_key(i);
     keys[SLOTS] = rig_key(5000); /* it has not */
-    assert_ok(s->ops->touch(s->tier, keys, SLOTS + 1));
+    assert_ok(s->ops->touch(s->tier, keys, SLOTS + 1, soon()));
     put_range(s, 100, 3);
     for (uint32_t i = 0; i < SLOTS; i++)
         assert_int_equal(has(s, i), i < SLOTS - 3);
-    assert_ok(s->ops->touch(s->tier, keys + 2, SLOTS - 5));
+    assert_ok(s->ops->touch(s->tier, keys + 2, SLOTS - 5, soon()));
     put_range(s, 200, 5); /* 0 and 1, and the three before */
     assert_false(has(s, 0) || has(s, 1) || has(s, 100));
     assert_true(has(s, 2) && has(s, SLOTS - 4));
-    assert_ok(s->ops->touch(s->tier, keys, 0));
+    assert_ok(s->ops->touch(s->tier, keys, 0, soon()));
 }
 
 static void it_never_holds_more_than_it_may(void **state)

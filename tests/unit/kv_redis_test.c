@@ -186,6 +186,56 @@ static void what_is_read_or_kept_again_lives_on(void **state)
     }
 }
 
+static int64_t ttl_of(struct world *w, uint32_t key, const char *changed)
+{
+    char name[80], command[128], reply[64];
+    key_name(key, name);
+    if (changed) snprintf(command, sizeof command, "PEXPIRE %s %s\r\n", name, changed);
+    if (changed) tell(w, command, reply, sizeof reply);
+    snprintf(command, sizeof command, "PTTL %s\r\n", name);
+    tell(w, command, reply, sizeof reply);
+    return atoll(reply + 1);
+}
+
+static enum err touch_all(struct world *w, uint32_t count)
+{
+    struct id128 key[VALUES];
+    for (uint32_t i = 0; i < count; i++)
+        key[i] = rig_key(i);
+    return kv_tier_redis.touch(w->tier, key, count, in_ms(ENOUGH_MS));
+}
+
+/* A beginning that a pool has is never read, and used all the same; not for each prompt is the server told. */
+static void what_is_used_elsewhere_lives_on(void **state)
+{
+    enum { KEYS = 4, LONG_MS = 1000000, SHORT_MS = 4000 };
+    struct world *w = *state;
+    uint32_t n;
+    w->options.ttl_ns = LONG_MS * NS_PER_MS; /* told again after ten seconds */
+    start(w, NULL);
+    assert_ok(put(w, 0, KEYS - 1, ENOUGH_MS, &n)); /* one it has not */
+    for (uint32_t i = 0; i < KEYS - 1; i++)
+        assert_true(ttl_of(w, i, "9000000") > LONG_MS);
+    assert_ok(touch_all(w, KEYS));
+    assert_true(ttl_of(w, 0, NULL) > LONG_MS); /* it was told when they were put */
+
+    kv_tier_redis.close(w->tier);
+    w->options.ttl_ns = SHORT_MS * NS_PER_MS; /* after one */
+    assert_ok(kv_tier_redis.open(&w->tier, &w->options));
+    assert_ok(touch_all(w, 0));
+    assert_ok(touch_all(w, KEYS));
+    for (uint32_t i = 0; i < KEYS - 1; i++)
+        assert_in_range(ttl_of(w, i, NULL), 1, SHORT_MS);
+    assert_int_equal(ttl_of(w, KEYS - 1, NULL), -2);
+    for (uint32_t i = 0; i < KEYS - 1; i++)
+        assert_true(ttl_of(w, i, "9000000") > LONG_MS);
+    for (uint64_t until_ns = in_ms(ENOUGH_MS);
+         ttl_of(w, 0, NULL) > LONG_MS && clock_now_ns() < until_ns; poll(NULL, 0, 10))
+        assert_ok(touch_all(w, KEYS));
+    for (uint32_t i = 0; i < KEYS - 1; i++)
+        assert_in_range(ttl_of(w, i, NULL), 1, SHORT_MS);
+}
+
 static void a_server_that_was_killed_is_found_again(void **state)
 {
     struct world *w = *state;
@@ -467,6 +517,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_WORLD(what_is_no_entry_is_a_miss_and_is_deleted),
         WITH_WORLD(what_is_read_or_kept_again_lives_on),
+        WITH_WORLD(what_is_used_elsewhere_lives_on),
         WITH_WORLD(a_server_that_was_killed_is_found_again),
         WITH_WORLD(a_server_that_is_stopped_costs_no_more_than_the_deadline),
         WITH_WORLD(a_full_server_says_so_and_goes_on),

@@ -244,6 +244,54 @@ static void what_came_from_the_tier_is_not_stored_again(void **state)
     rig_free(&r);
 }
 
+/* Asked again and again it is neither loaded nor stored; the tiers hear of it once a second, by a piece, and what
+ * they lost they get back. */
+static void what_stays_in_the_pool_is_used_in_the_tiers_too(void **state)
+{
+    (void)state;
+    static struct rig r;
+    const struct rig_options o = {.role = ROLE_PREFILL, .tiers = true, .blocks_count = 32};
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 1, .count = 101, .tokens_max = 1});
+    rig_open(&r, &o);
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 6);
+    rig_advance(&r, 2 * NS_PER_S);
+    uint32_t stores = rig_counts(&r).tier_stores;
+    r.kept_count = 0; /* a server that was started anew */
+    for (uint32_t piece = 0; piece < 4; piece++) {
+        for (uint32_t i = 0; i < 3; i++) {
+            job.key.request.lo++;
+            rig_prefill(&r, &job, (struct id128){0}, 0);
+            rig_run(&r);
+        }
+        assert_int_equal(rig_counts(&r).tier_stores, stores + piece + 1);
+        assert_int_equal(r.kept_count, piece == 0 ? 4 : 6);
+        rig_advance(&r, NS_PER_S);
+    }
+    assert_int_equal(rig_counts(&r).prompt_tokens, 101 + 12 * 5);
+    rig_free(&r);
+}
+
+static void so_is_a_window_by_its_end(void **state)
+{
+    (void)state;
+    static struct rig r;
+    const struct rig_options o = {
+        .role = ROLE_PREFILL, .tiers = true, .window = 40, .chunk_tokens = 16, .blocks_count = 24};
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 7, .count = 333, .tokens_max = 1});
+    rig_open(&r, &o);
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_run(&r);
+    rig_advance(&r, 2 * NS_PER_S);
+    r.kept_count = 0;
+    job.key.request.lo = 2;
+    rig_prefill(&r, &job, (struct id128){0}, 0);
+    rig_run(&r);
+    assert_int_equal(r.kept_count, 3);
+    rig_free(&r);
+}
+
 static void a_prompt_waits_no_longer_than_its_deadline(void **state)
 {
     (void)state;
@@ -568,6 +616,8 @@ int main(void)
         cmocka_unit_test(a_router_is_told_what_left_a_tier_and_of_news_that_were_lost),
         cmocka_unit_test(others_are_told_the_tokens_of_what_a_tier_took),
         cmocka_unit_test(what_came_from_the_tier_is_not_stored_again),
+        cmocka_unit_test(what_stays_in_the_pool_is_used_in_the_tiers_too),
+        cmocka_unit_test(so_is_a_window_by_its_end),
         cmocka_unit_test(a_prompt_waits_no_longer_than_its_deadline),
         cmocka_unit_test(what_comes_in_time_buys_time_for_more),
         cmocka_unit_test(who_has_little_time_left_asks_for_no_more),

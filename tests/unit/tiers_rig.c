@@ -147,9 +147,10 @@ static void fake_stats(const struct kv_tier *t, struct kv_tier_stats *stats)
     const struct fake *f = (const struct fake *)(const void *)t;
     *stats = (struct kv_tier_stats){.entries_count = f->count, .removed = f->removed};
 }
-static enum err fake_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count)
+static enum err fake_touch(struct kv_tier *t, const struct id128 *keys, uint32_t count,
+                           uint64_t deadline_ns)
 {
-    (void)t, (void)keys, (void)count;
+    (void)t, (void)keys, (void)count, (void)deadline_ns;
     return OK;
 }
 static const struct kv_tier_ops fake_ops = {"fake",   fake_open,   fake_close, fake_has,  fake_get,
