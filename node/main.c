@@ -107,8 +107,9 @@ static const struct setting rows[] = {
     SETTING_DURATION(struct options, link_retry_ns, "link-retry", "1s", NS_PER_MS, 60 * NS_PER_S,
                      "a link that broke is tried again after so long, then twice as long each "
                      "time up to 60 times that; others carry meanwhile"),
-    SETTING_STRING(struct options, listen_kv, "listen-kv", "127.0.0.1:0",
-                   "HOST:PORT of the tcp link; port 0: any"),
+    SETTING_STRING(
+        struct options, listen_kv, "listen-kv", "127.0.0.1:0",
+        "HOST:PORT of the tcp link; 0.0.0.0: the address that faces the router; port 0: any"),
     SETTING_STRING(
         struct options, metrics, "metrics", NULL,
         "HOST:PORT of the HTTP pages /metrics, /healthz, /readyz; port 0: any; unset: off"),

@@ -18,6 +18,7 @@
 #include "node/place.h"
 #include "proto/channel.h"
 #include "proto/monitor.h"
+#include "proto/tcp.h"
 
 enum {
     /* Block numbers in one step: a context of a million tokens, or a batch of 128 with 8k each. */
@@ -45,6 +46,7 @@ struct node_shell {
     struct node_place place;
     char host[HOST_BYTES];
     const char *link_address[XFER_ADDRESSES_MAX];
+    char listen_kv[TCP_ADDRESS_TEXT]; /* as others dial it */
     struct engine *engine;
     struct xfer *xfer;
     void *staging; /* of the link thread, where the pool is on a device */
@@ -139,7 +141,8 @@ static void out_lifeline_dial(void *ctx, struct peer peer, const char *address, 
     struct router_end *r = &s->router[peer.v - 1];
     lifeline_free(r->lifeline);
     r->lifeline = NULL;
-    if (lifeline_dial(&r->lifeline, s->loop, address, key, on_lifeline, r) != OK)
+    const struct lifeline_at at = {address, r->address};
+    if (lifeline_dial(&r->lifeline, s->loop, &at, key, on_lifeline, r) != OK)
         log_warn("lifeline_failed", "router=%s reason=\"%s\"", r->address, err_text());
 }
 
@@ -540,7 +543,7 @@ static void choose_links(const struct node_shell *s, struct xfer_options *x, con
         if (o->link != NODE_LINK_AUTO ? o->link != link : of_device && !x->device.gather) continue;
         x->listen[x->listen_count++] = (struct xfer_listen){
             .name = link_names[link],
-            .where = link == NODE_LINK_TCP    ? o->listen_kv
+            .where = link == NODE_LINK_TCP    ? s->listen_kv
                      : link == NODE_LINK_NCCL ? control
                                               : "",
             .optional = o->link == NODE_LINK_AUTO && link != NODE_LINK_TCP,
@@ -558,10 +561,22 @@ static void warn_of_nccl(const struct node_options *o)
              interface ? interface : "any");
 }
 
+/* Where links are waited for: what is told to other nodes, so with a host that they can dial. */
+static enum err find_own_addresses(struct node_shell *s, char control[TCP_ADDRESS_TEXT])
+{
+    const struct node_options *o = &s->options;
+    enum err e = tcp_own_host(o->listen_kv, o->routers[0], s->listen_kv);
+    if (e != OK) return err_prefix(e, "--listen-kv");
+    if (is_told(o->nccl_listen))
+        return err_prefix(tcp_own_host(o->nccl_listen, o->routers[0], control), "--nccl-listen");
+    int host_bytes = (int)(strrchr(s->listen_kv, ':') - s->listen_kv); /* its form was checked */
+    snprintf(control, TCP_ADDRESS_TEXT, "%.*s:0", host_bytes, s->listen_kv);
+    return OK;
+}
+
 static enum err open_xfer(struct node_shell *s)
 {
     enum err e;
-    char control[ADDRESS_HOST_MAX + 8]; /* of NCCL, beside the tcp link's own port */
     const struct node_options *o = &s->options;
     const struct engine_facts *f = engine_facts(s->engine);
     struct xfer_options x = {
@@ -579,9 +594,9 @@ static enum err open_xfer(struct node_shell *s)
         return e;
     if ((e = mailbox_new(&s->link_rows, sizeof(struct xfer_link_row), LINK_ROWS)) != OK) return e;
     if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;
-    int host_bytes = (int)(strrchr(o->listen_kv, ':') - o->listen_kv); /* its form was checked */
-    snprintf(control, sizeof control, "%.*s:0", host_bytes, o->listen_kv);
-    choose_links(s, &x, is_told(o->nccl_listen) ? o->nccl_listen : control);
+    char control[TCP_ADDRESS_TEXT]; /* of NCCL, beside the tcp link's own port */
+    if ((e = find_own_addresses(s, control)) != OK) return e;
+    choose_links(s, &x, control);
     if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
     const struct xfer_addresses *a = xfer_addresses(s->xfer);
     for (uint32_t i = 0; i < a->count; i++) {

@@ -292,9 +292,11 @@ static void on_refused(void *ctx, uint64_t now_ns)
     lifeline_end(ctx, now_ns);
 }
 
-enum err lifeline_dial(struct lifeline **out, struct loop *loop, const char *address,
+enum err lifeline_dial(struct lifeline **out, struct loop *loop, const struct lifeline_at *at,
                        struct id128 key, lifeline_fn *fn, void *ctx)
 {
+    char address[TCP_ADDRESS_TEXT];
+    tcp_fill_host(at->address, at->dialled, address);
     struct lifeline *l = mem_new(sizeof *l);
     if (!l) return ERR_MEMORY;
     *l = (struct lifeline){.loop = loop, .fn = fn, .ctx = ctx, .fd = -1};

@@ -7,7 +7,8 @@
  *     lifeline_expect(s, key, peer);                              // and this key
  *     lifeline_forget(s, peer);                                   // its session is over
  *     // node, client
- *     lifeline_dial(&l, loop, welcome.lifeline, welcome.lifeline_key, on_router, ctx);
+ *     struct lifeline_at at = {welcome.lifeline, "tcp://r0:5701"};
+ *     lifeline_dial(&l, loop, &at, welcome.lifeline_key, on_router, ctx);
  *     lifeline_free(l);
  *
  * Rules: a connection that does not write an expected key within 2 s, or writes more, is closed; a key
@@ -39,9 +40,14 @@ enum err lifeline_expect(struct lifeline_server *s, struct id128 key, struct pee
 void lifeline_forget(struct lifeline_server *s, struct peer peer); /* closes without a callback */
 void lifeline_close(struct lifeline_server *s);
 
+/* Where a router's lifelines end, as WELCOME says it, and where that router was dialled: its host is meant if
+ * it listens on all that it has (0.0.0.0). */
+struct lifeline_at {
+    const char *address, *dialled;
+};
 /* `up` is called once when connected and the key is written, then once with false when it ended; or
  * only once, with false, when it could not be connected. */
-enum err lifeline_dial(struct lifeline **l, struct loop *loop, const char *address,
+enum err lifeline_dial(struct lifeline **l, struct loop *loop, const struct lifeline_at *at,
                        struct id128 key, lifeline_fn *fn, void *ctx);
 void lifeline_free(struct lifeline *l); /* no callback; NULL is allowed */
 

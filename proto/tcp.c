@@ -26,16 +26,28 @@ static enum err split(const char *address, char host[TCP_ADDRESS_TEXT], const ch
     return OK;
 }
 
-void tcp_fill_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT])
+/* ":PORT" of an address that is any of a host's; NULL: it is one. */
+static const char *port_of_anywhere(const char *address)
 {
     static const char *const anywhere[] = {"0.0.0.0:", "[::]:", "*:"};
-    const char *colon = strrchr(dialled, ':');
-    const char *host = strncmp(dialled, "tcp://", 6) == 0 ? dialled + 6 : dialled;
-    snprintf(out, TCP_ADDRESS_TEXT, "%s", address);
-    for (size_t i = 0; i < 3 && colon > host; i++)
-        if (strncmp(address, anywhere[i], strlen(anywhere[i])) == 0)
-            snprintf(out, TCP_ADDRESS_TEXT, "%.*s%s", (int)(colon - host), host,
-                     strrchr(address, ':'));
+    for (size_t i = 0; i < sizeof anywhere / sizeof *anywhere; i++)
+        if (strncmp(address, anywhere[i], strlen(anywhere[i])) == 0) return strrchr(address, ':');
+    return NULL;
+}
+
+static const char *without_scheme(const char *address)
+{
+    return strncmp(address, "tcp://", 6) == 0 ? address + 6 : address;
+}
+
+void tcp_fill_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT])
+{
+    const char *host = without_scheme(dialled), *colon = strrchr(host, ':');
+    const char *port = port_of_anywhere(address);
+    if (port && colon > host)
+        snprintf(out, TCP_ADDRESS_TEXT, "%.*s%s", (int)(colon - host), host, port);
+    else
+        snprintf(out, TCP_ADDRESS_TEXT, "%s", address);
 }
 
 static enum err resolve(const char *address, int flags, struct addrinfo **found)
@@ -64,7 +76,8 @@ static enum err open_socket(const struct addrinfo *a, int *fd)
     return OK;
 }
 
-static enum err print_bound(int fd, char bound[TCP_ADDRESS_TEXT])
+/* Its own address; with `port_wanted`, ":PORT", for its port. */
+static enum err print_bound(int fd, const char *port_wanted, char bound[TCP_ADDRESS_TEXT])
 {
     struct sockaddr_storage a;
     socklen_t size = sizeof a;
@@ -73,8 +86,28 @@ static enum err print_bound(int fd, char bound[TCP_ADDRESS_TEXT])
         getnameinfo((struct sockaddr *)&a, size, host, sizeof host, port, sizeof port,
                     NI_NUMERICHOST | NI_NUMERICSERV) != 0)
         return err_set(ERR_IO, "a socket without an address: %s", strerror(errno));
-    snprintf(bound, TCP_ADDRESS_TEXT, a.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+    snprintf(bound, TCP_ADDRESS_TEXT, a.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host,
+             port_wanted ? port_wanted + 1 : port);
     return OK;
+}
+
+enum err tcp_own_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT])
+{
+    struct addrinfo *found;
+    const char *port = port_of_anywhere(address);
+    snprintf(out, TCP_ADDRESS_TEXT, "%s", address);
+    if (!port) return OK;
+    enum err e = resolve(without_scheme(dialled), 0, &found);
+    if (e != OK) return e;
+    /* A datagram socket says what it would send from and sends nothing. */
+    int fd = socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, found->ai_addr, found->ai_addrlen) != 0)
+        e = err_set(ERR_IO, "no way to %s: %s", dialled, strerror(errno));
+    else
+        e = print_bound(fd, port, out);
+    if (fd >= 0) close(fd);
+    freeaddrinfo(found);
+    return e;
 }
 
 enum err tcp_listen(const char *address, int *fd, char bound[TCP_ADDRESS_TEXT])
@@ -91,7 +124,7 @@ enum err tcp_listen(const char *address, int *fd, char bound[TCP_ADDRESS_TEXT])
                         errno == EADDRINUSE ? ": end the other program or choose another port"
                                             : "");
         else
-            e = print_bound(*fd, bound);
+            e = print_bound(*fd, NULL, bound);
     }
     freeaddrinfo(found);
     if (e != OK && *fd >= 0) {

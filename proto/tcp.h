@@ -20,6 +20,9 @@ enum err tcp_dial(const char *address, int *fd);
 /* `address` for somebody who reached its owner at `dialled` ("tcp://HOST:PORT"): a host of 0.0.0.0,
  * [::] or * is replaced by that one's. */
 void tcp_fill_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT]);
+/* `address`, to be listened on and told to others: a host of 0.0.0.0, [::] or *, which nobody can dial, becomes
+ * the one that this host has towards `dialled` ("tcp://HOST:PORT"). ERR_INVALID, ERR_IO: there is no way. */
+enum err tcp_own_host(const char *address, const char *dialled, char out[TCP_ADDRESS_TEXT]);
 enum err tcp_connected(int fd); /* OK or ERR_PEER, once it is writable */
 
 #endif

@@ -1,5 +1,6 @@
 #include "tests/unit/testing.h"
 
+#include <stdio.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -83,9 +84,12 @@ static void teardown(struct bench *b)
     loop_free(b->loop);
 }
 
+static const char router[] = "tcp://127.0.0.1:5701";
+
 static void dial(struct bench *b, struct id128 with)
 {
-    assert_ok(lifeline_dial(&b->line, b->loop, lifeline_address(b->server), with, on_line, b));
+    const struct lifeline_at at = {lifeline_address(b->server), router};
+    assert_ok(lifeline_dial(&b->line, b->loop, &at, with, on_line, b));
 }
 
 static bool both_saw_one(struct bench *b)
@@ -190,6 +194,26 @@ static void callbacks_may_free_and_forget(void **state)
     teardown(&b);
 }
 
+/* A router that listens on all addresses of its host, in a container say, does not know by which of them it
+ * is reached. Here it is by 127.0.0.2, and nothing is at 127.0.0.1, which 0.0.0.0 would come to. */
+static void an_address_without_a_host_is_that_of_the_router(void **state)
+{
+    (void)state;
+    struct bench b;
+    char anywhere[TCP_ADDRESS_TEXT];
+    setup(&b);
+    lifeline_close(b.server);
+    assert_ok(lifeline_listen(&b.server, b.loop, "127.0.0.2:0", on_peer, &b));
+    assert_ok(lifeline_expect(b.server, key, seven));
+    snprintf(anywhere, sizeof anywhere, "0.0.0.0%s", strrchr(lifeline_address(b.server), ':'));
+    const struct lifeline_at at = {anywhere, "tcp://127.0.0.2:5701"};
+    assert_ok(lifeline_dial(&b.line, b.loop, &at, key, on_line, &b));
+    run_until(&b, line_saw_one);
+    assert_int_equal(b.line_saw[0], UP);
+    run_until(&b, both_saw_one);
+    teardown(&b);
+}
+
 static void a_dial_that_finds_nobody_says_so_from_the_loop(void **state)
 {
     (void)state;
@@ -199,7 +223,8 @@ static void a_dial_that_finds_nobody_says_so_from_the_loop(void **state)
     setup(&b);
     assert_ok(tcp_listen("127.0.0.1:0", &fd, nobody));
     close(fd);
-    assert_ok(lifeline_dial(&b.line, b.loop, nobody, key, on_line, &b));
+    const struct lifeline_at at = {nobody, router};
+    assert_ok(lifeline_dial(&b.line, b.loop, &at, key, on_line, &b));
     assert_int_equal(b.line_count, 0);
     run_until(&b, line_saw_one);
     assert_int_equal(b.line_saw[0], DOWN);
@@ -247,6 +272,27 @@ static void garbage_is_closed(void **state)
     teardown(&b);
 }
 
+static void what_is_told_to_others_has_a_host_that_they_can_dial(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *address, *router, *want; /* NULL: an error */
+    } cases[] = {
+        {"0.0.0.0:5710", "tcp://127.0.0.1:5701", "127.0.0.1:5710"},
+        {"[::]:0", "tcp://127.0.0.1:5701", "127.0.0.1:0"},
+        {"*:5710", "127.0.0.1:5701", "127.0.0.1:5710"},
+        {"10.1.2.3:5710", "tcp://127.0.0.1:5701", "10.1.2.3:5710"},
+        {"10.1.2.3:5710", "nowhere", "10.1.2.3:5710"},
+        {"0.0.0.0:5710", "tcp://nowhere", NULL},
+    };
+    char got[TCP_ADDRESS_TEXT];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        enum err e = tcp_own_host(cases[i].address, cases[i].router, got);
+        assert_int_equal(e, cases[i].want ? OK : ERR_INVALID);
+        if (cases[i].want) assert_string_equal(got, cases[i].want);
+    }
+}
+
 static void bad_addresses_and_occupied_ports_are_named(void **state)
 {
     (void)state;
@@ -258,7 +304,8 @@ static void bad_addresses_and_occupied_ports_are_named(void **state)
     static const char *const bad[] = {"", "x", ":1", "127.0.0.1:", "127.0.0.1:http", "[::1:5"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(lifeline_listen(&s, b.loop, bad[i], on_peer, &b), ERR_INVALID);
-        assert_int_equal(lifeline_dial(&b.line, b.loop, bad[i], key, on_line, &b), ERR_INVALID);
+        const struct lifeline_at at = {bad[i], router};
+        assert_int_equal(lifeline_dial(&b.line, b.loop, &at, key, on_line, &b), ERR_INVALID);
     }
     b.line = NULL;
     teardown(&b);
@@ -275,7 +322,8 @@ static void every_allocation_may_fail_while_opening(void **state)
         mem_fail_at(n);
         enum err e = lifeline_listen(&s, b.loop, "127.0.0.1:0", on_peer, &b);
         if (e == OK) e = lifeline_expect(s, key, seven);
-        if (e == OK) e = lifeline_dial(&l, b.loop, lifeline_address(s), key, on_line, &b);
+        const struct lifeline_at at = {e == OK ? lifeline_address(s) : "", router};
+        if (e == OK) e = lifeline_dial(&l, b.loop, &at, key, on_line, &b);
         mem_fail_at(0);
         lifeline_free(l);
         lifeline_close(s);
@@ -294,8 +342,10 @@ int main(void)
         cmocka_unit_test(an_unknown_key_and_one_used_twice_are_turned_away),
         cmocka_unit_test(a_key_belongs_to_one_peer_and_a_new_one_replaces_it),
         cmocka_unit_test(callbacks_may_free_and_forget),
+        cmocka_unit_test(an_address_without_a_host_is_that_of_the_router),
         cmocka_unit_test(a_dial_that_finds_nobody_says_so_from_the_loop),
         cmocka_unit_test(garbage_is_closed),
+        cmocka_unit_test(what_is_told_to_others_has_a_host_that_they_can_dial),
         cmocka_unit_test(bad_addresses_and_occupied_ports_are_named),
         cmocka_unit_test(every_allocation_may_fail_while_opening),
     };
