@@ -10,7 +10,7 @@ import helm_python as helm
 import kubernetes_validate
 import yaml
 
-VERSIONS = ("1.27", "1.34")
+VERSIONS = ("1.25", "1.30", "1.37")
 CUSTOM = ("PodMonitor", "ScaledObject")
 SCALING = {"nodes": {"autoscaling": {"enabled": True}}}
 CASES = {
@@ -107,8 +107,12 @@ def check(what, found, settings):
             selector = spec["selector"] if kind == "PodDisruptionBudget" else spec["podSelector"]
             if not any(matches(selector, p["metadata"]["labels"]) for p in pods.values()):
                 fail(f"{what}: {kind} {name} selects nothing")
-        if kind in ("HorizontalPodAutoscaler", "ScaledObject") and spec["scaleTargetRef"]["name"] not in pods:
-            fail(f"{what}: {kind} {name} scales nothing")
+        if kind in ("HorizontalPodAutoscaler", "ScaledObject"):
+            if spec["scaleTargetRef"]["name"] not in pods:
+                fail(f"{what}: {kind} {name} scales nothing")
+            hpa = spec if kind == "HorizontalPodAutoscaler" else spec.get("advanced", {}).get("horizontalPodAutoscalerConfig", {})
+            if hpa.get("behavior", {}).get("scaleDown", {}).get("policies") != [{"type": "Pods", "value": 1, "periodSeconds": 120}]:
+                fail(f"{what}: {kind} {name} takes more than one pod at a time")
     return pods
 
 
