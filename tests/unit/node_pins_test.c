@@ -183,6 +183,36 @@ static void pins_keep_no_request_out_of_a_pool_that_could_hold_it(void **state)
     }
 }
 
+static struct job begin_long(uint32_t id, int32_t priority, int steps)
+{
+    struct job job = rig_job(id, &(struct rig_prompt){id, 0, 0, 300, 1});
+    job.priority = priority;
+    rig_prefill(&d, &job, ID128_NONE, 0);
+    while (steps-- > 0)
+        rig_step(&d);
+    return job;
+}
+
+/* With a window a prompt lives on the blocks that leave it. Those that are pinned meanwhile do not come back, and
+ * while two prompts have begun neither is the one that pins make way for. */
+static void of_two_prompts_that_pins_leave_without_blocks_one_gives_way(void **state)
+{
+    (void)state;
+    rig_open(&d, &(struct rig_options){
+                     .role = ROLE_PREFILL, .blocks_count = 10, .chunk_tokens = 16, .window = 40});
+    struct job last = begin_long(1, 0, 2), first = begin_long(2, -1, 3); /* one of them of last */
+    assert_true(pin("first", &first, false) >= 2 && pin("last", &last, false) >= 2);
+    rig_forget(&d);
+    rig_run(&d);
+    rig_assert_failed(&d, ERR_FULL, true);
+    assert_true(job_key_equal(rig_said(&d, MSG_FAILED)->failed.key, last.key));
+    const struct msg *m = rig_said(&d, MSG_FINISHED);
+    assert_non_null(m);
+    assert_true(job_key_equal(m->finished.key, first.key));
+    rig_acknowledge(&d, first.key);
+    rig_free(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -193,6 +223,7 @@ int main(void)
         cmocka_unit_test(the_pins_of_a_router_that_nobody_replaces_end),
         cmocka_unit_test(more_pins_than_there_is_place_for_hold_nothing),
         cmocka_unit_test(pins_keep_no_request_out_of_a_pool_that_could_hold_it),
+        cmocka_unit_test(of_two_prompts_that_pins_leave_without_blocks_one_gives_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
