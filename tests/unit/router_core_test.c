@@ -1,4 +1,6 @@
 /* The router core: each test feeds messages and looks at what it sends. */
+#include <stdio.h>
+
 #include "tests/unit/router_rig.h"
 
 static void a_request_goes_through_its_pair(void **state)
@@ -504,6 +506,54 @@ static void what_a_node_has_lost_is_tried_again(void **state)
     world_close(&w);
 }
 
+static void a_node_that_says_that_it_leaves_gets_nothing_new(void **state)
+{
+    (void)state;
+    struct world w;
+    struct job_key key = world_open_prefilling(&w, 2); /* at P0 and D0 */
+    struct msg beat = {.kind = MSG_HEARTBEAT,
+                       .heartbeat = {.draining = true,
+                                     .live_count = 1,
+                                     .load = {.blocks_total = 50, .blocks_free = 48}}};
+    say(&w, D0, beat);
+    beat.heartbeat.draining = false; /* it does not come back */
+    say(&w, D0, beat);
+    for (int i = 0; i < 2; i++) {
+        submit(&w, 2);
+        w.read = 0;
+        assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.prompt_count, 20);
+        w.sent_count = w.read = 0;
+    }
+    assert_false(was_sent(&w, D0, MSG_RESERVE));
+    tell_tokens(&w, D0, key, 0, 2); /* what it has goes on */
+    tell_prefilled(&w, P0, key);
+    tell_finished(&w, D0, key, 2);
+    assert_int_equal(expect_stream(&w, 0, 2)->done.finish, FINISH_LENGTH);
+    world_close(&w);
+}
+
+static void a_node_too_many_is_sent_away(void **state)
+{
+    (void)state;
+    struct world w;
+    char name[16];
+    world_open(&w, NULL);
+    for (uint32_t i = 0; i <= SCHED_NODES_MAX; i++) {
+        bool fits = i < SCHED_NODES_MAX;
+        snprintf(name, sizeof name, "n%u", i);
+        w.sent_count = w.read = 0;
+        arena_reset(&w.arena);
+        hello(&w, P0 + i, ROLE_PREFILL, name);
+        assert_int_equal(was_sent(&w, P0 + i, MSG_WELCOME), fits);
+        if (!fits)
+            assert_non_null(strstr(expect(&w, P0 + i, MSG_REFUSE)->refuse.reason, "at most 1024"));
+    }
+    lose(&w, P0); /* then there is a place */
+    hello(&w, P0 + SCHED_NODES_MAX, ROLE_PREFILL, name);
+    expect(&w, P0 + SCHED_NODES_MAX, MSG_WELCOME);
+    world_close(&w);
+}
+
 static void draining_finishes_then_sends_everybody_home(void **state)
 {
     (void)state;
@@ -695,6 +745,8 @@ int main(void)
         cmocka_unit_test(a_request_larger_than_every_pool_is_told_so_at_once),
         cmocka_unit_test(what_a_node_has_and_nobody_wants_is_cancelled),
         cmocka_unit_test(what_a_node_has_lost_is_tried_again),
+        cmocka_unit_test(a_node_that_says_that_it_leaves_gets_nothing_new),
+        cmocka_unit_test(a_node_too_many_is_sent_away),
         cmocka_unit_test(draining_finishes_then_sends_everybody_home),
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),

@@ -22,8 +22,9 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "router/core.h"
+#include "router/sched.h"
 
-enum { SENT_MAX = 512, PEERS_MAX = 16 };
+enum { SENT_MAX = 512, PEERS_MAX = 16 + SCHED_NODES_MAX };
 #define CLIENT 1
 #define P0 2
 #define D0 3
