@@ -200,10 +200,10 @@ static void show_status(const char *argument, json_t *answer)
     json_t *r = json_object_get(answer, "router"), *n;
     size_t i;
     printf("router %s: %s, model %s; %lld requests, %lld queued; %lld done, %lld failed, %lld "
-           "cancelled\n",
+           "cancelled, %lld refused\n",
            show_text(r, "name"), show_text(r, "state"), show_text(r, "model"),
            show_count(r, "requests"), show_count(r, "queued"), show_count(r, "done"),
-           show_count(r, "failed"), show_count(r, "cancelled"));
+           show_count(r, "failed"), show_count(r, "cancelled"), show_count(r, "rejected"));
     if (show_text(r, "waiting")[0]) printf("the queue waits: %s\n", show_text(r, "waiting"));
     printf("%-16s %-8s %-9s %8s %8s %8s %8s %8s %9s  %s\n", "node", "role", "state", "pid",
            "blocks", "free", "cached", "running", "step ms", "device");

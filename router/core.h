@@ -113,9 +113,13 @@ void router_core_on_malformed(struct router_core *core, uint64_t now_ns, struct 
                               const struct msg *m, enum err error, const char *reason);
 void router_core_drain(struct router_core *core, uint64_t now_ns);
 
+/* Why requests were refused at the door. */
+enum rejected { REJECTED_OVERLOAD, REJECTED_INVALID, REJECTED_OTHER, REJECTED_REASONS };
+
 struct router_counts {
     uint32_t nodes, clients, requests_live, choices_live, queued;
-    uint64_t accepted, rejected, done, failed, cancelled, retries, node_deaths;
+    uint64_t accepted, done, failed, cancelled, retries, node_deaths;
+    uint64_t rejected[REJECTED_REASONS]; /* in none of the others */
     uint64_t prompt_tokens, generated_tokens, stale_messages, duplicate_tokens, gaps, diverged;
     uint64_t scores, embeddings, prefill_only; /* of those done: that wanted such, or no token */
     /* Backfills that brought something, tokens that they brought; that ended otherwise. */

@@ -8,6 +8,8 @@
 #define PREFILL "role=\"prefill\""
 #define DECODE "role=\"decode\""
 #define NODES_HELP "Nodes that have joined"
+#define REJECTED "tandem_router_requests_rejected_total"
+#define REJECTED_HELP "Requests refused at the door; none of them counts as a sample"
 #define ENDED_HELP "Samples that have ended: a request has n of them"
 #define BACKFILLS_HELP "Prefixes brought from a node's cache to the prefill node that needs them"
 #define LACKING_HELP "How often a node does not hold all of one of them"
@@ -26,8 +28,9 @@ static const struct metric_spec specs[METERS] = {
                     "Requests that are in the system"},
     [METER_ACCEPTED] = {METRIC_COUNTER, "tandem_router_requests_accepted_total", NULL,
                         "Requests accepted"},
-    [METER_REJECTED] = {METRIC_COUNTER, "tandem_router_requests_rejected_total", NULL,
-                        "Requests refused at the door: overload, or not valid"},
+    [METER_REJECTED] = {METRIC_COUNTER, REJECTED, "reason=\"overload\"", REJECTED_HELP},
+    [METER_REJECTED_INVALID] = {METRIC_COUNTER, REJECTED, "reason=\"invalid\"", REJECTED_HELP},
+    [METER_REJECTED_OTHER] = {METRIC_COUNTER, REJECTED, "reason=\"other\"", REJECTED_HELP},
     [METER_DONE] = {METRIC_COUNTER, "tandem_router_samples_ended_total", "outcome=\"done\"",
                     ENDED_HELP},
     [METER_FAILED] = {METRIC_COUNTER, "tandem_router_samples_ended_total", "outcome=\"failed\"",
@@ -170,7 +173,9 @@ static void show_counts(struct router_core *core, const struct router_counts *c)
         uint64_t count;
     } rows[] = {
         {METER_ACCEPTED, c->accepted},
-        {METER_REJECTED, c->rejected},
+        {METER_REJECTED, c->rejected[REJECTED_OVERLOAD]},
+        {METER_REJECTED_INVALID, c->rejected[REJECTED_INVALID]},
+        {METER_REJECTED_OTHER, c->rejected[REJECTED_OTHER]},
         {METER_DONE, c->done},
         {METER_FAILED, c->failed},
         {METER_CANCELLED, c->cancelled},

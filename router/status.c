@@ -184,6 +184,19 @@ static json_t *prefix_index_json(const struct router_core *core, const struct ro
                      "false_hits", (json_int_t)c->prefix_false, "gaps", (json_int_t)c->prefix_gaps);
 }
 
+static uint64_t rejected(const struct router_counts *c)
+{
+    return c->rejected[REJECTED_OVERLOAD] + c->rejected[REJECTED_INVALID] +
+           c->rejected[REJECTED_OTHER];
+}
+
+static json_t *rejected_json(const struct router_counts *c)
+{
+    return json_pack("{s:I,s:I,s:I}", "overload", (json_int_t)c->rejected[REJECTED_OVERLOAD],
+                     "invalid", (json_int_t)c->rejected[REJECTED_INVALID], "other",
+                     (json_int_t)c->rejected[REJECTED_OTHER]);
+}
+
 enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
 {
     struct router_counts c;
@@ -196,7 +209,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
         core->nodes_count > 0 ? core->nodes[0]->hello.model : "", "clients", (json_int_t)c.clients,
         "requests", (json_int_t)c.requests_live, "queued", (json_int_t)c.queued, "waiting",
         waiting(core, now_ns, next), "accepted", (json_int_t)c.accepted, "rejected",
-        (json_int_t)c.rejected, "done", (json_int_t)c.done, "failed", (json_int_t)c.failed,
+        (json_int_t)rejected(&c), "done", (json_int_t)c.done, "failed", (json_int_t)c.failed,
         "cancelled", (json_int_t)c.cancelled, "retries", (json_int_t)c.retries, "node_deaths",
         (json_int_t)c.node_deaths, "prompt_tokens", (json_int_t)c.prompt_tokens, "generated_tokens",
         (json_int_t)c.generated_tokens, "stale_messages", (json_int_t)c.stale_messages, "diverged",
@@ -206,6 +219,7 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_object_set_new(router, "queue", queue_json(core, now_ns));
     json_object_set_new(router, "backfills", backfills_json(core));
     json_object_set_new(router, "kv", kv_json(&core->cluster));
+    json_object_set_new(router, "rejected_by", rejected_json(&c));
     json_object_set_new(router, "scores", number(c.scores));
     json_object_set_new(router, "embeddings", number(c.embeddings));
     json_object_set_new(router, "prefill_only", number(c.prefill_only));

@@ -26,6 +26,13 @@ static uint32_t retry_ms(const struct router_core *core)
     return clamp_u32(core->queued_tokens * token_ns / (nodes * nodes) / NS_PER_MS, 100, 10000);
 }
 
+static enum rejected why_rejected(enum err error)
+{
+    if (error == ERR_FULL) return REJECTED_OVERLOAD;
+    bool invalid = error == ERR_INVALID || error == ERR_FORMAT || error == ERR_UNSUPPORTED;
+    return invalid ? REJECTED_INVALID : REJECTED_OTHER;
+}
+
 void submit_reject(struct router_core *core, uint64_t now_ns, const struct client *client,
                    uint64_t ref, enum err error, const char *reason)
 {
@@ -34,7 +41,7 @@ void submit_reject(struct router_core *core, uint64_t now_ns, const struct clien
                                  .error = error,
                                  .reason = reason,
                                  .retry_ms = error == ERR_FULL ? retry_ms(core) : 0}};
-    core->counts.rejected++;
+    core->counts.rejected[why_rejected(error)]++;
     registry_send(core, now_ns, client->peer, &m);
 }
 

@@ -2,6 +2,7 @@
 #include "tests/unit/exposition.h"
 #include "tests/unit/router_rig.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static void expect_shown(struct world *w, const char *series, double wanted)
@@ -175,6 +176,49 @@ static void pools_are_summed_from_heartbeats(void **state)
     world_close(&w);
 }
 
+/* They are no samples: what is refused is neither accepted nor failed. */
+static void what_is_refused_at_the_door_is_counted_by_its_reason(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reason;
+        bool malformed;
+        uint32_t choices; /* 0: not allowed */
+        enum err error;
+    } cases[] = {
+        {"invalid", false, 0, ERR_INVALID},
+        {"invalid", true, 1, ERR_FORMAT},
+        {"overload", false, 1, ERR_FULL},
+        {"other", true, 1, ERR_MEMORY},
+    };
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.requests_max = 1;
+    world_open(&w, &config);
+    uint32_t counts[3] = {0};
+    static const char *const names[3] = {"overload", "invalid", "other"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct msg m = submit_of(2);
+        m.submit.choices = cases[i].choices;
+        if (cases[i].error == ERR_FULL) submit(&w, 2); /* the one that there may be */
+        if (cases[i].malformed)
+            router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, cases[i].error, "x");
+        else
+            say(&w, CLIENT, m);
+        assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, cases[i].error);
+        for (int n = 0; n < 3; n++) {
+            char series[96];
+            counts[n] += strcmp(names[n], cases[i].reason) == 0;
+            snprintf(series, sizeof series, "tandem_router_requests_rejected_total{reason=\"%s\"}",
+                     names[n]);
+            expect_shown(&w, series, counts[n]);
+        }
+    }
+    expect_shown(&w, "tandem_router_requests_accepted_total", 1);
+    expect_shown(&w, "tandem_router_samples_ended_total{outcome=\"failed\"}", 0);
+    world_close(&w);
+}
+
 static void it_is_ready_while_a_request_would_find_its_nodes(void **state)
 {
     (void)state;
@@ -219,6 +263,7 @@ int main(void)
         cmocka_unit_test(tenants_with_a_weight_have_series_of_their_own),
         cmocka_unit_test(pins_that_nodes_lack_are_counted),
         cmocka_unit_test(pools_are_summed_from_heartbeats),
+        cmocka_unit_test(what_is_refused_at_the_door_is_counted_by_its_reason),
         cmocka_unit_test(it_is_ready_while_a_request_would_find_its_nodes),
         cmocka_unit_test(busy_nodes_are_no_reason_not_to_be_ready),
     };
