@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client/show.h"
+#include "common/geometry.h"
 
 /* From where on a figure is a trouble. */
 #define BLOCKED_SHARE 0.25 /* of the time that the queue was held up by one lack */
@@ -23,8 +24,6 @@
 #define FULL_BATCH 0.9     /* of its sequences a decode node runs */
 #define IDLE_BATCH 0.5     /* below this decode nodes have time to spare */
 #define HEADROOM 1.25      /* of what is advised above what is needed */
-
-enum { TOKENS_A_BLOCK = 16 };
 
 static struct finding *add(struct diagnosis *d, const char *rule, bool trouble, const char *about)
 {
@@ -287,7 +286,7 @@ static void check_cache_evicted_early(const struct facts *f, const char *rule, s
             percent(again, n->queried_tokens), percent(n->hit_tokens, n->queried_tokens),
             percent(n->hit_tokens + again, n->queried_tokens));
         say(o->advice, "a larger pool: ");
-        double more = fmin(again / TOKENS_A_BLOCK, 3 * n->blocks_total);
+        double more = fmin(again / BLOCK_TOKENS, 3 * n->blocks_total);
         say_blocks(o->advice, n, n->blocks_total + more);
         say(o->advice,
             ", or a tier behind it; `tandem sim --kv TRACE` shows what sizes and policies "
@@ -484,7 +483,7 @@ static void check_tier_slow(const struct facts *f, const char *rule, struct diag
                 "be sooner: once it answers it reads %.1f MB/s, a block in %.2f ms; computing one "
                 "takes %.2f ms",
                 t->not_worth_blocks, t->hit_blocks + t->not_worth_blocks, t->read_rate / 1e6,
-                1000 * share(n->block_bytes, t->read_rate), 1000 * TOKENS_A_BLOCK * n->token_s);
+                1000 * share(n->block_bytes, t->read_rate), 1000 * BLOCK_TOKENS * n->token_s);
             say(o->advice, "a faster disk or server behind --kv-%s, or do without it on this node",
                 t->name);
         }

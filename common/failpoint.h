@@ -8,7 +8,8 @@
  *     TANDEM_FAILPOINT=push=delay:200@2               // milliseconds
  *
  * Rules: without TANDEM_FAILPOINTS, which only the preset `chaos` defines (./dev chaos), and link plugins
- * that are built for tests (tests/fake), nothing of it is left. A crash is SIGKILL: nothing is tidied up. Each point acts once per process. Any thread. */
+ * that are built for tests (tests/fake), nothing of it is left. A crash is SIGKILL: nothing is tidied up.
+ * Each point acts once per process. Any thread. */
 #ifndef TANDEM_COMMON_FAILPOINT_H
 #define TANDEM_COMMON_FAILPOINT_H
 

@@ -114,8 +114,8 @@ struct job {
     uint32_t tenant_weight; /* its share of the cache, against other tenants'; 0 is 1 */
     uint32_t fair_lead;     /* tokens that its tenant has at this node before it, over the weight */
     uint32_t preemptions;   /* how often nodes handed it back to make room for others */
-    bool
-        cached_only; /* KV of whole blocks goes from one node's cache into another's: nothing is computed */
+    /* KV of whole blocks goes from one node's cache into another's: nothing is computed */
+    bool cached_only;
 };
 
 /* ERR_INVALID that names field, value and range, if a job is not one that a node with this

@@ -100,11 +100,11 @@ void evict_remove(struct evict *order, uint32_t block);
  * candidate when this is said. */
 void evict_spare(struct evict *order, uint32_t block, bool spare);
 uint32_t evict_pick(struct evict *order);
-uint32_t
-evict_pick_wanted(struct evict *order); /* spare ones aside; of the tenant whose turn it is */
+/* Spare ones aside; of the tenant whose turn it is. */
+uint32_t evict_pick_wanted(struct evict *order);
 uint32_t evict_pick_of(struct evict *order, uint32_t slot); /* of this tenant's */
-uint32_t evict_held(const struct evict *order,
-                    uint32_t slot); /* blocks that are known, of this tenant */
+/* Blocks that are known, of this tenant. */
+uint32_t evict_held(const struct evict *order, uint32_t slot);
 /* Tenants with known blocks, and the most that one has. */
 uint32_t evict_tenants(const struct evict *order, uint32_t *most);
 /* The candidate whose time is over, EVICT_NONE: there is none, or the policy knows no time. */

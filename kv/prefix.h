@@ -23,8 +23,9 @@
  * Evicted are blocks that nobody but the cache holds, in the order of a policy (kv/evict.h), but
  * always behind their children; with a window those go first which no leaf's window reaches back to. If
  * all that is left are such blocks with children that somebody holds (a transfer of the tail of a
- * sequence, say), those children are first forgotten: their holder keeps them, nobody finds them any more. So every block in state cached can be had, but for the
- * pinned ones: a prefix that is pinned stays, and all of them together are at most half of the pool.
+ * sequence, say), those children are first forgotten: their holder keeps them, nobody finds them any more.
+ * So every block in state cached can be had, but for the pinned ones: a prefix that is pinned stays, and all
+ * of them together are at most half of the pool.
  *
  * Costs: matching and inserting a hash for each block of the prompt that is not known to be known; a block that
  * comes or goes what the order of eviction takes, and with a window a step up for each block of it.

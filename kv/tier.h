@@ -35,14 +35,13 @@
 struct kv_tier; /* each implementation's own */
 
 struct kv_tier_options {
-    const char
-        *where; /* memory: not used. disk: a directory of its own, made if it is not there. redis:
-                         * "HOST:PORT" or "unix:PATH" */
+    /* memory: not used. disk: a directory of its own, made if it is not there. redis:
+     * "HOST:PORT" or "unix:PATH" */
+    const char *where;
     uint64_t bytes_max; /* memory, disk: kept at most; redis: the server's business */
     size_t value_bytes; /* of every value; a disk that holds values of another size is emptied */
-    struct id128
-        space; /* model, numerics and geometry: redis keys begin with it, a disk of another one is
-                         * emptied */
+    /* model, numerics and geometry: redis keys begin with it, a disk of another one is emptied */
+    struct id128 space;
     uint64_t ttl_ns; /* redis: values that are not read for so long go; 0: the server's business */
     /* Told of each key whose value is there no more: evicted, removed, damaged; NULL: nobody wants it. Not
      * of a shared tier, where others evict. Called from within the tier's calls. */

@@ -8,7 +8,8 @@
  *
  * Rules: decides nothing. SIGTERM and SIGINT drain, a second one stops. Prints "ready name=NAME" to
  * stdout when the first router has taken it in, with " metrics=HOST:PORT" if there is such a page, and
- * " kv-events=tcp://HOST:PORT", " kv-events-replay=tcp://HOST:PORT", if they are published. Strings of the options must live until close.
+ * " kv-events=tcp://HOST:PORT", " kv-events-replay=tcp://HOST:PORT", if they are published. Strings of the
+ * options must live until close.
  * Owner: the thread that runs it; engine and link call back on their own threads, into mailboxes. */
 #ifndef TANDEM_NODE_SHELL_H
 #define TANDEM_NODE_SHELL_H

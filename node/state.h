@@ -129,11 +129,11 @@ struct sequence {
     struct kv_window window; /* its job's, or its model's */
     uint32_t gone;           /* table[] is BLOCK_NONE for tokens [window.sinks, gone): let go of */
     uint32_t ahead;          /* tokens that submitted steps may compute at once */
-    struct block_id
-        copy_from;     /* of a fork, held like table[]: the step that names it first copies it */
-    uint32_t kv_count; /* leading tokens whose KV is in the table's blocks */
-    uint32_t planned;  /* the same after all submitted steps */
-    uint32_t goal;     /* PREFILL: tokens to compute before one is sampled */
+    /* of a fork, held like table[]: the step that names it first copies it */
+    struct block_id copy_from;
+    uint32_t kv_count;                     /* leading tokens whose KV is in the table's blocks */
+    uint32_t planned;                      /* the same after all submitted steps */
+    uint32_t goal;                         /* PREFILL: tokens to compute before one is sampled */
     uint32_t in_flight, samples_in_flight; /* submitted steps that name it; that sample for it */
     bool slot_made;                        /* the engine knows this life of the slot */
     bool preempt;                          /* as soon as no step names it */
@@ -163,10 +163,10 @@ struct sequence {
     uint64_t prefix_deadline_ns; /* until then it may wait for a prefix being computed */
     uint64_t accepted_ns, began_ns, computed_ns, finished_ns;
     uint32_t cached_tokens;
-    uint64_t
-        tier_deadline_ns; /* until then it may wait for a tier; 0: it has not yet; later by what
-                                * computing what came would have taken */
-    bool tier_asked;      /* for a LOAD of its own, since it was queued */
+    /* until then it may wait for a tier; 0: it has not yet; later by what computing what came
+     * would have taken */
+    uint64_t tier_deadline_ns;
+    bool tier_asked; /* for a LOAD of its own, since it was queued */
 
     struct list_link place; /* in core.queue or core.running, sorted */
     struct list_link dirty; /* in core.dirty: tokens to be told */

@@ -246,9 +246,9 @@ struct msg_key { /* FINISHED_ACK */
 };
 struct msg_failed {
     struct job_key key;
-    enum err
-        error; /* FULL: no room now, try elsewhere. STALE, NOT_FOUND: not known here. INVALID: the
-                      * job itself is wrong. CANCELLED: it was. Others: this node's trouble */
+    /* FULL: no room now, try elsewhere. STALE, NOT_FOUND: not known here. INVALID: the job
+     * itself is wrong. CANCELLED: it was. Others: this node's trouble */
+    enum err error;
     bool retryable; /* another attempt may succeed */
     const char *reason;
 };
@@ -334,8 +334,8 @@ struct msg_accepted {
 };
 struct msg_rejected {
     uint64_t ref;
-    enum err
-        error; /* INVALID: fix the request. FULL: overload, retry_ms. UNSUPPORTED. PEER: no nodes */
+    /* INVALID: fix the request. FULL: overload, retry_ms. UNSUPPORTED. PEER: no nodes */
+    enum err error;
     uint32_t retry_ms;
     const char *reason;
 };
@@ -347,8 +347,8 @@ struct msg_output {
     uint32_t tokens_count;
     const char *text; /* may be "" while a character or a stop string is incomplete */
     uint32_t text_bytes;
-    enum finish
-        finish; /* the last token ends the choice; text may follow, and DONE will. Or NONE */
+    /* the last token ends the choice; text may follow, and DONE will. Or NONE */
+    enum finish finish;
 };
 struct request_timing { /* microseconds; 0: did not happen */
     uint64_t queue, prefill, transfer_tail, ttft, decode, total;
@@ -369,9 +369,9 @@ enum query { QUERY_STATUS = 1, QUERY_EXPLAIN = 2, QUERY_DRAIN = 3, QUERY_KV = 4 
 struct msg_query {
     uint64_t ref;
     enum query query;
-    const char
-        *argument; /* EXPLAIN: request id. DRAIN, KV: node name or "". Of a node only KV is asked,
-                           * without an argument */
+    /* EXPLAIN: request id. DRAIN, KV: node name or "". Of a node only KV is asked, without an
+     * argument */
+    const char *argument;
 };
 struct msg_answer {
     uint64_t ref;

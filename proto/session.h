@@ -20,8 +20,9 @@
  * that hears nothing for dead_ns, or whose lifeline ends, goes DOWN and says HELLO again after
  * retry_ns (after REFUSE: only after session_start); an acceptor's session that goes DOWN is finished
  * and the core forgets the peer. HEARTBEATs are due every heartbeat_ns whatever else is said, for they
- * carry load and live set. A timer that comes late does not count as the other side's silence. A process that notices that its own clock jumped by more than dead_ns calls
- * session_reset with a fresh incarnation before it sends anything: what it had is of an earlier life.
+ * carry load and live set. A timer that comes late does not count as the other side's silence. A process
+ * that notices that its own clock jumped by more than dead_ns calls session_reset with a fresh incarnation
+ * before it sends anything: what it had is of an earlier life.
  * Owner: the core that embeds it. Time is an argument; nothing is allocated. */
 #ifndef TANDEM_PROTO_SESSION_H
 #define TANDEM_PROTO_SESSION_H
@@ -35,9 +36,9 @@ struct session_limits {
     uint64_t heartbeat_ns; /* 200 ms */
     uint64_t dead_ns;      /* 3 s without any message */
     uint64_t retry_ns;     /* dialer: 250 ms between hellos, the first ones sooner */
-    uint64_t
-        lifeline_ns; /* 2 s from WELCOME until the lifeline must stand; 0: there is none (simulator,
-                            * where the network reports loss itself) */
+    /* 2 s from WELCOME until the lifeline must stand; 0: there is none (simulator, where the
+     * network reports loss itself) */
+    uint64_t lifeline_ns;
 };
 #define SESSION_LIMITS_DEFAULT                                                                     \
     ((struct session_limits){200000000ull, 3000000000ull, 250000000ull, 2000000000ull})
@@ -69,8 +70,8 @@ struct session_due {
     bool hello;     /* send HELLO now */
     bool heartbeat; /* send HEARTBEAT now */
     bool died;      /* state became DOWN: clean up */
-    uint64_t
-        wake_ns; /* call session_on_timer again at this time; TIME_NEVER: nothing to wait for */
+    /* call session_on_timer again at this time; TIME_NEVER: nothing to wait for */
+    uint64_t wake_ns;
 };
 
 void session_init(struct session *s, enum session_side side, uint64_t incarnation,

@@ -49,12 +49,11 @@ struct sched_job {
     uint32_t blocks_full; /* of a decode node, at the request's full length */
     uint64_t kv_bytes;    /* of its tokens: what may have to travel */
     bool no_token; /* nothing follows its prefill: where there is no P, a D does that and no more */
-    const uint32_t
-        *cached; /* leading tokens of it that each node is taken to hold, by index; NULL: none
-                             * holds any */
+    /* leading tokens of it that each node is taken to hold, by index; NULL: none holds any */
+    const uint32_t *cached;
     const uint32_t *pooled; /* the same, in their pools: what could go to a P; NULL: nothing may */
-    const uint32_t
-        *load_ns; /* with cached: what reading it from tiers adds, by index; NULL: nothing */
+    /* with cached: what reading it from tiers adds, by index; NULL: nothing */
+    const uint32_t *load_ns;
     uint64_t usual_bytes_per_s; /* with cached: of a pair that was never tried; 0: not known */
     struct kv_window window;    /* `blocks` are with it, blocks_full without */
     /* Of its tenant, if there are others: more than its share of the places is in use by it, or less. */

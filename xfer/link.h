@@ -71,14 +71,14 @@ struct kv_link_options {
     uint32_t slot_bytes;   /* of each slot; the smaller one of both sides' holds */
     uint32_t slots_count;  /* of each link */
     uint32_t links_max; /* that may be open at once: memory; more are turned away with ERR_FULL */
-    const char
-        *interface; /* NCCL: for its own sockets, "" lets it choose; host memory of the caller */
+    /* NCCL: for its own sockets, "" lets it choose; host memory of the caller */
+    const char *interface;
 };
 
 struct kv_link_facts {
     uint64_t window_bytes; /* payload that may be in flight: keeps it busy, fits its memory */
-    uint32_t
-        slot_bytes; /* the longest payload of a frame in a slot; 0: no slots, all is host memory */
+    /* the longest payload of a frame in a slot; 0: no slots, all is host memory */
+    uint32_t slot_bytes;
 };
 
 struct kv_link_ops {
@@ -115,8 +115,8 @@ struct kv_link_ops {
      * Without that answer it need not: a caller who stops earlier has to come back by itself. */
     enum err (*receive)(struct kv_link *link, const void **bytes, size_t *size);
     void (*release)(struct kv_link *link);
-    void (*close)(
-        struct kv_link *link); /* NULL is allowed. What was sent before may still arrive */
+    /* NULL is allowed. What was sent before may still arrive. */
+    void (*close)(struct kv_link *link);
 
     /* Links of devices; all three NULL for others. Where the payload of the next frame is to be put:
      * device memory of facts.slot_bytes, the caller's until send_slot, the same again when asked again

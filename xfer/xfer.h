@@ -155,9 +155,9 @@ struct kv_link_ops;
 /* A link to listen on, and one that may be dialled. */
 struct xfer_listen {
     const char *name; /* shm, tcp; where the pool has device.gather also nccl, ipc: plugins */
-    const char
-        *where;    /* tcp, nccl (for its control channel): "HOST:PORT", port 0: any; shm, ipc: "" */
-    bool optional; /* without it the others do */
+    /* tcp, nccl (for its control channel): "HOST:PORT", port 0: any; shm, ipc: "" */
+    const char *where;
+    bool optional;                 /* without it the others do */
     const struct kv_link_ops *ops; /* NULL: found by name */
 };
 

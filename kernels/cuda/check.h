@@ -27,7 +27,8 @@ enum err cuda_device_open(uint32_t index, struct cuda_device_facts *facts);
 /* Makes a device this thread's; a thread begins with device 0. Costs little where it is so already. */
 enum err cuda_device_use(uint32_t index);
 
-/* Zeroed device memory of this thread's device. ERR_MEMORY says what `what` needs, what is free and what the device has. */
+/* Zeroed device memory of this thread's device. ERR_MEMORY says what `what` needs, what is free and what the
+ * device has. */
 enum err cuda_take(void **memory, uint64_t bytes, const char *what);
 
 #endif

@@ -56,8 +56,8 @@ struct cluster {
     struct tandem *tandem; /* for questions; to all routers */
     bool stopped;
     bool apart; /* each process started from now on gets a session of its own */
-    bool
-        own_hosts; /* ... is a host of its own to NCCL, which takes no two ranks of one on one GPU */
+    /* ... is a host of its own to NCCL, which takes no two ranks of one on one GPU */
+    bool own_hosts;
 };
 
 const char *cluster_demo_model(void);

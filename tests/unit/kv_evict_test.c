@@ -136,8 +136,8 @@ struct model {
     enum evict_policy policy;
     struct model_block block[BLOCKS];
     uint64_t turn, level;
-    uint64_t
-        left[4096]; /* hashes in the order in which they left the small queue, 0: taken again */
+    /* hashes in the order in which they left the small queue, 0: taken again */
+    uint64_t left[4096];
     uint32_t left_count;
 };
 

@@ -77,9 +77,9 @@ struct dslink_times {
     uint64_t join_ns;      /* for the transport to connect */
     uint64_t warm_ns;      /* for operation 0, turns included */
     uint64_t operation_ns; /* from the announcement to the end */
-    uint64_t
-        receive_ns; /* of the acceptor's part alone: shorter, so that a sender that is frozen in its
-                            operation does not end those that wait for the turn behind it */
+    /* of the acceptor's part alone: shorter, so that a sender that is frozen in its operation
+     * does not end those that wait for the turn behind it */
+    uint64_t receive_ns;
     uint64_t drain_ns;
     uint64_t pause_ns; /* before the next try, times the epoch */
 };
@@ -122,8 +122,8 @@ struct dslink_frame {
 struct dslink_counts {
     uint32_t stale; /* messages of an older epoch */
     uint32_t late;  /* those that crossed the end of their own epoch */
-    uint64_t
-        operations; /* announced by the dialler; heard of by the acceptor; without operation 0 */
+    /* announced by the dialler; heard of by the acceptor; without operation 0 */
+    uint64_t operations;
     uint32_t met[DSLINK_STATES][DSLINK_EVENTS]; /* entries of the table of session.c */
 };
 

@@ -21,9 +21,9 @@ struct fake_nccl_knobs {
     uint32_t loud_death;     /* a peer's death is ncclRemoteError; else nothing tells of it */
     uint32_t init_hangs;     /* inits never end by themselves */
     uint32_t abort_hangs;    /* ncclCommAbort stops nothing and never returns */
-    uint32_t
-        one_at_a_time; /* an operation begins when the device's last one, of any comm, is over */
-    uint32_t same_gpu; /* two ranks may be on one GPU of one host */
+    /* an operation begins when the device's last one, of any comm, is over */
+    uint32_t one_at_a_time;
+    uint32_t same_gpu;             /* two ranks may be on one GPU of one host */
     uint32_t register_unsupported; /* ncclMemAlloc and ncclCommRegister are ncclInvalidUsage */
     uint32_t version;              /* what ncclGetVersion says; 0: 22809 */
 };
