@@ -243,7 +243,7 @@ static void cpu_rope_append(float *qkv, void *pool, const struct rows_of_batch *
         sequence[i] = (struct batch_sequence){i, 1, rows->position[i], rows->table_first[i]};
     struct batch batch = {rows->live, .sequence = sequence, .sequences_count = rows->live,
                           .table = rows->table};
-    struct rope_table rope = {cos, sin, POSITIONS, a->head_dim / 2};
+    struct rope_table rope = {cos, sin, a->head_dim / 2};
     struct attend_shape shape = {a->heads, a->kv_heads, a->head_dim, a->scale};
     struct kv_view kv = {pool, geometry_of(a, KV_LAYOUT_CPU), BLOCKS};
     cpu.ops->rope_append(cpu.b, qkv, &batch, rows->live, &rope, &shape, &kv, LAYER);
