@@ -131,6 +131,16 @@ function(tandem_emulated_kernels name)
     target_link_libraries(${name} PUBLIC tandem_cuda_emulator)
 endfunction()
 
+# What these kernels touch in device memory is looked at (tests/fake/cuda/races.c), where no sanitizer is.
+function(tandem_watch_races name)
+    if(NOT TANDEM_SANITIZE)
+        target_compile_options(${name} PRIVATE -fsanitize=thread
+                                               --param=tsan-instrument-func-entry-exit=0)
+        target_compile_definitions(${name} PUBLIC TANDEM_RACES)
+        target_link_libraries(${name} PUBLIC tandem_cuda_races)
+    endif()
+endfunction()
+
 # tandem_bench(kernels DEPS tandem_kernels): tests/bench/kernels_bench.c as build/bench/kernels, run
 # by ./dev bench. It prints one JSON object {figure: value} as the last line of stdout.
 function(tandem_bench name)

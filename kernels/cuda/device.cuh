@@ -23,7 +23,8 @@
  * kernel calls grid_wait before it touches device memory (but for prefetch of what no kernel writes)
  * and before it returns: a grid that ends is then a sign that all before it have.
  * Shared memory only through shared_take, so that the emulator can guard each piece; no
- * static __shared__, no printf, no asm elsewhere. warp functions want all 32 lanes. Blocks are one-
+ * static __shared__, no printf, no asm elsewhere. What one block writes no other block of the grid reads or
+ * writes, but by atomic_add and store_alike; load_once is for what no block of the grid writes. warp functions want all 32 lanes. Blocks are one-
  * dimensional. Pointers to bf16 are uint16_t; conversions round to nearest even. */
 #ifndef TANDEM_KERNELS_CUDA_DEVICE_CUH
 #define TANDEM_KERNELS_CUDA_DEVICE_CUH
@@ -133,6 +134,11 @@ __device__ __forceinline__ uint32_t atomic_add(uint32_t *at, uint32_t value)
 __device__ __forceinline__ uint64_t atomic_add(uint64_t *at, uint64_t value)
 {
     return atomicAdd((unsigned long long *)at, (unsigned long long)value);
+}
+/* A store that several blocks may make, of the same value. */
+__device__ __forceinline__ void store_alike(uint32_t *at, uint32_t value)
+{
+    *at = value;
 }
 
 /* d += a b on tensor cores: a 16 x 16 and b 16 x 8 of bf16, d 16 x 8 of fp32. Lane l, g = l / 4,

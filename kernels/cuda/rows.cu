@@ -69,7 +69,8 @@ __device__ __forceinline__ void row_store(T *at, const struct eight &e, uint32_t
 /* Where a thread works: blocks are rows x pieces of ROW_THREADS * EIGHT elements. */
 __device__ __forceinline__ uint32_t element_first()
 {
-    return (blockIdx.y * ROW_THREADS + threadIdx.x) * EIGHT;
+    uint32_t back = PLANTED("pieces_overlap") && blockIdx.y > 0;
+    return (blockIdx.y * ROW_THREADS + threadIdx.x - back) * EIGHT;
 }
 dim3 row_grid(uint32_t rows, uint32_t dim)
 {
@@ -84,11 +85,12 @@ __global__ void __launch_bounds__(ROW_THREADS)
     embed_kernel(float *x, const T *table, struct cuda_batch batch, const uint32_t *last,
                  uint32_t dim)
 {
+    const uint32_t early = PLANTED("embed_reads_early") ? *batch.live : 0;
     grid_wait();
     uint32_t row = blockIdx.x, i = element_first();
     if (i >= dim) return;
     struct eight e = {};
-    if (row < *batch.live) {
+    if (row < (PLANTED("embed_reads_early") ? early : *batch.live)) {
         uint32_t token = batch.token[row];
         if (token == (uint32_t)CUDA_TOKEN_LAST) token = last[batch.slot[row]];
         e = row_load<WIDE>(table + (size_t)token * dim + i, dim - i);

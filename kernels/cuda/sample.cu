@@ -577,7 +577,7 @@ __global__ void __launch_bounds__(COUNT_THREADS)
 {
     grid_wait();
     uint32_t i = blockIdx.x * COUNT_THREADS + threadIdx.x;
-    if (i < prompt_count) counts[prompt[i]] = DRAW_IN_PROMPT;
+    if (i < prompt_count) store_alike(&counts[prompt[i]], DRAW_IN_PROMPT);
 }
 
 /* Equals the other half. No shared memory, 10 registers. */

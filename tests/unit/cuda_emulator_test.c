@@ -43,6 +43,12 @@ bool fake_say_address(const void *at, char *text, size_t size)
     (void)size;
     return false;
 }
+/* What is memory of the device, where that matters: whole pages. */
+static _Alignas(4096) uint32_t device_words[1024];
+bool fake_is_device(const void *at)
+{
+    return (uintptr_t)at / 4096 == (uintptr_t)device_words / 4096;
+}
 struct fake_knobs *fake_knobs(void)
 {
     return &knobs;
@@ -427,6 +433,32 @@ static void mistakes_are_faults_with_a_text(void **state)
     assert_clean();
 }
 
+/* Whatever the values, and whichever block comes first. */
+static void blocks_in_each_others_way_are_a_fault(void **state)
+{
+    (void)state;
+    static const char *const says[RACE_KINDS] = {
+        [RACE_WRITES] = "has written",
+        [RACE_READS_OTHERS] = ", which block (",
+        [RACE_READS_SUM] = ", which ",
+        [RACE_WRITES_SUM] = ", which ",
+        [RACE_COPIES_OTHERS] = ", which block (",
+        [RACE_BEFORE_WAIT] = "before grid_wait",
+        [RACE_ONCE_AND_WRITE] = "has read by load_once",
+        [RACE_WRITE_AND_ONCE] = "has written",
+    };
+#ifndef TANDEM_RACES
+    skip();
+#endif
+    for (knobs.seed = 0; knobs.seed < SEEDS; knobs.seed++)
+        for (int race = 0; race < RACE_KINDS; race++) {
+            fault[0] = 0;
+            run_race((enum race)race, device_words);
+            if (says[race] ? !strstr(fault, says[race]) : fault[0])
+                fail_msg("case %d, seed %d: \"%s\"", race, (int)knobs.seed, fault);
+        }
+}
+
 /* Streams run their work on threads of their own. */
 static void *sums_of_a_stream(void *wrong)
 {
@@ -479,6 +511,7 @@ int main(void)
         cmocka_unit_test_setup(what_is_missing_shows, begin),
         cmocka_unit_test_setup(a_seed_can_be_replayed, begin),
         cmocka_unit_test_setup(mistakes_are_faults_with_a_text, begin),
+        cmocka_unit_test_setup(blocks_in_each_others_way_are_a_fault, begin),
         cmocka_unit_test_setup(grids_run_at_the_same_time, begin),
         cmocka_unit_test_setup(a_thousand_threads_meet_again_and_again, begin),
     };

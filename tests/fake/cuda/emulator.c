@@ -36,6 +36,7 @@ static void machine_free(struct machine *m)
     for (uint32_t i = 0; i < THREADS_MAX; i++)
         free(m->thread[i].copies);
     shared_close(m);
+    if (races_free) races_free(m->races);
     if (m->fault_stack) munmap(m->fault_stack, FIBER_FAULT_STACK_BYTES);
     free(m);
 }
@@ -385,6 +386,7 @@ static void grid_run(struct machine *m)
         m->block[0] = (uint32_t)(at % grid[0]);
         m->block[1] = (uint32_t)(at / grid[0] % grid[1]);
         m->block[2] = (uint32_t)(at / grid[0] / grid[1]);
+        m->number = (uint32_t)at;
         m->random = mixed(seed + at) | 1;
         block_run(m);
         at = (at + step) % count;
@@ -421,6 +423,7 @@ static bool beyond(const struct emulator_launch *l, char *text, size_t text_byte
 
 void emulator_run(const struct emulator_launch *launch)
 {
+    static uint64_t serials;
     char text[sizeof((struct machine *)NULL)->fault];
     if (beyond(launch, text, sizeof text)) {
         fake_fault(text);
@@ -434,6 +437,7 @@ void emulator_run(const struct emulator_launch *launch)
     stack_t signals;
     fiber_adopt(&m->main);
     m->launch = launch;
+    m->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
     m->running = &m->main;
     m->threads_count = launch->block[0];
     m->random = launch_seed(launch);

@@ -187,6 +187,11 @@ static inline uint64_t atomic_add(uint64_t *at, uint64_t value)
     return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
 }
 
+static inline void store_alike(uint32_t *at, uint32_t value)
+{
+    __atomic_store_n(at, value, __ATOMIC_SEQ_CST);
+}
+
 static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                             EMULATOR_LINE)
 {

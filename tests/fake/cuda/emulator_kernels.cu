@@ -324,6 +324,52 @@ void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads)
     LAUNCH(bad_kernel, 2, threads, 4096, stream, bad, out, in);
 }
 
+static __device__ uint32_t race_once(enum race race, uint32_t *words, uint32_t at)
+{
+    if (race == RACE_WRITE_AND_ONCE) words[at] = 1;
+    uint32_t first = load_once(words + at / 4 * 4).x;
+    if (race == RACE_ONCE_AND_WRITE) words[at] = 1;
+    return first;
+}
+
+/* Block b's own words are 32 b … 32 b + 31; the last 32 are nobody's. */
+static __global__ void race_kernel(enum race race, uint32_t *words)
+{
+    const uint32_t i = threadIdx.x, own = blockIdx.x * 32 + i, other = (own + 32) % 128;
+    uint32_t *nobodys = words + 224, early = race == RACE_BEFORE_WAIT && i == 3 ? words[own] : 0;
+    struct shared_memory shared;
+    uint32_t *piece = shared_take<uint32_t>(&shared, 128);
+    grid_wait();
+    switch (race) {
+    case RACE_NOT_AT_ALL: words[own] = words[own] + 1; break;
+    case RACE_NEIGHBOURS: ((uint16_t *)nobodys)[i % 2 * 4 + blockIdx.x] = (uint16_t)i; break;
+    case RACE_ALL_READ: words[own] = nobodys[0] + load_once(nobodys + 4).x; break;
+    case RACE_ATOMICS: atomic_add(nobodys, own); break;
+    case RACE_ALIKE: store_alike(nobodys, 7); break;
+    case RACE_WRITES: nobodys[i] = 7; break;
+    case RACE_READS_OTHERS: words[own] = words[other]; break;
+    case RACE_READS_SUM: words[own] = atomic_add(nobodys, 1) + *nobodys; break;
+    case RACE_WRITES_SUM:
+        if (blockIdx.x != 1) atomic_add(nobodys, 1);
+        if (blockIdx.x == 1) *nobodys = 1;
+        break;
+    case RACE_COPIES_OTHERS:
+        words[own] = 1;
+        copy_async(piece + i * 4, words + other / 4 * 4);
+        copy_wait<0>();
+        break;
+    case RACE_ONCE_AND_WRITE:
+    case RACE_WRITE_AND_ONCE: nobodys[0] = race_once(race, words, own); break;
+    default: words[own] = early;
+    }
+    copy_commit();
+    copy_wait<0>();
+}
+void run_race(enum race race, uint32_t *words)
+{
+    LAUNCH(race_kernel, 4, 32, shared_bytes<uint32_t>(128), stream, race, words);
+}
+
 static __global__ void switches_kernel(float *out, uint32_t rounds)
 {
     grid_wait();

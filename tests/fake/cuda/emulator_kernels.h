@@ -85,6 +85,25 @@ enum bad {
     BAD_KINDS
 };
 void run_bad(enum bad bad, uint32_t *out, const uint32_t *in, uint32_t threads);
+/* What blocks of a grid do with the same memory; from RACE_WRITES on each is a fault. */
+enum race {
+    RACE_NOT_AT_ALL, /* each its own */
+    RACE_NEIGHBOURS, /* two bytes of one word each */
+    RACE_ALL_READ,
+    RACE_ATOMICS,
+    RACE_ALIKE,        /* store_alike */
+    RACE_WRITES,       /* of the same value */
+    RACE_READS_OTHERS, /* what another block writes */
+    RACE_READS_SUM,    /* that others add to */
+    RACE_WRITES_SUM,
+    RACE_COPIES_OTHERS, /* by copy_async */
+    RACE_BEFORE_WAIT,
+    RACE_ONCE_AND_WRITE, /* what it has read by load_once */
+    RACE_WRITE_AND_ONCE,
+    RACE_KINDS
+};
+/* Four blocks of 32 threads; `words` are 256. */
+void run_race(enum race race, uint32_t *words);
 /* Nothing but a launch of these sizes. */
 void run_empty(struct dim3 grid, struct dim3 block, size_t shared_bytes);
 /* Takes `bytes` after asking for them. */

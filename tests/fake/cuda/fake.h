@@ -34,6 +34,9 @@ void fake_fault(const char *text);
  * memory. Work may call it in a signal handler. */
 bool fake_say_address(const void *at, char *text, size_t size);
 
+/* Whether a piece of live device memory, this process's or another one's, reaches into the page of `at`. */
+bool fake_is_device(const void *at);
+
 struct fake_knobs {
     const char *fail_call; /* this function fails at its fail_at-th call (from 1), once */
     uint32_t fail_at;

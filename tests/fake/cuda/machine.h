@@ -8,6 +8,7 @@
 
 #include "tests/fake/cuda/emulator.h"
 #include "tests/fake/cuda/fiber.h"
+#include "tests/fake/cuda/races.h"
 
 enum {
     LANES = 32,
@@ -69,7 +70,9 @@ enum order { ORDER_ANY, ORDER_AHEAD, ORDER_TURNS, ORDERS_COUNT };
 struct machine {
     struct machine *next;
     const struct emulator_launch *launch;
-    uint32_t block[3];
+    uint64_t serial; /* of the grid: none of another machine has it */
+    uint32_t block[3], number;
+    struct races *races;
 
     struct fiber main, *running;
     struct fiber *fiber[THREADS_MAX], *idle[THREADS_MAX]; /* all, and those that nobody needs */

@@ -122,6 +122,17 @@ bool fake_say_address(const void *at, char *text, size_t size)
     return known;
 }
 
+bool fake_is_device(const void *at)
+{
+    uintptr_t page = (uintptr_t)at / 4096 * 4096;
+    pthread_mutex_lock(&fake.lock);
+    uint32_t i = piece_behind(page + 4095);
+    const struct fake_memory *m = i > 0 ? &pieces.at[i - 1] : NULL;
+    bool is = m && m->live && m->kind == FAKE_DEVICE && m->at + m->size > page;
+    pthread_mutex_unlock(&fake.lock);
+    return is;
+}
+
 static void tell_fault(uintptr_t p)
 {
     const char *work = fake_thread()->work;

@@ -165,6 +165,7 @@ void emulator_copy_async(void *shared, const void *from, bool valid)
         shared_say(m, shared, where, sizeof where);
         machine_fault("copy_async to %s", where);
     }
+    if (valid && races_touch) races_touch(from, 16, RACES_READ);
     if (valid) {
         (void)((const volatile unsigned char *)from)[0];
         (void)((const volatile unsigned char *)from)[15];
@@ -207,6 +208,7 @@ uint4 emulator_load_once(const void *from)
 {
     uint4 v;
     aligned("load_once from", from);
+    if (races_touch) races_touch(from, 16, RACES_READ_ONLY);
     memcpy(&v, from, 16);
     return v;
 }
