@@ -4,22 +4,18 @@
  *
  *     golden_test [BACKEND [LONGEST]]     on that backend alone, prompts of at most LONGEST tokens
  *
- * The data lies in the source tree; TANDEM_SOURCE_DIR in the environment says where that is now.
- *
  * Bounds (docs/numerics.md): fp32 within 1e-4. bf16 is held to transformers in fp32 on weights rounded
  * to bf16: within 2 % of a position's spread of logits, and the same greedy token wherever the
  * oracle's margin exceeds twice that. */
-#include <dirent.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "common/file.h"
 #include "common/mem.h"
-#include "engine/engine.h"
+#include "tests/golden/fixture.h"
 #include "tests/unit/testing.h"
 #include "text/tokenizer.h"
 
@@ -28,73 +24,31 @@
 
 enum {
     CONTEXT_MAX = 8192,
-    NAME_BYTES = 256,
     LONG = 1024, /* longer prompts run on the best path only: all have the same bits, and portable C
                   * takes minutes for 8,000 tokens */
 };
 
-/* Reading a fixture: bounds are checked, for a file that was cut is a finding too. */
-
-struct cursor {
-    const unsigned char *at, *end;
-};
-
-static const void *take(struct cursor *c, size_t size)
-{
-    assert_true((size_t)(c->end - c->at) >= size);
-    const void *p = c->at;
-    c->at += size;
-    return p;
-}
-static uint32_t take_u32(struct cursor *c)
-{
-    uint32_t v;
-    memcpy(&v, take(c, sizeof v), sizeof v);
-    return v;
-}
-static float take_f32(struct cursor *c)
-{
-    float v;
-    memcpy(&v, take(c, sizeof v), sizeof v);
-    return v;
-}
-
-static const char *source_dir = TANDEM_SOURCE_DIR;
-static const char *data_dir(void)
-{
-    static char dir[PATH_MAX - NAME_BYTES - 32];
-    snprintf(dir, sizeof dir, "%s/tests/golden/data", source_dir);
-    return dir;
-}
-
-static const char *const *backends; /* ended by NULL, the best first */
-static uint32_t longest = UINT32_MAX;
-
 struct run {
     struct engine *engine;
     struct step *step;
-    enum dtype dtype;
-    char label[2 * NAME_BYTES];
+    const struct fixture *fixture;
     float worst; /* error as a share of what is allowed */
     uint32_t greedy_compared, greedy_count;
-    bool best_path;
 };
 
-static void open_run(struct run *run, const char *model_dir, const char *backend, enum dtype dtype)
+static void open_run(struct run *run, const struct fixture *f)
 {
-    struct engine_options o = {.model_dir = model_dir,
-                               .cache_dir = "none",
-                               .backend = backend,
-                               .dtype = dtype,
-                               .threads = 2,
-                               .context_max = CONTEXT_MAX,
-                               .limits = {1, 700, CONTEXT_MAX / BLOCK_TOKENS},
-                               .blocks_count = CONTEXT_MAX / BLOCK_TOKENS,
-                               .slots_count = 1};
-    enum err e = engine_open(&run->engine, &o);
-    if (e != OK) fail_msg("%s on %s: %s", model_dir, backend, err_text());
-    assert_ok(step_new(&run->step, &o.limits));
-    run->dtype = dtype;
+    run->fixture = f;
+    fixture_open(&run->engine, &run->step,
+                 &(struct engine_options){.model_dir = f->model_dir,
+                                          .cache_dir = "none",
+                                          .backend = f->backend,
+                                          .dtype = f->dtype,
+                                          .threads = 2,
+                                          .context_max = CONTEXT_MAX,
+                                          .limits = {1, 700, CONTEXT_MAX / BLOCK_TOKENS},
+                                          .blocks_count = CONTEXT_MAX / BLOCK_TOKENS,
+                                          .slots_count = 1});
 }
 
 static void close_run(struct run *run)
@@ -132,12 +86,13 @@ static void compare_row(struct run *run, const float *got, const unsigned char *
 {
     float *wanted = mem_array(vocab, sizeof *wanted);
     memcpy(wanted, wanted_bytes, vocab * sizeof *wanted);
-    float allowed = run->dtype == DTYPE_F32 ? ABSOLUTE_FP32 : SHARE_BF16 * spread_of(wanted, vocab);
+    float allowed =
+        run->fixture->dtype == DTYPE_F32 ? ABSOLUTE_FP32 : SHARE_BF16 * spread_of(wanted, vocab);
     for (uint32_t i = 0; i < vocab; i++) {
         float error = fabsf(got[i] - wanted[i]);
         if (!(error <= allowed))
-            fail_msg("%s: position %u, token %u: %g, wanted %g within %g", run->label, position, i,
-                     (double)got[i], (double)wanted[i], (double)allowed);
+            fail_msg("%s: position %u, token %u: %g, wanted %g within %g", run->fixture->label,
+                     position, i, (double)got[i], (double)wanted[i], (double)allowed);
         run->worst = fmaxf(run->worst, error / allowed);
     }
     mem_free(wanted);
@@ -156,7 +111,7 @@ static void compare_prompt(struct run *run, struct cursor *c, uint32_t vocab, ui
 {
     uint32_t tokens_count = take_u32(c), logits_from = take_u32(c);
     const unsigned char *id_bytes = take(c, (size_t)tokens_count * 4);
-    if ((tokens_count > LONG && !run->best_path) || tokens_count > longest) {
+    if ((tokens_count > LONG && !run->fixture->best_path) || tokens_count > fixture_longest) {
         take(c, (size_t)(tokens_count - logits_from) * vocab * 4 + (size_t)greedy_count * 12);
         return;
     }
@@ -178,10 +133,10 @@ static void compare_prompt(struct run *run, struct cursor *c, uint32_t vocab, ui
     for (uint32_t i = 0; i < greedy_count; i++) {
         uint32_t id = take_u32(c);
         float margin = take_f32(c), spread = take_f32(c);
-        float allowed = run->dtype == DTYPE_F32 ? ABSOLUTE_FP32 : SHARE_BF16 * spread;
+        float allowed = run->fixture->dtype == DTYPE_F32 ? ABSOLUTE_FP32 : SHARE_BF16 * spread;
         bool clear = margin > 2 * allowed;
         if (clear && next != id)
-            fail_msg("%s: greedy token %u is %u, wanted %u", run->label, i, next, id);
+            fail_msg("%s: greedy token %u is %u, wanted %u", run->fixture->label, i, next, id);
         run->greedy_compared += clear;
         run->greedy_count++;
         if (i + 1 == greedy_count) break;
@@ -193,53 +148,23 @@ static void compare_prompt(struct run *run, struct cursor *c, uint32_t vocab, ui
     mem_free(logits);
 }
 
-static void compare_fixture(const char *name, const char *model_dir, const char *fixture,
-                            enum dtype dtype)
+static void compare_fixture(const struct fixture *f, struct cursor *c)
 {
-    char path[PATH_MAX];
-    struct file_map map;
-    snprintf(path, sizeof path, "%s/%s/%s.bin", data_dir(), name, fixture);
-    if (file_map_open(&map, path) != OK) return; /* demo has bf16 only */
-    for (const char *const *backend = backends; *backend; backend++) {
-        struct cursor c = {map.data, map.data + map.size_bytes};
-        struct run run = {.best_path = backend == backends};
-        snprintf(run.label, sizeof run.label, "%s %s on %s", name, fixture, *backend);
-        open_run(&run, model_dir, *backend, dtype);
-        assert_memory_equal(take(&c, 8), "TNDGOLD1", 8);
-        uint32_t prompts_count = take_u32(&c), vocab = take_u32(&c), greedy_count = take_u32(&c);
-        assert_int_equal(vocab, engine_facts(run.engine)->vocab_count);
-        for (uint32_t i = 0; i < prompts_count; i++)
-            compare_prompt(&run, &c, vocab, greedy_count);
-        assert_true(c.at == c.end);
-        printf("%s: error at most %.0f %% of what is allowed; greedy %u of %u clear\n", run.label,
-               (double)run.worst * 100, run.greedy_compared, run.greedy_count);
-        close_run(&run);
-    }
-    file_map_close(&map);
-}
-
-static int is_name(const struct dirent *d)
-{
-    return d->d_name[0] != '.';
+    struct run run = {0};
+    open_run(&run, f);
+    uint32_t prompts_count = take_u32(c), vocab = take_u32(c), greedy_count = take_u32(c);
+    assert_int_equal(vocab, engine_facts(run.engine)->vocab_count);
+    for (uint32_t i = 0; i < prompts_count; i++)
+        compare_prompt(&run, c, vocab, greedy_count);
+    printf("%s: error at most %.0f %% of what is allowed; greedy %u of %u clear\n", f->label,
+           (double)run.worst * 100, run.greedy_compared, run.greedy_count);
+    close_run(&run);
 }
 
 static void logits_are_those_of_transformers(void **state)
 {
     (void)state;
-    struct dirent **list;
-    int count = scandir(data_dir(), &list, is_name, alphasort);
-    assert_true(count > 0);
-    for (int i = 0; i < count; i++) {
-        char model_dir[PATH_MAX];
-        struct stat st;
-        snprintf(model_dir, sizeof model_dir, "%s/%s/model", data_dir(), list[i]->d_name);
-        if (stat(model_dir, &st) != 0)
-            snprintf(model_dir, sizeof model_dir, "%s/examples/demo_model/model", source_dir);
-        compare_fixture(list[i]->d_name, model_dir, "fp32", DTYPE_F32);
-        compare_fixture(list[i]->d_name, model_dir, "bf16", DTYPE_BF16);
-        free(list[i]);
-    }
-    free(list);
+    fixture_each("", "TNDGOLD1", compare_fixture);
 }
 
 /* The published text. */
@@ -289,7 +214,7 @@ static void check_text(const struct story *s, const struct tokenizer *t,
     size_t length;
     assert_ok(tokenizer_decode(t, s->ids, s->count, TOKENIZER_SKIP_SPECIAL, &got, &length));
     if (length > text->size_bytes || memcmp(got, text->data, length) != 0)
-        fail_msg("%s: %s", s->run.label, got);
+        fail_msg("%s: %s", s->run.fixture->label, got);
     for (size_t i = length; i < text->size_bytes; i++)
         assert_int_equal(text->data[i], '\n'); /* nothing but the file's last line end is left */
     mem_free(got);
@@ -306,17 +231,16 @@ static void stories_are_told_as_published(void **state)
     if (shared)
         snprintf(dir, sizeof dir, "%s/models/stories260K", shared);
     else
-        snprintf(dir, sizeof dir, "%s/../shared/data/models/stories260K", source_dir);
+        snprintf(dir, sizeof dir, "%s/../shared/data/models/stories260K", fixture_source_dir);
     snprintf(path, sizeof path, "%s/expected_greedy.txt", dir);
     if (file_map_open(&text, path) != OK) {
         printf("skipped, no reference data: %s\n", err_text());
         skip();
     }
     assert_ok(tokenizer_open(&tokenizer, dir));
-    for (const char *const *backend = backends; *backend; backend++) {
+    for (const char *const *backend = fixture_backends; *backend; backend++) {
         struct story s = {.ids = {BOS}, .count = 1};
-        snprintf(s.run.label, sizeof s.run.label, "stories260K on %s", *backend);
-        open_run(&s.run, dir, *backend, DTYPE_F32);
+        open_run(&s.run, &(struct fixture){*backend, dir, *backend, DTYPE_F32, false});
         story_go_on(&s, STORY_TOKENS, 1);
         check_text(&s, tokenizer, &text);
         for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
@@ -332,10 +256,7 @@ static void stories_are_told_as_published(void **state)
 
 int main(int argc, char **argv)
 {
-    const char *const one[] = {argc > 1 ? argv[1] : NULL, NULL};
-    backends = argc > 1 ? one : backend_names();
-    if (getenv("TANDEM_SOURCE_DIR")) source_dir = getenv("TANDEM_SOURCE_DIR");
-    if (argc > 2) longest = (uint32_t)strtoul(argv[2], NULL, 10);
+    fixture_arguments(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_transformers),
         cmocka_unit_test(stories_are_told_as_published),
