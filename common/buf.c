@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 
 #define CAPACITY_MIN 64
 
@@ -83,29 +84,6 @@ enum err buf_printf(struct buf *b, const char *format, ...)
     return OK;
 }
 
-/* Bytes of the UTF-8 character at `s`, 0 if there is none: no overlong forms, no surrogates, at
- * most U+10FFFF (Unicode 15, table 3-7). */
-static size_t utf8_length(const unsigned char *s, size_t size)
-{
-    static const struct {
-        unsigned char first_min, first_max, second_min, second_max, length;
-    } forms[] = {
-        {0x00, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
-        {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
-        {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
-    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
-        if (s[0] < forms[i].first_min || s[0] > forms[i].first_max) continue;
-        if (size < forms[i].length) return 0;
-        for (size_t k = 1; k < forms[i].length; k++) {
-            unsigned char low = k == 1 ? forms[i].second_min : 0x80;
-            unsigned char high = k == 1 ? forms[i].second_max : 0xbf;
-            if (s[k] < low || s[k] > high) return 0;
-        }
-        return forms[i].length;
-    }
-    return 0;
-}
-
 static const char *json_escape(unsigned char c, char hex[8])
 {
     switch (c) {
@@ -126,14 +104,14 @@ enum err buf_json_string(struct buf *b, const char *text, size_t size)
     size_t plain = 0; /* text[plain .. i) needs no escape */
     for (size_t i = 0; i < size;) {
         char hex[8];
-        size_t length = utf8_length((const unsigned char *)text + i, size - i);
-        const char *instead = length ? json_escape((unsigned char)text[i], hex) : "\\ufffd";
+        int length = utf8_first(text + i, size - i);
+        const char *instead = length > 0 ? json_escape((unsigned char)text[i], hex) : "\\ufffd";
         if (instead) {
             buf_add(b, text + plain, i - plain);
             buf_add_string(b, instead);
             plain = i + 1;
         }
-        i += length ? length : 1;
+        i += length > 0 ? (size_t)length : 1;
     }
     buf_add(b, text + plain, size - plain);
     return buf_add(b, "\"", 1);

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
 
 enum err id_list_add(struct id_list *l, uint32_t id)
 {

@@ -1,6 +1,6 @@
 #include "text/bytelevel.h"
 
-#include "text/utf8.h"
+#include "common/utf8.h"
 
 /* The bytes from `first` to `last` do not stand for themselves, and take the characters from
  * `to` on. */

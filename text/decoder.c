@@ -6,9 +6,9 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/bytelevel.h"
 #include "text/normalizer.h"
-#include "text/utf8.h"
 
 enum step_kind {
     STEP_BYTE_LEVEL,

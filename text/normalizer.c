@@ -3,10 +3,10 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/bytelevel.h"
 #include "text/pieces.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 enum step_kind {
     STEP_NFC,

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/utf8.h"
+#include "common/utf8.h"
 
 /* Bodies of PCRE2 classes. */
 #define SET_SPACE                                                                                  \

@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/oniguruma.h"
-#include "text/utf8.h"
 
 struct pattern_scratch {
     pcre2_general_context *memory;

@@ -3,11 +3,11 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/bytelevel.h"
 #include "text/normalizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 /* What happens to the matches of a step's pattern. */
 enum behavior {

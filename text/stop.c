@@ -3,9 +3,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "common/mem.h"
 #include "common/buf.h"
-#include "text/utf8.h"
+#include "common/mem.h"
+#include "common/utf8.h"
 
 /* One string as a Knuth-Morris-Pratt automaton: `matched` bytes of it end the text so far. */
 struct needle {

@@ -1,8 +1,8 @@
 #include "text/tokenizer.h"
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/tokenizer_parts.h"
-#include "text/utf8.h"
 
 /* ---- encoding ---- */
 

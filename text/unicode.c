@@ -3,7 +3,7 @@
 #include <utf8proc.h>
 
 #include "common/mem.h"
-#include "text/utf8.h"
+#include "common/utf8.h"
 
 bool unicode_is_space(uint32_t c)
 {

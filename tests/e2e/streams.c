@@ -8,7 +8,7 @@
 
 #include "common/clock.h"
 #include "common/mem.h"
-#include "text/utf8.h"
+#include "common/utf8.h"
 
 struct streams *streams_new(const char *addresses)
 {

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 #define R UTF8_REPLACEMENT
 

@@ -1,11 +1,8 @@
-#include "text/utf8.h"
+#include "common/utf8.h"
 
 #include <string.h>
 
-/* The first character of any bytes: its bytes if it is whole and valid; 0 if the bytes end before
- * it does; else minus the number of bytes that one U+FFFD stands for (the longest beginning of a
- * character, at least one byte, as Unicode recommends and Rust's from_utf8_lossy does). */
-static int judge(const char *bytes, size_t length)
+int utf8_first(const char *bytes, size_t length)
 {
     const unsigned char *s = (const unsigned char *)bytes;
     if (s[0] < 0x80) return 1;
@@ -37,7 +34,7 @@ size_t utf8_check(const char *text, size_t length)
                 continue;
             }
         }
-        int n = judge(text + at, length - at);
+        int n = utf8_first(text + at, length - at);
         if (n <= 0) return at;
         at += (size_t)n;
     }
@@ -103,7 +100,7 @@ enum err utf8_append_lossy(struct buf *out, const char *bytes, size_t length, bo
         if ((e = buf_add(out, bytes + at, good)) != OK) return e;
         at += good;
         if (at == length) break;
-        int n = judge(bytes + at, length - at);
+        int n = utf8_first(bytes + at, length - at);
         if (n == 0 && !last) break;
         if ((e = buf_add(out, UTF8_REPLACEMENT, 3)) != OK) return e;
         at += n == 0 ? length - at : (size_t)-n;
