@@ -30,6 +30,7 @@ enum err router_core_new(struct router_core **out, const struct router_config *c
     list_init(&core->queries);
     list_init(&core->backfills);
     list_init(&core->kv_queries);
+    list_init(&core->statuses);
     enum err e = router_meters_new(core);
     if (e == OK && config->prefix_index > 0) e = index_new(&core->index, config->prefix_index);
     if (core->index) core->shared_holder = index_join(core->index);
@@ -60,6 +61,7 @@ void router_core_free(struct router_core *core)
     for (struct list_link *l; (l = list_pop_front(&core->queries)) != NULL;)
         mem_free(list_member(l, struct waiting_query, link));
     kv_queries_free(core);
+    statuses_free(core);
     backfills_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
@@ -187,14 +189,14 @@ static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer
     enum err e = ERR_UNSUPPORTED;
     struct buf json = {.limit_bytes = MSG_BYTES_MAX / 2};
     switch (q->query) {
-    case QUERY_STATUS: e = router_core_status(core, now_ns, &json); break;
+    case QUERY_STATUS: e = status_begin(core, now_ns, peer, q->ref); break;
     case QUERY_EXPLAIN: e = query_explain(core, now_ns, q->argument, &json); break;
     case QUERY_DRAIN: e = query_drain(core, now_ns, peer, q); break;
     case QUERY_KV: e = kv_query_begin(core, now_ns, peer, q); break;
     }
     if (e != OK)
         answer(core, now_ns, peer, q->ref, e, err_text());
-    else if (q->query != QUERY_DRAIN && q->query != QUERY_KV) /* which take their time */
+    else if (q->query == QUERY_EXPLAIN) /* the others take their time */
         answer(core, now_ns, peer, q->ref, OK, json.data);
     buf_fini(&json);
 }
@@ -277,6 +279,7 @@ static void settle(struct router_core *core, uint64_t now_ns, uint64_t sessions_
     if (timer && timer->key < wake_ns) wake_ns = timer->key;
     if (core->retry_ns < wake_ns) wake_ns = core->retry_ns;
     if (kv_query_wake_ns(core) < wake_ns) wake_ns = kv_query_wake_ns(core);
+    if (!list_empty(&core->statuses)) wake_ns = now_ns; /* with the loop's next turn */
     if (backfills_wake_ns(core) < wake_ns) wake_ns = backfills_wake_ns(core);
     if (core->goodbye_ns && core->goodbye_ns + GOODBYE_NS < wake_ns)
         wake_ns = core->goodbye_ns + GOODBYE_NS;
@@ -361,6 +364,7 @@ void router_core_on_timer(struct router_core *core, uint64_t now_ns)
         choice_on_timer(core, now_ns, list_member(first, struct choice, timer));
     if (core->retry_ns <= now_ns) core->dispatch_wanted = true;
     kv_query_on_timer(core, now_ns);
+    status_go_on(core, now_ns);
     backfills_on_timer(core, now_ns);
     settle(core, now_ns, sessions_ns);
 }

@@ -137,12 +137,11 @@ struct router_facts {
     uint64_t malformed_messages; /* of all peers */
 };
 void router_core_set_facts(struct router_core *core, const struct router_facts *facts);
-/* `tandem status --json` and `tandem explain --json`. ERR_NOT_FOUND: no such request is remembered. */
-enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *json);
 /* The page of GET /metrics (docs/metrics.md). */
 enum err router_core_metrics(struct router_core *core, uint64_t now_ns, struct buf *page);
 /* NULL: a request that came now could be served; else what it would wait for. */
 const char *router_core_missing(const struct router_core *core, uint64_t now_ns);
+/* `tandem explain --json`. ERR_NOT_FOUND: no such request is remembered. */
 enum err router_core_explain(const struct router_core *core, uint64_t now_ns, struct id128 request,
                              struct buf *json);
 

@@ -280,24 +280,20 @@ void pins_on_heartbeat(struct router_core *core, uint64_t now_ns, struct node *n
     }
 }
 
-struct json_t *pins_json(const struct router_core *core)
+struct json_t *pin_json(const struct router_core *core, uint32_t i)
 {
-    json_t *list = json_array();
-    for (uint32_t i = 0; i < ROUTER_PINS_MAX; i++) {
-        const struct pin *p = &core->pin[i];
-        if (!p->used || !p->tokens) continue;
-        json_t *nodes = json_array();
-        for (uint32_t k = 0; k < core->nodes_count; k++)
-            json_array_append_new(
-                nodes, json_pack("{s:s,s:s,s:I}", "node", core->nodes[k]->hello.name, "role",
-                                 core->nodes[k]->hello.role == ROLE_PREFILL ? "prefill" : "decode",
-                                 "blocks", (json_int_t)core->nodes[k]->pin[i].blocks));
-        json_array_append_new(list,
-                              json_pack("{s:s,s:s,s:I,s:I,s:o}", "name", p->name, "tenant",
-                                        p->tenant, "tokens", (json_int_t)p->tokens_count, "blocks",
-                                        (json_int_t)whole_blocks(p), "nodes", nodes));
-    }
-    return list;
+    const struct pin *p = &core->pin[i];
+    if (!p->used || !p->tokens) return NULL;
+    return json_pack("{s:s,s:s,s:I,s:I}", "name", p->name, "tenant", p->tenant, "tokens",
+                     (json_int_t)p->tokens_count, "blocks", (json_int_t)whole_blocks(p));
+}
+
+struct json_t *pin_share_json(const struct router_core *core, uint32_t i, const struct node *n)
+{
+    if (!core->pin[i].used) return NULL;
+    return json_pack("{s:s,s:s,s:I}", "node", n->hello.name, "role",
+                     n->hello.role == ROLE_PREFILL ? "prefill" : "decode", "blocks",
+                     (json_int_t)n->pin[i].blocks);
 }
 
 void pins_count(const struct router_core *core, uint32_t *pins, uint32_t lacking[2])

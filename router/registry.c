@@ -258,6 +258,7 @@ static void client_gone(struct router_core *core, uint64_t now_ns, struct client
                        "its client is gone");
     }
     kv_query_client_lost(core, client->peer);
+    status_client_lost(core, client->peer);
     for (struct list_link *l = core->queries.next, *next; l != &core->queries; l = next) {
         next = l->next;
         struct waiting_query *q = list_member(l, struct waiting_query, link);

@@ -30,6 +30,7 @@ enum {
     ROUTER_HUNG_STEPS = 20,       /* a node hangs that made no progress for so many usual steps */
     ROUTER_RETRIES_PART = 4,      /* of requests-max may wait to be tried again; beyond it 429 */
     ROUTER_QUERIES_MAX = 64,      /* drains that wait for their end */
+    ROUTER_STATUSES_MAX = 64,     /* who asked for the status and were not answered yet */
     BACKFILLS_MAX = 32,           /* at once, */
     BACKFILLS_PAIR_MAX = 2        /* and from one node to one other */
 };
@@ -359,6 +360,7 @@ struct router_core {
     uint32_t history_count;
     struct list_link queries;
     struct list_link kv_queries; /* struct kv_query */
+    struct list_link statuses;   /* struct status_query */
     struct queue_waits waits;
     uint64_t kv_queries_made;
     struct tenant_name {
@@ -406,6 +408,12 @@ void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node 
 void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node);
 /* Sends with the peer's session in the envelope; silently not, if that session is not up. */
 void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
+
+/* status.c: answered in pieces, one a turn of the loop */
+enum err status_begin(struct router_core *core, uint64_t now_ns, struct peer peer, uint64_t ref);
+void status_go_on(struct router_core *core, uint64_t now_ns);
+void status_client_lost(struct router_core *core, struct peer peer);
+void statuses_free(struct router_core *core);
 
 /* paths.c */
 void path_on_link(uint64_t now_ns, struct node *node, const struct msg_link *link);
@@ -478,7 +486,8 @@ void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
 void pins_on_pinned(struct router_core *core, uint64_t now_ns, struct node *n,
                     const struct msg_pinned *m);
 void pins_on_ended(struct router_core *core, uint64_t now_ns, const struct request *r);
-struct json_t *pins_json(const struct router_core *core);
+struct json_t *pin_json(const struct router_core *core, uint32_t i); /* NULL: there is none there */
+struct json_t *pin_share_json(const struct router_core *core, uint32_t i, const struct node *n);
 
 /* turns.c: the choices of each tenant */
 uint64_t turns_salt(const struct router_core *core, const char *tenant); /* 0: of none */

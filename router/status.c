@@ -102,17 +102,12 @@ static json_t *rates_json(const struct router_core *core, const struct node *fro
     return rates;
 }
 
-static json_t *links_json(const struct router_core *core)
+/* NULL: nothing was sent from there. */
+static json_t *link_json(const struct router_core *core, const struct node *n)
 {
-    json_t *links = json_array();
-    for (uint32_t i = 0; i < core->nodes_count; i++) {
-        const struct node *n = core->nodes[i];
-        if (n->hello.role != ROLE_PREFILL || !n->link[0]) continue;
-        json_array_append_new(links, json_pack("{s:s,s:s,s:I,s:o}", "from", n->hello.name, "kind",
-                                               n->link, "bytes", (json_int_t)n->transfer_bytes,
-                                               "rates", rates_json(core, n)));
-    }
-    return links;
+    if (n->hello.role != ROLE_PREFILL || !n->link[0]) return NULL;
+    return json_pack("{s:s,s:s,s:I,s:o}", "from", n->hello.name, "kind", n->link, "bytes",
+                     (json_int_t)n->transfer_bytes, "rates", rates_json(core, n));
 }
 
 static json_t *path_json(uint64_t now_ns, const struct node *from, const struct node *to,
@@ -125,21 +120,6 @@ static json_t *path_json(uint64_t now_ns, const struct node *from, const struct 
                      to->hello.name, "kind", kind, "state", p->state, "transfers",
                      (json_int_t)p->tickets, "bytes", (json_int_t)p->bytes, "rate",
                      (json_int_t)p->rate, "failed_s", failed_s, "reason", p->reason);
-}
-
-/* The links of each pair, in the order in which the receiver names them. */
-static json_t *paths_json(const struct router_core *core, uint64_t now_ns)
-{
-    json_t *paths = json_array();
-    for (uint32_t i = 0; i < core->nodes_count; i++)
-        for (uint32_t k = 0; k < core->nodes_count && core->nodes[i]->paths_count > 0; k++) {
-            const struct node *from = core->nodes[i], *to = core->nodes[k];
-            for (uint32_t a = 0; a < to->hello.addresses_count; a++) {
-                const struct path *p = path_to(from, to->hello.addresses[a]);
-                if (p) json_array_append_new(paths, path_json(now_ns, from, to, p));
-            }
-        }
-    return paths;
 }
 
 /* "": it is not queued. */
@@ -197,7 +177,7 @@ static json_t *rejected_json(const struct router_counts *c)
                      (json_int_t)c->rejected[REJECTED_OTHER]);
 }
 
-enum err router_core_status(const struct router_core *core, uint64_t now_ns, struct buf *out)
+static json_t *router_json(const struct router_core *core, uint64_t now_ns)
 {
     struct router_counts c;
     router_core_counts(core, &c);
@@ -224,14 +204,199 @@ enum err router_core_status(const struct router_core *core, uint64_t now_ns, str
     json_object_set_new(router, "embeddings", number(c.embeddings));
     json_object_set_new(router, "prefill_only", number(c.prefill_only));
     json_object_set_new(router, "prefix_index", prefix_index_json(core, &c));
-    json_t *nodes = json_array();
-    for (uint32_t i = 0; i < core->nodes_count; i++)
-        json_array_append_new(nodes, node_json(core->nodes[i], now_ns));
-    return dump(json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "router", router, "nodes", nodes, "links",
-                          links_json(core), "paths", paths_json(core, now_ns), "tenants",
-                          turns_json(core), "pins", pins_json(core)),
-                out);
+    return router;
 }
+
+/* ---- the whole, in pieces: of many nodes it takes longer than the loop may be held ---- */
+
+enum part { PART_ROUTER, PART_NODES, PART_LINKS, PART_PATHS, PART_TENANTS, PART_PINS, PART_END };
+
+/* What a piece costs, in some microseconds; of a row, of what it is made from. */
+enum { TURN_COST = 128, ROW_COST = 8, PAIR_COST = 2, ALL_COST = 32, RATES_IN_ONE = 8 };
+
+struct status_query {
+    struct list_link link; /* core->statuses */
+    struct peer peer;      /* who asked */
+    uint64_t ref;
+    struct buf text;
+    enum part part;
+    uint32_t row, column; /* of it, that come next */
+    uint32_t nodes_count;
+    struct peer nodes[]; /* that were here when it was asked */
+};
+
+static const struct node *node_at(const struct router_core *core, const struct status_query *q,
+                                  uint32_t i)
+{
+    const struct peer_entry *entry = registry_find((struct router_core *)core, q->nodes[i]);
+    return entry ? entry->node : NULL;
+}
+
+/* A value at the end of the text, with a comma if it is not the first one of its list; takes it over. */
+static void add(struct buf *text, json_t *value)
+{
+    bool first = text->size == 0 || strchr("[{:", text->data[text->size - 1]);
+    if (!first) buf_add_string(text, ",");
+    enum err e = dump(value, text);
+    if (text->error == OK) text->error = e;
+}
+
+static void begin_part(struct status_query *q, enum part part)
+{
+    static const char *const before[] = {"{\"router\":",
+                                         ",\"nodes\":[",
+                                         "],\"links\":[",
+                                         "],\"paths\":[",
+                                         "],\"tenants\":",
+                                         ",\"pins\":[",
+                                         "]}"};
+    q->part = part;
+    q->row = q->column = 0;
+    buf_add_string(&q->text, before[part]);
+}
+
+static uint32_t add_node(const struct router_core *core, uint64_t now_ns, struct status_query *q)
+{
+    const struct node *n = node_at(core, q, q->row++);
+    if (n) add(&q->text, node_json(n, now_ns));
+    return ROW_COST;
+}
+
+static uint32_t add_link(const struct router_core *core, struct status_query *q)
+{
+    const struct node *n = node_at(core, q, q->row++);
+    json_t *link = n ? link_json(core, n) : NULL;
+    if (!link) return 1;
+    add(&q->text, link);
+    return ROW_COST + core->nodes_count / RATES_IN_ONE;
+}
+
+/* The links of one pair, in the order in which the receiver names them. */
+static uint32_t add_paths(const struct router_core *core, uint64_t now_ns, struct status_query *q)
+{
+    const struct node *from = node_at(core, q, q->row);
+    const struct node *to = node_at(core, q, q->column);
+    bool none = !from || from->paths_count == 0;
+    for (uint32_t a = 0; !none && to && a < to->hello.addresses_count; a++) {
+        const struct path *p = path_to(from, to->hello.addresses[a]);
+        if (p) add(&q->text, path_json(now_ns, from, to, p));
+    }
+    if (none || ++q->column == q->nodes_count) {
+        q->row++;
+        q->column = 0;
+    }
+    return none ? 1 : PAIR_COST;
+}
+
+/* A pin's own facts, then one node's share at a time. One that is taken back meanwhile ends there. */
+static uint32_t add_pin(const struct router_core *core, struct status_query *q)
+{
+    json_t *pin = NULL;
+    if (q->column == 0) {
+        while (!(pin = pin_json(core, q->row)))
+            if (++q->row == ROUTER_PINS_MAX) return 0;
+        add(&q->text, pin);
+        buf_cut(&q->text, q->text.size - 1); /* its last brace */
+        buf_add_string(&q->text, ",\"nodes\":[");
+    }
+    const struct node *n = q->column < q->nodes_count ? node_at(core, q, q->column) : NULL;
+    json_t *share = n ? pin_share_json(core, q->row, n) : NULL;
+    if (share) add(&q->text, share);
+    if (++q->column < q->nodes_count) return PAIR_COST;
+    buf_add_string(&q->text, "]}");
+    q->row++;
+    q->column = 0;
+    return PAIR_COST;
+}
+
+/* One piece; returns what it cost. */
+static uint32_t go_on(const struct router_core *core, uint64_t now_ns, struct status_query *q)
+{
+    uint32_t rows = q->part == PART_PINS ? ROUTER_PINS_MAX : q->nodes_count;
+    bool listed = q->part != PART_ROUTER && q->part != PART_TENANTS;
+    if (listed && q->row == rows) {
+        begin_part(q, q->part + 1);
+        return 0;
+    }
+    switch (q->part) {
+    case PART_NODES: return add_node(core, now_ns, q);
+    case PART_LINKS: return add_link(core, q);
+    case PART_PATHS: return add_paths(core, now_ns, q);
+    case PART_PINS: return add_pin(core, q);
+    default:
+        add(&q->text, q->part == PART_ROUTER ? router_json(core, now_ns) : turns_json(core));
+        begin_part(q, q->part + 1);
+        return ALL_COST;
+    }
+}
+
+static void status_free(struct status_query *q)
+{
+    list_remove(&q->link);
+    buf_fini(&q->text);
+    mem_free(q);
+}
+
+static void finish(struct router_core *core, uint64_t now_ns, struct status_query *q)
+{
+    struct msg m = {.kind = MSG_ANSWER,
+                    .answer = {q->ref, q->text.error, q->text.data, (uint32_t)q->text.size}};
+    if (q->text.error != OK) {
+        m.answer.text = err_text();
+        m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
+    }
+    registry_send(core, now_ns, q->peer, &m);
+    status_free(q);
+}
+
+void status_go_on(struct router_core *core, uint64_t now_ns)
+{
+    uint32_t cost = 0;
+    while (cost < TURN_COST && !list_empty(&core->statuses)) {
+        struct status_query *q = list_member(core->statuses.next, struct status_query, link);
+        cost += go_on(core, now_ns, q);
+        if (q->part == PART_END || q->text.error != OK) finish(core, now_ns, q);
+    }
+}
+
+enum err status_begin(struct router_core *core, uint64_t now_ns, struct peer peer, uint64_t ref)
+{
+    uint32_t waiting = 0;
+    for (struct list_link *l = core->statuses.next; l != &core->statuses; l = l->next)
+        waiting++;
+    if (waiting >= ROUTER_STATUSES_MAX)
+        return err_set(ERR_FULL, "%d who asked for the status wait already", ROUTER_STATUSES_MAX);
+    struct status_query *q = mem_new(sizeof *q + core->nodes_count * sizeof q->nodes[0]);
+    if (!q) return err_set(ERR_MEMORY, "out of memory for the answer");
+    q->peer = peer;
+    q->ref = ref;
+    q->text.limit_bytes = MSG_BYTES_MAX / 2;
+    q->nodes_count = core->nodes_count;
+    for (uint32_t i = 0; i < core->nodes_count; i++)
+        q->nodes[i] = core->nodes[i]->peer;
+    list_init(&q->link);
+    list_push_back(&core->statuses, &q->link);
+    begin_part(q, PART_ROUTER);
+    if (waiting == 0) status_go_on(core, now_ns); /* that of a few nodes is answered at once */
+    return OK;
+}
+
+void status_client_lost(struct router_core *core, struct peer peer)
+{
+    for (struct list_link *l = core->statuses.next, *next; l != &core->statuses; l = next) {
+        struct status_query *q = list_member(l, struct status_query, link);
+        next = l->next;
+        if (q->peer.v == peer.v) status_free(q);
+    }
+}
+
+void statuses_free(struct router_core *core)
+{
+    while (!list_empty(&core->statuses))
+        status_free(list_member(core->statuses.next, struct status_query, link));
+}
+
+/* ---- explain ---- */
 
 static double ms(uint64_t us)
 {

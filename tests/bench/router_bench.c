@@ -4,7 +4,8 @@
  * First prompts of 64 token ids for six nodes, 256 requests in the system. "coded" adds what the wire costs: each
  * message that it sends is encoded, each that it gets decoded. Then 2 to 256 nodes and prompts of 512 ids that begin with
  * one of 64 texts, each known to an eighth of the nodes, beside a million other cached blocks; "waiting": 10,000 requests
- * wait for memory, "free": every decode node has room; "tenants": they are of 40 tenants. */
+ * wait for memory, "free": every decode node has room; "tenants": they are of 40 tenants. "status" is what a client
+ * that asks for the status costs then: it is told in as many turns of the loop. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,7 +63,7 @@ struct running {
 struct world {
     const struct shape *shape;
     struct router_core *core;
-    uint64_t now, wake, messages, bytes, requests, tokens, submitted;
+    uint64_t now, wake, messages, bytes, requests, tokens, submitted, status_bytes;
     struct envelope envelope[NODE_FIRST + NODES_MAX];
     struct task queue[QUEUE];
     uint32_t head, tail;
@@ -122,10 +123,11 @@ static void out_send(void *ctx, struct peer peer, const struct msg *m)
     }
     case MSG_PREFILL: {
         const struct msg_prefill *p = &m->prefill;
-        put(w, (struct task){peer.v, (uint32_t)atoi(p->decode_node + 1), MSG_PREFILL, p->job.key,
-                             false, cached_of(w, peer.v, &p->job)});
+        put(w, (struct task){peer.v, (uint32_t)p->ticket.hi, MSG_PREFILL, p->job.key, false,
+                             cached_of(w, peer.v, &p->job)});
         break;
     }
+    case MSG_ANSWER: w->status_bytes = m->answer.text_bytes; break;
     case MSG_OUTPUT: w->tokens += m->output.tokens_count; break;
     case MSG_DONE:
         CHECK(m->done.completion_tokens == TOKENS);
@@ -265,7 +267,7 @@ static void do_task(struct world *w, const struct task *t)
         w->running[d][w->running_count[d]++] =
             (struct running){t->key, t->local ? 0 : UINT32_MAX, t->cached_tokens};
         struct msg m = {.kind = MSG_RESERVED,
-                        .reserved = {t->key, {7, t->key.request.lo | 1}, t->cached_tokens}};
+                        .reserved = {t->key, {t->peer, t->key.request.lo | 1}, t->cached_tokens}};
         say(w, t->peer, &m);
         return;
     }
@@ -377,6 +379,27 @@ static int compare_times(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* `tandem status`: in how many turns of the loop it is made, and how long they take. */
+static void ask_status(struct world *w)
+{
+    struct msg m = {.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}};
+    w->times_count = 0;
+    for (say(w, CLIENT, &m); !w->status_bytes;) {
+        uint64_t began_ns = clock_now_ns();
+        router_core_on_timer(w->core, w->now);
+        w->times_ns[w->times_count++] = (uint32_t)(clock_now_ns() - began_ns);
+    }
+    const char *name = w->shape->name;
+    double all_us = 0;
+    for (uint32_t i = 0; i < w->times_count; i++)
+        all_us += w->times_ns[i] / 1e3;
+    qsort(w->times_ns, w->times_count, sizeof *w->times_ns, compare_times);
+    figure_print(w->times_ns[w->times_count - 1] / 1e3, "%s_status_longest_us", name);
+    figure_print(all_us, "%s_status_us", name);
+    figure_print((double)w->times_count, "%s_status_turns", name);
+    figure_print((double)w->status_bytes, "%s_status_bytes", name);
+}
+
 static void run(const struct shape *shape)
 {
     struct world *w = open_world(shape);
@@ -395,6 +418,7 @@ static void run(const struct shape *shape)
         figure_print(w->times_ns[w->times_count / 2] / 1e3, "%s_input_p50_us", shape->name);
         figure_print(w->times_ns[w->times_count / 1000 * 999] / 1e3, "%s_input_p999_us",
                      shape->name);
+        ask_status(w);
     } else {
         figure_print(seconds * 1e6 / (double)(w->tokens - tokens), "%s_us_per_token", shape->name);
         figure_print((double)(w->messages - messages) / requests, "%s_messages_per_request",

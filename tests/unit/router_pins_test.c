@@ -63,13 +63,11 @@ static void p_computes_what_it_lacks_and_d_is_only_asked(void **state)
     finish_prefill(&w, P0, prefill->prefill.job.key);
     expect(&w, P0, MSG_PIN); /* again: now it has it */
     say_pinned(&w, P0, "sys", WHOLE);
-    struct buf json = {0};
-    assert_ok(router_core_status(w.core, w.now, &json));
-    assert_non_null(strstr(json.data,
-                           "\"pins\":[{\"name\":\"sys\",\"tenant\":\"acme\",\"tokens\":40,"
-                           "\"blocks\":2,"));
-    assert_non_null(strstr(json.data, "\"role\":\"prefill\",\"blocks\":2"));
-    buf_fini(&json);
+    say(&w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    const char *json = expect(&w, CLIENT, MSG_ANSWER)->answer.text;
+    assert_non_null(strstr(json, "\"pins\":[{\"name\":\"sys\",\"tenant\":\"acme\",\"tokens\":40,"
+                                 "\"blocks\":2,"));
+    assert_non_null(strstr(json, "\"role\":\"prefill\",\"blocks\":2"));
     world_close(&w);
 }
 

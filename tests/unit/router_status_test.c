@@ -1,6 +1,7 @@
 /* What the router tells of itself: pairs and their rates, memory, links, and what requests wait for. */
 #include "tests/unit/router_rig.h"
 
+#include <jansson.h>
 #include <stdio.h>
 
 static const char *status_of(struct world *w)
@@ -186,6 +187,93 @@ static void the_queues_time_out_says_what_was_waited_for(void **state)
     world_close(&w);
 }
 
+/* ---- of many nodes, which is made in pieces ---- */
+
+enum { MANY = 256, NODES_IN_A_TURN = 16 };
+
+static void open_many(struct world *w)
+{
+    char name[16];
+    world_open(w, NULL);
+    for (uint32_t i = 0; i < MANY; i++) {
+        snprintf(name, sizeof name, "n%u", i);
+        w->sent_count = w->read = 0;
+        arena_reset(&w->arena);
+        hello(w, P0 + i, i % 2 ? ROLE_DECODE : ROLE_PREFILL, name);
+    }
+    w->sent_count = w->read = 0;
+}
+
+static void ask(struct world *w, uint32_t ref)
+{
+    say(w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {ref, QUERY_STATUS, ""}});
+}
+
+static void turn(struct world *w)
+{
+    assert_true(w->wake <= w->now); /* it goes on at once */
+    router_core_on_timer(w->core, w->now);
+}
+
+static void the_status_of_many_nodes_leaves_the_loop_to_others(void **state)
+{
+    (void)state;
+    struct world w;
+    open_many(&w);
+    ask(&w, 1);
+    uint32_t turns = 1;
+    for (; !was_sent(&w, CLIENT, MSG_ANSWER); turns++) {
+        if (turns == 2) lose(&w, P0 + MANY - 1); /* not told yet, and not any more */
+        if (turns == 3) lose(&w, P0);            /* told of already, but for its links */
+        if (turns == 4) hello(&w, P0 + MANY, ROLE_PREFILL, "late");
+        if (turns == 5) submit(&w, 2);
+        turn(&w);
+    }
+    assert_true(turns >= MANY / NODES_IN_A_TURN);
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    json_t *status = json_loads(m->answer.text, 0, NULL), *n;
+    json_t *nodes = json_object_get(status, "nodes");
+    size_t i;
+    assert_int_equal(json_array_size(nodes), MANY - 1);
+    json_array_foreach(nodes, i, n)
+    {
+        char name[32];
+        snprintf(name, sizeof name, "n%zu", i);
+        assert_string_equal(json_string_value(json_object_get(n, "name")), name);
+    }
+    static const char *const keys[] = {"router", "nodes", "links", "paths", "tenants", "pins"};
+    for (i = 0; i < sizeof keys / sizeof *keys; i++)
+        assert_non_null(json_object_get(status, keys[i]));
+    json_decref(status);
+    world_close(&w);
+}
+
+static void many_who_ask_are_answered_in_turn_and_bounded(void **state)
+{
+    (void)state;
+    enum { ASKED = 64 };
+    struct world w;
+    open_many(&w);
+    for (uint32_t i = 1; i <= ASKED; i++)
+        ask(&w, i);
+    assert_false(was_sent(&w, CLIENT, MSG_ANSWER));
+    ask(&w, ASKED + 1);
+    const struct msg *m = expect(&w, CLIENT, MSG_ANSWER);
+    assert_int_equal(m->answer.error, ERR_FULL);
+    assert_int_equal(m->answer.ref, ASKED + 1);
+    for (uint32_t ref = 1; ref <= 2; ref++) {
+        while (!was_sent(&w, CLIENT, MSG_ANSWER))
+            turn(&w);
+        assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.ref, ref);
+    }
+    lose(&w, CLIENT); /* nobody waits any more */
+    w.sent_count = w.read = 0;
+    for (uint32_t i = 0; i < MANY; i++)
+        router_core_on_timer(w.core, w.now);
+    assert_int_equal(w.sent_count, 0);
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -197,6 +285,8 @@ int main(void)
         cmocka_unit_test(links_are_shown_for_each_pair_that_has_them),
         cmocka_unit_test(a_queued_request_says_what_it_waits_for),
         cmocka_unit_test(the_queues_time_out_says_what_was_waited_for),
+        cmocka_unit_test(the_status_of_many_nodes_leaves_the_loop_to_others),
+        cmocka_unit_test(many_who_ask_are_answered_in_turn_and_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
