@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/byte_order.h"
 #include "common/file.h"
 #include "common/json.h"
 #include "common/model_config.h"
@@ -120,12 +121,10 @@ static enum err add_tensor(struct model_files *f, const char *path, const char *
 enum err model_files_parse(struct model_files *files, const char *path, const unsigned char *bytes,
                            size_t size)
 {
-    uint64_t header = 0;
+    uint64_t header = size >= 8 ? le64_get(bytes) : UINT64_MAX;
     json_t *json, *tensor;
     const char *name;
-    for (int i = 7; i >= 0 && size >= 8; i--)
-        header = header << 8 | bytes[i];
-    if (size < 8 || header > size - 8 || header > SHAPE_HEADER_BYTES_MAX)
+    if (header > SHAPE_HEADER_BYTES_MAX || header > size - 8)
         return err_set(ERR_FORMAT, "%s: no .safetensors file: its header does not fit in", path);
     enum err e = json_object_parse(&json, path, bytes + 8, header);
     if (e != OK) return e;

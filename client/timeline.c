@@ -3,6 +3,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "client/show.h"
+
 enum {
     SPANS_MAX = 64, /* an event opens one at most, and the tail is one more */
     EVENTS_MAX = SPANS_MAX / 2,
@@ -22,17 +24,6 @@ struct timeline {
     char decode[40];
     double end_ms;
 };
-
-static const char *text_of(const json_t *object, const char *name)
-{
-    const char *s = json_string_value(json_object_get(object, name));
-    return s ? s : "";
-}
-
-static double ms_of(const json_t *object, const char *name)
-{
-    return json_number_value(json_object_get(object, name));
-}
 
 static void close_span(struct timeline *t, double at_ms)
 {
@@ -66,10 +57,10 @@ static void begin_decode(struct timeline *t, double at_ms)
 
 static void end_of_prefill(struct timeline *t, double at_ms, const json_t *timing)
 {
-    double tail_ms = ms_of(timing, "transfer_tail");
+    double tail_ms = show_real(timing, "transfer_tail");
     for (size_t i = t->count; i-- > 0;)
         if (strncmp(t->span[i].what, "prefill", 7) == 0) {
-            t->span[i].computing_ms = ms_of(timing, "prefill");
+            t->span[i].computing_ms = show_real(timing, "prefill");
             break;
         }
     if (tail_ms <= 0 || t->count == SPANS_MAX) return;
@@ -85,8 +76,8 @@ static void end_of_prefill(struct timeline *t, double at_ms, const json_t *timin
 
 static void on_event(struct timeline *t, const json_t *event, const json_t *timing)
 {
-    const char *what = text_of(event, "event"), *node = text_of(event, "node");
-    double at_ms = ms_of(event, "at_ms");
+    const char *what = show_text(event, "event"), *node = show_text(event, "node");
+    double at_ms = show_real(event, "at_ms");
     if (strcmp(what, "queued") == 0) {
         if (t->count == 0 && at_ms > 0) open_span(t, 0, "tokenize", "");
         open_span(t, at_ms, "queue", "");
@@ -134,14 +125,16 @@ static void print_head(FILE *out, const json_t *choice)
     long long tokens = json_integer_value(json_object_get(choice, "completion_tokens"));
     long long attempts = json_integer_value(json_object_get(choice, "attempts"));
     long long cached = json_integer_value(json_object_get(choice, "cached_tokens"));
-    const char *finish = text_of(choice, "finish_reason"), *reason = text_of(choice, "reason");
+    const char *finish = show_text(choice, "finish_reason"), *reason = show_text(choice, "reason");
     fprintf(out, "choice %lld: %lld tokens, %s",
             (long long)json_integer_value(json_object_get(choice, "choice")), tokens,
-            finish[0] ? finish : text_of(choice, "state"));
+            finish[0] ? finish : show_text(choice, "state"));
     if (reason[0]) fprintf(out, " (%s)", reason);
-    if (ms_of(timing, "ttft") > 0) fprintf(out, "; the first after %.2f ms", ms_of(timing, "ttft"));
-    if (tokens > 1 && ms_of(timing, "decode") > 0)
-        fprintf(out, ", then one every %.2f ms", ms_of(timing, "decode") / (double)(tokens - 1));
+    if (show_real(timing, "ttft") > 0)
+        fprintf(out, "; the first after %.2f ms", show_real(timing, "ttft"));
+    if (tokens > 1 && show_real(timing, "decode") > 0)
+        fprintf(out, ", then one every %.2f ms",
+                show_real(timing, "decode") / (double)(tokens - 1));
     if (cached > 0) fprintf(out, "; %lld prompt tokens were cached", cached);
     if (attempts > 1) fprintf(out, "; %lld attempts", attempts);
     fputc('\n', out);
@@ -155,15 +148,16 @@ void timeline_print(FILE *out, const json_t *choice)
     double last_ms = 0;
     size_t prefilled = EVENTS_MAX; /* the last one: timing_ms is of that attempt */
     print_head(out, choice);
-    if (text_of(choice, "waiting")[0]) fprintf(out, "  waiting: %s\n", text_of(choice, "waiting"));
+    if (show_text(choice, "waiting")[0])
+        fprintf(out, "  waiting: %s\n", show_text(choice, "waiting"));
     for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++)
-        if (strcmp(text_of(json_array_get(events, i), "event"), "prefilled") == 0) prefilled = i;
+        if (strcmp(show_text(json_array_get(events, i), "event"), "prefilled") == 0) prefilled = i;
     for (size_t i = 0; i < json_array_size(events) && i < EVENTS_MAX; i++) {
         const json_t *event = json_array_get(events, i);
-        if (ms_of(event, "at_ms") > last_ms) last_ms = ms_of(event, "at_ms");
+        if (show_real(event, "at_ms") > last_ms) last_ms = show_real(event, "at_ms");
         on_event(&t, event, i == prefilled ? timing : NULL);
     }
-    t.end_ms = ms_of(timing, "total") > 0 ? ms_of(timing, "total") : last_ms;
+    t.end_ms = show_real(timing, "total") > 0 ? show_real(timing, "total") : last_ms;
     close_span(&t, t.end_ms);
     if (t.count == 0) return;
     fprintf(out, "  %-20s %10s %10s\n", "", "from ms", "took ms");

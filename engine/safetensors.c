@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/byte_order.h"
 #include "common/mem.h"
 #include "common/json.h"
 
@@ -158,9 +159,7 @@ static enum err parse_header(json_t **header, const char *path, const unsigned c
     if (size_bytes < 8)
         return err_set(ERR_FORMAT, "%s: %zu bytes, a safetensors file has at least 8", path,
                        size_bytes);
-    *header_bytes = 0;
-    for (int i = 7; i >= 0; i--)
-        *header_bytes = *header_bytes << 8 | bytes[i];
+    *header_bytes = le64_get(bytes);
     if (*header_bytes > size_bytes - 8)
         return err_set(ERR_FORMAT,
                        "%s: the header should have %" PRIu64 " bytes, the file ends after %zu",

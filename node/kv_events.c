@@ -6,6 +6,7 @@
 #include <time.h>
 #include <zmq.h>
 
+#include "common/byte_order.h"
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/wire.h"
@@ -48,20 +49,6 @@ struct kv_events {
     } asked;
 };
 
-static void put_number(uint8_t bytes[8], uint64_t n)
-{
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(n >> (56 - 8 * i));
-}
-
-static uint64_t get_number(const uint8_t bytes[8])
-{
-    uint64_t n = 0;
-    for (int i = 0; i < 8; i++)
-        n = n << 8 | bytes[i];
-    return n;
-}
-
 /* ---- publishing ---- */
 
 static void forget_oldest(struct kv_events *k)
@@ -102,7 +89,7 @@ static void publish(struct kv_events *k)
     if (!kv_event_pack_any(k->pack)) return;
     buf_clear(&k->payload);
     uint64_t n = k->number++;
-    put_number(number, n);
+    be64_put(number, n);
     if (kv_event_pack_end(k->pack, (double)wall_us() / 1e6, &k->payload) != OK) {
         log_warn("kv_events_lost", "number=%llu reason=\"%s\"", (unsigned long long)n, err_text());
         return; /* a gap in the numbers, like any other loss */
@@ -132,7 +119,7 @@ void kv_events_add(struct kv_events *k, const struct node_block *block)
 static enum err send_replay(struct kv_events *k, uint64_t number, const void *bytes, size_t size)
 {
     uint8_t n[8];
-    put_number(n, number);
+    be64_put(n, number);
     const struct {
         const void *bytes;
         size_t size;
@@ -197,7 +184,7 @@ static bool take_request(struct kv_events *k, uint64_t now_ns)
         if (zmq_getsockopt(k->replay, ZMQ_RCVMORE, &more, &more_size) != 0) return false;
         if (frames < 3) sizes[frames] = (size_t)n;
         if (frames == 0 && n <= NAME_BYTES) memcpy(r.name, frame, r.name_size = (size_t)n);
-        if (frames == 2 && n == 8) r.next = get_number(frame);
+        if (frames == 2 && n == 8) r.next = be64_get(frame);
         frames++;
     }
     r.active = frames == 3 && sizes[0] <= NAME_BYTES && sizes[1] == 0 && sizes[2] == 8;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/byte_order.h"
 #include "common/list.h"
 #include "common/log.h"
 #include "common/map.h"
@@ -45,20 +46,13 @@ struct lifeline_server {
 
 void lifeline_key_bytes(struct id128 key, unsigned char bytes[LIFELINE_KEY_BYTES])
 {
-    for (int i = 0; i < 8; i++) {
-        bytes[i] = (unsigned char)(key.hi >> (56 - 8 * i));
-        bytes[8 + i] = (unsigned char)(key.lo >> (56 - 8 * i));
-    }
+    be64_put(bytes, key.hi);
+    be64_put(bytes + 8, key.lo);
 }
 
 static struct id128 key_of_bytes(const unsigned char bytes[LIFELINE_KEY_BYTES])
 {
-    struct id128 key = ID128_NONE;
-    for (int i = 0; i < 8; i++) {
-        key.hi = key.hi << 8 | bytes[i];
-        key.lo = key.lo << 8 | bytes[8 + i];
-    }
-    return key;
+    return (struct id128){be64_get(bytes), be64_get(bytes + 8)};
 }
 
 /* ---- the side that accepts ---- */

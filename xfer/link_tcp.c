@@ -18,6 +18,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "common/byte_order.h"
 #include "common/mem.h"
 #include "xfer/link.h"
 
@@ -238,9 +239,9 @@ static enum err tcp_send(struct kv_link *link, const struct kv_piece *pieces, ui
     struct tcp_link *t = tcp(link);
     struct iovec iov[KV_LINK_PIECES_MAX + 1];
     size_t size = kv_pieces_bytes(pieces, pieces_count), total = size + PREFIX_BYTES;
-    uint8_t prefix[PREFIX_BYTES] = {(uint8_t)size, (uint8_t)(size >> 8), (uint8_t)(size >> 16),
-                                    (uint8_t)(size >> 24)};
+    uint8_t prefix[PREFIX_BYTES];
     CHECK(size <= t->frame_bytes_max && pieces_count <= KV_LINK_PIECES_MAX);
+    le32_put(prefix, (uint32_t)size);
     enum err e = t->dead != OK ? die(t, t->dead, "", 0) : t->connecting ? ERR_AGAIN : flush(t);
     if (e == ERR_AGAIN && !t->connecting && watch(t, true) != OK) return t->dead;
     if (e != OK) return e;
@@ -261,10 +262,9 @@ static enum err tcp_send(struct kv_link *link, const struct kv_piece *pieces, ui
 static enum err frame_ready(struct tcp_link *t, size_t *wanted)
 {
     size_t have = store_bytes(&t->in);
-    const uint8_t *p = t->in.data + t->in.first;
     *wanted = PREFIX_BYTES;
     if (have < PREFIX_BYTES) return ERR_MORE;
-    uint32_t size = p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    uint32_t size = le32_get(t->in.data + t->in.first);
     if (size > t->frame_bytes_max) return die(t, ERR_FORMAT, "a frame longer than agreed", 0);
     t->in_frame_bytes = PREFIX_BYTES + (size_t)size;
     if (have >= t->in_frame_bytes) return OK;

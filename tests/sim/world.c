@@ -333,20 +333,13 @@ static void node_lifeline_dial(void *ctx, struct peer peer, const char *address,
     (void)key;
 }
 
-static void close_peer(struct sim *s, struct sim_proc *p, void *data)
-{
-    struct peer peer;
-    memcpy(&peer, data, sizeof peer);
-    router_core_on_lifeline(p->router, s->now_ns, peer, false);
-}
-
 static void node_lifeline_drop(void *ctx, struct peer peer)
 {
     struct sim_proc *p;
     struct sim *s = sim_of(ctx, &p);
     struct sim_conn *conn = &s->conn[p->index][peer.v - 1];
     if (conn->router_peer.v == 0 || !s->proc[peer.v - 1].alive) return;
-    sim_at(s, s->now_ns + s->net_ns, &s->proc[peer.v - 1], close_peer,
+    sim_at(s, s->now_ns + s->net_ns, &s->proc[peer.v - 1], router_hears_loss,
            copy_of(&conn->router_peer, sizeof conn->router_peer));
 }
 

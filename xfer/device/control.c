@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "common/byte_order.h"
+
 static const uint8_t magic[4] = {'T', 'D', 'L', '1'};
 
 enum { FIXED_MAX = 48 };
@@ -31,25 +33,6 @@ const char *control_name(enum control_kind kind)
     return shapes[kind > 0 && kind < CONTROL_KINDS ? kind : 0].name;
 }
 
-static uint32_t get32(const uint8_t *p)
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-static uint64_t get64(const uint8_t *p)
-{
-    return get32(p) | (uint64_t)get32(p + 4) << 32;
-}
-static void put32(uint8_t *p, uint32_t v)
-{
-    for (int i = 0; i < 4; i++)
-        p[i] = (uint8_t)(v >> 8 * i);
-}
-static void put64(uint8_t *p, uint64_t v)
-{
-    put32(p, (uint32_t)v);
-    put32(p + 4, (uint32_t)(v >> 32));
-}
-
 static enum err bad(const struct control *m, const char *what, uint64_t value)
 {
     return err_set(ERR_FORMAT, "control message %s: %s is %llu", control_name(m->kind), what,
@@ -70,34 +53,34 @@ static enum err parse_fields(const uint8_t *p, struct control *m)
     switch (m->kind) {
     case CONTROL_OPEN:
     case CONTROL_ACCEPT:
-        m->slots_count = get32(p + 16);
-        m->slot_bytes = get32(p + 20);
+        m->slots_count = le32_get(p + 16);
+        m->slot_bytes = le32_get(p + 20);
         if (m->slots_count == 0 || m->slots_count > TRANSPORT_SLOTS_MAX)
             return bad(m, "slots_count", m->slots_count);
         if (m->slot_bytes == 0) return bad(m, "slot_bytes", 0);
         if (m->kind == CONTROL_ACCEPT) return OK;
-        m->device_index = get32(p + 24);
-        if (get32(p + 28) != 0) return bad(m, "a zero", get32(p + 28));
+        m->device_index = le32_get(p + 24);
+        if (le32_get(p + 28) != 0) return bad(m, "a zero", le32_get(p + 28));
         memcpy(m->name, p + 32, CONTROL_NAME_MAX);
         return m->name[CONTROL_NAME_MAX - 1] == 0 ? OK : bad(m, "the name's end", 1);
     case CONTROL_PUSH:
-        m->number = get64(p + 16);
-        m->slot = get32(p + 24);
-        m->payload_bytes = get32(p + 28);
+        m->number = le64_get(p + 16);
+        m->slot = le32_get(p + 24);
+        m->payload_bytes = le32_get(p + 28);
         if (m->number == 0) return bad(m, "number", 0);
         if (m->slot >= TRANSPORT_SLOTS_MAX) return bad(m, "slot", m->slot);
         return m->payload_bytes > 0 ? OK : bad(m, "payload_bytes", 0);
     case CONTROL_GRANT:
-        m->slots_mask = get32(p + 16);
+        m->slots_mask = le32_get(p + 16);
         return m->slots_mask != 0 && m->slots_mask < 1u << TRANSPORT_SLOTS_MAX
                    ? OK
                    : bad(m, "slots_mask", m->slots_mask);
     case CONTROL_ABORT:
-        if (get32(p + 16) <= ERR_AGAIN || get32(p + 16) > ERR_DEVICE)
-            return bad(m, "error", get32(p + 16));
-        if (get32(p + 20) > 1) return bad(m, "final", get32(p + 20));
-        m->error = (enum err)get32(p + 16);
-        m->final = get32(p + 20) == 1;
+        if (le32_get(p + 16) <= ERR_AGAIN || le32_get(p + 16) > ERR_DEVICE)
+            return bad(m, "error", le32_get(p + 16));
+        if (le32_get(p + 20) > 1) return bad(m, "final", le32_get(p + 20));
+        m->error = (enum err)le32_get(p + 16);
+        m->final = le32_get(p + 20) == 1;
         take_text(m);
         return OK;
     default: return OK;
@@ -114,8 +97,8 @@ enum err control_parse(const void *bytes, size_t size, struct control *m)
     uint8_t kind = fixed[4];
     if (kind == 0 || kind >= CONTROL_KINDS) return bad(m, "kind", kind);
     m->kind = (enum control_kind)kind;
-    m->epoch = get32(fixed + 8);
-    if (fixed[5] || fixed[6] || fixed[7] || get32(fixed + 12) != 0) return bad(m, "a zero", 1);
+    m->epoch = le32_get(fixed + 8);
+    if (fixed[5] || fixed[6] || fixed[7] || le32_get(fixed + 12) != 0) return bad(m, "a zero", 1);
     if (m->epoch == 0) return bad(m, "epoch", 0);
     const struct shape *s = &shapes[kind];
     if (size < s->fixed_bytes) return bad(m, "its size", size);
@@ -130,7 +113,7 @@ static void print_header(uint8_t *p, enum control_kind kind, uint32_t epoch)
     memset(p, 0, CONTROL_HEADER_BYTES);
     memcpy(p, magic, sizeof magic);
     p[4] = (uint8_t)kind;
-    put32(p + 8, epoch);
+    le32_put(p + 8, epoch);
 }
 
 size_t control_frame_header(uint32_t epoch, uint8_t header[CONTROL_HEADER_BYTES])
@@ -149,22 +132,22 @@ size_t control_print(const struct control *m, uint8_t *p)
     switch (m->kind) {
     case CONTROL_OPEN:
     case CONTROL_ACCEPT:
-        put32(p + 16, m->slots_count);
-        put32(p + 20, m->slot_bytes);
+        le32_put(p + 16, m->slots_count);
+        le32_put(p + 20, m->slot_bytes);
         if (m->kind == CONTROL_ACCEPT) break;
-        put32(p + 24, m->device_index);
-        put32(p + 28, 0);
+        le32_put(p + 24, m->device_index);
+        le32_put(p + 28, 0);
         memcpy(p + 32, m->name, CONTROL_NAME_MAX);
         break;
     case CONTROL_PUSH:
-        put64(p + 16, m->number);
-        put32(p + 24, m->slot);
-        put32(p + 28, m->payload_bytes);
+        le64_put(p + 16, m->number);
+        le32_put(p + 24, m->slot);
+        le32_put(p + 28, m->payload_bytes);
         break;
-    case CONTROL_GRANT: put32(p + 16, m->slots_mask); break;
+    case CONTROL_GRANT: le32_put(p + 16, m->slots_mask); break;
     case CONTROL_ABORT:
-        put32(p + 16, m->error);
-        put32(p + 20, m->final);
+        le32_put(p + 16, m->error);
+        le32_put(p + 20, m->final);
         break;
     default: break;
     }

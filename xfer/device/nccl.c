@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/byte_order.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
@@ -304,17 +305,6 @@ static enum err set_up(void *arg)
     return t->dialler ? take_id(t) : OK;
 }
 
-static void put32(uint8_t *p, uint32_t v)
-{
-    for (int i = 0; i < 4; i++)
-        p[i] = (uint8_t)(v >> 8 * i);
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
 static enum err nccl_opened(struct transport *transport, uint8_t bytes[TRANSPORT_OFFER_MAX],
                             size_t *size)
 {
@@ -326,8 +316,8 @@ static enum err nccl_opened(struct transport *transport, uint8_t bytes[TRANSPORT
     ncclResult_t r = ncclGetVersion(&version);
     if (r != ncclSuccess) return failed(t, r, "its version");
     t->registers = would_register(t);
-    put32(bytes, (uint32_t)version);
-    put32(bytes + 4, t->registers);
+    le32_put(bytes, (uint32_t)version);
+    le32_put(bytes + 4, t->registers);
     if (t->dialler) memcpy(bytes + HEAD_BYTES, t->id.internal, NCCL_UNIQUE_ID_BYTES);
     *size = t->dialler ? OFFER_BYTES : HEAD_BYTES;
     return set_timer(t, 0);
@@ -339,7 +329,7 @@ static enum err take_offer(struct nccl *t, const uint8_t *bytes, size_t size)
     int ours = 0;
     if (size != wanted)
         return err_set(ERR_FORMAT, "nccl: an offer of %zu bytes, it has %zu", size, wanted);
-    uint32_t theirs = get32(bytes), registers = get32(bytes + 4);
+    uint32_t theirs = le32_get(bytes), registers = le32_get(bytes + 4);
     if (registers > 1) return err_set(ERR_FORMAT, "nccl: an offer with %u for a truth", registers);
     ncclResult_t r = ncclGetVersion(&ours);
     if (r != ncclSuccess) return failed(t, r, "its version");
