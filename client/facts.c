@@ -88,15 +88,12 @@ static void read_kv(struct facts_node *n, const json_t *report)
 {
     const json_t *w = json_object_get(report, "window"), *load = json_object_get(report, "load");
     copy(n->name, sizeof n->name, report, "node");
-    n->reported = true;
     n->prefill = strcmp(show_text(report, "role"), "prefill") == 0;
-    n->prefix_cache = json_is_true(json_object_get(report, "prefix_cache"));
     n->block_bytes = show_real(report, "block_bytes");
     n->blocks_total = show_real(json_object_get(report, "blocks"), "total");
     n->window_s = show_real(w, "seconds");
     n->queried_tokens = show_real(w, "queried_tokens");
     n->hit_tokens = show_real(w, "hit_tokens");
-    n->evicted_blocks = show_real(w, "evicted_blocks");
     n->regret_tokens = show_real(w, "regret_tokens");
     n->generated_tokens = show_real(w, "generated_tokens");
     n->recomputed_tokens = show_real(w, "recomputed_tokens");
@@ -104,7 +101,6 @@ static void read_kv(struct facts_node *n, const json_t *report)
     n->refused_jobs = show_real(w, "refused_jobs");
     n->live = show_real(load, "live");
     n->blocks_full = show_real(load, "blocks_full");
-    n->preempted = show_real(load, "preempted");
     if (n->sequences_max <= 0) n->sequences_max = show_real(load, "sequences_max");
 }
 

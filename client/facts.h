@@ -39,8 +39,7 @@ struct facts_tier {
 struct facts_node {
     char name[FACTS_NAME];
     bool prefill, draining;
-    bool reported;           /* it has told of its KV … */
-    char silent[FACTS_TEXT]; /* … or has not, because of this */
+    char silent[FACTS_TEXT]; /* why it told nothing of its KV when it was asked; "": it did */
     double blocks_total;
     double block_bytes;
     double running, sequences_max;
@@ -48,11 +47,10 @@ struct facts_node {
     double slow_per_s;
     double held_tokens, wasted_slots, contiguous_slots; /* now, or when most was held */
     /* KV, of the last window_s: */
-    bool prefix_cache;
     double window_s;
-    double queried_tokens, hit_tokens, evicted_blocks, regret_tokens, generated_tokens,
-        recomputed_tokens, preemptions, refused_jobs;
-    double live, blocks_full, preempted; /* now */
+    double queried_tokens, hit_tokens, regret_tokens, generated_tokens, recomputed_tokens,
+        preemptions, refused_jobs;
+    double live, blocks_full; /* now */
     /* Since it began: */
     double tier_loads, tier_loads_late, tier_deadline_s, token_s;
     struct facts_tier tier[FACTS_TIERS_MAX];

@@ -242,10 +242,7 @@ static enum err add_file(struct tensors *t, const char *name)
     t->files_count++;
     enum err e = file_map_open(&f->map, f->path);
     if (e != OK) return e;
-    uint32_t before = t->tensors_count;
-    e = tensors_parse(t, f->path, f->map.data, f->map.size_bytes, t->files_count - 1);
-    f->tensors_count = t->tensors_count - before;
-    return e;
+    return tensors_parse(t, f->path, f->map.data, f->map.size_bytes, t->files_count - 1);
 }
 
 static enum err open_single(struct tensors *t)

@@ -51,7 +51,6 @@ struct tensor {
 struct tensor_file {
     char *path;
     struct file_map map;
-    uint32_t tensors_count; /* found in it */
 };
 
 struct tensors {
