@@ -154,7 +154,7 @@ static void show_tenants(struct node_core *c)
 {
     uint32_t pins = 0, most = 0, tenants = c->cache ? kv_prefix_tenants(c->cache, &most) : 0;
     for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
-        pins += c->pin[i].used;
+        pins += c->pin[i].used && !c->pin[i].removed;
     metric_set(c->meter[METER_PINS], pins);
     metric_set(c->meter[METER_PINNED_BLOCKS],
                c->cache ? kv_prefix_stats(c->cache).pinned_blocks : 0);

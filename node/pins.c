@@ -3,7 +3,8 @@
  *
  * A router keeps its pins in memory alone. Those of one that is gone stay here for PINS_ORPHANED_NS: another
  * process that takes its place is told of them, and whether they stay is its to say. If the same one comes back, it
- * asks anew, as it may have let go of some meanwhile.
+ * asks anew, as it may have let go of some meanwhile. What a router took back is remembered for as long, for that other
+ * process: a node that was cut off then may still hold it.
  *
  * Pins are wishes: what could be computed without them is computed. When a sequence finds no room although it
  * is the only one that holds any, pins end, one after the other, and their routers hear of it. */
@@ -41,30 +42,57 @@ static void release(struct node_core *c, struct pin *p)
     *p = (struct pin){0};
 }
 
-/* NULL: there is no room for one more. */
-static struct pin *take(struct node_core *c, uint32_t router, const struct msg_pin *m)
+/* A free place, or that of one that was taken back; NULL: there is none. */
+static struct pin *place(struct node_core *c)
 {
-    struct pin *p = c->pin;
-    while (p < c->pin + NODE_PINS_MAX && p->used)
-        p++;
-    if (p == c->pin + NODE_PINS_MAX || m->tokens_count == 0) return NULL;
-    if (!(p->tokens = mem_array(m->tokens_count, sizeof *p->tokens))) return NULL;
-    memcpy(p->tokens, m->tokens, m->tokens_count * sizeof *p->tokens);
-    p->tokens_count = m->tokens_count;
+    struct pin *buried = NULL;
+    for (struct pin *p = c->pin; p < c->pin + NODE_PINS_MAX; p++) {
+        if (!p->used) return p;
+        if (p->removed && !buried) buried = p;
+    }
+    if (buried) release(c, buried);
+    return buried;
+}
+
+static void fill(struct node_core *c, struct pin *p, uint32_t router, const struct msg_pin *m)
+{
     p->used = true;
     p->router = router;
     p->given_by = c->router[router].session.other;
-    p->salt = m->salt;
+    p->number = m->ref;
     snprintf(p->name, sizeof p->name, "%s", m->name);
     snprintf(p->tenant, sizeof p->tenant, "%s", m->tenant);
+}
+
+/* NULL: there is no room for one more. */
+static struct pin *take(struct node_core *c, uint32_t router, const struct msg_pin *m)
+{
+    struct pin *p = m->tokens_count > 0 ? place(c) : NULL;
+    if (!p || !(p->tokens = mem_array(m->tokens_count, sizeof *p->tokens))) return NULL;
+    memcpy(p->tokens, m->tokens, m->tokens_count * sizeof *p->tokens);
+    p->tokens_count = m->tokens_count;
+    p->salt = m->salt;
+    fill(c, p, router, m);
     return p;
+}
+
+static void bury(struct node_core *c, uint64_t now_ns, uint32_t router, const struct msg_pin *m)
+{
+    struct pin *p = place(c);
+    if (!p) return;
+    fill(c, p, router, m);
+    p->removed = true;
+    p->orphaned_ns = now_ns;
 }
 
 void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, const struct msg_pin *m)
 {
     struct pin *p = find(c, router, m);
     if (p) release(c, p);
-    if (m->remove) return;
+    if (m->remove) {
+        bury(c, now_ns, router, m);
+        return;
+    }
     p = c->cache ? take(c, router, m) : NULL;
     if (p) p->blocks = kv_prefix_pin(c->cache, m->salt, m->tokens, m->tokens_count / BLOCK_TOKENS);
     struct msg answer = {
@@ -75,8 +103,8 @@ void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
 
 void pins_lost(struct node_core *c, uint64_t now_ns, uint32_t router)
 {
-    for (uint32_t i = 0; i < NODE_PINS_MAX; i++)
-        if (c->pin[i].used && c->pin[i].router == router) c->pin[i].orphaned_ns = now_ns;
+    for (struct pin *p = c->pin; p < c->pin + NODE_PINS_MAX; p++)
+        if (p->used && !p->removed && p->router == router) p->orphaned_ns = now_ns;
 }
 
 void pins_free(struct node_core *c)
@@ -92,17 +120,19 @@ void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router)
         struct pin *p = &c->pin[i];
         if (!p->used || p->router != router) continue;
         if (p->given_by == incarnation) {
-            release(c, p);
+            if (!p->removed) release(c, p);
             continue;
         }
         struct msg m = {.kind = MSG_PIN,
-                        .pin = {.name = p->name,
+                        .pin = {.ref = p->number,
+                                .remove = p->removed,
+                                .name = p->name,
                                 .tenant = p->tenant,
                                 .tokens = p->tokens,
                                 .tokens_count = p->tokens_count,
                                 .salt = p->salt}};
         p->given_by = incarnation;
-        p->orphaned_ns = 0;
+        if (!p->removed) p->orphaned_ns = 0;
         say(c, now_ns, router, &m);
     }
 }

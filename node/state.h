@@ -230,9 +230,11 @@ struct pin {
     uint32_t *tokens;
     uint32_t tokens_count;
     uint32_t blocks;      /* the first ones of it, pinned */
+    uint64_t number;      /* its router's, of this or of taking it back */
+    bool removed;         /* taken back, which is remembered for a while */
     bool gave_way;        /* which its router has not heard yet */
     uint64_t given_by;    /* incarnation of its router */
-    uint64_t orphaned_ns; /* since when its router is gone; 0: it is here */
+    uint64_t orphaned_ns; /* since when its router is gone, or it was taken back; 0: neither */
 };
 
 struct tombstone {

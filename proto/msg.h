@@ -384,7 +384,7 @@ struct msg_answer {
  * it has cached of it, from now on in place of what this router had it pin under the name, and says
  * how much. From N: what the router had it pin in whose place this one is. */
 struct msg_pin {
-    uint64_t ref; /* C only */
+    uint64_t ref; /* C: of its ANSWER. N: a number: of what is said of a name the highest counts */
     bool remove;
     const char *name, *tenant;
     const char *text; /* C: the prompt, or … */

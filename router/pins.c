@@ -5,7 +5,9 @@
  *       |                            |
  *       `----- its request ended ----'
  *
- * The nodes remember what was asked of them, and tell a router that takes the place of one that is gone.
+ * The nodes remember what was asked of them, and tell a router that takes the place of one that is gone: what is
+ * pinned, and what was taken back, as some may have been cut off then. Each has a number; the highest of a name
+ * counts, and before all what was said to this router itself.
  * A node that joins is asked at once; one that holds less than all is asked again after PIN_AGAIN_NS, as D comes to
  * hold what it is sent. P computes what it lacks PIN_TRIES times at the most: more pins than half of its pool
  * it does not take, and a quota may stand in the way. */
@@ -18,6 +20,7 @@
 #include "router/state.h"
 
 #define PIN_AGAIN_NS (10 * NS_PER_S)
+#define UNPINNED_NS (60 * NS_PER_S) /* so long nodes keep pins of a router that is gone */
 enum { PIN_TRIES = 3, PIN_PRIORITY = 100 /* behind whoever waits for an answer */ };
 
 static void answer(struct router_core *core, uint64_t now_ns, const struct pin *p, enum err error,
@@ -49,7 +52,8 @@ static void tell(struct router_core *core, uint64_t now_ns, const struct pin *p,
 {
     struct pin_at *at = &n->pin[p - core->pin];
     struct msg m = {.kind = MSG_PIN,
-                    .pin = {.remove = remove,
+                    .pin = {.ref = p->number,
+                            .remove = remove,
                             .name = p->name,
                             .tenant = p->tenant,
                             .tokens = remove ? NULL : p->tokens,
@@ -67,6 +71,38 @@ static void forget(struct router_core *core, uint64_t now_ns, struct pin *p)
     }
     mem_free(p->tokens);
     *p = (struct pin){0};
+}
+
+/* ---- what was taken back ---- */
+
+static struct unpinned *find_unpinned(struct router_core *core, uint64_t now_ns,
+                                      const struct msg_pin *m)
+{
+    for (uint32_t i = 0; i < ROUTER_PINS_MAX; i++) {
+        struct unpinned *u = &core->unpinned[i];
+        if (now_ns < u->until_ns && strcmp(u->name, m->name) == 0 &&
+            strcmp(u->tenant, m->tenant) == 0)
+            return u;
+    }
+    return NULL;
+}
+
+static void note_unpinned(struct router_core *core, uint64_t now_ns, const struct msg_pin *m,
+                          uint64_t number, bool here)
+{
+    struct unpinned *u = find_unpinned(core, now_ns, m);
+    if (!u) u = &core->unpinned[core->unpinned_count++ % ROUTER_PINS_MAX];
+    *u = (struct unpinned){.number = number, .until_ns = now_ns + UNPINNED_NS, .here = here};
+    snprintf(u->name, sizeof u->name, "%s", m->name);
+    snprintf(u->tenant, sizeof u->tenant, "%s", m->tenant);
+}
+
+static void tell_unpinned(struct router_core *core, uint64_t now_ns, const struct node *n,
+                          const struct msg_pin *of, uint64_t number)
+{
+    struct msg m = {.kind = MSG_PIN,
+                    .pin = {.ref = number, .remove = true, .name = of->name, .tenant = of->tenant}};
+    registry_send(core, now_ns, n->peer, &m);
 }
 
 void pins_fini(struct router_core *core)
@@ -155,7 +191,11 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
         answer(core, now_ns, &asked, ERR_NOT_FOUND, err_text());
         return;
     }
-    if (p) forget(core, now_ns, p);
+    if (p) {
+        p->number = ++core->pins_number;
+        note_unpinned(core, now_ns, m, p->number, true); /* or until it is pinned, below */
+        forget(core, now_ns, p);
+    }
     if (m->remove) {
         answer(core, now_ns, &asked, OK, "{\"pinned\":false}");
         return;
@@ -167,6 +207,8 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
     }
     p->ref = asked.ref;
     p->asker = asked.asker;
+    p->number = ++core->pins_number;
+    p->here = true;
     if (m->tokens_count > 0) {
         begin_and_say(core, now_ns, p, m->tokens, m->tokens_count);
         return;
@@ -207,15 +249,29 @@ void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
                   const struct msg_pin *m)
 {
     struct pin *p = find(core, m->name, m->tenant);
-    if (p || m->remove) return; /* it was asked when it joined, or will be when there are ids */
+    const struct unpinned *u = p ? NULL : find_unpinned(core, now_ns, m);
+    bool here = (p && p->here) || (u && u->here);
+    uint64_t number = p ? p->number : u ? u->number : 0;
+    if (m->ref > core->pins_number) core->pins_number = m->ref;
+    if ((p || u) && (here || number >= m->ref)) {
+        if (u && !m->remove) tell_unpinned(core, now_ns, n, m, number);
+        return; /* of what is pinned it was told when it joined, or will be when there are ids */
+    }
+    if (p) forget(core, now_ns, p);
+    if (m->remove) {
+        note_unpinned(core, now_ns, m, m->ref, false);
+        return;
+    }
     enum err e = pin_new(core, m, &p);
-    if (e == OK && (e = begin(core, now_ns, p, m->tokens, m->tokens_count)) == OK) return;
+    if (e == OK) {
+        p->number = m->ref;
+        e = begin(core, now_ns, p, m->tokens, m->tokens_count);
+    }
+    if (e == OK) return;
     log_warn("pin_not_kept", "name=%s tenant=\"%s\" node=%s reason=\"%s\"", m->name, m->tenant,
              n->hello.name, err_text());
     if (p) forget(core, now_ns, p);
-    struct msg remove = {.kind = MSG_PIN,
-                         .pin = {.remove = true, .name = m->name, .tenant = m->tenant}};
-    registry_send(core, now_ns, n->peer, &remove);
+    tell_unpinned(core, now_ns, n, m, m->ref);
 }
 
 /* A request of the router's own, which only this node may compute; what it says is for nobody. */

@@ -48,6 +48,14 @@ struct pin {
     struct id128 tokenizing;
     struct peer asker;
     uint64_t ref;
+    uint64_t number; /* nodes tell routers that come later which word was the last one */
+    bool here;       /* it was said to this router, not by a node */
+};
+/* Taken back. A node that was cut off then may tell of it as long as it keeps the pins of routers before this. */
+struct unpinned {
+    char name[MSG_NAME_MAX + 1], tenant[MSG_NAME_MAX + 1];
+    uint64_t number, until_ns; /* 0: unused */
+    bool here;
 };
 /* The same at one node. */
 struct pin_at {
@@ -353,7 +361,9 @@ struct router_core {
     struct heap queue, timers;
     struct fair fair;
     struct pin pin[ROUTER_PINS_MAX];
-    struct client self; /* of the requests that it makes itself */
+    struct unpinned unpinned[ROUTER_PINS_MAX]; /* a ring */
+    uint64_t pins_number, unpinned_count;      /* the highest that is known; ever */
+    struct client self;                        /* of the requests that it makes itself */
     uint64_t queued_tokens;
     uint32_t queued_retries;
     struct list_link history;

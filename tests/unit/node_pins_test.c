@@ -125,6 +125,57 @@ static void a_router_in_the_place_of_one_that_is_gone_hears_of_its_pins(void **s
     rig_free(&d);
 }
 
+/* Another node may have been cut off, and tells that it is pinned. */
+static void a_router_in_the_place_of_another_hears_what_that_took_back(void **state)
+{
+    (void)state;
+    static const struct {
+        bool replaced;
+        uint64_t after_ns;
+        bool again, told; /* pinned again, before it is gone */
+    } cases[] = {{true, 50 * NS_PER_S, false, true},
+                 {true, 61 * NS_PER_S, false, false},
+                 {true, 50 * NS_PER_S, true, false},
+                 {false, 50 * NS_PER_S, false, false}};
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+        struct job job = cache_prompt(1, 1, 0);
+        pin("sys", &job, false);
+        rig_say(&d, (struct msg){.kind = MSG_PIN,
+                                 .pin = {.ref = 7, .remove = true, .name = "sys", .tenant = "t"}});
+        if (cases[i].again) pin("sys", &job, false);
+        rig_lose(&d, 0);
+        rig_advance(&d, cases[i].after_ns);
+        rig_forget(&d);
+        d.routers_replaced += cases[i].replaced ? 100 : 0;
+        rig_join(&d, 0);
+        const struct msg *m = rig_said(&d, MSG_PIN);
+        bool told = m && m->pin.remove;
+        assert_int_equal(told, cases[i].told);
+        assert_int_equal(m != NULL, cases[i].told || cases[i].again);
+        if (told) {
+            assert_string_equal(m->pin.name, "sys");
+            assert_string_equal(m->pin.tenant, "t");
+            assert_int_equal(m->pin.ref, 7);
+        }
+        rig_free(&d);
+    }
+}
+
+static void what_was_taken_back_takes_nobodys_place(void **state)
+{
+    (void)state;
+    char name[16];
+    rig_open(&d, &(struct rig_options){.role = ROLE_PREFILL, .blocks_count = 40});
+    struct job job = cache_prompt(1, 1, 0);
+    for (int i = 0; i < 300; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        assert_int_equal(pin(name, &job, false), WHOLE);
+        pin(name, &job, true);
+    }
+    rig_free(&d);
+}
+
 static void the_pins_of_a_router_that_nobody_replaces_end(void **state)
 {
     (void)state;
@@ -220,6 +271,8 @@ int main(void)
         cmocka_unit_test(what_is_not_cached_is_not_pinned_and_half_of_the_pool_at_most),
         cmocka_unit_test(a_routers_pins_go_with_it),
         cmocka_unit_test(a_router_in_the_place_of_one_that_is_gone_hears_of_its_pins),
+        cmocka_unit_test(a_router_in_the_place_of_another_hears_what_that_took_back),
+        cmocka_unit_test(what_was_taken_back_takes_nobodys_place),
         cmocka_unit_test(the_pins_of_a_router_that_nobody_replaces_end),
         cmocka_unit_test(more_pins_than_there_is_place_for_hold_nothing),
         cmocka_unit_test(pins_keep_no_request_out_of_a_pool_that_could_hold_it),

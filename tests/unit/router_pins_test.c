@@ -120,6 +120,84 @@ static void what_nodes_have_pinned_for_an_earlier_router_is_pinned_on_all_of_the
     world_close(&w);
 }
 
+/* What a node tells of an earlier router: pinned, or taken back, with this number. */
+static void say_of_earlier(struct world *w, uint32_t peer, uint64_t number, bool remove)
+{
+    struct msg_pin pin = {.ref = number, .remove = remove, .name = "sys", .tenant = "acme"};
+    if (!remove) {
+        pin.tokens = prompt;
+        pin.tokens_count = 20;
+    }
+    say(w, peer, (struct msg){.kind = MSG_PIN, .pin = pin});
+}
+
+static bool is_pinned(struct world *w)
+{
+    say(w, CLIENT, (struct msg){.kind = MSG_QUERY, .query = {1, QUERY_STATUS, ""}});
+    return strstr(expect(w, CLIENT, MSG_ANSWER)->answer.text, "\"name\":\"sys\"") != NULL;
+}
+
+static void the_last_word_of_an_earlier_router_counts_whoever_tells_it_first(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *why;
+        struct {
+            uint64_t number; /* 0: nothing more */
+            bool remove;
+        } told[2];
+        bool pinned;
+    } cases[] = {
+        {"taken back, and one was cut off then", {{5, true}, {4, false}}, false},
+        {"the same, that one comes first", {{4, false}, {5, true}}, false},
+        {"pinned again, and another one was cut off", {{5, true}, {6, false}}, true},
+        {"the same the other way", {{6, false}, {5, true}}, true},
+        {"only taken back", {{5, true}}, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct world w;
+        world_open_joined(&w, NULL);
+        for (uint32_t k = 0; k < 2 && cases[i].told[k].number; k++)
+            say_of_earlier(&w, D0 + k, cases[i].told[k].number, cases[i].told[k].remove);
+        if (is_pinned(&w) != cases[i].pinned) fail_msg("%s", cases[i].why);
+        world_close(&w);
+    }
+}
+
+static void who_holds_what_was_taken_back_is_told_for_a_minute(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_of_earlier(&w, D0, 5, true);
+    w.read = w.sent_count;
+    say_of_earlier(&w, D1, 4, false);
+    const struct msg *m = expect(&w, D1, MSG_PIN);
+    assert_true(m->pin.remove);
+    assert_int_equal(m->pin.ref, 5);
+    w.now += 61 * NS_PER_S; /* nobody holds it any more */
+    say_of_earlier(&w, D1, 4, false);
+    assert_true(is_pinned(&w));
+    world_close(&w);
+}
+
+static void what_is_said_to_the_router_itself_counts_before_all_that_nodes_tell(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    say_of_earlier(&w, D0, 4, false);
+    say_pin(&w, "sys", 0, true);
+    assert_int_equal(answered(&w), OK);
+    say_of_earlier(&w, D1, 9, false);
+    assert_false(is_pinned(&w));
+    say_pin(&w, "sys", TOKENS, false);
+    assert_true(expect(&w, D0, MSG_PIN)->pin.ref > 9); /* of later routers, too */
+    say_of_earlier(&w, P0, 99, true);
+    assert_true(is_pinned(&w));
+    world_close(&w);
+}
+
 static void a_node_that_cannot_hold_it_is_not_asked_for_ever(void **state)
 {
     (void)state;
@@ -189,6 +267,9 @@ int main(void)
         cmocka_unit_test(p_computes_what_it_lacks_and_d_is_only_asked),
         cmocka_unit_test(who_joins_is_asked_and_who_is_gone_is_forgotten),
         cmocka_unit_test(what_nodes_have_pinned_for_an_earlier_router_is_pinned_on_all_of_them),
+        cmocka_unit_test(the_last_word_of_an_earlier_router_counts_whoever_tells_it_first),
+        cmocka_unit_test(who_holds_what_was_taken_back_is_told_for_a_minute),
+        cmocka_unit_test(what_is_said_to_the_router_itself_counts_before_all_that_nodes_tell),
         cmocka_unit_test(a_node_that_cannot_hold_it_is_not_asked_for_ever),
         cmocka_unit_test(unpinning_tells_the_nodes),
         cmocka_unit_test(what_cannot_be_pinned_is_said),
