@@ -44,7 +44,7 @@ struct upload {
     _Atomic bool failed;
     enum err e;
     char text[ERR_TEXT_MAX];
-    uint64_t bytes_done, begun_ns, told_ns;
+    uint64_t bytes_done, begun_ns, told_ns, told_bytes;
 };
 
 static enum err lane_open(struct lane *l, size_t buffer_bytes)
@@ -195,8 +195,10 @@ static enum err keep(struct upload *u, enum err e, const char *text)
 static void tell(struct upload *u, bool at_end)
 {
     uint64_t now = clock_now_ns();
-    if (!u->options.progress || (!at_end && now - u->told_ns < u->options.progress_ns)) return;
+    if (!u->options.progress || u->told_bytes == u->bytes_done) return;
+    if (!at_end && now - u->told_ns < u->options.progress_ns) return;
     u->told_ns = now;
+    u->told_bytes = u->bytes_done;
     u->options.progress(u->options.ctx, u->bytes_done, now - u->begun_ns);
 }
 

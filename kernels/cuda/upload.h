@@ -24,7 +24,7 @@
 
 enum { UPLOAD_THREADS_MAX = 16 };
 
-/* From upload_add and upload_finish: at most once each progress_ns, and at the end. */
+/* From upload_add and upload_finish: at most once each progress_ns, and at the end; each time more. */
 typedef void upload_progress_fn(void *ctx, uint64_t bytes_done, uint64_t elapsed_ns);
 
 struct upload_options {

@@ -220,18 +220,18 @@ static void upload_five(uint64_t progress_ns, struct told *told)
 
 static void progress_grows_to_all_bytes(void **state)
 {
-    static const uint64_t wanted[] = {20000, 20020, 20022, 26022, 26176, 26176};
+    static const uint64_t wanted[] = {20000, 20020, 20022, 26022, 26176};
     struct told told;
     (void)state;
-    upload_five(0, &told); /* each tensor, and the end */
-    assert_int_equal(told.count, 6);
+    upload_five(0, &told); /* each tensor */
+    assert_int_equal(told.count, 5);
     for (uint32_t i = 0; i < told.count; i++) {
         assert_int_equal(told.bytes[i], wanted[i]);
         if (i > 0) assert_true(told.elapsed_ns[i] >= told.elapsed_ns[i - 1]);
     }
     upload_five(TIME_NEVER, &told); /* the end alone */
     assert_int_equal(told.count, 1);
-    assert_int_equal(told.bytes[0], wanted[5]);
+    assert_int_equal(told.bytes[0], wanted[4]);
 }
 
 #ifdef TANDEM_EMULATED

@@ -306,7 +306,7 @@ static void a_slow_launch_costs_few_looks(void **state)
     fake_nccl_knobs()->in_progress_ms = 200;
     uint32_t before = fake_nccl_looks();
     assert_ok(move(&p, 1, 10));
-    assert_in_range(fake_nccl_looks() - before, 2, 2 * (300 + 200));
+    assert_in_range(fake_nccl_looks() - before, 2, 2 * (300 + 500));
     fake_nccl_knobs()->in_progress_ms = 0;
     struct pollfd fds[2] = {{.fd = ops->fd(p.end[0]), .events = POLLIN},
                             {.fd = ops->fd(p.end[1]), .events = POLLIN}};
