@@ -197,7 +197,7 @@ static void silu_round(struct bench *x)
 }
 static void rope_round(struct bench *x)
 {
-    const struct rope_table rope = {x->x, x->x, ROWS_MAX, HEAD_DIM / 2};
+    const struct rope_table rope = {x->x, x->x, HEAD_DIM / 2};
     x->ops->rope_append(x->b, x->out, &x->batch, x->rows, &rope, &shape, &x->kv, 0);
 }
 

@@ -82,7 +82,7 @@ static void world_init(struct world *w, const struct shape *shape, struct random
         w->cos[i] = (float)cos(angle);
         w->sin[i] = (float)sin(angle);
     }
-    w->rope = (struct rope_table){w->cos, w->sin, TOKENS_MAX, half};
+    w->rope = (struct rope_table){w->cos, w->sin, half};
     for (uint32_t i = 0; i < SEQUENCES; i++) {
         w->tokens[i] = i == 0 ? TOKENS_MAX : 1 + random_below(r, 60);
         w->qkv[i] = random_floats(r, w->tokens[i] * w->stride);

@@ -358,7 +358,7 @@ static void open_all(struct bench *x, const char *backend, bool deterministic)
     x->drawn = random_memory(x, x->sequences_max * sizeof *x->drawn, false);
     uint64_t angles = (uint64_t)m->context * m->head_dim / 2;
     x->rope = (struct rope_table){random_memory(x, angles * 4, true),
-                                  random_memory(x, angles * 4, true), m->context, m->head_dim / 2};
+                                  random_memory(x, angles * 4, true), m->head_dim / 2};
     x->sequence = mem_array(x->sequences_max, sizeof *x->sequence);
     x->tokens = mem_array(x->rows_max, sizeof *x->tokens);
     x->table = mem_array(x->table_max, sizeof *x->table);

@@ -556,7 +556,7 @@ static void what_is_touched_again_and_again_stays_over_a_restart(void **state)
     for (uint32_t n = 0; n < VALUES; n++) {
         assert_ok(put(s, n));
         if (n < 4) hot[n] = rig_key(n);
-        if (n >= 4) assert_ok(kv_tier_disk.touch(s->tier, hot, 4));
+        if (n >= 4) assert_ok(kv_tier_disk.touch(s->tier, hot, 4, TIME_NEVER));
     }
     shut(s);
     assert_ok(kv_tier_disk.open(&s->tier, &s->options));
