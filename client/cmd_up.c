@@ -249,6 +249,7 @@ static _Noreturn void become(struct argv *a, int out_fd, pid_t parent)
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     int null = open("/dev/null", O_RDONLY);
@@ -680,6 +681,7 @@ static enum err prepare(struct up *up)
         struct child *c = &up->child[i];
         if ((e = loop_timer_new(up->loop, on_restart, c, &c->restart)) != OK) return e;
     }
+    signal(SIGPIPE, SIG_IGN); /* who reads our lines may leave, the cluster stays */
     if ((e = loop_signal(up->loop, SIGINT, on_signal, up)) != OK) return e;
     if ((e = loop_signal(up->loop, SIGTERM, on_signal, up)) != OK) return e;
     return loop_signal(up->loop, SIGCHLD, on_child_signal, up);
