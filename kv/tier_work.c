@@ -479,8 +479,8 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     return done;
 }
 
-/* The op's blocks, up to one that no tier gives; returns whether all are there. */
-static bool load_run(struct kv_tier_work *w, struct load *l)
+/* The op's blocks, up to one that no tier gives. */
+static void load_run(struct kv_tier_work *w, struct load *l)
 {
     struct kv_tier_job *job = l->job;
     bool more = kv_tier_work_now(w) < l->deadline_ns;
@@ -495,7 +495,6 @@ static bool load_run(struct kv_tier_work *w, struct load *l)
         }
         more = job->done > before && !l->broken && kv_tier_work_now(w) < l->deadline_ns;
     }
-    return job->done == job->op.count;
 }
 
 /* How many of the blocks from `first` on the tiers hold together, up to `count`. */
@@ -537,7 +536,7 @@ static uint32_t find_window(struct kv_tier_work *w, const struct load *l)
 }
 
 /* Blocks [first, end) of the prompt into the places from `place` on. */
-static bool load_range(struct kv_tier_work *w, struct load *l, uint32_t first, uint32_t end,
+static void load_range(struct kv_tier_work *w, struct load *l, uint32_t first, uint32_t end,
                        uint32_t place)
 {
     struct kv_tier_job *job = l->job;
@@ -545,26 +544,36 @@ static bool load_range(struct kv_tier_work *w, struct load *l, uint32_t first, u
     job->op.first_block = first;
     job->op.count = end - first;
     job->op.blocks = op.blocks + place;
-    bool all = load_run(w, l);
+    load_run(w, l);
     job->op = op;
-    return all;
 }
 
+/* The sinks and the window before the end of n blocks are the places [0, places), which are filled in order. */
 static void load_window(struct kv_tier_work *w, struct load *l)
 {
     struct kv_tier_job *job = l->job;
-    uint32_t n = find_window(w, l), sinks = job->op.window.sinks / BLOCK_TOKENS;
-    uint32_t gone = kv_tier_op_gone(job->op.window, n);
+    uint32_t filled = job->op.filled, n = filled > 0 ? job->op.end_block : find_window(w, l);
+    uint32_t gone = kv_tier_op_gone(job->op.window, n), done = filled;
+    uint32_t sinks = job->op.window.sinks / BLOCK_TOKENS, places;
     job->done = 0;
     if (n <= job->known) return; /* the node has as much */
     if (sinks > n) sinks = n;
+    places = sinks + n - gone;
     /* Few blocks save computing all of the tokens before them. */
-    uint64_t token_ns = (uint64_t)job->op.token_ns * (n - job->known) / (sinks + n - gone);
+    uint64_t token_ns = (uint64_t)job->op.token_ns * (n - job->known) / places;
     job->op.token_ns = token_ns < UINT32_MAX ? (uint32_t)token_ns : UINT32_MAX;
-    bool all = load_range(w, l, 0, sinks, 0) && load_range(w, l, gone, n, sinks);
-    job->more = false; /* half a window is none */
-    job->done = all ? sinks + n - gone : 0;
-    job->end_block = all ? n : 0;
+    if (done < sinks) {
+        load_range(w, l, done, sinks, done);
+        done += job->done;
+    }
+    if (done >= sinks && done < places) {
+        load_range(w, l, gone + done - sinks, n, done);
+        done += job->done;
+    }
+    bool late = job->more || kv_tier_work_now(w) >= l->deadline_ns;
+    job->more = late && done > filled && done < places;
+    job->done = done;
+    job->end_block = done > 0 ? n : 0;
 }
 
 void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct kv_tier_event *event)

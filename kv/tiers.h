@@ -13,7 +13,7 @@
  *             HOLD_TRANSFER from post to event and then makes the `count` first ones known to the prefix
  *             cache.
  *             With a window: the longest start of the prompt for which they hold all that its window and
- *             sinks lie in. Those blocks are filled, or none counts.
+ *             sinks lie in. Those blocks are filled in order, as far as time allows; a later LOAD goes on.
  *     STORE   keeps complete blocks of the pool in every tier that has them not; the blocks are held
  *             likewise.
  *     LIST    says some of what the tiers hold, as news, from `place` on (0: the first), and where the next
@@ -104,6 +104,8 @@ struct kv_tier_op {
      * end_block x 16. */
     struct kv_window window;
     uint32_t end_block;
+    uint32_t
+        filled; /* not 0: so many are, by LOADs before this one, and it is about n == end_block */
     struct kv_window of_use; /* STORE: what of the prompt others want, so that it goes last */
     uint64_t place;          /* LIST */
 };
@@ -125,10 +127,10 @@ static inline uint32_t kv_tier_op_gone(struct kv_window window, uint32_t end_blo
 struct kv_tier_event {
     uint64_t id;
     enum kv_tier_op_kind kind;
-    uint32_t
-        count; /* LOAD: leading blocks that are filled and right; STORE: that some tier holds */
+    uint32_t count; /* LOAD: leading blocks that are filled and right, with a window those before it
+                     * included; STORE: that some tier holds */
     uint32_t from[KV_TIERS_MAX]; /* LOAD: of those, by tier */
-    bool more;                   /* LOAD without a window: its time was over, and there is more */
+    bool more;                   /* LOAD: its time was over, and there is more */
     uint64_t bytes;              /* read or written */
     uint64_t ended_ns;
     uint32_t end_block;        /* LOAD with a window: n, or 0: none */

@@ -207,6 +207,13 @@ enum err accounts_fork(struct node_core *c, struct sequence *s, const struct seq
     return OK;
 }
 
+void accounts_open_further(struct node_core *c, struct sequence *s)
+{
+    accounts_close(c, s); /* what was peeked at is cached, and nobody takes it meanwhile */
+    match(c, s, HOLD_SEQUENCE);
+    kv_prefix_used(c->cache, s->table, s->table_count);
+}
+
 void accounts_close(struct node_core *c, struct sequence *s)
 {
     if (s->table_count > 0) FAILPOINT("free");

@@ -132,6 +132,8 @@ struct node_counts {
     uint64_t held_steps;       /* that began later, for a stream that was about to come */
     /* LOADs and STOREs asked for, LOADs that ended behind their deadline, tokens that they brought. */
     uint64_t tier_loads, tier_stores, tier_late, tier_loaded_tokens;
+    uint64_t
+        tier_skipped_tokens; /* of prompts that were computed up to a part of a window that had come */
     uint64_t window_blocks;                /* let go of because they left their sequence's window */
     uint64_t backfills, backfilled_tokens; /* prefixes that came from other nodes' caches */
 };

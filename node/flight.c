@@ -53,8 +53,10 @@ static uint32_t add_prompts(struct node_core *c, uint32_t n)
     for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
         struct sequence *s = list_member(l, struct sequence, place);
         if (s->state != SEQ_PREFILL || s->preempt || s->planned == s->goal) continue;
-        uint32_t end = s->table_count * BLOCK_TOKENS; /* with a window not yet for all of it */
+        if (s->skip_to > 0 && s->in_flight > 0) continue; /* it skips between steps */
+        uint32_t end = s->table_count * BLOCK_TOKENS;     /* with a window not yet for all of it */
         if (end > s->goal) end = s->goal;
+        if (s->skip_to > 0 && s->planned < s->skip_from && end > s->skip_from) end = s->skip_from;
         if (end == s->planned) continue;
         c->pick[n] = s;
         c->plan_job[n++] = (struct plan_job){false, s->planned, end - s->planned};

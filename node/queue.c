@@ -66,6 +66,7 @@ void queue_start(struct node_core *c, uint64_t now_ns)
             }
             sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
         }
+        if (s->skip_to > 0) tier_skip(c, now_ns, s);
         if (!accounts_fill(c, s)) return; /* what gets free is first for who began first */
         tokens += s->goal - s->planned;
     }

@@ -166,7 +166,8 @@ struct sequence {
     /* until then it may wait for a tier; 0: it has not yet; later by what computing what came
      * would have taken */
     uint64_t tier_deadline_ns;
-    bool tier_asked; /* for a LOAD of its own, since it was queued */
+    bool tier_asked;             /* for a LOAD of its own, since it was queued */
+    uint32_t skip_from, skip_to; /* tokens of its window that came from a tier; skip_to 0: none */
 
     struct list_link place; /* in core.queue or core.running, sorted */
     struct list_link dirty; /* in core.dirty: tokens to be told */
@@ -197,7 +198,9 @@ struct tier_op {
     uint32_t rest_count;        /* STORE: of which some are to be stored when this one ends */
     uint32_t held_count, count; /* of blocks[]; the op is about the last ones of them */
     struct kv_window window;    /* of the prompt */
-    uint32_t end;               /* LOAD with a window: blocks that the prompt has */
+    uint32_t
+        end; /* LOAD with a window: blocks that the prompt has, then those that it is loaded for, */
+    uint32_t filled; /* ... and how many of those that they want have come */
 };
 
 struct router_link {
@@ -496,6 +499,8 @@ uint32_t accounts_need(const struct sequence *s);
 uint32_t accounts_need_all(const struct sequence *s);
 /* All blocks that `s` needs now, a cached prefix first; or none and ERR_FULL. */
 enum err accounts_open(struct node_core *c, struct sequence *s, enum hold kind);
+/* The same for one that has some KV and no step in flight, when the cache has more of it. */
+void accounts_open_further(struct node_core *c, struct sequence *s);
 /* Whether that would be OK now. */
 bool accounts_would_open(struct node_core *c, struct sequence *s);
 void accounts_close(struct node_core *c, struct sequence *s);
@@ -576,6 +581,8 @@ enum err tiers_new(struct node_core *c);
 void tiers_free(struct node_core *c);
 /* Whether `s`, which could be opened, should wait for what a tier may have of its prompt. */
 bool tier_is_loading(struct node_core *c, uint64_t now_ns, struct sequence *s);
+/* While it computes: goes on behind a part of its window that has come, if it has got to it. */
+void tier_skip(struct node_core *c, uint64_t now_ns, struct sequence *s);
 /* Offers what the cache has learned of `s` to the tiers. */
 void tier_keep(struct node_core *c, const struct sequence *s);
 void tier_on_event(struct node_core *c, uint64_t now_ns, const struct kv_tier_event *e);

@@ -5,7 +5,9 @@
  *                                         HOLD_TRANSFER like the cached ones before them. The prompt waits
  *                                         until the event or its deadline; others may start.
  *                                         With a window: as many as that and the sinks want, beside those
- *                                         that the cache has.
+ *                                         that the cache has; the op goes on, as long as somebody waits,
+ *                                         until all have come. Who began before that computes up to what has
+ *                                         come, and goes on behind it (tier_skip).
  *     the event                           the leading blocks that were loaded become known to the cache, the
  *                                         rest is free again. Too late is fine: it is for the next one.
  *                                         Those who waited for it may wait longer by what computing these
@@ -65,7 +67,7 @@ static void op_end(struct node_core *c, struct tier_op *op)
     for (uint32_t i = 0; i < op->held_count; i++)
         kv_pool_drop(c->pool, op->blocks[i], HOLD_TRANSFER);
     if (op->kind == KV_TIER_STORE) c->storing_blocks -= op->count;
-    op->id = op->held_count = op->count = op->rest_count = 0;
+    op->id = op->held_count = op->count = op->rest_count = op->filled = 0;
     op->window = (struct kv_window){0};
     if (op->arena.held_bytes > NODE_ARENA_KEPT)
         arena_fini(&op->arena);
@@ -91,6 +93,7 @@ static bool op_post(struct node_core *c, uint64_t posted_ns, struct tier_op *op,
     if (op->kind == KV_TIER_LOAD && op->window.tokens > 0) {
         o.window = op->window;
         o.end_block = op->end;
+        o.filled = op->filled;
     }
     for (uint32_t i = 0; i < op->count; i++)
         c->op_blocks[i] = op->blocks[op->held_count - op->count + i].v;
@@ -116,7 +119,7 @@ static uint32_t promised(const struct node_core *c, const struct sequence *s)
     return n;
 }
 
-/* The same with a window, which is loaded whole: `cached`: blocks of the prompt that the cache has. */
+/* The same with a window. `cached`: blocks of the prompt that the cache has. */
 static bool load_take_window(struct node_core *c, struct sequence *s, struct tier_op *op,
                              uint32_t *cached)
 {
@@ -234,39 +237,99 @@ static void wait_longer(struct node_core *c, uint64_t now_ns, const struct tier_
     }
 }
 
-/* The first `n` blocks of the prompt are known: of those that were filled, the sinks and a window. */
-static void know_window(struct node_core *c, struct tier_op *op, struct block_id *filled,
-                        uint32_t n)
+/* What has come of a window and the sinks is known, behind hollow entries. */
+static void know_window(struct node_core *c, struct tier_op *op, struct block_id *filled)
 {
-    uint32_t sinks = op->window.sinks / BLOCK_TOKENS, gone = kv_tier_op_gone(op->window, n), k = 0;
-    for (uint32_t i = 0; i < n; i++)
+    uint32_t sinks = op->window.sinks / BLOCK_TOKENS, n = 0, k = 0;
+    uint32_t gone = kv_tier_op_gone(op->window, op->end);
+    uint32_t filled_count = PLANTED("tier_part") ? op->count : op->filled;
+    for (uint32_t i = 0; i < op->end && k < filled_count; i++) {
         c->rest_blocks[i] = i < sinks || i >= gone ? filled[k++] : BLOCK_NONE;
+        n = i + 1;
+    }
     struct kv_prompt prompt = {op->salt, op->tokens, n * BLOCK_TOKENS, op->window};
     kv_prefix_insert(c->cache, op->owner, &prompt, HOLD_TRANSFER, c->rest_blocks);
     for (uint32_t i = n; i-- > 0;)
         if (c->rest_blocks[i].v != BLOCK_NONE.v) filled[--k] = c->rest_blocks[i]; /* or its twin */
 }
 
-static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
-                   const struct kv_tier_event *e)
+/* Those of whose prompts so many blocks have come skip them when they are there, and wait longer for the rest by what
+ * computing them would have taken. Returns whether one has time for more. */
+static bool window_buys(struct node_core *c, uint64_t now_ns, struct tier_op *op, uint32_t came)
+{
+    uint32_t sinks = op->window.sinks / BLOCK_TOKENS, gone = kv_tier_op_gone(op->window, op->end);
+    bool buys = false;
+    for (struct list_link *l = c->queue.next; l != &c->queue; l = l->next) {
+        struct sequence *s = list_member(l, struct sequence, place);
+        if (shared_with(op, s) == 0) continue;
+        s->skip_from = gone * BLOCK_TOKENS;
+        if (op->filled > sinks) s->skip_to = (gone + op->filled - sinks) * BLOCK_TOKENS;
+        if (s->state != SEQ_WAITING || now_ns >= s->tier_deadline_ns) continue;
+        s->tier_deadline_ns += (uint64_t)came * BLOCK_TOKENS * c->token_ns;
+        uint64_t left_ns = s->tier_deadline_ns - now_ns;
+        if (left_ns < c->config.tier_deadline_ns / NODE_LOAD_PART) continue;
+        if (!buys || s->tier_deadline_ns > op->deadline_ns) op->deadline_ns = s->tier_deadline_ns;
+        buys = true;
+    }
+    return buys;
+}
+
+/* Of a LOAD with a window; returns whether it goes on. */
+static bool window_came(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                        const struct kv_tier_event *e)
+{
+    uint32_t first = op->held_count - op->count, before = op->filled;
+    uint32_t came = e->count > before && e->count <= op->count ? e->count - before : 0;
+    if (came == 0 || e->end_block == 0) return false;
+    op->filled = e->count;
+    op->end = e->end_block;
+    know_window(c, op, op->blocks + first);
+    for (uint32_t i = first + before; i < first + op->filled && e->from[0] == came; i++)
+        kv_pool_mark(c->pool, op->blocks[i], true);
+    c->counts.tier_loaded_tokens += came * BLOCK_TOKENS;
+    c->counts.tier_late += now_ns >= op->deadline_ns;
+    return window_buys(c, now_ns, op, came) && e->more;
+}
+
+static void prefix_came(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                        const struct kv_tier_event *e)
 {
     uint32_t first = op->held_count - op->count, n = e->count < op->count ? e->count : op->count;
-    if (PLANTED("tier_unheld")) {
-        op_end(c, op);
-        return;
-    }
     struct kv_prompt prompt = {op->salt, op->tokens, (first + n) * BLOCK_TOKENS};
-    if (op->window.tokens > 0)
-        know_window(c, op, op->blocks + first, e->end_block);
-    else
-        kv_prefix_insert(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
-    if (n > 0 && op->window.tokens == 0) wait_longer(c, now_ns, op, first, first + n, e->more);
+    kv_prefix_insert(c->cache, op->owner, &prompt, HOLD_TRANSFER, op->blocks);
+    if (n > 0) wait_longer(c, now_ns, op, first, first + n, e->more);
     /* From a slower tier: it is offered to the faster ones when the prompt's next blocks are. */
     for (uint32_t i = first; i < first + n && e->from[0] == e->count; i++)
         kv_pool_mark(c->pool, op->blocks[i], true);
     c->counts.tier_loaded_tokens += n * BLOCK_TOKENS;
     c->counts.tier_late += now_ns >= op->deadline_ns;
+}
+
+static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
+                   const struct kv_tier_event *e)
+{
+    bool window = op->window.tokens > 0;
+    if (window && !PLANTED("tier_unheld") && window_came(c, now_ns, op, e)) {
+        op_post(c, op->deadline_ns - c->config.tier_deadline_ns, op, op->tokens, 0);
+        return;
+    }
+    if (!window && !PLANTED("tier_unheld")) prefix_came(c, now_ns, op, e);
     op_end(c, op);
+}
+
+void tier_skip(struct node_core *c, uint64_t now_ns, struct sequence *s)
+{
+    uint32_t from = s->kv_count;
+    if (s->skip_to <= from || !encode_may_skip(s)) s->skip_to = 0;
+    if (s->copy_from.v != BLOCK_NONE.v || s->skip_to == 0 || s->in_flight > 0 || s->preempt) return;
+    if (accounts_peek(c, s) * BLOCK_TOKENS <= from) return;
+    accounts_open_further(c, s);
+    uint32_t skipped = s->kv_count - from;
+    s->cached_tokens += skipped;
+    c->counts.cached_tokens += skipped;
+    c->counts.tier_skipped_tokens += skipped;
+    for (uint32_t i = 0; s->kind == SEQ_PUSH && i < c->config.hello.geometry.layers_count; i++)
+        handover_push(c, now_ns, s, i, from, s->kv_count);
 }
 
 /* ---- STORE ---- */

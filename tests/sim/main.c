@@ -27,7 +27,7 @@ static bool all_met(const struct sim_totals *t)
     return t->retries && t->deaths && t->preemptions && t->cached_tokens && t->duplicates &&
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
            t->prefix_gaps && t->backfills && t->backfills_failed && t->tier_tokens &&
-           t->tier_stores && t->tier_late && t->held_steps && all_ways_met(t);
+           t->tier_skipped && t->tier_stores && t->tier_late && t->held_steps && all_ways_met(t);
 }
 
 struct seeds {
@@ -68,9 +68,10 @@ static void report(const struct seeds *s)
            (unsigned long long)t->events, (unsigned long long)t->prefix_hits,
            (unsigned long long)t->prefix_hit_tokens, (unsigned long long)t->prefix_false,
            (unsigned long long)t->prefix_gaps);
-    printf("tiers: %llu tokens loaded, %llu loads late, %llu runs stored\n",
-           (unsigned long long)t->tier_tokens, (unsigned long long)t->tier_late,
-           (unsigned long long)t->tier_stores);
+    printf("tiers: %llu tokens loaded, %llu of them or behind them skipped, %llu loads late, %llu "
+           "runs stored\n",
+           (unsigned long long)t->tier_tokens, (unsigned long long)t->tier_skipped,
+           (unsigned long long)t->tier_late, (unsigned long long)t->tier_stores);
     printf("backfills: %llu that brought %llu tokens, %llu that ended otherwise\n",
            (unsigned long long)t->backfills, (unsigned long long)t->backfilled_tokens,
            (unsigned long long)t->backfills_failed);

@@ -180,7 +180,7 @@ struct sim_totals {
         cached_tokens, gaps, duplicates, faults, forks, copied_blocks, prefix_hits,
         prefix_hit_tokens, prefix_false, prefix_gaps, returned_cached, returned_computed,
         handed_back, backfills, backfilled_tokens, backfills_failed;
-    uint64_t tier_tokens, tier_stores, tier_late;
+    uint64_t tier_tokens, tier_stores, tier_late, tier_skipped;
     uint64_t held_steps;
     uint32_t preemptions_most; /* of one sequence */
     struct sim_flood_times *flood;

@@ -65,11 +65,14 @@ static void load_window(struct sim *s, struct sim_proc *p, struct tier_op *o)
     uint32_t known = o->op.first_block, sinks = o->op.window.sinks / BLOCK_TOKENS;
     o->op.first_block = 0;
     uint32_t n = window_end(s, p, o, known), gone = kv_tier_op_gone(o->op.window, n);
-    if (n == 0 || sim_draw(s, 8) == 0) return;
+    uint32_t place = 0, most = sim_draw(s, 2) == 0 ? o->op.count : 1 + sim_draw(s, o->op.count);
+    o->done = o->op.filled;
+    if (n == 0 || (o->op.filled > 0 && n != o->op.end_block) || sim_draw(s, 8) == 0) return;
     o->end_block = n;
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n && o->done < o->op.filled + most; i++) {
         uint64_t key;
         if (i >= sinks && i < gone) continue;
+        if (place++ < o->op.filled) continue;
         CHECK(o->done < o->op.count);
         struct sim_kept *kept = place_of(s, p, o, i, &key);
         memcpy(device_block(p, o->blocks[o->done++]), &kept->cell[0][0], sizeof kept->cell);
@@ -129,11 +132,11 @@ static void on_end(struct sim *s, struct sim_proc *p, void *data)
                               .kind = o->op.kind,
                               .count = o->done,
                               .news = news,
-                              .from = {o->done},
+                              .from = {o->done - o->op.filled},
                               .ended_ns = s->now_ns,
                               .end_block = o->end_block};
-    bool some = o->op.kind == KV_TIER_LOAD && o->done > 0 && o->done < o->op.count;
-    e.more = some && o->op.window.tokens == 0 && sim_draw(s, 2) == 0;
+    bool some = o->op.kind == KV_TIER_LOAD && o->done > o->op.filled && o->done < o->op.count;
+    e.more = some && sim_draw(s, 2) == 0;
     must_be_held(s, p, o);
     add_stored(s, o, &e);
     node_core_on_tier(p->node, s->now_ns, &e);

@@ -475,6 +475,7 @@ static void close_proc(struct sim *s, struct sim_proc *p)
         s->totals->tier_tokens += c.tier_loaded_tokens;
         s->totals->tier_stores += c.tier_stores;
         s->totals->tier_late += c.tier_late;
+        s->totals->tier_skipped += c.tier_skipped_tokens;
         s->totals->forks += c.forks;
         s->totals->returned_cached += c.returned_cached_tokens;
         s->totals->returned_computed += c.returned_computed_tokens;

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "common/mem.h"
 #include "common/prefix_hash.h"
 #include "kv/breaker.h"
 
@@ -99,6 +100,40 @@ static void a_window_is_loaded_where_it_is_whole(void **state)
     }
     fake[0].loses = true; /* half a window is none */
     assert_int_equal(load_window(0, 28, 0).end_block, 0);
+}
+
+/* Two sinks and three blocks before the end, of which three come in time, and the others the next time. */
+static void a_window_is_loaded_in_parts(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 25);
+    fake[0].value_ns = 5 * NS_PER_MS;
+    struct kv_tier_op op = op_of(KV_TIER_LOAD, 0, 5, numbers + 32);
+    op.window = (struct kv_window){40, 2 * BLOCK_TOKENS};
+    op.end_block = 28;
+    static const uint32_t block[] = {0, 1, 22, 23, 24};
+    static const struct {
+        uint32_t count, gone; /* gone: of the tier's entries, before it */
+        bool more;
+    } row[] = {{3, 0, true}, {5, 0, false}, {3, 0, true}, {3, 25, false}};
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        struct kv_tier_event e;
+        while (fake[0].count > 25 - row[i].gone)
+            mem_free(fake[0].entry[--fake[0].count].value);
+        clock_ns += 100 * NS_PER_S;
+        op.posted_ns = clock_ns;
+        e = do_op(&op);
+        assert_int_equal(e.end_block, 25);
+        assert_int_equal(e.count, row[i].count);
+        assert_int_equal(e.more, row[i].more);
+        size_t bytes = kv_block_bytes(&geometry);
+        for (uint32_t k = 0; k < e.count; k++)
+            assert_memory_equal(pool + (32 + k) * bytes, pool + block[k] * bytes, bytes);
+        op.end_block = 25;
+        op.filled = row[i].more ? e.count : 0;
+        if (!row[i].more) memset(pool + 32 * bytes, 0, 5 * bytes);
+    }
 }
 
 static void each_tier_gets_what_it_lacks(void **state)
@@ -546,6 +581,7 @@ int main(void)
         ROW(a_block_is_expected_to_take_what_was_measured),
         ROW(a_run_ends_where_no_tier_goes_on),
         ROW(a_window_is_loaded_where_it_is_whole),
+        ROW(a_window_is_loaded_in_parts),
         ROW(each_tier_gets_what_it_lacks),
         ROW(a_wrong_entry_is_a_miss_and_removed),
         ROW(behind_a_wrong_entry_the_next_tier_is_asked),

@@ -170,14 +170,21 @@ static void copy_kept(struct rig *r, const struct rig_tier_op *o, uint32_t place
     }
 }
 
-/* Whether the tier has what the first n blocks' window wants; then that is copied. */
-static bool load_window(struct rig *r, struct rig_tier_op *o, uint32_t n, uint32_t *count)
+/* Whether the tier has what the first n blocks' window wants; then up to `most` of that are copied behind those
+ * that are filled. *all: how many it wants. */
+static bool load_window(struct rig *r, struct rig_tier_op *o, uint32_t n, uint32_t most,
+                        uint32_t *count, uint32_t *all)
 {
     uint32_t sinks = o->op.window.sinks / BLOCK_TOKENS, gone = kv_tier_op_gone(o->op.window, n);
     for (uint32_t i = 0; i < n; i++)
         if ((i < sinks || i >= gone) && !find_kept(r, o, i)) return false;
-    for (uint32_t i = 0; i < n; i++)
-        if (i < sinks || i >= gone) copy_kept(r, o, (*count)++, find_kept(r, o, i));
+    *all = 0;
+    *count = o->op.filled;
+    for (uint32_t i = 0; i < n; i++) {
+        if (i >= sinks && i < gone) continue;
+        if ((*all)++ < o->op.filled || *count - o->op.filled == most) continue;
+        copy_kept(r, o, (*count)++, find_kept(r, o, i));
+    }
     return true;
 }
 
@@ -209,11 +216,13 @@ bool rig_tier_some(struct rig *r, uint32_t count)
     for (uint32_t i = 0; i < o.op.count; i++)
         assert_true(node_core_holds(r->core, o.blocks[i], HOLD_TRANSFER) > 0);
     if (o.op.window.tokens > 0) {
-        uint32_t known = o.op.first_block, n = count > 0 ? o.op.end_block : 0;
+        uint32_t known = o.op.first_block, n = count > 0 ? o.op.end_block : 0, all = 0;
         o.op.first_block = 0; /* what find_kept counts from */
-        while (n > known && !load_window(r, &o, n, &e.count))
+        while (n > known &&
+               !load_window(r, &o, n, r->tier_more ? count : UINT32_MAX, &e.count, &all))
             n--;
         e.end_block = n > known ? n : 0;
+        e.more = r->tier_more && e.count < all;
         count = 0;
     }
     for (uint32_t n = o.op.count < count ? o.op.count : count; e.count < n; e.count++) {
@@ -223,8 +232,9 @@ bool rig_tier_some(struct rig *r, uint32_t count)
             news[e.news_count++] = (struct kv_tier_news){kept->hash, KV_TIER_DISK, false};
         copy_kept(r, &o, e.count, kept);
     }
-    e.from[0] = e.count;
-    e.more = r->tier_more && o.op.kind == KV_TIER_LOAD && e.count == count;
+    e.from[0] = e.count - o.op.filled;
+    e.more |=
+        r->tier_more && o.op.kind == KV_TIER_LOAD && o.op.window.tokens == 0 && e.count == count;
     node_core_on_tier(r->core, r->now_ns, &e);
     return true;
 }

@@ -104,6 +104,99 @@ static void a_window_is_loaded_after_a_restart(void **state)
     }
 }
 
+/* A prompt of 333 tokens with a window of 40, whose last three whole blocks, of 20, a tier has; and a node that
+ * knows what a token takes. */
+static const struct rig_options with_window = {
+    .role = ROLE_DECODE, .tiers = true, .window = 40, .chunk_tokens = 16, .blocks_count = 16};
+
+static struct job start_with_window(struct rig *r)
+{
+    struct job job = rig_job(1, &(struct rig_prompt){.seed = 7, .count = 333, .tokens_max = 21});
+    struct job other = rig_job(2, &(struct rig_prompt){.seed = 9, .count = 15, .tokens_max = 1});
+    rig_open(r, &with_window);
+    run_job(r, &job);
+    restart(r, &with_window);
+    run_job(r, &other);
+    job.key.request.lo = 3;
+    return job;
+}
+
+static void a_window_that_comes_in_parts_buys_time_for_more(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = start_with_window(&r);
+    r.tier_more = true;
+    rig_reserve(&r, &job, true);
+    uint64_t began_ns = r.now_ns, token_ns = r.tier_op[0].op.token_ns;
+    assert_true(token_ns > 10000);
+    for (uint32_t i = 0; i < 3; i++) {
+        rig_advance(&r, LATE_NS / 4);
+        assert_int_equal(r.tier_ops_count, 1);
+        assert_int_equal(r.tier_op[0].op.filled, i);
+        assert_int_equal(r.tier_op[0].op.end_block, 20);
+        assert_int_equal(r.tier_op[0].op.posted_ns, began_ns + i * BLOCK_TOKENS * token_ns);
+        assert_int_equal(r.steps_count, 0);
+        rig_tier_some(&r, 1);
+    }
+    assert_int_equal(r.steps_count, 1);
+    rig_run(&r);
+    assert_stream(&r, &job);
+    assert_int_equal(cached_of(&r), 320);
+    struct node_counts n = rig_counts(&r);
+    assert_int_equal(n.tier_loads, 1);
+    assert_int_equal(n.tier_loaded_tokens, 48);
+    assert_int_equal(n.tier_skipped_tokens, 0);
+    assert_int_equal(n.prompt_tokens, 15 + 13);
+    rig_free(&r);
+}
+
+static void what_came_of_a_window_is_not_computed_when_the_rest_does_not_come(void **state)
+{
+    (void)state;
+    static struct rig r;
+    for (uint32_t parts = 1; parts <= 2; parts++) {
+        struct job job = start_with_window(&r);
+        r.tier_more = true;
+        rig_reserve(&r, &job, true);
+        rig_tier_some(&r, parts);
+        uint64_t bought_ns = parts * BLOCK_TOKENS * r.tier_op[0].op.token_ns;
+        rig_advance(&r, LATE_NS + bought_ns - 1);
+        assert_int_equal(r.steps_count, 0);
+        rig_advance(&r, 1);
+        assert_int_equal(r.steps_count, 1);
+        r.kept_count = 0; /* the tier has lost it */
+        rig_run(&r);
+        assert_stream(&r, &job);
+        struct node_counts n = rig_counts(&r);
+        assert_int_equal(n.tier_loaded_tokens, parts * BLOCK_TOKENS);
+        assert_int_equal(n.tier_skipped_tokens, parts * BLOCK_TOKENS);
+        assert_int_equal(n.prompt_tokens, 15 + 333 - parts * BLOCK_TOKENS);
+        assert_int_equal(cached_of(&r), parts * BLOCK_TOKENS);
+        rig_free(&r);
+    }
+}
+
+static void a_window_that_comes_late_ends_the_computing_before_it(void **state)
+{
+    (void)state;
+    static struct rig r;
+    struct job job = start_with_window(&r);
+    rig_reserve(&r, &job, true);
+    rig_advance(&r, LATE_NS);
+    for (uint32_t i = 0; i < 3; i++)
+        rig_step(&r);
+    uint32_t computed = rig_counts(&r).prompt_tokens;
+    assert_true(computed > 15 && computed < 100);
+    rig_tier(&r);
+    rig_run(&r);
+    assert_stream(&r, &job);
+    assert_true(rig_counts(&r).tier_skipped_tokens > 200);
+    assert_true(rig_counts(&r).prompt_tokens <=
+                computed + 16 + 13); /* the step under way, and the end */
+    rig_free(&r);
+}
+
 static void routers_are_told_of_what_a_tier_took(void **state)
 {
     (void)state;
@@ -611,6 +704,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_computed_is_loaded_after_a_restart),
         cmocka_unit_test(a_window_is_loaded_after_a_restart),
+        cmocka_unit_test(a_window_that_comes_in_parts_buys_time_for_more),
+        cmocka_unit_test(what_came_of_a_window_is_not_computed_when_the_rest_does_not_come),
+        cmocka_unit_test(a_window_that_comes_late_ends_the_computing_before_it),
         cmocka_unit_test(routers_are_told_of_what_a_tier_took),
         cmocka_unit_test(a_router_is_told_what_a_tier_has_from_earlier_lives),
         cmocka_unit_test(a_router_is_told_what_left_a_tier_and_of_news_that_were_lost),
