@@ -41,9 +41,12 @@ static void run_mlp(struct forward *f, uint32_t rows_count, uint32_t layer)
         float *x = f->x + (size_t)first * c->hidden;
         /* [rows][hidden] -> [rows][gate | up] -> silu(gate) * up: [rows][ffn] -> [rows][hidden] */
         ops->rms_norm(b, f->normed, x, w->mlp_norm, rows, c->hidden, c->norm_eps);
-        ops->matmul(b, f->gate_up, ROWS_PRODUCT, f->normed, &w->gate_up, w->gate_up_bias, NULL,
-                    rows);
-        ops->silu_mul(b, f->gated, f->gate_up, rows, c->ffn);
+        if (!ops->gated ||
+            !ops->gated(b, f->gated, f->normed, &w->gate_up, w->gate_up_bias, rows)) {
+            ops->matmul(b, f->gate_up, ROWS_PRODUCT, f->normed, &w->gate_up, w->gate_up_bias, NULL,
+                        rows);
+            ops->silu_mul(b, f->gated, f->gate_up, rows, c->ffn);
+        }
         ops->matmul(b, x, ROWS_STREAM, f->gated, &w->down, w->down_bias, x, rows);
     }
 }

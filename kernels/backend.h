@@ -37,7 +37,7 @@
 #include "common/geometry.h"
 #include "common/job.h"
 
-#define BACKEND_ABI 7
+#define BACKEND_ABI 8
 #define BACKEND_HEAD_DIM_MAX 256 /* of attend and rope_append; even */
 
 struct backend; /* one device: its stream, workers and scratch */
@@ -213,6 +213,10 @@ struct backend_ops {
     void (*attend)(struct backend *b, void *out, const void *qkv, const struct batch *batch,
                    uint32_t rows, const struct attend_shape *shape, const struct kv_view *kv,
                    uint32_t layer);
+    /* matmul of a matrix of gate and up, then silu_mul, in one: operand rows to operand rows [n / 2].
+     * False, with nothing done: not of this matrix. NULL: of none. */
+    bool (*gated)(struct backend *b, void *out, const void *x, const struct matrix *w,
+                  const float *bias, uint32_t rows);
     /* out[r][i] = silu(gate_up[r][i]) * gate_up[r][dim + i]: product rows to operand rows. */
     void (*silu_mul)(struct backend *b, void *out, const void *gate_up, uint32_t rows,
                      uint32_t dim);

@@ -15,6 +15,7 @@ const struct cpu_kernels CPU_TABLE = {
     .rms_norm = rms_norm,
     .round_rows = round_rows,
     .matmul = matmul,
+    .gated = gated,
     .silu_mul = silu_mul,
     .rope_append = rope_append,
     .attend = attend,

@@ -496,16 +496,17 @@ static void attend_walk(struct attend_item *it)
     }
 }
 
-static const float *attend_query(const struct attend_item *it, uint32_t j, size_t *out_at)
+static const float *attend_query(const struct attend_item *it, uint32_t j, size_t *out_row,
+                                 uint32_t *out_column)
 {
     const struct attend_args *a = it->a;
     uint32_t group = a->shape.heads / a->shape.kv_heads, query = it->query_first + j;
     uint32_t row = it->kv_heads > 1 ? 0 : query / group;
     uint32_t head = it->kv_head * group + (it->kv_heads > 1 ? query : query % group);
     row += it->sequence->row_first;
-    size_t column = (size_t)head * a->shape.head_dim;
-    *out_at = row * a->out_stride + column;
-    return a->q + row * a->q_stride + column;
+    *out_row = row;
+    *out_column = head * a->shape.head_dim;
+    return a->q + *out_row * a->q_stride + *out_column;
 }
 
 static void attend_open(struct attend_item *it)
@@ -519,8 +520,9 @@ static void attend_open(struct attend_item *it)
         it->largest[j] = -FLT_MAX; /* finite, so that no difference of maxima is NaN */
         it->sum[j] = 0;
         if (j >= it->queries_count) continue;
-        size_t unused;
-        const float *q = attend_query(it, j, &unused);
+        size_t row;
+        uint32_t column;
+        const float *q = attend_query(it, j, &row, &column);
         for (uint32_t d = 0; d < dim; d += 16)
             vec_store_bf16(rounded + d, vec_load_some(q + d, dim - d), dim - d);
         for (uint32_t d = 0; d < dim; d += 2) {
@@ -569,12 +571,13 @@ static void attend_close(struct attend_item *it)
 {
     uint32_t dim = it->a->shape.head_dim;
     for (uint32_t j = 0; j < it->queries_count; j++) {
-        size_t at;
-        attend_query(it, j, &at);
+        size_t row;
+        uint32_t column;
+        attend_query(it, j, &row, &column);
         struct vec scale = vec_set1(1.0f / it->sum[j]);
         for (uint32_t d = 0; d < dim; d += 16)
-            vec_store_some(it->a->out + at + d,
-                           vec_mul(vec_load(it->out + j * it->stride + d), scale), dim - d);
+            operand_store(&it->a->out, row, column + d,
+                          vec_mul(vec_load(it->out + j * it->stride + d), scale), dim - d);
     }
 }
 

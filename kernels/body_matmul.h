@@ -12,45 +12,78 @@ enum { PANEL_LINES = PANEL * sizeof(float) / LINE_BYTES }; /* per k: an fp32 or 
 enum { K_BLOCK = 2048, K_BLOCK_FEW = 64 };                 /* 512 KiB, 16 KiB of a panel */
 enum { TILES_FEW = 3 };
 
+/* What an item makes of one panel. */
+struct panel {
+    const struct matmul_args *a;
+    uint32_t row, rows, column;
+    float *out; /* [rows][out_stride] */
+    size_t out_stride;
+    float *spill;     /* [rows][PANEL]; may be out, whose stride is PANEL then */
+    const char *next; /* the weights that are read after it; they may not be there */
+};
+
 struct tile {
     const struct matmul_args *a;
     uint32_t row, column; /* the first of each */
     uint32_t k_first, k_last;
-    bool opens, closes;   /* the first, the last block of k */
+    bool opens, closes; /* the first, the last block of k */
+    float *out;         /* at this tile, like spill */
+    size_t out_stride;
     float *spill;         /* [rows][PANEL] at this tile */
     const char *ahead;    /* weights to ask for meanwhile */
     uint32_t ahead_lines; /* of them, per k */
 };
 
+/* Loops over a tile are unrolled: only then are its sums in registers from the first to the last. */
+#define TILE_UNROLL _Pragma("GCC unroll 8")
+
 static inline __attribute__((always_inline)) void tile_load(struct vec sum[][VEC_TILE_VECS],
                                                             const struct tile *t, uint32_t rows)
 {
-    for (uint32_t r = 0; r < rows; r++)
+    if (t->opens) {
+        TILE_UNROLL
+        for (uint32_t r = 0; r < rows; r++)
+            TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
-            sum[r][c] = t->opens ? vec_set1(0) : vec_load(t->spill + r * PANEL + c * 16);
+            sum[r][c] = vec_set1(0);
+        return;
+    }
+    TILE_UNROLL
+    for (uint32_t r = 0; r < rows; r++)
+        TILE_UNROLL
+    for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
+        sum[r][c] = vec_load(t->spill + r * PANEL + c * 16);
 }
 
-/* Bias, then residual, after the chain; or just the sums if more of k follows. */
-static inline __attribute__((always_inline)) void tile_store(struct vec sum[][VEC_TILE_VECS],
-                                                             const struct tile *t, uint32_t rows)
+/* Bias, then residual, after the chain. */
+static void tile_close(const struct tile *t, uint32_t rows)
 {
     const struct matmul_args *a = t->a;
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++) {
             uint32_t column = t->column + c * 16;
-            struct vec v = sum[r][c];
-            if (!t->closes) {
-                vec_store(t->spill + r * PANEL + c * 16, v);
-                continue;
-            }
             if (column >= a->w.n) continue;
-            size_t at = (t->row + r) * a->out_stride + column;
+            struct vec v = vec_load(t->spill + r * PANEL + c * 16);
             uint32_t left = a->w.n - column;
             if (a->bias) v = vec_add(v, vec_load_some(a->bias + column, left));
-            if (a->residual) v = vec_add(v, vec_load_some(a->residual + at, left));
-            vec_store_some(a->out + at, v, left);
+            if (a->residual) {
+                size_t at = (t->row + r) * a->out_stride + column;
+                v = vec_add(v, vec_load_some(a->residual + at, left));
+            }
+            vec_store_some(t->out + r * t->out_stride + c * 16, v, left);
         }
     }
+}
+
+static inline __attribute__((always_inline)) void tile_store(struct vec sum[][VEC_TILE_VECS],
+                                                             const struct tile *t, uint32_t rows)
+{
+    TILE_UNROLL
+    for (uint32_t r = 0; r < rows; r++)
+        TILE_UNROLL
+    for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
+        vec_store(t->spill + r * PANEL + c * 16, sum[r][c]);
+    if (t->closes) tile_close(t, rows);
 }
 
 static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t, uint32_t rows)
@@ -67,10 +100,13 @@ static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t
         for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
             vec_prefetch(ahead);
         struct pairs column[VEC_TILE_VECS];
+        TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = pairs_load(w + (size_t)k * PANEL + c * 16);
+        TILE_UNROLL
         for (uint32_t r = 0; r < rows; r++) {
             struct pairs row = pairs_set1(x + r * a->x_stride + 2 * (size_t)k);
+            TILE_UNROLL
             for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
                 sum[r][c] = vec_dot2(sum[r][c], row, column[c]);
         }
@@ -91,10 +127,13 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
         for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
             vec_prefetch(ahead);
         struct vec column[VEC_TILE_VECS];
+        TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
             column[c] = vec_load(w + (size_t)k * PANEL + c * 16);
+        TILE_UNROLL
         for (uint32_t r = 0; r < rows; r++) {
             struct vec row = vec_set1(x[r * a->x_stride + k]);
+            TILE_UNROLL
             for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
                 sum[r][c] = vec_fma(row, column[c], sum[r][c]);
         }
@@ -103,7 +142,7 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
 }
 
 /* One copy of the tile per number of rows, so that its accumulators are registers. */
-static void tile_run(const struct tile *t, uint32_t rows)
+static inline __attribute__((always_inline)) void tile_run(const struct tile *t, uint32_t rows)
 {
     bool bf16 = t->a->w.dtype == DTYPE_BF16;
 #define TILE_CASE(count)                                                                           \
@@ -135,49 +174,97 @@ static uint32_t lines_ahead(uint32_t i, uint32_t tiles)
     return tiles > 1 ? (PANEL_LINES + tiles - 1 - i) / tiles : 0;
 }
 
+static const char *panel_weights(const struct matmul_args *a, uint32_t column)
+{
+    const size_t deep = a->w.dtype == DTYPE_BF16 ? ((size_t)a->w.k + 1) / 2 : a->w.k;
+    return (const char *)a->w.packed + column / PANEL * deep * PANEL * sizeof(float);
+}
+
 /* The tiles of one panel and block of k. While they compute they ask for the weights behind the block;
  * behind the last panel in vain, which does no harm. */
-static void matmul_tiles(struct tile *t, uint32_t column, uint32_t row, uint32_t rows, float *spill)
+static inline __attribute__((always_inline)) void panel_tiles(const struct panel *p, struct tile *t)
 {
-    const struct matmul_args *a = t->a;
-    const size_t deep = a->w.dtype == DTYPE_BF16 ? ((size_t)a->w.k + 1) / 2 : a->w.k;
-    const char *next = (const char *)a->w.packed;
-    next += (column / PANEL * deep + t->k_last) * PANEL * sizeof(float);
-    uint32_t tiles = (rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
+    const struct matmul_args *a = p->a;
+    const char *next = p->next;
+    if (!t->closes) next = panel_weights(a, p->column) + (size_t)t->k_last * PANEL * sizeof(float);
+    uint32_t tiles = (p->rows + VEC_TILE_ROWS - 1) / VEC_TILE_ROWS;
     for (uint32_t i = 0, r = 0, count; i < tiles; i++, r += count) {
-        count = (rows - r + tiles - i - 1) / (tiles - i); /* even tiles: 8 is 4 + 4, not 6 + 2 */
+        count = (p->rows - r + tiles - i - 1) / (tiles - i); /* even tiles: 8 is 4 + 4, not 6 + 2 */
         t->ahead_lines = lines_ahead(i, tiles);
         t->ahead = next;
         next += (size_t)t->ahead_lines * LINE_BYTES * (t->k_last - t->k_first);
-        for (uint32_t c = 0; c < PANEL && column + c < a->w.n; c += 16 * VEC_TILE_VECS) {
-            t->row = row + r;
-            t->column = column + c;
-            t->spill = spill + r * PANEL + c;
+        for (uint32_t c = 0; c < PANEL && p->column + c < a->w.n; c += 16 * VEC_TILE_VECS) {
+            t->row = p->row + r;
+            t->column = p->column + c;
+            t->out = p->out + r * p->out_stride + c;
+            t->spill = p->spill + r * PANEL + c;
             tile_run(t, count);
         }
     }
 }
 
-static void matmul_item(const struct matmul_args *a, uint32_t column, uint32_t row, uint32_t rows)
+static __attribute__((noinline)) void panel_run(const struct panel *p)
 {
-    float spill[ROW_BLOCK_MAX * PANEL];
+    const struct matmul_args *a = p->a;
     const uint32_t deep = a->w.dtype == DTYPE_BF16 ? (a->w.k + 1) / 2 : a->w.k;
-    const bool few = rows > VEC_TILE_ROWS && rows <= TILES_FEW * VEC_TILE_ROWS;
+    const bool few = p->rows > VEC_TILE_ROWS && p->rows <= TILES_FEW * VEC_TILE_ROWS;
     const uint32_t block = few ? K_BLOCK_FEW : K_BLOCK;
     for (uint32_t k = 0; k < deep; k += block) {
         struct tile t = {a, .k_first = k, .k_last = deep - k < block ? deep : k + block};
+        t.out_stride = p->out_stride;
         t.opens = k == 0;
         t.closes = t.k_last == deep;
-        matmul_tiles(&t, column, row, rows, spill);
+        panel_tiles(p, &t);
     }
+}
+
+/* Rows of item i, of which each block of rows has `panels`. */
+static uint32_t item_rows(const struct matmul_args *a, uint32_t i, uint32_t panels, uint32_t *row)
+{
+    *row = i / panels * a->row_block;
+    return a->rows - *row < a->row_block ? a->rows - *row : a->row_block;
 }
 
 static void matmul(const void *args, uint32_t first, uint32_t last)
 {
     const struct matmul_args *a = args;
+    _Alignas(64) float spill[ROW_BLOCK_MAX * PANEL];
     uint32_t panels = (a->w.n + PANEL - 1) / PANEL;
     for (uint32_t i = first; i < last; i++) {
-        uint32_t row = i / panels * a->row_block, left = a->rows - row;
-        matmul_item(a, i % panels * PANEL, row, left < a->row_block ? left : a->row_block);
+        struct panel p = {a, .column = i % panels * PANEL, .spill = spill};
+        p.rows = item_rows(a, i, panels, &p.row);
+        p.out = a->out + p.row * a->out_stride + p.column;
+        p.out_stride = a->out_stride;
+        p.next = panel_weights(a, p.column + PANEL);
+        panel_run(&p);
+    }
+}
+
+/* silu of the front half's panel, times the back half's. Both are still in the nearest cache where a token
+ * each of few sequences is computed. */
+static void gated(const void *args, uint32_t first, uint32_t last)
+{
+    const struct gated_args *g = args;
+    const struct matmul_args *a = &g->product;
+    _Alignas(64) float gate[ROW_BLOCK_MAX * PANEL];
+    _Alignas(64) float up[ROW_BLOCK_MAX * PANEL];
+    uint32_t half = a->w.n / 2, panels = half / PANEL;
+    for (uint32_t i = first; i < last; i++) {
+        struct panel p = {a, .column = i % panels * PANEL, .out_stride = PANEL};
+        p.rows = item_rows(a, i, panels, &p.row);
+        const uint32_t column = p.column;
+        p.out = p.spill = gate;
+        p.next = panel_weights(a, half + column);
+        panel_run(&p);
+        p.out = p.spill = up;
+        p.column = half + column;
+        p.next = panel_weights(a, column + PANEL);
+        panel_run(&p);
+        for (uint32_t r = 0; r < p.rows; r++)
+            for (uint32_t c = 0; c < PANEL; c += 16) {
+                struct vec s = vec_silu(vec_load(gate + r * PANEL + c));
+                s = vec_mul(s, vec_load(up + r * PANEL + c));
+                operand_store(&g->out, p.row + r, column + c, s, 16);
+            }
     }
 }

@@ -26,12 +26,21 @@ static inline struct vec vec_exp(struct vec x)
     return vec_mul(p, vec_exp2_of_biased(biased));
 }
 
+/* Up to 16 lanes of an operand row, from element `at` on. */
+static inline __attribute__((always_inline)) void
+operand_store(const struct operand_rows *rows, size_t row, uint32_t at, struct vec v, uint32_t left)
+{
+    if (rows->bf16)
+        vec_store_bf16((uint16_t *)rows->at + row * rows->stride + at, v, left);
+    else
+        vec_store_some((float *)rows->at + row * rows->stride + at, v, left);
+}
+
 static void rms_norm(const void *args, uint32_t first, uint32_t last)
 {
     const struct norm_args *a = args;
     for (uint32_t row = first; row < last; row++) {
         const float *x = a->x + row * a->x_stride;
-        float *out = a->out + row * a->out_stride;
         struct vec squares = vec_set1(0);
         for (uint32_t i = 0; i < a->dim; i += 16) {
             struct vec v = vec_load_some(x + i, a->dim - i);
@@ -42,7 +51,8 @@ static void rms_norm(const void *args, uint32_t first, uint32_t last)
         for (uint32_t i = 0; i < a->dim; i += 16) {
             uint32_t left = a->dim - i;
             struct vec v = vec_mul(vec_load_some(x + i, left), scale);
-            vec_store_some(out + i, vec_mul(v, vec_load_some(a->weight + i, left)), left);
+            v = vec_mul(v, vec_load_some(a->weight + i, left));
+            operand_store(&a->out, row, i, v, left);
         }
     }
 }
@@ -59,18 +69,20 @@ static void round_rows(const void *args, uint32_t first, uint32_t last)
     }
 }
 
+static inline __attribute__((always_inline)) struct vec vec_silu(struct vec v)
+{
+    return vec_div(v, vec_add(vec_set1(1.0f), vec_exp(vec_sub(vec_set1(0), v))));
+}
+
 static void silu_mul(const void *args, uint32_t first, uint32_t last)
 {
     const struct silu_args *a = args;
-    const struct vec one = vec_set1(1.0f);
     for (uint32_t row = first; row < last; row++) {
         const float *gate = a->gate_up + row * a->stride, *up = gate + a->dim;
-        float *out = a->out + row * a->out_stride;
         for (uint32_t i = 0; i < a->dim; i += 16) {
             uint32_t left = a->dim - i;
-            struct vec g = vec_load_some(gate + i, left);
-            struct vec s = vec_div(g, vec_add(one, vec_exp(vec_sub(vec_set1(0), g))));
-            vec_store_some(out + i, vec_mul(s, vec_load_some(up + i, left)), left);
+            struct vec s = vec_silu(vec_load_some(gate + i, left));
+            operand_store(&a->out, row, i, vec_mul(s, vec_load_some(up + i, left)), left);
         }
     }
 }

@@ -39,7 +39,8 @@ struct backend {
     struct backend_facts facts;
     struct workers *workers;
     struct share *share; /* [facts.threads], of the op that runs */
-    uint16_t *rounded;   /* activations as bf16, grown to the largest matmul so far */
+    uint16_t
+        *rounded; /* activations as bf16 pairs, where they are not, grown to the largest so far */
     size_t rounded_count;
     enum err status; /* of the ops since the last sync */
     uint64_t marks;
@@ -176,7 +177,8 @@ static enum err cpu_open(struct backend **out, const struct backend_options *opt
     b->facts = (struct backend_facts){.path = kernels->name,
                                       .device = "",
                                       .queue_depth = 1,
-                                      .operand_bytes = sizeof(float),
+                                      .operand_bytes = (uint32_t)dtype_bytes(
+                                          options->dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32),
                                       .product_bytes = sizeof(float),
                                       .kv_layout = KV_LAYOUT_CPU,
                                       .weight_layout = WEIGHT_LAYOUT_CPU,
@@ -280,10 +282,15 @@ static void cpu_embed(struct backend *b, float *x, const void *table, enum dtype
     }
 }
 
+static struct operand_rows operand(const struct backend *b, void *at, size_t stride)
+{
+    return (struct operand_rows){at, stride, b->facts.operand_bytes == sizeof(uint16_t)};
+}
+
 static void cpu_rms_norm(struct backend *b, void *out, const float *x, const float *weight,
                          uint32_t rows, uint32_t dim, float eps)
 {
-    struct norm_args a = {out, x, dim, dim, weight, dim, eps};
+    struct norm_args a = {operand(b, out, dim), x, dim, weight, dim, eps};
     run(b, b->kernels->rms_norm, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS);
 }
 
@@ -297,13 +304,20 @@ static bool rounded_room(struct backend *b, uint32_t k, uint32_t rows)
     return b->rounded;
 }
 
-/* The rows of x as bf16, k rounded up to a whole pair. */
-static const uint16_t *rounded_rows(struct backend *b, const float *x, uint32_t k, uint32_t rows)
+/* The rows of x as bf16, k rounded up to a whole pair: x itself if it is that. */
+static const uint16_t *paired_rows(struct backend *b, const void *x, uint32_t k, uint32_t rows)
 {
     size_t stride = ((size_t)k + 1) / 2 * 2;
+    bool bf16 = b->facts.operand_bytes == sizeof(uint16_t);
+    if (bf16 && k == stride) return x;
     if (!rounded_room(b, k, rows)) return NULL;
     struct round_args a = {b->rounded, x, stride, k, k};
-    run(b, b->kernels->round_rows, &a, rows, (uint64_t)rows * k / ELEMENTS_PER_NS / 2);
+    if (!bf16) run(b, b->kernels->round_rows, &a, rows, (uint64_t)rows * k / ELEMENTS_PER_NS / 2);
+    for (uint32_t r = 0; bf16 && r < rows; r++) {
+        memcpy(b->rounded + r * stride, (const uint16_t *)x + (size_t)r * k,
+               k * sizeof *b->rounded);
+        b->rounded[r * stride + k] = 0;
+    }
     return b->rounded;
 }
 
@@ -312,7 +326,9 @@ static void cpu_prepare(struct backend *b, const struct matrix *w, enum row_kind
 {
     (void)out_kind;
     (void)biased;
-    if (w->dtype == DTYPE_BF16 && !rounded_room(b, w->k, rows_max)) b->status = ERR_MEMORY;
+    bool paired = b->facts.operand_bytes == sizeof(uint16_t) && w->k % 2 == 0;
+    if (w->dtype == DTYPE_BF16 && !paired && !rounded_room(b, w->k, rows_max))
+        b->status = ERR_MEMORY;
 }
 
 /* As many rows as the L2 cache holds beside a panel of weights; whole tiles. */
@@ -322,28 +338,51 @@ static uint32_t row_block(uint32_t row_bytes)
     return rows < 24 ? 24 : rows > ROW_BLOCK_MAX ? ROW_BLOCK_MAX : rows;
 }
 
+/* The product's rows as its kernel reads them; false: no memory. */
+static bool product_open(struct backend *b, struct matmul_args *a, const void *x)
+{
+    CHECK(a->w.dtype == DTYPE_BF16 || b->facts.operand_bytes == sizeof(float));
+    a->x = x;
+    a->x_stride = a->w.k;
+    if (a->w.dtype != DTYPE_BF16) return true;
+    a->x_stride = ((size_t)a->w.k + 1) / 2 * 2;
+    if ((a->x = paired_rows(b, x, a->w.k, a->rows))) return true;
+    b->status = ERR_MEMORY;
+    return false;
+}
+
+static uint64_t product_ns(const struct matmul_args *a)
+{
+    uint64_t weights = (uint64_t)a->w.n * a->w.k;
+    uint64_t compute_ns = a->rows * weights / MATMUL_MACS_PER_NS;
+    uint64_t read_ns = weights * dtype_bytes(a->w.dtype) / WEIGHT_BYTES_PER_NS;
+    return compute_ns > read_ns ? compute_ns : read_ns;
+}
+
 static void cpu_matmul(struct backend *b, void *out, enum row_kind out_kind, const void *x,
                        const struct matrix *w, const float *bias, const float *residual,
                        uint32_t rows)
 {
     (void)out_kind;
-    if (rows == 0) return;
-    struct matmul_args a = {out, x, w->n, w->k, *w, bias, residual, rows};
-    if (w->dtype == DTYPE_BF16) {
-        a.x = rounded_rows(b, x, w->k, rows);
-        a.x_stride = ((size_t)w->k + 1) / 2 * 2;
-        if (!a.x) {
-            b->status = ERR_MEMORY;
-            return;
-        }
-    }
-    uint64_t macs = (uint64_t)rows * w->n * w->k;
-    uint64_t weight_bytes = (uint64_t)w->n * w->k * dtype_bytes(w->dtype);
-    uint64_t compute_ns = macs / MATMUL_MACS_PER_NS, read_ns = weight_bytes / WEIGHT_BYTES_PER_NS;
+    struct matmul_args a = {out, NULL, w->n, 0, *w, bias, residual, rows};
+    if (rows == 0 || !product_open(b, &a, x)) return;
     uint32_t panels = (w->n + PANEL - 1) / PANEL;
     a.row_block = row_block(w->k * (w->dtype == DTYPE_BF16 ? 2 : 4));
-    run(b, b->kernels->matmul, &a, (rows + a.row_block - 1) / a.row_block * panels,
-        compute_ns > read_ns ? compute_ns : read_ns);
+    run(b, b->kernels->matmul, &a, (rows + a.row_block - 1) / a.row_block * panels, product_ns(&a));
+}
+
+static bool cpu_gated(struct backend *b, void *out, const void *x, const struct matrix *w,
+                      const float *bias, uint32_t rows)
+{
+    uint32_t dim = w->n / 2, panels = dim / PANEL;
+    struct gated_args a = {.product = {.w = *w, .bias = bias, .rows = rows},
+                           .out = operand(b, out, dim)};
+    if (w->n % (2 * PANEL) != 0) return false;
+    if (rows == 0 || !product_open(b, &a.product, x)) return true;
+    uint32_t block = row_block(2 * w->k * (w->dtype == DTYPE_BF16 ? 2 : 4)); /* two panels, sums */
+    a.product.row_block = block;
+    run(b, b->kernels->gated, &a, (rows + block - 1) / block * panels, product_ns(&a.product));
+    return true;
 }
 
 static size_t qkv_width(const struct attend_shape *shape)
@@ -379,7 +418,8 @@ static void cpu_attend(struct backend *b, void *out, const void *qkv, const stru
 {
     (void)rows;
     size_t out_stride = (size_t)shape->heads * shape->head_dim;
-    struct attend_args a = {out, qkv, out_stride, qkv_width(shape), batch, *shape, *kv, layer};
+    struct attend_args a = {
+        operand(b, out, out_stride), qkv, qkv_width(shape), batch, *shape, *kv, layer};
     a.together = attend_together(b, shape, batch->sequences_count);
     uint32_t items = 0;
     uint64_t macs = 0;
@@ -395,7 +435,7 @@ static void cpu_attend(struct backend *b, void *out, const void *qkv, const stru
 static void cpu_silu_mul(struct backend *b, void *out, const void *gate_up, uint32_t rows,
                          uint32_t dim)
 {
-    struct silu_args a = {out, gate_up, dim, 2 * (size_t)dim, dim};
+    struct silu_args a = {operand(b, out, dim), gate_up, 2 * (size_t)dim, dim};
     run(b, b->kernels->silu_mul, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS * 2);
 }
 
@@ -448,9 +488,9 @@ static enum err cpu_wait(struct backend *b, uint64_t mark, uint64_t timeout_ns)
         .read = cpu_read, .fetch = cpu_fetch, .pack_bytes = cpu_pack_bytes,                        \
         .pack_rows = cpu_pack_rows, .weight_place = cpu_weight_place, .prepare = cpu_prepare,      \
         .step = cpu_step, .embed = cpu_embed, .rms_norm = cpu_rms_norm, .matmul = cpu_matmul,      \
-        .rope_append = cpu_rope_append, .attend = cpu_attend, .silu_mul = cpu_silu_mul,            \
-        .gather = cpu_gather, .logprobs = cpu_logprobs, .block_copy = cpu_block_copy,              \
-        .mark = cpu_mark, .wait = cpu_wait, .sync = cpu_sync,                                      \
+        .gated = cpu_gated, .rope_append = cpu_rope_append, .attend = cpu_attend,                  \
+        .silu_mul = cpu_silu_mul, .gather = cpu_gather, .logprobs = cpu_logprobs,                  \
+        .block_copy = cpu_block_copy, .mark = cpu_mark, .wait = cpu_wait, .sync = cpu_sync,        \
     }
 
 static enum err open_c(struct backend **b, const struct backend_options *options)

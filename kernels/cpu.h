@@ -16,10 +16,17 @@ enum {
 
 typedef void cpu_kernel(const void *args, uint32_t first, uint32_t last);
 
+/* Rows that a product reads: bf16 where the backend computes in it, else fp32. */
+struct operand_rows {
+    void *at;
+    size_t stride;
+    bool bf16;
+};
+
 struct norm_args { /* item: a row */
-    float *out;
+    struct operand_rows out;
     const float *x;
-    size_t out_stride, x_stride;
+    size_t x_stride;
     const float *weight;
     uint32_t dim;
     float eps;
@@ -43,10 +50,17 @@ struct matmul_args {
     uint32_t rows, row_block;
 };
 
+/* Item: row_block rows of one panel of the front half and the one of the back half behind it. Both halves
+ * are whole panels, and nothing but `rows` is written: the product has no out and no residual. */
+struct gated_args {
+    struct matmul_args product;
+    struct operand_rows out;
+};
+
 struct silu_args { /* item: a row */
-    float *out;
+    struct operand_rows out;
     const float *gate_up;
-    size_t out_stride, stride;
+    size_t stride;
     uint32_t dim;
 };
 
@@ -71,9 +85,9 @@ struct rope_args { /* item: a row */
  * kv heads outermost: the KV of one is read by many items, and stays in the L2 cache. Of a sequence
  * with one row, which has few queries, an item takes `together` kv heads. */
 struct attend_args {
-    float *out;
+    struct operand_rows out;
     const float *q;
-    size_t out_stride, q_stride;
+    size_t q_stride;
     const struct batch *batch;
     struct attend_shape shape;
     struct kv_view kv;
@@ -82,7 +96,7 @@ struct attend_args {
 
 struct cpu_kernels {
     const char *name;
-    cpu_kernel *rms_norm, *round_rows, *matmul, *silu_mul, *rope_append, *attend, *logprobs;
+    cpu_kernel *rms_norm, *round_rows, *matmul, *gated, *silu_mul, *rope_append, *attend, *logprobs;
 };
 extern const struct cpu_kernels cpu_c_kernels, cpu_avx2_kernels, cpu_avx512_kernels;
 

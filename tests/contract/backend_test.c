@@ -316,6 +316,64 @@ static void logprobs_are_as_defined_and_equal_on_all_paths(void **state)
     }
 }
 
+/* A product of rows by gate and up: `wide` with fp32 rows by matmul and silu_mul, then rounded where the
+ * matrix is of bf16; else as a model of its dtype does it, in one op if there is one. */
+static void run_mlp(const struct subject *s, const struct matmul_input *m, bool wide, uint16_t *out)
+{
+    size_t count = (size_t)m->rows * m->n / 2, inputs = (size_t)m->rows * m->k;
+    void *packed = pack(s->ops, m->n, m->k, m->dtype, m->w);
+    struct matrix w = {packed, m->n, m->k, m->dtype};
+    uint16_t *narrow = mem_array(inputs, sizeof *narrow);
+    float *between = mem_array(2 * count, sizeof *between), *silu = mem_array(count, sizeof *silu);
+    bool bf16 = m->dtype == DTYPE_BF16;
+    for (size_t i = 0; i < inputs; i++)
+        narrow[i] = bf16_from_f32(m->x[i]);
+    const void *x = !wide && bf16 ? (const void *)narrow : m->x;
+    void *to = !wide && bf16 ? (void *)out : silu;
+    bool fused = !wide && s->ops->gated(s->b, to, x, &w, m->bias, m->rows);
+    assert_int_equal(fused, !wide && m->n % 128 == 0);
+    if (!fused) {
+        s->ops->matmul(s->b, between, ROWS_PRODUCT, x, &w, m->bias, NULL, m->rows);
+        s->ops->silu_mul(s->b, to, between, m->rows, m->n / 2);
+    }
+    for (size_t i = 0; i < count && wide && bf16; i++)
+        out[i] = bf16_from_f32(silu[i]);
+    if (!bf16) memcpy(out, silu, count * sizeof *silu);
+    mem_free(packed), mem_free(narrow), mem_free(between), mem_free(silu);
+}
+
+static void a_model_in_bf16_computes_what_separate_ops_round(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t rows, n, k;
+    } cases[] = {{1, 128, 64}, {3, 384, 33},   {16, 256, 515},
+                 {17, 100, 7}, {400, 128, 40}, {16, 192, 4}};
+    struct random r = {.seed = 9};
+    for (size_t i = 0; i < 4 * COUNT(cases); i++) {
+        struct matmul_input m = {cases[i / 4].rows, cases[i / 4].n, cases[i / 4].k};
+        size_t bytes = (size_t)m.rows * m.n / 2 * sizeof(float);
+        float *x = random_floats(&r, (size_t)m.rows * m.k), *bias = random_floats(&r, m.n);
+        float *w = random_floats(&r, (size_t)m.n * m.k);
+        uint16_t *want = mem_new(bytes), *got = mem_new(bytes);
+        m.dtype = i % 2 ? DTYPE_BF16 : DTYPE_F32;
+        m.x = x, m.w = w, m.bias = i % 4 / 2 ? bias : NULL;
+        struct subject c = subject_open("cpu-c", 1);
+        run_mlp(&c, &m, true, want);
+        subject_close(&c);
+        for (const char *const *name = backend_names(); *name; name++) {
+            struct subject s;
+            struct backend_options o = {.threads = 2, .dtype = m.dtype};
+            assert_ok(backend_find(*name, &s.ops));
+            assert_ok(s.ops->open(&s.b, &o));
+            run_mlp(&s, &m, false, got);
+            assert_memory_equal(got, want, bytes);
+            subject_close(&s);
+        }
+        mem_free(x), mem_free(bias), mem_free(w), mem_free(want), mem_free(got);
+    }
+}
+
 static void embed_gather_and_copy_move_the_right_rows(void **state)
 {
     (void)state;
@@ -456,6 +514,7 @@ int main(void)
         cmocka_unit_test(rms_norm_is_right_and_equal_on_all_paths),
         cmocka_unit_test(silu_mul_is_right_and_equal_on_all_paths),
         cmocka_unit_test(logprobs_are_as_defined_and_equal_on_all_paths),
+        cmocka_unit_test(a_model_in_bf16_computes_what_separate_ops_round),
         cmocka_unit_test(embed_gather_and_copy_move_the_right_rows),
         cmocka_unit_test(ops_allocate_nothing_once_warm_and_report_failure_at_sync),
         cmocka_unit_test(open_fails_cleanly_at_every_allocation),
