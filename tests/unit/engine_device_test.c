@@ -29,6 +29,7 @@ struct fixture {
     char dir[SCRATCH_BYTES];
     struct tiny_shape shape;
     struct mailbox *events;
+    struct engine *runs; /* NULL: none */
     uint32_t prompt[SEQUENCES][PROMPT_MAX], prompt_count[SEQUENCES];
     struct job job[SEQUENCES];
 };
@@ -72,9 +73,16 @@ static int setup(void **state)
     return 0;
 }
 
+static void stop(struct fixture *f)
+{
+    if (f->runs) engine_stop(f->runs);
+    f->runs = NULL;
+}
+
 static int teardown(void **state)
 {
     struct fixture *f = *state;
+    stop(f); /* of a test that failed: its thread would tell of its steps */
     mailbox_free(f->events);
     scratch_remove(f->dir);
     mem_free(f);
@@ -168,6 +176,12 @@ static void on_event(void *ctx, const struct engine_event *event)
     assert_ok(mailbox_send(f->events, event));
 }
 
+static void start(struct fixture *f, struct engine *engine)
+{
+    assert_ok(engine_start(engine, on_event, f));
+    f->runs = engine;
+}
+
 static struct engine_event next_done(struct fixture *f)
 {
     struct engine_event event;
@@ -203,7 +217,7 @@ static void steps_in_flight_give_what_steps_alone_give(void **state)
     struct token_info alone[STEPS][SEQUENCES] = {0}, together[STEPS][SEQUENCES] = {0};
     struct engine *engine = open_on(f, backend, DTYPE_BF16, false);
     struct step *step[STEPS];
-    assert_ok(engine_start(engine, on_event, f));
+    start(f, engine);
     for (uint32_t n = 0; n < STEPS; n++) {
         step[n] = new_step(engine);
         plan(f, step[n], n);
@@ -223,7 +237,7 @@ static void steps_in_flight_give_what_steps_alone_give(void **state)
         assert_true(done.began_ns <= done.ended_ns);
         remember(step[n], together[n]);
     }
-    engine_stop(engine);
+    stop(f);
     engine_close(engine);
     for (uint32_t n = 0; n < STEPS; n++) {
         for (uint32_t i = 0; i < step[n]->sequences_count; i++) {
@@ -268,7 +282,7 @@ static void a_cancelled_step_ends_and_the_next_is_right(void **state)
     struct fixture *f = *state;
     struct engine *engine = open_on(f, backend, DTYPE_BF16, false);
     struct step *s[2] = {new_step(engine), new_step(engine)};
-    assert_ok(engine_start(engine, on_event, f));
+    start(f, engine);
     for (uint32_t i = 0; i < 2; i++) {
         step_clear(s[i]);
         s[i]->id = i + 1;
@@ -279,7 +293,7 @@ static void a_cancelled_step_ends_and_the_next_is_right(void **state)
     }
     assert_int_equal(next_done(f).status, ERR_CANCELLED);
     assert_ok(next_done(f).status);
-    engine_stop(engine);
+    stop(f);
     uint32_t token = s[1]->result[0].token;
     engine_close(engine);
     engine = open_on(f, backend, DTYPE_BF16, false);
@@ -301,7 +315,7 @@ static void layers_are_told_in_order_before_the_end(void **state)
     s->id = 7;
     s->report_layers = true;
     add(f, s, 0, 0, f->prompt_count[0]);
-    assert_ok(engine_start(engine, on_event, f));
+    start(f, engine);
     assert_ok(engine_submit(engine, s));
     for (uint32_t layer = 0; layer < f->shape.layers; layer++) {
         assert_ok(mailbox_wait(f->events, &event, WAIT_NS));
@@ -309,7 +323,7 @@ static void layers_are_told_in_order_before_the_end(void **state)
         assert_int_equal(event.layer, layer);
     }
     assert_ok(next_done(f).status);
-    engine_stop(engine);
+    stop(f);
     step_free(s);
     engine_close(engine);
 }
@@ -349,7 +363,7 @@ static void a_layers_kv_is_there_when_it_is_told(void **state)
 
     engine = open_on(f, backend, DTYPE_BF16, false);
     s = told_step(f, engine);
-    assert_ok(engine_start(engine, on_event, f));
+    start(f, engine);
     assert_ok(engine_submit(engine, s));
     for (uint32_t layer = 0; layer < f->shape.layers; layer++) {
         struct engine_event event;
@@ -359,7 +373,7 @@ static void a_layers_kv_is_there_when_it_is_told(void **state)
         assert_memory_equal(got, wanted + layer * bytes, bytes);
     }
     assert_ok(next_done(f).status);
-    engine_stop(engine);
+    stop(f);
     step_free(s);
     engine_close(engine);
     mem_free(wanted), mem_free(got), mem_free(scores);
