@@ -317,10 +317,9 @@ static void a_user_of_the_servers_logs_in(void **state)
 {
     struct world *w = *state;
     uint32_t n;
-    start(w, (const char *[]){"--user",
-                              "nodes on >ours ~tandem:* +auth +exists +getrange +set +touch "
-                              "+pexpire +del",
-                              "--user", "default off", NULL});
+    start(w, (const char *[]){"--user", "nodes", "on", ">ours", "~tandem:*", "+auth", "+exists",
+                              "+getrange", "+set", "+touch", "+pexpire", "+del", "--user",
+                              "default", "off", NULL});
     kv_tier_redis.close(w->tier);
     w->options.user = "nodes";
     assert_int_equal(kv_tier_redis.open(&w->tier, &w->options), ERR_INVALID);
