@@ -37,8 +37,6 @@ uint32_t fake_nccl_reset(void);
 uint32_t fake_nccl_moving(void);
 /* Unique ids that hold a thread: made here, and not yet used by both ranks. */
 uint32_t fake_nccl_ids(void);
-/* Calls of ncclCommGetAsyncError so far. */
-uint32_t fake_nccl_looks(void);
 /* Devices of which one has the turn (one_at_a_time). */
 uint32_t fake_nccl_turns(void);
 

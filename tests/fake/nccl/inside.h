@@ -49,7 +49,7 @@ struct fake_nccl_state {
     bool knobs_read;
     const char *fail_seen;
     uint32_t fail_seen_at, fail_calls;
-    uint32_t moving_count, jobs_count, ids_count, looks_count;
+    uint32_t moving_count, jobs_count, ids_count;
     struct ncclComm *comms, *turn[FAKE_NCCL_DEVICES_MAX];
     struct fake_listener *listeners;
     uint64_t ids;
