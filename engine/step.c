@@ -34,7 +34,8 @@ void step_free(struct step *step)
 void step_clear(struct step *step)
 {
     step->sequences_count = step->rows_count = step->table_count = step->copies_count = 0;
-    step->report_layers = step->cancel = false;
+    step->report_layers = false;
+    step->cancel = false;
 }
 
 struct step_sequence *step_add(struct step *step, uint32_t slot, uint32_t position,
