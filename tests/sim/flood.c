@@ -168,6 +168,7 @@ bool flood_compare(uint64_t first, uint64_t count)
         {.flood_tokens = 120, .flood_steps = 2}, /* as GPUs have */
         {.flood_tokens = 40, .flood_steps = 1},
         {.flood_tokens = 40, .flood_steps = 2},
+        {.flood_tokens = 20, .flood_steps = 1},
     };
     bool right = true;
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
