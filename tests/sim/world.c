@@ -140,12 +140,14 @@ static void deliver(struct sim *s, struct sim_proc *p, void *data)
         sim_fail(s, "%s: took a %s of an earlier session", p->name, msg_kind_name(m.kind));
 }
 
-static void put_on_wire(struct sim *s, struct sim_proc *to, struct wire *w, uint64_t when_ns)
+/* When it comes: behind what was sent before it. */
+static uint64_t put_on_wire(struct sim *s, struct sim_proc *to, struct wire *w, uint64_t when_ns)
 {
     uint64_t *last = &s->conn[w->dialler][w->router].last_ns[w->to_router];
     if (when_ns <= *last) when_ns = *last + 1;
     *last = when_ns;
     sim_at(s, when_ns, to, deliver, w);
+    return when_ns;
 }
 
 void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const struct msg *m)
@@ -165,7 +167,7 @@ void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const s
     memcpy(w->bytes, s->wire.data, s->wire.size);
     uint64_t when_ns = s->now_ns + s->net_ns + sim_draw_ns(s, 0, s->jitter_ns);
     if (sim_draw(s, 100) < s->slow_percent) when_ns += sim_draw_ns(s, 0, SLOW_NS);
-    put_on_wire(s, to, w, when_ns);
+    when_ns = put_on_wire(s, to, w, when_ns);
     /* not for clients: theirs is to show that the router forwards nothing twice */
     if (s->proc[w->dialler].kind == PROC_CLIENT) return;
     if (sim_draw(s, 100) >= s->duplicate_percent) return;
