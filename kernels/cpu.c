@@ -20,9 +20,11 @@
 enum {
     ITEMS_PER_THREAD = 2,        /* of attend, where an item could take more kv heads */
     THREAD_WORTH_NS = 3000,      /* a run costs 0.5 us when both sides still spin */
+    GATED_ROWS_MIN = 13,         /* fewer wait for memory, and read it best in one go */
     ROW_BLOCK_BYTES = 384 << 10, /* of activations, beside the weights in the L2 cache */
     /* Guesses of what one thread does: they decide on threads, never on results. */
     ELEMENTS_PER_NS = 8,
+    NORM_ELEMENTS_PER_NS = 2, /* most of which another thread wrote */
     WEIGHT_BYTES_PER_NS = 60,
     MASSES_PER_NS = 2,
     MATMUL_MACS_PER_NS = 200,
@@ -291,7 +293,7 @@ static void cpu_rms_norm(struct backend *b, void *out, const float *x, const flo
                          uint32_t rows, uint32_t dim, float eps)
 {
     struct norm_args a = {operand(b, out, dim), x, dim, weight, dim, eps};
-    run(b, b->kernels->rms_norm, &a, rows, (uint64_t)rows * dim / ELEMENTS_PER_NS);
+    run(b, b->kernels->rms_norm, &a, rows, (uint64_t)rows * dim / NORM_ELEMENTS_PER_NS);
 }
 
 static bool rounded_room(struct backend *b, uint32_t k, uint32_t rows)
@@ -377,7 +379,7 @@ static bool cpu_gated(struct backend *b, void *out, const void *x, const struct 
     uint32_t dim = w->n / 2, panels = dim / PANEL;
     struct gated_args a = {.product = {.w = *w, .bias = bias, .rows = rows},
                            .out = operand(b, out, dim)};
-    if (w->n % (2 * PANEL) != 0) return false;
+    if (w->n % (2 * PANEL) != 0 || rows < GATED_ROWS_MIN) return false;
     if (rows == 0 || !product_open(b, &a.product, x)) return true;
     uint32_t block = row_block(2 * w->k * (w->dtype == DTYPE_BF16 ? 2 : 4)); /* two panels, sums */
     a.product.row_block = block;
