@@ -451,7 +451,7 @@ static void itl_of(const char *name, int way)
     for (uint32_t i = 0; i < bench.amounts->itl_rounds; i++)
         itl_round(way, &ms, &ttft_ms);
     tell_all(name, &ms);
-    if (way != UNDISTURBED) tell(name, "_ttft_p50_ms", samples_at(&ttft_ms, 0.5));
+    if (ttft_ms.count > 0) tell(name, "_ttft_p50_ms", samples_at(&ttft_ms, 0.5));
     samples_free(&ms);
     samples_free(&ttft_ms);
 }
