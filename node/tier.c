@@ -308,12 +308,16 @@ static void prefix_came(struct node_core *c, uint64_t now_ns, struct tier_op *op
 static void loaded(struct node_core *c, uint64_t now_ns, struct tier_op *op,
                    const struct kv_tier_event *e)
 {
-    bool window = op->window.tokens > 0;
-    if (window && !PLANTED("tier_unheld") && window_came(c, now_ns, op, e)) {
+    if (PLANTED("tier_unheld")) {
+        op_end(c, op);
+        return;
+    }
+    if (op->window.tokens == 0) {
+        prefix_came(c, now_ns, op, e);
+    } else if (window_came(c, now_ns, op, e)) {
         op_post(c, op->deadline_ns - c->config.tier_deadline_ns, op, op->tokens, 0);
         return;
     }
-    if (!window && !PLANTED("tier_unheld")) prefix_came(c, now_ns, op, e);
     op_end(c, op);
 }
 
