@@ -213,10 +213,7 @@ static void request_ended(struct router_core *core, uint64_t now_ns, struct requ
     list_push_back(&core->history, &r->history);
     if (++core->history_count <= core->config.history_max) return;
     struct request *oldest = list_member(core->history.next, struct request, history);
-    core->history_count--;
-    for (uint32_t i = 0; i < oldest->choices_count; i++)
-        choice_cancel_nodes(core, oldest->choice[i].ended_ns, &oldest->choice[i], "forgotten");
-    request_free(core, oldest);
+    request_forget(core, now_ns, oldest);
 }
 
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,

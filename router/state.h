@@ -473,6 +473,8 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
 /* The ids of its prompt did not come in time: it was not accepted yet. */
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
 void request_free(struct router_core *core, struct request *r);
+/* Of the history; a P that has not said yet that it is done lets go too. */
+void request_forget(struct router_core *core, uint64_t now_ns, struct request *r);
 struct id128 router_draw_id(struct router_core *core);
 
 /* fork.c: whether a choice may share the KV of another one of its request. Fills in c->fork and its D. */

@@ -206,6 +206,14 @@ void request_free(struct router_core *core, struct request *r)
     mem_free(r);
 }
 
+void request_forget(struct router_core *core, uint64_t now_ns, struct request *r)
+{
+    core->history_count--;
+    for (uint32_t i = 0; i < r->choices_count; i++)
+        choice_cancel_nodes(core, now_ns, &r->choice[i], "forgotten");
+    request_free(core, r);
+}
+
 static uint64_t draw(struct router_core *core, uint32_t stream)
 {
     struct rng_block b = rng_draw(core->config.id_seed, stream, core->ids_minted++);
@@ -248,9 +256,7 @@ static enum err make_way(struct router_core *core, uint64_t now_ns, const struct
                        "resumed by another submission");
     }
     old = map_get(&core->requests, s->id);
-    if (!old) return OK;
-    core->history_count--;
-    request_free(core, old);
+    if (old) request_forget(core, now_ns, old);
     return OK;
 }
 

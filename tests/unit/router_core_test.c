@@ -653,6 +653,29 @@ static void each_choice_of_a_resumed_request_goes_on_at_its_next_index(void **st
     world_close(&w);
 }
 
+/* Its P has still to say that it is done with the attempt that has ended, when the same request comes again. */
+static void a_request_that_comes_again_leaves_nothing_of_its_earlier_life(void **state)
+{
+    (void)state;
+    struct world w;
+    struct msg m = submit_of(4);
+    world_open_joined(&w, NULL);
+    m.submit.id = (struct id128){5, 6};
+    say(&w, CLIENT, m);
+    struct job_key key = reserve(&w, D0);
+    tell_tokens(&w, D0, key, 0, 4);
+    tell_finished(&w, D0, key, 4);
+    m.submit.attempt = 1000;
+    size_t mark = w.read;
+    say(&w, CLIENT, m);
+    assert_int_equal(expect(&w, P0, MSG_CANCEL)->cancel.key.attempt, 0);
+    w.read = mark;
+    key = reserve(&w, D0);
+    assert_int_equal(key.attempt, 1000);
+    lose(&w, P0);
+    world_close(&w);
+}
+
 static void the_last_token_tells_what_it_ends_by(void **state)
 {
     (void)state;
@@ -751,6 +774,7 @@ int main(void)
         cmocka_unit_test(a_client_that_does_not_hang_up_does_not_hold_the_router),
         cmocka_unit_test(a_resumed_request_goes_on_at_the_next_index),
         cmocka_unit_test(each_choice_of_a_resumed_request_goes_on_at_its_next_index),
+        cmocka_unit_test(a_request_that_comes_again_leaves_nothing_of_its_earlier_life),
         cmocka_unit_test(the_last_token_tells_what_it_ends_by),
         cmocka_unit_test(a_flood_with_nothing_running_keeps_nobody_waiting),
         cmocka_unit_test(small_prompts_do_not_pass_a_long_one_that_is_next),
