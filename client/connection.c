@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "common/mem.h"
-#include "proto/tcp.h"
 
 enum { BATCH = 256 };
 
@@ -42,6 +41,19 @@ void connection_kick(struct tandem *t)
     set_timer(t, 0);
 }
 
+/* ---- why there is no router ---- */
+
+static const char address_hint[] = "is the cluster running, and is the address right?";
+static const char lifeline_hint[] =
+    "that port must be open from here, too: see the router's --listen-lifeline";
+
+static void lifeline_trouble(struct tandem *t, const char *reason)
+{
+    snprintf(t->trouble, sizeof t->trouble, "%.150s answers, but its lifeline %s does not: %.150s",
+             tandem_router(t), t->life_address, reason);
+    t->hint = lifeline_hint;
+}
+
 /* ---- the lifeline ---- */
 
 static void life_drop(struct tandem *t)
@@ -60,13 +72,13 @@ static void put_key(unsigned char *bytes, uint64_t v)
 static enum err life_dial(struct tandem *t, const struct msg_welcome *w)
 {
     enum err e;
-    char address[TCP_ADDRESS_TEXT];
     life_drop(t);
     put_key(t->life_key, w->lifeline_key.hi);
     put_key(t->life_key + 8, w->lifeline_key.lo);
-    tcp_fill_host(w->lifeline, tandem_router(t), address);
-    if ((e = tcp_dial(address, &t->life_fd)) != OK) return e;
+    tcp_fill_host(w->lifeline, tandem_router(t), t->life_address);
     t->life = LIFE_CONNECTING;
+    lifeline_trouble(t, "no connection in time");
+    if ((e = tcp_dial(t->life_address, &t->life_fd)) != OK) return e;
     return watch(t, t->life_fd, EPOLLOUT);
 }
 
@@ -79,7 +91,10 @@ static bool is_ready(int fd, short events)
 static bool life_connect(struct tandem *t)
 {
     struct epoll_event e = {.events = EPOLLIN, .data = {.fd = t->life_fd}};
-    if (tcp_connected(t->life_fd) != OK) return false;
+    if (tcp_connected(t->life_fd) != OK) {
+        lifeline_trouble(t, err_text());
+        return false;
+    }
     if (send(t->life_fd, t->life_key, sizeof t->life_key, MSG_NOSIGNAL) != sizeof t->life_key)
         return false;
     t->life = LIFE_UP;
@@ -128,8 +143,10 @@ static void next_router(struct tandem *t, uint64_t now_ns)
 /* The session is over: all that was under way goes to the next router, or to the same again. */
 static void went_down(struct tandem *t, uint64_t now_ns)
 {
-    snprintf(t->trouble, sizeof t->trouble, "%s: %s", t->address[t->address_now],
-             t->session.down_reason);
+    if (t->life != LIFE_CONNECTING) { /* else that is the trouble, and said */
+        snprintf(t->trouble, sizeof t->trouble, "%s: %s", tandem_router(t), t->session.down_reason);
+        t->hint = address_hint;
+    }
     life_drop(t);
     if (t->lost_ns == TIME_NEVER) t->lost_ns = now_ns;
     next_router(t, now_ns);
@@ -142,15 +159,23 @@ static uint64_t at_least_ms(uint32_t ms, uint32_t least_ms)
     return (ms > least_ms ? ms : least_ms) * NS_PER_MS;
 }
 
+/* Only now is there a router: one that has no lifeline is lost again and again. */
+static void lifeline_stands(struct tandem *t, uint64_t now_ns)
+{
+    session_on_lifeline(&t->session, now_ns, true);
+    t->lost_ns = TIME_NEVER;
+}
+
 static void went_up(struct tandem *t, uint64_t now_ns, const struct msg_welcome *w)
 {
     t->session.limits.heartbeat_ns = at_least_ms(w->heartbeat_ms, 20);
     t->session.limits.dead_ns = at_least_ms(w->dead_ms, 200);
-    t->lost_ns = TIME_NEVER;
-    if (!w->lifeline[0])
-        session_on_lifeline(&t->session, now_ns, true); /* a router without */
-    else if (life_dial(t, w) != OK && session_on_lifeline(&t->session, now_ns, false))
-        went_down(t, now_ns);
+    if (!w->lifeline[0]) { /* a router without */
+        lifeline_stands(t, now_ns);
+    } else if (life_dial(t, w) != OK) {
+        lifeline_trouble(t, err_text());
+        if (session_on_lifeline(&t->session, now_ns, false)) went_down(t, now_ns);
+    }
 }
 
 static void refused(struct tandem *t, uint64_t now_ns, const char *reason)
@@ -245,7 +270,7 @@ static void look_at_lifeline(struct tandem *t, uint64_t now_ns)
     bool lost = false;
     if (t->life == LIFE_CONNECTING && is_ready(t->life_fd, POLLOUT)) {
         lost = !life_connect(t);
-        if (!lost) session_on_lifeline(&t->session, now_ns, true);
+        if (!lost) lifeline_stands(t, now_ns);
     } else if (t->life == LIFE_UP && is_ready(t->life_fd, POLLIN)) {
         lost = true; /* an end, or a word where nothing is said */
     }
@@ -256,6 +281,7 @@ static uint64_t run_session(struct tandem *t, uint64_t now_ns)
 {
     if (!t->wire && dial(t, now_ns) != OK) {
         snprintf(t->trouble, sizeof t->trouble, "%s", err_text());
+        t->hint = address_hint;
         t->address_now = (t->address_now + 1) % t->addresses_count;
         return now_ns + RETRY_MS * NS_PER_MS;
     }
@@ -283,9 +309,7 @@ static uint64_t give_up(struct tandem *t, uint64_t now_ns)
         return TIME_NEVER;
     }
     if (now_ns < t->lost_ns + t->patience_ns) return t->lost_ns + t->patience_ns;
-    snprintf(reason, sizeof reason,
-             "no router reachable (%s): is the cluster running, and is the address right?",
-             t->trouble);
+    snprintf(reason, sizeof reason, "no router reachable (%s): %s", t->trouble, t->hint);
     t->lost_ns = now_ns;
     requests_fail(t, TANDEM_NO_ROUTER, reason);
     queries_fail(t, TANDEM_NO_ROUTER, reason);
@@ -394,6 +418,7 @@ enum tandem_status tandem_open(struct tandem **out, const char *addresses)
     if ((e = open_descriptors(t)) != OK) goto fail;
     snprintf(t->name, sizeof t->name, "client-%d-%08x", (int)getpid(), (uint32_t)life.lo);
     snprintf(t->trouble, sizeof t->trouble, "%s does not answer", t->address[0]);
+    t->hint = address_hint;
     session_init(&t->session, SESSION_DIALER, life.hi | 1, &SESSION_LIMITS_DEFAULT);
     t->lost_ns = t->due_ns = clock_now_ns();
     connection_kick(t);

@@ -15,6 +15,7 @@
 #include "common/map.h"
 #include "proto/msg.h"
 #include "proto/session.h"
+#include "proto/tcp.h"
 #include "proto/wire.h"
 
 enum {
@@ -38,6 +39,7 @@ struct tandem {
     struct wire_line *line;
     int epoll_fd, timer_fd, life_fd;
     enum lifeline_state life;
+    char life_address[TCP_ADDRESS_TEXT];
     unsigned char life_key[16];
     struct buf out;
     struct arena arena;                 /* of the message being processed */
@@ -45,10 +47,11 @@ struct tandem {
     struct map by_id, by_ref;           /* of requests */
     uint64_t next_ref;
     uint64_t patience_ns, dialled_ns;
-    uint64_t lost_ns; /* since when there is no router; TIME_NEVER: there is one */
+    uint64_t lost_ns; /* since when there is no router with a lifeline; TIME_NEVER: there is one */
     uint64_t due_ns;  /* when the next turn should be at the latest */
     bool kicked, closing;
-    char trouble[ERR_TEXT_MAX]; /* why there is no router */
+    char trouble[ERR_TEXT_MAX]; /* why there is no router, */
+    const char *hint;           /* and what to do */
 };
 
 enum request_state {

@@ -28,7 +28,8 @@
  * - Tokens of a choice come in order without gaps or repetition: index 0, 1, 2 ...
  * - When the router is lost, the next address of the list is asked (or the same again), and requests
  *   that were accepted go on there at the next index with the tokens that an undisturbed run gives.
- *   After the time of tandem_set_patience without any router they end with TANDEM_NO_ROUTER.
+ *   After the time of tandem_set_patience without any router, or with one whose lifeline cannot be
+ *   reached, they end with TANDEM_NO_ROUTER.
  * - Structs that callbacks receive may grow at their end in later versions; they are only read. */
 #ifndef TANDEM_H
 #define TANDEM_H

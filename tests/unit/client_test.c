@@ -4,11 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "client/tandem.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "proto/tcp.h"
 #include "tests/unit/fake_router.h"
 
 enum { CHOICES_MAX = 4, TOKENS_MAX = 64 };
@@ -504,6 +506,55 @@ static void without_a_router_requests_and_questions_end_after_the_patience(void 
     fake_router_free(refusing);
 }
 
+/* An address nobody listens at any more, or one that takes no more connections, as behind a firewall that
+ * drops what it does not know. */
+struct dead_end {
+    int listener, filler[4];
+    char address[TCP_ADDRESS_TEXT];
+};
+
+static struct dead_end dead_end_open(bool drops)
+{
+    struct dead_end d;
+    assert_int_equal(tcp_listen("127.0.0.1:0", &d.listener, d.address), OK);
+    assert_int_equal(listen(d.listener, 0), 0);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(tcp_dial(d.address, &d.filler[i]), OK);
+    if (!drops) close(d.listener);
+    return d;
+}
+
+static void dead_end_close(struct dead_end *d, bool drops)
+{
+    for (int i = 0; i < 4; i++)
+        close(d->filler[i]);
+    if (drops) close(d->listener);
+}
+
+static void a_lifeline_that_cannot_be_reached_is_named_after_the_patience(void **state)
+{
+    (void)state;
+    for (int drops = 0; drops < 2; drops++) {
+        struct dead_end end = dead_end_open(drops);
+        struct fake_script script = {.lifeline = end.address, .outputs_until_hold = 1};
+        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+        struct foreign f = foreign_open(fake_router_address(r));
+        struct heard h = {0};
+        tandem_set_patience(f.t, 150);
+        submit(&f, &h, 1, 10);
+        foreign_run_until(&f, &h.over);
+        assert_int_equal(h.status, TANDEM_NO_ROUTER);
+        assert_non_null(strstr(h.reason, fake_router_address(r)));
+        assert_non_null(strstr(h.reason, end.address));
+        assert_non_null(strstr(h.reason, drops ? "in time" : "refused"));
+        assert_non_null(strstr(h.reason, "--listen-lifeline"));
+        tandem_request_free(h.request);
+        foreign_close(&f);
+        fake_router_free(r);
+        dead_end_close(&end, drops);
+    }
+}
+
 static void questions_are_answered_once(void **state)
 {
     (void)state;
@@ -649,6 +700,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_request_ends_as_cancelled),
         cmocka_unit_test(a_request_freed_in_its_callback_is_cancelled_and_silent),
         cmocka_unit_test(without_a_router_requests_and_questions_end_after_the_patience),
+        cmocka_unit_test(a_lifeline_that_cannot_be_reached_is_named_after_the_patience),
         cmocka_unit_test(questions_are_answered_once),
         cmocka_unit_test(closing_ends_what_runs),
         cmocka_unit_test(a_refused_resume_is_tried_again_a_refused_submit_is_not),

@@ -68,9 +68,9 @@ static void on_hello(struct fake_router *r, struct client *c, uint64_t now_ns, c
     struct id128 key = {++r->epochs, 99};
     CHECK(lifeline_expect(r->lifelines, key, c->peer) == OK);
     session_accept(&c->session, m, r->epochs, now_ns);
+    const char *lifeline = r->script.lifeline ? r->script.lifeline : lifeline_address(r->lifelines);
     say(r, c, now_ns,
-        (struct msg){.kind = MSG_WELCOME,
-                     .welcome = {"fake", lifeline_address(r->lifelines), key, 200, 3000}});
+        (struct msg){.kind = MSG_WELCOME, .welcome = {"fake", lifeline, key, 200, 3000}});
     loop_timer_set(r->timer, now_ns);
 }
 

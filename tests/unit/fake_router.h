@@ -30,6 +30,7 @@ struct fake_script {
     enum fake_answer at_query; /* a question is how a test says when */
     const char *answer;        /* to each question; NULL: {"fake":true} */
     bool inexact;              /* says DONE */
+    const char *lifeline;      /* what WELCOME names; NULL: its own */
 };
 
 struct fake_seen {
