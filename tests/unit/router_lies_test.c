@@ -1,6 +1,7 @@
-/* Nodes that say anything about anything: of jobs that they have, had, or never were given, in any state. The
- * router may fail requests for it; it stays whole, and what honest nodes do afterwards ends well. A failing seed
- * is named and runs alone with TANDEM_SEED=N. */
+/* Nodes that say anything about anything: of jobs that they have, had, or never were given, in any state; clients
+ * that submit and cancel requests under any id, their own or another's, living or ended, and ids of prompts that
+ * come late, twice, or for nobody. The router may fail requests for it; it stays whole, answers each submission
+ * once and ends each choice that it accepted once. A failing seed is named and runs alone with TANDEM_SEED=N. */
 #include "tests/unit/router_rig.h"
 
 #include "common/log.h"
@@ -8,13 +9,18 @@
 #include "common/rng.h"
 #include "common/settings.h"
 
-enum { SEEDS = 400, MOVES = 150, KEYS = 32, VALUES = 20 };
+enum { SEEDS = 400, MOVES = 150, KEYS = 32, VALUES = 20, REFS = 1024, OTHER = 6 };
 
 static struct world w;
 static uint64_t seed, draws;
 static struct job_key known[KEYS]; /* that nodes were told of lately */
 static uint32_t known_count, said;
 static bool done;
+static struct {
+    uint32_t submitted, answered; /* of CLIENT, as what follows; the other one leaves at times */
+    uint32_t choices_due, choices_ended, again, over;
+    uint32_t choices[REFS]; /* by ref */
+} told;
 
 static uint32_t below(uint32_t bound)
 {
@@ -44,10 +50,18 @@ static struct job_key any_key(void)
     return key;
 }
 
+static void hear(const struct msg *m)
+{
+    told.answered += m->kind == MSG_ACCEPTED || m->kind == MSG_REJECTED;
+    told.choices_ended += m->kind == MSG_DONE;
+    if (m->kind == MSG_ACCEPTED) told.choices_due += told.choices[m->accepted.ref % REFS];
+}
+
 static void look(void)
 {
     for (size_t i = 0; i < w.sent_count; i++) {
         const struct msg *m = &w.sent[i].m;
+        if (w.sent[i].peer.v == CLIENT) hear(m);
         if (m->kind == MSG_RESERVE) known[known_count++ % KEYS] = m->reserve.job.key;
         if (m->kind == MSG_PREFILL) known[known_count++ % KEYS] = m->prefill.job.key;
     }
@@ -168,12 +182,18 @@ static void lie(uint32_t node)
     said++;
 }
 
+static void submit_by(uint32_t client, struct msg m)
+{
+    static uint64_t ref;
+    m.submit.ref = ++ref;
+    told.choices[ref % REFS] = m.submit.choices;
+    told.submitted += client == CLIENT;
+    say(&w, client, m);
+}
+
 static void ask(void)
 {
     struct msg m = submit_of(1 + below(5));
-    static uint64_t ref = 1000;
-    m.submit.ref = ++ref;
-    m.submit.id = ID128_NONE;
     m.submit.tenant = one_in(3) ? "t" : NULL;
     if (one_in(4)) m.submit.choices = 1 + below(3);
     if (one_in(4)) {
@@ -181,8 +201,62 @@ static void ask(void)
         m.submit.tokens_max = 0;
         m.submit.choices = 1;
     }
+    if (one_in(4)) {
+        m.submit.tokens = NULL;
+        m.submit.tokens_count = 0;
+        m.submit.text = "x";
+        m.submit.text_bytes = 1;
+    }
     if (m.submit.kind == JOB_GENERATE && one_in(4)) m.submit.kv_window = 1 + below(20);
-    say(&w, CLIENT, m);
+    submit_by(CLIENT, m);
+}
+
+/* A request that was heard of: one's own or another's, at any time of its life. */
+static void ask_again(uint32_t client)
+{
+    struct job_key key = any_key();
+    struct msg m = submit_of(1 + below(5));
+    m.submit.id = key.request;
+    m.submit.attempt = key.attempt + (one_in(4) ? any_number() : 1000);
+    m.submit.choices = 1 + below(2);
+    m.submit.received = prompt;
+    m.submit.received_count = below(3);
+    told.again++;
+    submit_by(client, m);
+}
+
+static void cancel(uint32_t client)
+{
+    struct job_key key = any_key();
+    if (one_in(2)) key.choice = CHOICE_ALL;
+    say(&w, client, (struct msg){.kind = MSG_CANCEL, .cancel = {key, "no more"}});
+}
+
+static void leave_and_return(uint32_t client)
+{
+    router_core_on_lifeline(w.core, w.now, (struct peer){client}, true);
+    router_core_on_lifeline(w.core, w.now, (struct peer){client}, false);
+    router_core_audit(w.core);
+    hello(&w, client, ROLE_CLIENT, "other");
+}
+
+static void lie_as_client(void)
+{
+    uint32_t client = one_in(2) ? CLIENT : OTHER;
+    switch (below(6)) {
+    case 0:
+    case 1: ask_again(client); break;
+    case 2: cancel(client); break;
+    case 3: leave_and_return(OTHER); break;
+    case 4:
+        say(&w, client, (struct msg){.kind = MSG_FINISHED, .finished = {.key = any_key()}});
+        break;
+    case 5:
+        router_core_on_tokens(w.core, w.now, one_in(4) ? any_key().request : w.tokenizing, prompt,
+                              20, one_in(4) ? ERR_FORMAT : OK, "no text");
+        router_core_audit(w.core);
+        break;
+    }
 }
 
 static void pin(void)
@@ -208,8 +282,10 @@ static void rejoin(uint32_t node)
 static void move(void)
 {
     uint32_t roll = below(100);
-    if (roll < 70)
+    if (roll < 55)
         lie(any_node());
+    else if (roll < 70)
+        lie_as_client();
     else if (roll < 85)
         ask();
     else if (roll < 87)
@@ -224,18 +300,43 @@ static void move(void)
     look();
 }
 
+/* All nodes die, and time passes. */
+static void end_all(const struct router_config *config)
+{
+    struct router_counts c;
+    for (uint32_t node = P0; node <= D1; node++) {
+        router_core_on_lifeline(w.core, w.now, (struct peer){node}, true);
+        router_core_on_lifeline(w.core, w.now, (struct peer){node}, false);
+    }
+    w.now += config->queue_timeout_ns;
+    router_core_on_timer(w.core, w.now);
+    router_core_audit(w.core);
+    look();
+    router_core_counts(w.core, &c);
+    assert_int_equal(c.requests_live, 0);
+    assert_int_equal(told.answered, told.submitted);
+    assert_int_equal(told.choices_ended, told.choices_due);
+    told.over += told.choices_ended;
+}
+
 static void run_seed(uint64_t n)
 {
+    static int some_tokenizer; /* it is only asked whether there is one; the test answers for it */
     struct router_config config = ROUTER_CONFIG_DEFAULT;
+    config.tokenizer = (const struct tokenizer *)&some_tokenizer;
     seed = n;
     draws = known_count = 0;
+    told.submitted = told.answered = told.choices_due = told.choices_ended = 0;
+    config.history_max = 1 + below(8);
     config.prefix_index = one_in(2) ? 4096 : 0;
     config.backfill = below(3);
     config.session.dead_ns = 1000 * NS_PER_S;
     world_open_joined(&w, &config);
+    hello(&w, OTHER, ROLE_CLIENT, "other");
     look();
     for (uint32_t i = 0; i < MOVES; i++)
         move();
+    end_all(&config);
     world_close(&w);
 }
 
@@ -246,14 +347,14 @@ static int name_seed(void **state)
     return 0;
 }
 
-static void whatever_nodes_say_the_router_stays_whole(void **state)
+static void whatever_nodes_and_clients_say_the_router_stays_whole(void **state)
 {
     (void)state;
     const char *one = getenv("TANDEM_SEED");
     uint64_t first = one ? strtoull(one, NULL, 10) : 1;
     for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
         run_seed(n);
-    assert_true(said > MOVES / 2);
+    assert_true(said > MOVES / 2 && told.again > 0 && told.over > 0);
     done = true;
 }
 
@@ -261,7 +362,7 @@ int main(void)
 {
     log_setup(LOG_OFF, NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(whatever_nodes_say_the_router_stays_whole, name_seed),
+        cmocka_unit_test_teardown(whatever_nodes_and_clients_say_the_router_stays_whole, name_seed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
