@@ -191,6 +191,8 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
         answer(core, now_ns, &asked, ERR_NOT_FOUND, err_text());
         return;
     }
+    if (p && !p->tokens)
+        answer(core, now_ns, p, ERR_CANCELLED, "it was pinned anew or taken back meanwhile");
     if (p) {
         p->number = ++core->pins_number;
         note_unpinned(core, now_ns, m, p->number, true); /* or until it is pinned, below */

@@ -261,6 +261,32 @@ static void what_cannot_be_pinned_is_said(void **state)
     world_close(&w);
 }
 
+/* Before its ids came, the same name was pinned anew, and then taken back. */
+static void each_who_pins_is_answered(void **state)
+{
+    (void)state;
+    static int some_tokenizer; /* it is only asked whether there is one; the test answers for it */
+    struct world w;
+    struct router_config config = ROUTER_CONFIG_DEFAULT;
+    struct msg m = {.kind = MSG_PIN,
+                    .pin = {.name = "sys", .tenant = "", .text = "some text", .text_bytes = 9}};
+    config.tokenizer = (const struct tokenizer *)&some_tokenizer;
+    world_open_joined(&w, &config);
+    for (m.pin.ref = 1; m.pin.ref <= 3; m.pin.ref++) {
+        struct id128 job = w.tokenizing;
+        m.pin.remove = m.pin.ref == 3;
+        say(&w, CLIENT, m);
+        if (m.pin.ref == 1) continue;
+        const struct msg_answer *a = &expect(&w, CLIENT, MSG_ANSWER)->answer;
+        assert_int_equal(a->ref, m.pin.ref - 1);
+        assert_int_equal(a->error, ERR_CANCELLED);
+        router_core_on_tokens(w.core, w.now, job, prompt, 20, OK, NULL); /* for nobody */
+    }
+    assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.ref, 3);
+    assert_false(was_sent(&w, CLIENT, MSG_ANSWER));
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -272,6 +298,7 @@ int main(void)
         cmocka_unit_test(what_is_said_to_the_router_itself_counts_before_all_that_nodes_tell),
         cmocka_unit_test(a_node_that_cannot_hold_it_is_not_asked_for_ever),
         cmocka_unit_test(unpinning_tells_the_nodes),
+        cmocka_unit_test(each_who_pins_is_answered),
         cmocka_unit_test(what_cannot_be_pinned_is_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
