@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -18,13 +17,11 @@
 #include "node/place.h"
 #include "proto/channel.h"
 #include "proto/monitor.h"
-#include "proto/tcp.h"
 
 enum {
     /* Block numbers in one step: a context of a million tokens, or a batch of 128 with 8k each. */
     TABLE_MAX = 65536,
     TOMBSTONES_MAX = 4096,
-    LINK_ROWS = 512,
     HOST_BYTES = 256,
 };
 #define OPS_RETRY_NS NS_PER_MS
@@ -45,14 +42,11 @@ struct node_shell {
     struct node_options options;
     struct node_place place;
     char host[HOST_BYTES];
-    const char *link_address[XFER_ADDRESSES_MAX];
-    char listen_kv[TCP_ADDRESS_TEXT]; /* as others dial it */
     struct engine *engine;
-    struct xfer *xfer;
-    void *staging; /* of the link thread, where the pool is on a device */
+    struct own_links links;
     struct op_queue ops;
     struct node_tiers tiers;
-    struct mailbox *engine_events, *xfer_events, *link_rows;
+    struct mailbox *engine_events;
     struct loop_watch *engine_watch, *xfer_watch, *link_watch, *tier_watch;
     struct loop *loop;
     struct loop_timer *timer, *ops_timer;
@@ -110,14 +104,14 @@ static void refuse_ticket(struct node_shell *s, struct id128 ticket, enum err e)
 {
     struct xfer_event event = {.kind = XFER_FAILED, .ticket = ticket, .error = e};
     snprintf(event.text, sizeof event.text, "%s", err_text());
-    e = mailbox_send(s->xfer_events, &event);
+    e = mailbox_send(s->links.events, &event);
     CHECK(e == OK); /* it has room for each ticket's end */
 }
 
 static void out_xfer(void *ctx, const struct xfer_op *op)
 {
     struct node_shell *s = ctx;
-    enum err e = op_queue_post(&s->ops, s->xfer, op);
+    enum err e = op_queue_post(&s->ops, s->links.xfer, op);
     if (e == OK) {
         if (s->ops.count > 0) loop_timer_set(s->ops_timer, loop_now_ns(s->loop) + OPS_RETRY_NS);
     } else if (op->kind == XFER_EXPECT || op->kind == XFER_OPEN) {
@@ -240,7 +234,7 @@ static void on_timer(void *ctx, uint64_t now_ns)
 static void on_ops_timer(void *ctx, uint64_t now_ns)
 {
     struct node_shell *s = ctx;
-    op_queue_flush(&s->ops, s->xfer);
+    op_queue_flush(&s->ops, s->links.xfer);
     if (s->ops.count > 0) loop_timer_set(s->ops_timer, now_ns + OPS_RETRY_NS);
 }
 
@@ -262,7 +256,7 @@ static void on_xfer_mail(void *ctx, uint64_t now_ns, unsigned events)
     struct xfer_event event;
     (void)events;
     awake(s, now_ns);
-    while (mailbox_receive(s->xfer_events, &event) == OK)
+    while (mailbox_receive(s->links.events, &event) == OK)
         node_core_on_xfer(s->core, now_ns, &event);
 }
 
@@ -284,7 +278,7 @@ static void on_link_mail(void *ctx, uint64_t now_ns, unsigned events)
     struct xfer_link_row row;
     (void)events;
     awake(s, now_ns);
-    while (mailbox_receive(s->link_rows, &row) == OK)
+    while (mailbox_receive(s->links.rows, &row) == OK)
         node_core_on_link(s->core, &row);
 }
 
@@ -307,7 +301,7 @@ static enum err print_metrics(void *ctx, uint64_t now_ns, struct buf *page)
     struct node_shell *s = ctx;
     struct xfer_stats links;
     awake(s, now_ns);
-    xfer_stats(s->xfer, &links);
+    xfer_stats(s->links.xfer, &links);
     return node_core_metrics(s->core, &links, page);
 }
 
@@ -327,20 +321,6 @@ static void engine_says(void *ctx, const struct engine_event *event)
     CHECK(e == OK || e == ERR_CANCELLED); /* it has room for all events of all steps in flight */
 }
 
-static void xfer_says(void *ctx, const struct xfer_event *event)
-{
-    struct node_shell *s = ctx;
-    enum err e = mailbox_send(s->xfer_events, event);
-    CHECK(e == OK || e == ERR_CANCELLED); /* it has room for what each ticket says */
-}
-
-/* What a full mailbox does not take is said again with the link's next change. */
-static void link_says(void *ctx, const struct xfer_link_row *row)
-{
-    struct node_shell *s = ctx;
-    (void)mailbox_send(s->link_rows, row);
-}
-
 /* ---- life ---- */
 
 static enum err check_name(const char *name)
@@ -351,50 +331,16 @@ static enum err check_name(const char *name)
     return err_set(ERR_INVALID, "--name %s: 1 to %d of A-Z a-z 0-9 . _ -", name, MSG_NAME_MAX);
 }
 
-static bool is_told(const char *text)
-{
-    return text && text[0];
-}
-
-/* NCCL neither encrypts nor authenticates: without a network to be trusted it stays on this host. A name
- * alone is to NCCL whatever begins so; "=" makes it this one. */
-static const char loopback[] = "=lo";
-static const char *interface_of(const struct node_options *o)
-{
-    if (o->trusted_network) return is_told(o->nccl_interface) ? o->nccl_interface : "";
-    return is_told(o->nccl_interface) && strcmp(o->nccl_interface, "lo") != 0 ? o->nccl_interface
-                                                                              : loopback;
-}
-
 /* What the settings say of the node's place. */
 static enum err read_place(const struct node_options *o, struct node_place_options *place)
 {
     enum err e = OK;
-    *place =
-        (struct node_place_options){.device = o->engine.backend, .nccl_interface = interface_of(o)};
+    *place = (struct node_place_options){
+        .device = o->engine.backend,
+        .nccl_interface = own_links_interface(&o->links, o->trusted_network),
+    };
     if (o->cpus && (e = cpus_parse(o->cpus, &place->cpus)) != OK) return err_prefix(e, "--cpus");
     return node_numa_parse(o->numa ? o->numa : "auto", &place->numa);
-}
-
-static enum err check_nccl(const struct node_options *o)
-{
-    char host[ADDRESS_HOST_MAX];
-    uint16_t port;
-    enum err e;
-    if (is_told(o->nccl_listen) && (e = address_split(o->nccl_listen, host, &port)) != OK)
-        return err_prefix(e, "--nccl-listen");
-    if (o->trusted_network) return OK;
-    if (is_told(o->nccl_listen) && !address_is_loopback(o->nccl_listen))
-        return err_set(ERR_INVALID,
-                       "--nccl-listen %s is beyond loopback, where anybody could feed prompts' KV: "
-                       "say --trusted-network if nobody else reaches it",
-                       o->nccl_listen);
-    if (strcmp(interface_of(o), loopback) != 0)
-        return err_set(ERR_INVALID,
-                       "--nccl-interface %s is beyond loopback, where NCCL neither encrypts nor "
-                       "authenticates: say --trusted-network if nobody else reaches it",
-                       o->nccl_interface);
-    return OK;
 }
 
 /* What others may read there; NULL: it is not wanted. */
@@ -422,17 +368,9 @@ enum err node_options_check(const struct node_options *o)
     if (o->routers_count == 0) return err_set(ERR_INVALID, "--router is not given");
     for (uint32_t i = 0; i < o->routers_count; i++)
         if ((e = address_split(o->routers[i], host, &port)) != OK) return err_prefix(e, "--router");
-    if ((e = address_split(o->listen_kv, host, &port)) != OK) return err_prefix(e, "--listen-kv");
     if ((e = engine_check_backend(o->engine.backend)) != OK) return err_prefix(e, "--device");
     if ((e = read_place(o, &place)) != OK) return e;
-    bool of_host = o->link == NODE_LINK_SHM || o->link == NODE_LINK_IPC;
-    if (!of_host && !o->trusted_network && !address_is_loopback(o->listen_kv))
-        return err_set(ERR_INVALID,
-                       "--listen-kv %s is beyond loopback, where anybody could read and write "
-                       "prompts' KV: listen on 127.0.0.1, or say --trusted-network if nobody else "
-                       "reaches it",
-                       o->listen_kv);
-    if ((e = check_nccl(o)) != OK) return e;
+    if ((e = own_links_check(&o->links, o->trusted_network)) != OK) return e;
     if ((e = node_tiers_check(&o->tiers, o->prefix_cache, o->trusted_network)) != OK) return e;
     if ((e = check_page(o, "--metrics", o->metrics)) != OK) return e;
     if ((e = check_page(o, "--kv-events", o->kv_events)) != OK) return e;
@@ -462,10 +400,10 @@ static enum err find_place(struct node_shell *s)
 }
 
 /* A thread begins where the one is that starts it. */
-static enum err start_xfer(struct node_shell *s)
+static enum err start_links(struct node_shell *s)
 {
     node_place_bind(&s->place, &s->place.link);
-    enum err e = xfer_start(s->xfer);
+    enum err e = xfer_start(s->links.xfer);
     node_place_bind(&s->place, &s->place.loop);
     return e;
 }
@@ -490,120 +428,11 @@ static enum err open_engine(struct node_shell *s)
     return mailbox_new(&s->engine_events, sizeof(struct engine_event), events);
 }
 
-static enum err read_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
-                        uint32_t layout, void *host)
-{
-    return engine_kv_read(ctx, layer, blocks, blocks_count, layout, host);
-}
-static enum err write_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
-                         uint32_t layout, const void *host)
-{
-    return engine_kv_write(ctx, layer, blocks, blocks_count, layout, host);
-}
-
-static enum err gather_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
-                          uint32_t layout, void *slot, uint64_t *hash)
-{
-    return engine_kv_gather(ctx, layer, blocks, blocks_count, layout, slot, hash);
-}
-static enum err scatter_kv(void *ctx, uint32_t layer, const uint32_t *blocks, uint32_t blocks_count,
-                           uint32_t layout, const void *slot, uint64_t *hash)
-{
-    return engine_kv_scatter(ctx, layer, blocks, blocks_count, layout, slot, hash);
-}
-
-/* A pool that the link thread cannot touch itself. */
-static enum err use_device(struct node_shell *s, struct xfer_options *x)
-{
-    const struct engine_facts *f = engine_facts(s->engine);
-    s->staging = engine_host_alloc(s->engine, xfer_staging_bytes(&f->geometry));
-    if (!s->staging) return ERR_MEMORY;
-    x->device = (struct xfer_device){.ctx = s->engine,
-                                     .read = read_kv,
-                                     .write = write_kv,
-                                     .staging = s->staging,
-                                     .index = f->device_index};
-    if (!f->kv_slots) return OK;
-    x->device.gather = gather_kv;
-    x->device.scatter = scatter_kv;
-    return OK;
-}
-
-static const char *const link_names[] = {"", "shm", "tcp", "nccl", "ipc"};
-
-/* The one that is forced, or all that this node may have, of which tcp must work. */
-static void choose_links(const struct node_shell *s, struct xfer_options *x, const char *control)
-{
-    static const enum node_link order[] = {NODE_LINK_IPC, NODE_LINK_NCCL, NODE_LINK_SHM,
-                                           NODE_LINK_TCP};
-    const struct node_options *o = &s->options;
-    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
-        enum node_link link = order[i];
-        bool of_device = link == NODE_LINK_IPC || link == NODE_LINK_NCCL;
-        if (o->link != NODE_LINK_AUTO ? o->link != link : of_device && !x->device.gather) continue;
-        x->listen[x->listen_count++] = (struct xfer_listen){
-            .name = link_names[link],
-            .where = link == NODE_LINK_TCP    ? s->listen_kv
-                     : link == NODE_LINK_NCCL ? control
-                                              : "",
-            .optional = o->link == NODE_LINK_AUTO && link != NODE_LINK_TCP,
-        };
-    }
-}
-
-static void warn_of_nccl(const struct node_options *o)
-{
-    const char *interface = interface_of(o);
-    if (!interface[0]) interface = getenv("NCCL_SOCKET_IFNAME");
-    log_warn("nccl_traffic_is_open",
-             "interface=%s note=\"neither encrypted nor authenticated: the network has to be "
-             "trusted\"",
-             interface ? interface : "any");
-}
-
-/* Where links are waited for: what is told to other nodes, so with a host that they can dial. */
-static enum err find_own_addresses(struct node_shell *s, char control[TCP_ADDRESS_TEXT])
+static enum err open_links(struct node_shell *s)
 {
     const struct node_options *o = &s->options;
-    enum err e = tcp_own_host(o->listen_kv, o->routers[0], s->listen_kv);
-    if (e != OK) return err_prefix(e, "--listen-kv");
-    if (is_told(o->nccl_listen))
-        return err_prefix(tcp_own_host(o->nccl_listen, o->routers[0], control), "--nccl-listen");
-    int host_bytes = (int)(strrchr(s->listen_kv, ':') - s->listen_kv); /* its form was checked */
-    snprintf(control, TCP_ADDRESS_TEXT, "%.*s:0", host_bytes, s->listen_kv);
-    return OK;
-}
-
-static enum err open_xfer(struct node_shell *s)
-{
-    enum err e;
-    const struct node_options *o = &s->options;
-    const struct engine_facts *f = engine_facts(s->engine);
-    struct xfer_options x = {
-        .geometry = f->geometry,
-        .kv_base = engine_kv_host(s->engine),
-        .blocks_count = f->blocks_count,
-        .retry_ns = o->link_retry_ns,
-        .on_link = link_says,
-        .interface = interface_of(o),
-        .links_max = o->device_links_max,
-        .tickets_max = f->slots_count,
-        .arrivals = true,
-    };
-    if ((e = mailbox_new(&s->xfer_events, sizeof(struct xfer_event), 3 * f->slots_count)) != OK)
-        return e;
-    if ((e = mailbox_new(&s->link_rows, sizeof(struct xfer_link_row), LINK_ROWS)) != OK) return e;
-    if (!x.kv_base && (e = use_device(s, &x)) != OK) return e;
-    char control[TCP_ADDRESS_TEXT]; /* of NCCL, beside the tcp link's own port */
-    if ((e = find_own_addresses(s, control)) != OK) return e;
-    choose_links(s, &x, control);
-    if ((e = xfer_open(&s->xfer, &x, xfer_says, s)) != OK) return e;
-    const struct xfer_addresses *a = xfer_addresses(s->xfer);
-    for (uint32_t i = 0; i < a->count; i++) {
-        s->link_address[i] = a->address[i];
-        if (strncmp(a->address[i], "nccl:", 5) == 0) warn_of_nccl(o);
-    }
-    return OK;
+    const struct own_links_at at = {&o->links, o->routers[0], o->trusted_network};
+    return own_links_open(&s->links, &at, s->engine);
 }
 
 static enum err open_loop(struct node_shell *s)
@@ -615,10 +444,10 @@ static enum err open_loop(struct node_shell *s)
     if ((e = loop_watch(s->loop, mailbox_fd(s->engine_events), LOOP_READ, on_engine_mail, s,
                         &s->engine_watch)) != OK)
         return e;
-    if ((e = loop_watch(s->loop, mailbox_fd(s->xfer_events), LOOP_READ, on_xfer_mail, s,
+    if ((e = loop_watch(s->loop, mailbox_fd(s->links.events), LOOP_READ, on_xfer_mail, s,
                         &s->xfer_watch)) != OK)
         return e;
-    if ((e = loop_watch(s->loop, mailbox_fd(s->link_rows), LOOP_READ, on_link_mail, s,
+    if ((e = loop_watch(s->loop, mailbox_fd(s->links.rows), LOOP_READ, on_link_mail, s,
                         &s->link_watch)) != OK)
         return e;
     if (s->tiers.tiers && (e = loop_watch(s->loop, mailbox_fd(s->tiers.events), LOOP_READ,
@@ -666,8 +495,8 @@ static struct msg_hello hello_of(struct node_shell *s)
         .blocks_total = f->blocks_count,
         .eos = f->eos,
         .eos_count = f->eos_count,
-        .addresses = s->link_address,
-        .addresses_count = xfer_addresses(s->xfer)->count,
+        .addresses = s->links.address,
+        .addresses_count = s->links.addresses_count,
         .pci = s->place.pci,
         .numa = (uint32_t)(s->place.numa + 1),
         .cpus = s->place.cpus,
@@ -730,7 +559,7 @@ static enum err open_core(struct node_shell *s)
         .evict = o->evict,
         .tiers = s->tiers.tiers,
         .tier_deadline_ns = o->tiers.deadline_ns,
-        .link = link_names[o->link],
+        .link = own_link_name(o->links.link),
         .tombstones_max = TOMBSTONES_MAX,
     };
     return node_core_new(&s->core, &config, &out);
@@ -745,7 +574,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     s->options = *options;
     if ((e = find_place(s)) != OK) goto fail;
     if ((e = open_engine(s)) != OK) goto fail;
-    if ((e = open_xfer(s)) != OK) goto fail;
+    if ((e = open_links(s)) != OK) goto fail;
     if ((e = node_tiers_open(&s->tiers, &options->tiers, s->engine)) != OK) goto fail;
     if ((e = open_loop(s)) != OK) goto fail;
     if ((e = open_channels(s)) != OK) goto fail;
@@ -753,7 +582,7 @@ enum err node_shell_open(struct node_shell **shell, const struct node_options *o
     if ((e = open_core(s)) != OK) goto fail;
     if ((e = open_monitor(s)) != OK) goto fail;
     if ((e = engine_start(s->engine, engine_says, s)) != OK) goto fail;
-    if ((e = start_xfer(s)) != OK) goto fail;
+    if ((e = start_links(s)) != OK) goto fail;
     if ((e = node_tiers_start(&s->tiers)) != OK) goto fail;
     const struct engine_facts *f = engine_facts(s->engine);
     log_info("node_starts", "name=%s model=%s device=\"%s\" blocks=%u context=%u load_ms=%llu",
@@ -789,21 +618,16 @@ void node_shell_close(struct node_shell *s)
     loop_watch_free(s->link_watch);
     loop_watch_free(s->tier_watch);
     if (s->engine_events) mailbox_close(s->engine_events); /* what they still say is for nobody */
-    if (s->xfer_events) mailbox_close(s->xfer_events);
-    if (s->link_rows) mailbox_close(s->link_rows);
     if (s->engine) engine_stop(s->engine);
-    if (s->xfer) xfer_stop(s->xfer);
+    own_links_stop(&s->links);
     node_tiers_stop(&s->tiers);
     node_core_free(s->core);
     kv_events_close(s->events);
-    xfer_close(s->xfer);
+    own_links_close(&s->links);
     node_tiers_close(&s->tiers);
-    if (s->staging) engine_host_free(s->engine, s->staging);
     engine_close(s->engine);
     op_queue_fini(&s->ops);
     mailbox_free(s->engine_events);
-    mailbox_free(s->xfer_events);
-    mailbox_free(s->link_rows);
     if (s->timer) loop_timer_free(s->timer);
     if (s->ops_timer) loop_timer_free(s->ops_timer);
     if (s->loop) loop_free(s->loop);

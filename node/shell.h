@@ -16,30 +16,22 @@
 
 #include "engine/engine.h"
 #include "kv/evict.h"
+#include "node/own_links.h"
 #include "node/plan.h"
 #include "node/policy.h"
 #include "node/tiers.h"
 #include "proto/session.h"
-
-enum node_link { NODE_LINK_AUTO, NODE_LINK_SHM, NODE_LINK_TCP, NODE_LINK_NCCL, NODE_LINK_IPC };
-#define NODE_LINKS "auto|shm|tcp|nccl|ipc" /* the names, for settings */
 
 struct node_options {
     const struct node_policy *policy;
     const char *name;           /* [A-Za-z0-9._-] */
     const char *const *routers; /* "tcp://HOST:PORT" */
     uint32_t routers_count;
-    const char *listen_kv;                    /* "HOST:PORT" of the tcp link */
     const char *metrics;                      /* "HOST:PORT" of the page of metrics; NULL: none */
     const char *kv_events, *kv_events_replay; /* "tcp://HOST:PORT" (node/kv_events.h); NULL: none */
     int kv_events_form;                       /* enum kv_event_form */
     const char *kv_events_topic;              /* NULL: as usual */
-    enum node_link link;
-    const char *nccl_interface; /* NULL or "": lo; on a trusted network NCCL chooses */
-    const char *nccl_listen;    /* "HOST:PORT" where its links are set up; NULL or "": listen_kv's
-                                   host, any port */
-    uint32_t device_links_max;  /* nccl, ipc: open at once; 0: 32 */
-    uint64_t link_retry_ns;
+    struct own_links_options links;
     bool trusted_network; /* else what listens must be loopback */
     const char *cpus;     /* "0-3,8"; NULL: anywhere */
     const char *numa;     /* "auto", "off", a number; NULL: auto */

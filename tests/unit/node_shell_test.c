@@ -23,9 +23,8 @@ static struct node_options options(void)
         .name = "d0.A_b-1",
         .routers = routers,
         .routers_count = 1,
-        .listen_kv = "127.0.0.1:0",
         .metrics = "127.0.0.1:0",
-        .link = NODE_LINK_AUTO,
+        .links = {.listen_kv = "127.0.0.1:0"},
         .engine = {.model_dir = TANDEM_SOURCE_DIR "/examples/demo_model/model",
                    .cache_dir = cache_dir,
                    .threads = 1,
@@ -58,13 +57,13 @@ static void wrong_options_are_named(void **state)
     cases[2].o.name = long_name, cases[2].word = "--name";
     cases[3].o.routers_count = 0, cases[3].word = "--router";
     cases[4].o.routers = bad, cases[4].o.routers_count = 2, cases[4].word = "--router";
-    cases[5].o.listen_kv = "127.0.0.1", cases[5].word = "--listen-kv";
-    cases[6].o.listen_kv = "0.0.0.0:7000", cases[6].word = "--trusted-network";
+    cases[5].o.links.listen_kv = "127.0.0.1", cases[5].word = "--listen-kv";
+    cases[6].o.links.listen_kv = "0.0.0.0:7000", cases[6].word = "--trusted-network";
     cases[7].o.metrics = "9100", cases[7].word = "--metrics";
     cases[8].o.metrics = "0.0.0.0:0", cases[8].word = "--trusted-network";
-    cases[9].o.nccl_listen = "127.0.0.1", cases[9].word = "--nccl-listen";
-    cases[10].o.nccl_listen = "0.0.0.0:5711", cases[10].word = "--trusted-network";
-    cases[11].o.nccl_interface = "eth0", cases[11].word = "--trusted-network";
+    cases[9].o.links.nccl_listen = "127.0.0.1", cases[9].word = "--nccl-listen";
+    cases[10].o.links.nccl_listen = "0.0.0.0:5711", cases[10].word = "--trusted-network";
+    cases[11].o.links.nccl_interface = "eth0", cases[11].word = "--trusted-network";
     cases[12].o.engine.backend = "gpu", cases[12].word = "--device: no backend \"gpu\"";
     cases[13].o.engine.backend = "cpu:x", cases[13].word = "--device: device \"cpu:x\"";
     for (uint32_t i = 0; i < COUNT_OF(cases); i++) {
@@ -74,7 +73,7 @@ static void wrong_options_are_named(void **state)
     cases[6].o.trusted_network = true;
     assert_ok(node_options_check(&cases[6].o));
     cases[6].o.trusted_network = false;
-    cases[6].o.link = NODE_LINK_SHM; /* then nothing listens there */
+    cases[6].o.links.link = OWN_LINK_SHM; /* then nothing listens there */
     assert_ok(node_options_check(&cases[6].o));
 }
 
