@@ -16,7 +16,8 @@
 #include "common/clock.h"
 #include "router/state.h"
 
-/* How long choices wait: for as long as computing it would take, and within this. */
+/* How long choices wait: for as long as computing it would take, and within this; the longest where it is done
+ * whatever computing would take. */
 #define WAIT_MIN_NS (100 * NS_PER_MS)
 #define WAIT_MAX_NS (2 * NS_PER_S)
 /* A pair over which one did not come is left alone so long: its link may be no link. */
@@ -126,6 +127,13 @@ static struct backfill *running(const struct router_core *core, const struct req
     return NULL;
 }
 
+static uint64_t wait_ns(const struct router_core *core, const struct sched_fill *fill)
+{
+    if (core->config.backfill == BACKFILL_ALWAYS || fill->compute_ns > WAIT_MAX_NS)
+        return WAIT_MAX_NS;
+    return fill->compute_ns < WAIT_MIN_NS ? WAIT_MIN_NS : fill->compute_ns;
+}
+
 static struct backfill *backfill_new(struct router_core *core, uint64_t now_ns,
                                      const struct choice *c, const struct sched_fill *fill)
 {
@@ -137,8 +145,7 @@ static struct backfill *backfill_new(struct router_core *core, uint64_t now_ns,
     list_init(&b->waiting);
     b->id = router_draw_id(core);
     b->hash = r->hashes[fill->tokens / BLOCK_TOKENS - 1];
-    uint64_t wait_ns = fill->compute_ns < WAIT_MIN_NS ? WAIT_MIN_NS : fill->compute_ns;
-    b->deadline_ns = now_ns + (wait_ns < WAIT_MAX_NS ? wait_ns : WAIT_MAX_NS);
+    b->deadline_ns = now_ns + wait_ns(core, fill);
     b->job = (struct job){.key = key_of(b),
                           .prompt = b->tokens,
                           .prompt_count = fill->tokens,

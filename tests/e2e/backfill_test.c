@@ -20,8 +20,6 @@ struct lengths {
 };
 static const struct lengths usual = {100, 120, 60};
 
-static const char *model;
-
 /* What is asked in a turn begins with all that was said before. */
 struct talk {
     uint32_t tokens[TALK_MAX], count;
@@ -112,7 +110,8 @@ static const struct stream *first_turn(struct rig *rig, struct talk *t, struct l
 }
 
 /* The next turn over a cluster of its own that brings nothing: what its stream must be. */
-static struct streams *wanted(struct rig *rig, struct talk *t, struct lengths n, const char *args)
+static struct streams *wanted(struct rig *rig, const char *model, struct talk *t, struct lengths n,
+                              const char *args)
 {
     struct cluster *c = rig->cluster = cluster_new(model);
     c->own_hosts = true;
@@ -140,13 +139,13 @@ static const struct stream *last_of(const struct streams *s)
 
 /* ---- the promises ---- */
 
-static void an_answer_comes_back(struct rig *rig, struct lengths n, const char *nodes,
-                                 const char *link)
+static void an_answer_comes_back(struct rig *rig, const char *model, struct lengths n,
+                                 const char *nodes, const char *link)
 {
     char args[256];
     snprintf(args, sizeof args, PAGES "%s--link %s", nodes, link);
     static struct talk t, again;
-    struct streams *want = wanted(rig, &t, n, args);
+    struct streams *want = wanted(rig, model, &t, n, args);
     rig->cluster = cluster_new(model);
     rig->cluster->own_hosts = true;
     cluster_start(rig->cluster, 1, 1, "--disaggregate always --backfill always", args);
@@ -177,20 +176,18 @@ static void an_answer_comes_back(struct rig *rig, struct lengths n, const char *
 
 static void what_was_generated_is_not_computed_again_over_shm(void **state)
 {
-    an_answer_comes_back(*state, usual, "", "shm");
+    an_answer_comes_back(*state, cluster_demo_model(), usual, "", "shm");
 }
 
 static void what_was_generated_is_not_computed_again_over_tcp(void **state)
 {
-    an_answer_comes_back(*state, usual, "", "tcp");
+    an_answer_comes_back(*state, cluster_demo_model(), usual, "", "tcp");
 }
 
 static void between_gpus(struct rig *rig, const char *link)
 {
-    model = links_model();
     links_use_plugins(NULL, "");
-    an_answer_comes_back(rig, (struct lengths){40, 24, 20}, LINKS_CUDA, link);
-    model = cluster_demo_model();
+    an_answer_comes_back(rig, links_model(), (struct lengths){40, 24, 20}, LINKS_CUDA, link);
 }
 
 static void what_was_generated_is_not_computed_again_over_nccl(void **state)
@@ -234,7 +231,7 @@ static void it_is_done_where_it_pays(void **state)
 static void who_dies_meanwhile_changes_no_stream(struct rig *rig, bool giver, const char *node_args)
 {
     static struct talk t, again;
-    struct streams *want = wanted(rig, &t, usual, PAGES);
+    struct streams *want = wanted(rig, cluster_demo_model(), &t, usual, PAGES);
     rig_start(rig, 2, 2, "--disaggregate always --backfill always", node_args);
     const struct stream *first = first_turn(rig, &again, usual);
     struct process *doomed =
@@ -268,13 +265,6 @@ static void a_taker_that_dies_changes_no_stream(void **state)
     who_dies_meanwhile_changes_no_stream(*state, false, "");
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    model = cluster_demo_model();
-    return 0;
-}
-
 static int teardown(void **state)
 {
     (void)state;
@@ -294,5 +284,5 @@ int main(void)
         RIG_TEST(a_giver_that_dies_changes_no_stream_over_tcp),
         RIG_TEST(a_taker_that_dies_changes_no_stream),
     };
-    return cmocka_run_group_tests_name("e2e/backfill", tests, setup, teardown);
+    return cmocka_run_group_tests_name("e2e/backfill", tests, NULL, teardown);
 }
