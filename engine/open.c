@@ -88,6 +88,7 @@ static enum err load_model(struct engine *g)
     struct tensors tensors = {0};
     enum err e = model_config_load(&g->config, g->options.model_dir);
     if (e != OK || (e = tensors_open(&tensors, g->options.model_dir)) != OK) return e;
+    if ((e = weights_check(&g->config, &tensors)) != OK) goto done;
     cache_dir_find(cache_dir, g->options.cache_dir);
     struct weights_options o = {.config = &g->config,
                                 .tensors = &tensors,

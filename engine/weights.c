@@ -385,6 +385,16 @@ static enum err bind_all(struct weights *w, const struct plan *plan, const struc
     return OK;
 }
 
+enum err weights_check(const struct model_config *config, const struct tensors *tensors)
+{
+    struct weights_options o = {.config = config, .tensors = tensors};
+    struct plan plan = {.o = &o};
+    enum err e = plan_all(&plan);
+    mem_free(plan.part);
+    mem_free(plan.used);
+    return e;
+}
+
 enum err weights_open(struct weights *w, const struct weights_options *o)
 {
     struct plan plan = {.o = o};

@@ -66,6 +66,9 @@ struct weights_options {
     const char *cache_dir; /* NULL: none, pack into memory */
 };
 
+/* Whether these are the tensors that the model should have. None is read: large files take minutes. */
+enum err weights_check(const struct model_config *config, const struct tensors *tensors);
+
 enum err weights_open(struct weights *w, const struct weights_options *options);
 void weights_close(struct weights *w); /* a zeroed or closed one is allowed */
 

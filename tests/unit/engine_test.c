@@ -1,6 +1,7 @@
 /* The engine as its owner sees it: opening, its thread, slots and what happens when things fail. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/log.h"
 #include "common/mailbox.h"
@@ -167,6 +168,23 @@ static void bad_options_are_errors(void **state)
             fail_msg("case %d: %s \"%s\"", i, err_name(e), err_text());
         assert_null(none);
     }
+}
+
+/* A note would be left by who has read them. */
+static void what_is_wrong_with_tensors_is_said_before_they_are_read(void **state)
+{
+    struct tiny_tensor list[TINY_TENSORS_MAX];
+    struct fixture *f = *state;
+    struct engine_options o = f->options;
+    struct engine *none;
+    char cache[SCRATCH_BYTES];
+    uint32_t count = tiny_tensors(&f->shape, list);
+    scratch_make(cache);
+    o.cache_dir = cache;
+    tiny_tensors_write(f->dir, "model.safetensors", list, count - 1, 1);
+    assert_int_equal(engine_open(&none, &o), ERR_FORMAT);
+    assert_non_null(strstr(err_text(), "is missing"));
+    assert_int_equal(rmdir(cache), 0);
 }
 
 static void a_pool_without_size_holds_a_whole_context(void **state)
@@ -420,6 +438,7 @@ int main(void)
         WITH_ENGINE(facts_say_what_was_opened),
         WITH_ENGINE(equal_engines_say_so_and_others_do_not),
         WITH_ENGINE(bad_options_are_errors),
+        WITH_ENGINE(what_is_wrong_with_tensors_is_said_before_they_are_read),
         WITH_ENGINE(a_pool_without_size_holds_a_whole_context),
         WITH_ENGINE(an_attempt_goes_on_where_the_last_one_ended),
         WITH_ENGINE(choices_of_one_request_differ_and_slots_do_not_mix),
