@@ -425,8 +425,8 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
                 say(o->why, "a call of it has not returned for %.0f s", t->stuck_s);
                 say(o->advice,
                     "look at what is behind --kv-%s, a disk or a file system over the network; "
-                    "requests go on without tiers, all blocks are back in the pool, and it is used "
-                    "again when the call returns",
+                    "requests go on without tiers, without this one alone if it never opened, all "
+                    "blocks are back in the pool, and it is used again when the call returns",
                     t->name);
             } else if (t->broken) {
                 say(o->what, "the %s tier of %s is out of order", t->name, f->node[i].name);

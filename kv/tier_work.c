@@ -5,6 +5,7 @@
 
 #include <sodium.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -32,13 +33,19 @@ struct counts {
     _Atomic uint64_t hits, misses, not_worth, late, failures, wrong;
     _Atomic uint64_t read_bytes, written_bytes, read_rate, write_rate, open_ns;
     _Atomic uint64_t entries_count, bytes, evicted, removed;
+    _Atomic uint64_t
+        opening_ns; /* since when it is being opened for the first time; 0: it is not */
     _Atomic bool broken;
 };
 
 struct row {
     const struct kv_tier_ops *ops;
     struct kv_tier_options options;
-    struct kv_tier *tier; /* NULL: it could not be opened yet */
+    struct kv_tier *tier;  /* NULL: it could not be opened yet */
+    struct kv_tier *fresh; /* what opening it led to: whose thread opens it, then the owner's */
+    enum err fresh_error;
+    char fresh_text[ERR_TEXT_MAX];
+    bool opening; /* for the first time: not taken yet */
     struct kv_breaker open, read, write;
     struct counts counts;
     uint32_t not_worth_now;
@@ -74,9 +81,11 @@ static void tell(struct row *r, struct id128 key, bool gone)
     w->news[w->news_count++] = (struct kv_tier_news){kv_tier_key_hash(key), r->ops->kind, gone};
 }
 
+/* What goes while it is opened, perhaps on another thread, nobody was told of. */
 static void on_gone(void *ctx, struct id128 key)
 {
-    tell(ctx, key, true);
+    struct row *r = ctx;
+    if (r->tier) tell(r, key, true);
 }
 
 static void take_news(struct kv_tier_work *w, struct kv_tier_event *event)
@@ -139,15 +148,22 @@ static enum err returned(struct row *r, struct kv_breaker *b, enum err e)
     return err_set(ERR_PEER, "a call took %llu ms", (unsigned long long)(took_ns / NS_PER_MS));
 }
 
-static enum err open_row(struct kv_tier_work *w, struct row *r)
+static void call_open(struct row *r)
 {
-    called(r);
-    enum err e = returned(r, NULL, r->ops->open(&r->tier, &r->options));
-    if (e != OK) r->tier = NULL;
-    kv_breaker_note(&r->open, e == OK, kv_tier_work_now(w));
-    atomic_store(&r->counts.broken, e != OK);
+    r->fresh = NULL;
+    r->fresh_error = r->ops->open(&r->fresh, &r->options);
+    if (r->fresh_error != OK) snprintf(r->fresh_text, sizeof r->fresh_text, "%s", err_text());
+}
+
+/* What call_open has left. */
+static enum err take_fresh(struct kv_tier_work *w, struct row *r)
+{
+    bool ok = r->fresh_error == OK;
+    r->tier = ok ? r->fresh : NULL;
+    kv_breaker_note(&r->open, ok, kv_tier_work_now(w));
+    atomic_store(&r->counts.broken, !ok);
     publish(r);
-    return e;
+    return ok ? OK : err_set(r->fresh_error, "%s", r->fresh_text);
 }
 
 static void make_rows(struct kv_tier_work *w)
@@ -161,25 +177,28 @@ static void make_rows(struct kv_tier_work *w)
         r->options.gone_ctx = r;
         r->ops = w->options.tier[i].ops;
         r->work = w;
+        r->opening = true;
         r->open.failures_max = 1;
         r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
         atomic_store(&r->counts.broken, true);
     }
 }
 
-enum err kv_tier_work_open(struct kv_tier_work *w)
+void kv_tier_work_open(struct kv_tier_work *w, uint32_t row)
 {
-    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
-        enum err e = open_row(w, r);
-        if (e == ERR_IO)
-            log_warn("kv_tier_unusable",
-                     "tier=%s reason=\"%s\" note=\"goes on without it, tried again later\"",
-                     r->ops->name, err_text());
-        else if (e != OK)
-            return err_prefix(e, "%s", r->ops->name);
-    }
-    return OK;
+    struct row *r = &w->row[row];
+    atomic_store(&r->counts.opening_ns, kv_tier_work_now(w));
+    call_open(r);
+}
+
+enum err kv_tier_work_opened(struct kv_tier_work *w, uint32_t row, bool late)
+{
+    struct row *r = &w->row[row];
+    atomic_store(&r->counts.opening_ns, 0);
+    r->opening = false;
+    enum err e = take_fresh(w, r);
+    if (late && e == OK) w->news_lost = true; /* routers do not know what it has */
+    return e;
 }
 
 void kv_tier_work_reopen(struct kv_tier_work *w)
@@ -187,8 +206,12 @@ void kv_tier_work_reopen(struct kv_tier_work *w)
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
         struct row *r = &w->row[i];
         uint64_t now_ns = kv_tier_work_now(w), broke_ns = r->open.broke_ns;
-        if (r->tier || !kv_breaker_lets(&r->open, now_ns) || open_row(w, r) != OK) continue;
-        w->news_lost = true; /* routers do not know what it has */
+        if (r->tier || r->opening || !kv_breaker_lets(&r->open, now_ns)) continue;
+        called(r);
+        call_open(r);
+        returned(r, NULL, OK);
+        if (take_fresh(w, r) != OK) continue;
+        w->news_lost = true;
         log_info("kv_tier_back", "tier=%s doing=open after_ms=%llu", r->ops->name,
                  (unsigned long long)((now_ns - broke_ns) / NS_PER_MS));
     }
@@ -197,8 +220,10 @@ void kv_tier_work_reopen(struct kv_tier_work *w)
 uint64_t kv_tier_work_reopen_in(const struct kv_tier_work *w)
 {
     uint64_t now_ns = kv_tier_work_now(w), at_ns = TIME_NEVER;
-    for (uint32_t i = 0; i < w->options.tiers_count; i++)
-        if (!w->row[i].tier && w->row[i].open.until_ns < at_ns) at_ns = w->row[i].open.until_ns;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        const struct row *r = &w->row[i];
+        if (!r->tier && !r->opening && r->open.until_ns < at_ns) at_ns = r->open.until_ns;
+    }
     return at_ns == TIME_NEVER ? TIME_NEVER : at_ns > now_ns ? at_ns - now_ns : 0;
 }
 
@@ -272,8 +297,10 @@ void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *sta
 {
     *stats = (struct kv_tiers_stats){.rows_count = w->options.tiers_count,
                                      .loads_late = atomic_load(&w->loads_late)};
+    uint64_t now_ns = kv_tier_work_now(w);
     for (uint32_t i = 0; i < stats->rows_count; i++) {
         const struct counts *c = &w->row[i].counts;
+        uint64_t opening_ns = atomic_load(&c->opening_ns);
         stats->row[i] = (struct kv_tier_row){
             .name = w->row[i].ops->name,
             .kind = w->row[i].ops->kind,
@@ -292,13 +319,16 @@ void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *sta
             .broken = atomic_load(&c->broken),
         };
         stats->block_ns[w->row[i].ops->kind] = block_ns(w, c, w->row[i].ops->kind);
+        if (opening_ns == 0) continue;
+        stats->calling = w->row[i].ops->name;
+        if (now_ns >= opening_ns + KV_TIERS_STUCK_NS) stats->row[i].stuck_ns = now_ns - opening_ns;
     }
     uint32_t row = atomic_load(&w->called_row);
-    uint64_t since_ns = atomic_load(&w->called_ns), now_ns = kv_tier_work_now(w);
+    uint64_t since_ns = atomic_load(&w->called_ns);
     if (since_ns == 0) return;
     stats->calling = w->row[row].ops->name;
     if (now_ns < since_ns + KV_TIERS_STUCK_NS) return;
-    stats->row[row].stuck_ns = now_ns - since_ns;
+    stats->stuck_ns = stats->row[row].stuck_ns = now_ns - since_ns;
     stats->row[row].broken = true;
     memset(stats->block_ns, 0, sizeof stats->block_ns); /* the others wait for it */
 }

@@ -3,7 +3,8 @@
  *
  *     struct kv_tier_work *work;
  *     if ((e = kv_tier_work_new(&work, &options)) != OK) return e;
- *     if ((e = kv_tier_work_open(work)) != OK) return e;               // all tiers; from here on one thread
+ *     kv_tier_work_open(work, 0);                                      // each; any thread: it may hang
+ *     if ((e = kv_tier_work_opened(work, 0, false)) != OK) return e;   // from here on one thread
  *     struct kv_tier_job *job = kv_tier_job_new(&op);                  // copies; any thread
  *     struct kv_tier_event event;
  *     kv_tier_work_load(work, job, &event);
@@ -21,10 +22,14 @@
 struct kv_tier_work;
 
 enum err kv_tier_work_new(struct kv_tier_work **work, const struct kv_tiers_options *options);
-/* What cannot be used now is done without. ERR_INVALID, ERR_MEMORY: those that come after it are not open. */
-enum err kv_tier_work_open(struct kv_tier_work *work);
-void kv_tier_work_free(struct kv_tier_work *work);  /* NULL is allowed */
-void kv_tier_work_close(struct kv_tier_work *work); /* the tiers; only stats are asked afterwards */
+/* Opens one of the tiers for the first time, any thread; then, when that has returned, the owner takes it.
+ * ERR_IO: it cannot be used now, and kv_tier_work_reopen tries again; ERR_INVALID, ERR_MEMORY. `late`: others work
+ * already, and routers were told what they hold. */
+void kv_tier_work_open(struct kv_tier_work *work, uint32_t row);
+enum err kv_tier_work_opened(struct kv_tier_work *work, uint32_t row, bool late);
+void kv_tier_work_free(struct kv_tier_work *work); /* NULL is allowed */
+/* The tiers, none of which is being opened; only stats are asked afterwards. */
+void kv_tier_work_close(struct kv_tier_work *work);
 uint64_t kv_tier_work_now(const struct kv_tier_work *work);
 void kv_tier_work_load(struct kv_tier_work *work, struct kv_tier_job *job,
                        struct kv_tier_event *event);

@@ -26,21 +26,23 @@ struct place {
     enum kv_tier_op_kind kind;
 };
 
-/* How opening the tiers went. */
-struct verdict {
-    enum err e;
-    char text[ERR_TEXT_MAX];
+/* Opens one tier, once. */
+struct opener {
+    struct kv_tiers *tiers;
+    const char *name; /* the tier's */
+    uint32_t row;
+    pthread_t thread;
 };
 
 struct kv_tiers {
     struct kv_tier_work *work;
-    struct mailbox *posted; /* of struct kv_tier_job * */
-    struct mailbox *opened; /* the thread's first word: struct verdict */
-    struct mailbox *go;     /* that it may take ops, a byte */
-    struct mailbox *ended;  /* the thread's last word, a byte */
+    struct mailbox *posted; /* of struct kv_tier_job *; NULL: a tier has opened */
+    struct mailbox *opened; /* the openers' last words: the row */
+    struct mailbox *ended;  /* the tier thread's last word, a byte */
     struct place *place;    /* [ops_max] */
-    const char *opening;    /* the tier that hung at kv_tiers_open; NULL: none, or it is over */
-    bool stuck;             /* both the loop thread's */
+    struct opener opener[KV_TIERS_MAX];
+    uint32_t openers_count; /* that run; with `opened` the tier thread's once that runs */
+    bool stuck;             /* the loop thread's */
     uint64_t stop_ns;
     uint32_t ops_max, blocks_max;
     kv_tier_event_fn *on_event;
@@ -48,7 +50,7 @@ struct kv_tiers {
     _Atomic uint32_t waiting; /* posted and not ended */
     _Atomic uint64_t stores_dropped;
     pthread_t thread;
-    bool runs, started;
+    bool started;
     struct job_queue loads, stores, lists; /* the thread's */
 };
 
@@ -72,6 +74,7 @@ static struct kv_tier_job *pop(struct job_queue *q)
 
 static void sort_in(struct kv_tiers *t, struct kv_tier_job *job)
 {
+    if (!job) return;
     struct job_queue *const queue[] = {
         [KV_TIER_LOAD] = &t->loads, [KV_TIER_STORE] = &t->stores, [KV_TIER_LIST] = &t->lists};
     push(queue[job->op.kind], job);
@@ -91,7 +94,7 @@ static void end(struct kv_tiers *t, struct kv_tier_job *job, struct kv_tier_even
     kv_tier_job_free(job);
 }
 
-/* Waits for an op if there is none, or until a tier is to be opened again. False: no more come. */
+/* Waits for an op if there is none, or until a tier has opened or is to be opened again. False: no more come. */
 static bool receive(struct kv_tiers *t)
 {
     struct kv_tier_job *job;
@@ -133,54 +136,85 @@ static void end_all(struct kv_tiers *t)
     }
 }
 
+/* ---- opening ---- */
+
+static void *run_opener(void *arg)
+{
+    struct opener *o = arg;
+    kv_tier_work_open(o->tiers->work, o->row);
+    CHECK(mailbox_send(o->tiers->opened, &o->row) == OK);
+    enum err e = mailbox_send(o->tiers->posted, &(struct kv_tier_job *){NULL});
+    CHECK(e == OK || e == ERR_CANCELLED); /* there is room for each tier's */
+    return NULL;
+}
+
+/* What an opener has left. ERR_IO is no error, it is tried again; `late`: none is. */
+static enum err take_opened(struct kv_tiers *t, uint32_t row, bool late)
+{
+    const struct opener *o = &t->opener[row];
+    pthread_join(o->thread, NULL);
+    t->openers_count--;
+    enum err e = kv_tier_work_opened(t->work, row, late);
+    if (e != OK && e != ERR_IO && !late) return err_prefix(e, "%s", o->name);
+    if (e != OK)
+        log_warn("kv_tier_unusable",
+                 "tier=%s reason=\"%s\" note=\"goes on without it, tried again later\"", o->name,
+                 err_text());
+    else if (late)
+        log_info("kv_tier_back", "tier=%s doing=open", o->name);
+    return OK;
+}
+
+/* ERR_TIMEOUT: one is still at it. */
+static enum err await_openers(struct kv_tiers *t, uint64_t wait_ns, bool late)
+{
+    uint32_t row;
+    enum err e = OK;
+    uint64_t end_ns = wait_ns == TIME_NEVER ? TIME_NEVER : clock_now_ns() + wait_ns;
+    while (e == OK && t->openers_count > 0) {
+        uint64_t now_ns = clock_now_ns();
+        uint64_t left_ns = end_ns > now_ns ? end_ns - now_ns : 0;
+        if ((e = mailbox_wait(t->opened, &row, left_ns)) == OK) e = take_opened(t, row, late);
+    }
+    return e;
+}
+
+static enum err open_tiers(struct kv_tiers *t, const struct kv_tiers_options *o)
+{
+    struct kv_tiers_stats stats;
+    uint64_t open_ns = o->open_ns > 0 ? o->open_ns : KV_TIERS_OPEN_NS;
+    for (uint32_t i = 0; i < o->tiers_count; i++) {
+        t->opener[i] = (struct opener){.tiers = t, .name = o->tier[i].ops->name, .row = i};
+        int error = pthread_create(&t->opener[i].thread, NULL, run_opener, &t->opener[i]);
+        if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
+        t->openers_count++;
+    }
+    enum err e = await_openers(t, open_ns, false);
+    if (e != ERR_TIMEOUT) return e;
+    kv_tiers_stats(t, &stats);
+    log_error("kv_tier_stuck",
+              "tier=%s for_ms=%llu note=\"does not open; goes on without it until it does\"",
+              stats.calling ? stats.calling : "?", (unsigned long long)(open_ns / NS_PER_MS));
+    return OK;
+}
+
+/* ---- the tier thread ---- */
+
 static void *run(void *arg)
 {
     struct kv_tiers *t = arg;
-    struct verdict v = {.e = kv_tier_work_open(t->work)};
-    if (v.e != OK) snprintf(v.text, sizeof v.text, "%s", err_text());
-    CHECK(mailbox_send(t->opened, &v) == OK);
-    bool goes = mailbox_wait(t->go, &(char){0}, TIME_NEVER) == OK;
-    while (goes && receive(t)) {
+    uint32_t row;
+    while (receive(t)) {
+        while (mailbox_receive(t->opened, &row) == OK)
+            take_opened(t, row, true);
         work(t);
         if (!t->loads.first) kv_tier_work_reopen(t->work);
     }
     end_all(t);
+    await_openers(t, TIME_NEVER, true);
     kv_tier_work_close(t->work);
     CHECK(mailbox_send(t->ended, &(char){0}) == OK);
     return NULL;
-}
-
-/* Begins the thread, and waits for what it has to say of the tiers. */
-static enum err open_tiers(struct kv_tiers *t, uint64_t open_ns)
-{
-    struct kv_tiers_stats stats;
-    struct verdict v;
-    int error = pthread_create(&t->thread, NULL, run, t);
-    if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
-    t->runs = true;
-    if (mailbox_wait(t->opened, &v, open_ns) == OK)
-        return v.e == OK ? OK : err_set(v.e, "%s", v.text);
-    kv_tiers_stats(t, &stats);
-    t->opening = stats.calling ? stats.calling : "?";
-    t->stuck = true;
-    log_error("kv_tier_stuck",
-              "tier=%s for_ms=%llu note=\"does not open; starts without tiers until it does\"",
-              t->opening, (unsigned long long)(open_ns / NS_PER_MS));
-    return OK;
-}
-
-/* What kv_tiers_open did not wait for. */
-static void note_opened(struct kv_tiers *t)
-{
-    struct verdict v;
-    if (mailbox_receive(t->opened, &v) != OK) return;
-    if (v.e == OK)
-        log_info("kv_tier_back", "tier=%s doing=open", t->opening);
-    else
-        log_error("kv_tier_unusable",
-                  "tier=%s reason=\"%s\" note=\"goes on without it, tried again later\"",
-                  t->opening, v.text);
-    t->opening = NULL;
 }
 
 enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *options,
@@ -196,25 +230,28 @@ enum err kv_tiers_open(struct kv_tiers **out, const struct kv_tiers_options *opt
     t->stop_ns = options->stop_ns > 0 ? options->stop_ns : KV_TIERS_STOP_NS;
     t->place = mem_array(options->ops_max, sizeof *t->place);
     enum err e = t->place ? OK : ERR_MEMORY;
-    if (e == OK) e = mailbox_new(&t->posted, sizeof(struct kv_tier_job *), options->ops_max);
-    if (e == OK) e = mailbox_new(&t->opened, sizeof(struct verdict), 1);
-    if (e == OK) e = mailbox_new(&t->go, 1, 1);
+    if (e == OK)
+        e = mailbox_new(&t->posted, sizeof(struct kv_tier_job *), options->ops_max + KV_TIERS_MAX);
+    if (e == OK) e = mailbox_new(&t->opened, sizeof t->opener->row, KV_TIERS_MAX);
     if (e == OK) e = mailbox_new(&t->ended, 1, 1);
     if (e == OK) e = kv_tier_work_new(&t->work, options);
-    if (e == OK) e = open_tiers(t, options->open_ns > 0 ? options->open_ns : KV_TIERS_OPEN_NS);
-    if (e != OK) {
-        kv_tiers_close(t);
-        return e;
+    if (e == OK) e = open_tiers(t, options);
+    if (e == OK) {
+        *out = t;
+        return OK;
     }
-    *out = t;
-    return OK;
+    char text[ERR_TEXT_MAX];
+    snprintf(text, sizeof text, "%s", err_text()); /* before others have theirs */
+    if (!kv_tiers_close(t)) *out = t;
+    return err_set(e, "%s", text);
 }
 
 enum err kv_tiers_start(struct kv_tiers *t)
 {
-    enum err e = mailbox_send(t->go, &(char){0});
-    t->started = e == OK;
-    return e;
+    int error = pthread_create(&t->thread, NULL, run, t);
+    if (error != 0) return err_set(ERR_IO, "pthread_create: %s", strerror(error));
+    t->started = true;
+    return OK;
 }
 
 /* There is one: so many do not wait. */
@@ -270,29 +307,27 @@ static void take_back(struct kv_tiers *t)
 
 void kv_tiers_watch(struct kv_tiers *t, struct kv_tiers_stats *stats)
 {
-    uint64_t stuck_ns = 0;
     kv_tiers_stats(t, stats);
-    if (t->opening) note_opened(t);
-    for (uint32_t i = 0; i < stats->rows_count && stuck_ns == 0; i++)
-        stuck_ns = stats->row[i].stuck_ns;
-    if (stuck_ns > 0 && !t->stuck)
+    if (stats->stuck_ns > 0 && !t->stuck)
         log_error("kv_tier_stuck",
                   "tier=%s for_ms=%llu note=\"a call does not return; goes on without tiers until "
                   "it does\"",
-                  stats->calling, (unsigned long long)(stuck_ns / NS_PER_MS));
-    t->stuck = t->opening || stuck_ns > 0;
+                  stats->calling, (unsigned long long)(stats->stuck_ns / NS_PER_MS));
+    t->stuck = stats->stuck_ns > 0;
     if (t->stuck) take_back(t);
 }
 
-/* Waits for the thread's end, up to stop_ns. */
+/* Waits for the threads' ends, up to stop_ns. */
 static bool join(struct kv_tiers *t)
 {
     mailbox_close(t->posted);
-    mailbox_close(t->go);
-    if (!t->runs) return true;
+    if (!t->started) {
+        end_all(t);
+        return await_openers(t, t->stop_ns, true) == OK;
+    }
     if (mailbox_wait(t->ended, &(char){0}, t->stop_ns) != OK) return false;
     pthread_join(t->thread, NULL);
-    t->runs = t->started = false;
+    t->started = false;
     return true;
 }
 
@@ -310,11 +345,10 @@ bool kv_tiers_close(struct kv_tiers *t)
 {
     if (!t) return true;
     CHECK(!t->started);
-    if (t->runs && !join(t)) return false;
+    if (t->work && !join(t)) return false;
     kv_tier_work_free(t->work);
     mailbox_free(t->posted);
     mailbox_free(t->opened);
-    mailbox_free(t->go);
     mailbox_free(t->ended);
     mem_free(t->place);
     mem_free(t);

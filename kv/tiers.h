@@ -26,7 +26,7 @@
  * or is late `breaker_failures` times in a row is left alone for a while (1 s doubling to 60 s), said once
  * in the log when it begins and once when it ends; one that is full, at once. A full mailbox refuses STOREs first: what is not kept is
  * computed again one day.
- * A call that does not return for KV_TIERS_STUCK_NS (a disk that hangs) stops the only thread there is: kv_tiers_watch
+ * A call that does not return for KV_TIERS_STUCK_NS (a disk that hangs) stops the tier thread: kv_tiers_watch
  * says so once in the log, takes back all ops, whose blocks nobody touches from then on, and no op is taken
  * until it has returned.
  * Owner: the loop thread posts and reads stats; the tier thread does all else. */
@@ -143,10 +143,11 @@ void kv_tier_event_free(struct kv_tier_event *event); /* its news; who receives 
 
 typedef void kv_tier_event_fn(void *ctx, const struct kv_tier_event *event);
 
-/* Opens all tiers, on the tier thread. ERR_INVALID, with the tier's name and what is wrong: but one that cannot be
- * used as things are (read-only, say) is done without, the log says so, and the tier thread tries again. One
- * that hangs (a directory of a server that is away) is waited for no longer than open_ns: it is OK, which
- * the log says, and the tiers are there when it returns, as of one that is stuck later. */
+/* Opens all tiers, each on a thread of its own. ERR_INVALID, with the tier's name and what is wrong: but one that
+ * cannot be used as things are (read-only, say) is done without, the log says so, and the tier thread tries again.
+ * One that hangs (a directory of a server that is away) is waited for no longer than open_ns: it is OK, which
+ * the log says, the others are used meanwhile, and it is when it has opened. An error while one hangs: *tiers is
+ * there, for kv_tiers_close. */
 enum err kv_tiers_open(struct kv_tiers **tiers, const struct kv_tiers_options *options,
                        kv_tier_event_fn *on_event, void *ctx);
 size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry);
@@ -155,7 +156,7 @@ enum err kv_tiers_start(struct kv_tiers *tiers);
  * nothing was done. */
 enum err kv_tiers_post(struct kv_tiers *tiers, const struct kv_tier_op *op);
 /* ERR_TIMEOUT, with the tier's name: a call has not returned, and its thread goes on: nothing of what it was
- * given may be freed, so the process has to end. Else the thread has ended and the tiers are closed. */
+ * given may be freed, so the process has to end. Else all threads have ended and the tiers are closed. */
 enum err kv_tiers_stop(struct kv_tiers *tiers);
 /* After kv_tiers_stop, if started; NULL is allowed. False: a tier hangs in its opening, and its thread has all of
  * this, and what the options point at, until the process ends. */
@@ -179,6 +180,7 @@ struct kv_tiers_stats {
         uint64_t stuck_ns; /* for so long a call has not returned; 0: less than KV_TIERS_STUCK_NS */
     } row[KV_TIERS_MAX];
     uint32_t rows_count;
+    uint64_t stuck_ns;   /* not 0: that call is the tier thread's, and all tiers are out */
     const char *calling; /* the tier of which a call is under way; NULL: none */
     /* By enum kv_tier_kind: what reading a block is expected to take, from the rates or before there are some
      * from usual ones; 0: there is no such tier, or it is left alone. */

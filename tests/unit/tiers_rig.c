@@ -212,10 +212,14 @@ int finish(void **state)
 enum err open_work(const struct kv_tiers_options *options)
 {
     enum err e = kv_tier_work_new(&work, options);
-    if (e == OK && (e = kv_tier_work_open(work)) != OK) {
-        kv_tier_work_free(work);
-        work = NULL;
+    if (e != OK) return e;
+    for (uint32_t i = 0; i < options->tiers_count && (e == OK || e == ERR_IO); i++) {
+        kv_tier_work_open(work, i);
+        e = kv_tier_work_opened(work, i, false);
     }
+    if (e == OK || e == ERR_IO) return OK;
+    kv_tier_work_free(work);
+    work = NULL;
     return e;
 }
 
