@@ -39,7 +39,7 @@
 #include "common/rng.h"
 #include "tests/bench/cores.h"
 #include "tests/bench/figures.h"
-#include "tests/bench/shape_s.h"
+#include "tests/bench/shapes.h"
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/streams.h"
@@ -115,7 +115,7 @@ static struct process *start_node(enum program program, const char *args)
     int size = snprintf(all, sizeof all, "%s --model %s", args, bench.amounts->model());
     if (bench.amounts->large)
         snprintf(all + size, sizeof all - (size_t)size, " --kv-bytes 1G --cache-dir %s",
-                 shape_s_cache());
+                 shapes_cache());
     cores_use(program == PROGRAM_DECODE);
     struct process *p = cluster_spawn(bench.cluster, program, all);
     cores_put_first(p->pid);

@@ -21,7 +21,7 @@
 #include "engine/engine.h"
 #include "engine/sampler.h"
 #include "tests/bench/ceilings.h"
-#include "tests/bench/shape_s.h"
+#include "tests/bench/shapes.h"
 #include "tests/unit/scratch.h"
 
 enum {

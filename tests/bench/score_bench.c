@@ -13,7 +13,7 @@
 #include "common/rng.h"
 #include "engine/engine.h"
 #include "tests/bench/figures.h"
-#include "tests/bench/shape_s.h"
+#include "tests/bench/shapes.h"
 
 enum {
     CHUNK = 512,
@@ -73,7 +73,7 @@ static void measure(const char *name, const char *model, uint32_t threads)
     struct bench x = {0};
     struct samples prefill = {0}, score = {0}, share = {0};
     struct engine_options o = {.model_dir = model,
-                               .cache_dir = shape_s_cache(),
+                               .cache_dir = shapes_cache(),
                                .threads = threads,
                                .blocks_count = BLOCKS,
                                .limits = {SEQUENCES, CHUNK + SEQUENCES, BLOCKS},

@@ -17,8 +17,10 @@
  * waits for D's running step. "of_alone" is the share of the same percentile alone: the aim is 1.5 of the named ones.
  * "flood_tokens_s" is what the flood generated. Sections:
  * - demo: the demo model, where each row makes a step longer by about as much as the first one, so D has a batch
- *   of 2: what a step is, no order of requests can make shorter.
+ *   of 2: what a step is, no order of requests can make shorter. The messages of its thousands of steps a second take a
+ *   third of P's core.
  * - wide: the same with a batch of 8, to show what that costs.
+ * - m: the model of shape M, whose steps are long enough that messages take little.
  * - s: the model of shape S, where steps mostly read weights, with a batch of 4. Not part of --quick. */
 #include "tests/unit/testing.h"
 
@@ -29,7 +31,7 @@
 #include "common/rng.h"
 #include "tests/bench/cores.h"
 #include "tests/bench/figures.h"
-#include "tests/bench/shape_s.h"
+#include "tests/bench/shapes.h"
 #include "tests/e2e/cluster.h"
 #include "tests/e2e/streams.h"
 
@@ -75,6 +77,18 @@ static const struct amounts sections[] = {
      .flood_tokens = 1000,
      .rounds = 4,
      .requests = 20},
+    {.name = "m",
+     .nodes = "--chunk 64 --kv-bytes 256M",
+     .decode = "--batch 2",
+     .model = shape_m_model,
+     .large = true,
+     .light_prompt = 512,
+     .light_tokens = 120,
+     .pause_ms = 300,
+     .flood_prompt = 768,
+     .flood_tokens = 300,
+     .rounds = 4,
+     .requests = 30},
     {.name = "s",
      .nodes = "--chunk 64 --kv-bytes 1G",
      .decode = "--batch 4",
@@ -108,7 +122,7 @@ static void start_node(enum program program, const char *args)
     const struct amounts *a = &bench.amounts;
     int size = snprintf(all, sizeof all, "%s %s --model %s", a->nodes, args, a->model());
     if (a->large)
-        snprintf(all + size, sizeof all - (size_t)size, " --cache-dir %s", shape_s_cache());
+        snprintf(all + size, sizeof all - (size_t)size, " --cache-dir %s", shapes_cache());
     cores_use(program == PROGRAM_DECODE);
     struct process *p = cluster_spawn(bench.cluster, program, all);
     cores_put_first(p->pid);
@@ -203,7 +217,7 @@ static void round_of(enum way way, uint32_t number)
 {
     uint64_t light_tokens = 0;
     uint32_t pause_ms = bench.amounts.pause_ms;
-    uint32_t requests = way == UNNAMED ? (bench.amounts.requests + 4) / 5 : bench.amounts.requests;
+    uint32_t requests = way == UNNAMED ? (bench.amounts.requests + 19) / 20 : bench.amounts.requests;
     bench.streams = streams_new(bench.cluster->addresses);
     while (!flood_is_there(way))
         turn(way, NULL);
