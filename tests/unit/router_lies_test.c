@@ -16,11 +16,14 @@ static uint64_t seed, draws;
 static struct job_key known[KEYS]; /* that nodes were told of lately */
 static uint32_t known_count, said;
 static bool done;
+static struct id128 jobs[2 * MOVES]; /* prompts of which ids are wanted */
+static uint32_t jobs_count;
 static struct {
     uint32_t submitted, answered; /* of CLIENT, as what follows; the other one leaves at times */
     uint32_t choices_due, choices_ended, again, over;
+    uint32_t asked, told;   /* questions and pins, and answers to them */
     uint32_t choices[REFS]; /* by ref */
-} told;
+} heard;
 
 static uint32_t below(uint32_t bound)
 {
@@ -52,9 +55,10 @@ static struct job_key any_key(void)
 
 static void hear(const struct msg *m)
 {
-    told.answered += m->kind == MSG_ACCEPTED || m->kind == MSG_REJECTED;
-    told.choices_ended += m->kind == MSG_DONE;
-    if (m->kind == MSG_ACCEPTED) told.choices_due += told.choices[m->accepted.ref % REFS];
+    heard.answered += m->kind == MSG_ACCEPTED || m->kind == MSG_REJECTED;
+    heard.choices_ended += m->kind == MSG_DONE;
+    heard.told += m->kind == MSG_ANSWER;
+    if (m->kind == MSG_ACCEPTED) heard.choices_due += heard.choices[m->accepted.ref % REFS];
 }
 
 static void look(void)
@@ -67,6 +71,8 @@ static void look(void)
     }
     w.sent_count = w.read = 0;
     arena_reset(&w.arena);
+    if (!id128_is_none(w.tokenizing)) jobs[jobs_count++] = w.tokenizing;
+    w.tokenizing = ID128_NONE;
 }
 
 static struct token_info any_token(void)
@@ -126,7 +132,9 @@ static void lie(uint32_t node)
     struct token_info tokens[3] = {any_token(), any_token(), any_token()};
     struct job_key key = any_key();
     struct token_run run = {key, any_number() % 64, tokens, below(4)};
-    switch (below(11)) {
+    static const char *const answers[] = {"{}", "[[", "{\"prefixes\":7,\"tenants\":[1]}", ""};
+    const char *answer = answers[below(COUNT_OF(answers))];
+    switch (below(14)) {
     case 0:
         say(&w, node,
             (struct msg){.kind = MSG_RESERVED,
@@ -178,6 +186,20 @@ static void lie(uint32_t node)
             (struct msg){.kind = MSG_PINNED,
                          .pinned = {one_in(4) ? "other" : "sys", "", any_number()}});
         break;
+    case 11:
+        say(&w, node,
+            (struct msg){.kind = MSG_LIVE,
+                         .live = {.answer = one_in(2), .keys = &key, .keys_count = below(2)}});
+        break;
+    case 12:
+        if (one_in(8)) say(&w, node, (struct msg){.kind = MSG_DRAINED});
+        break;
+    case 13:
+        say(&w, node,
+            (struct msg){
+                .kind = MSG_ANSWER,
+                .answer = {below(6), one_in(4) ? ERR_FULL : OK, answer, (uint32_t)strlen(answer)}});
+        break;
     }
     said++;
 }
@@ -186,8 +208,8 @@ static void submit_by(uint32_t client, struct msg m)
 {
     static uint64_t ref;
     m.submit.ref = ++ref;
-    told.choices[ref % REFS] = m.submit.choices;
-    told.submitted += client == CLIENT;
+    heard.choices[ref % REFS] = m.submit.choices;
+    heard.submitted += client == CLIENT;
     say(&w, client, m);
 }
 
@@ -221,7 +243,7 @@ static void ask_again(uint32_t client)
     m.submit.choices = 1 + below(2);
     m.submit.received = prompt;
     m.submit.received_count = below(3);
-    told.again++;
+    heard.again++;
     submit_by(client, m);
 }
 
@@ -240,10 +262,44 @@ static void leave_and_return(uint32_t client)
     hello(&w, client, ROLE_CLIENT, "other");
 }
 
+static void pin(uint32_t client)
+{
+    struct msg m = {.kind = MSG_PIN, .pin = {.ref = 1, .name = "sys", .tenant = ""}};
+    m.pin.remove = one_in(3);
+    if (one_in(2)) {
+        m.pin.text = "x";
+        m.pin.text_bytes = 1;
+    } else {
+        m.pin.tokens = prompt;
+        m.pin.tokens_count = 20;
+    }
+    heard.asked += client == CLIENT;
+    say(&w, client, m);
+}
+
+static void query(uint32_t client)
+{
+    static const char *const names[] = {"p0", "d0", "nobody"};
+    char id[ID128_TEXT];
+    struct msg m = {.kind = MSG_QUERY, .query = {.ref = 2, .query = below(QUERY_KV + 1)}};
+    id128_print(any_key().request, id);
+    m.query.argument = m.query.query == QUERY_STATUS    ? ""
+                       : m.query.query == QUERY_EXPLAIN ? id
+                                                        : names[below(3)];
+    heard.asked += client == CLIENT;
+    say(&w, client, m);
+}
+
+static void tell_ids(struct id128 job)
+{
+    router_core_on_tokens(w.core, w.now, job, prompt, 20, one_in(4) ? ERR_FORMAT : OK, "no text");
+    router_core_audit(w.core);
+}
+
 static void lie_as_client(void)
 {
     uint32_t client = one_in(2) ? CLIENT : OTHER;
-    switch (below(6)) {
+    switch (below(8)) {
     case 0:
     case 1: ask_again(client); break;
     case 2: cancel(client); break;
@@ -252,23 +308,11 @@ static void lie_as_client(void)
         say(&w, client, (struct msg){.kind = MSG_FINISHED, .finished = {.key = any_key()}});
         break;
     case 5:
-        router_core_on_tokens(w.core, w.now, one_in(4) ? any_key().request : w.tokenizing, prompt,
-                              20, one_in(4) ? ERR_FORMAT : OK, "no text");
-        router_core_audit(w.core);
+        tell_ids(one_in(4) || jobs_count == 0 ? any_key().request : jobs[below(jobs_count)]);
         break;
+    case 6: pin(client); break;
+    case 7: query(client); break;
     }
-}
-
-static void pin(void)
-{
-    say(&w, CLIENT,
-        (struct msg){.kind = MSG_PIN,
-                     .pin = {.ref = 1,
-                             .name = "sys",
-                             .tenant = "",
-                             .remove = one_in(3),
-                             .tokens = prompt,
-                             .tokens_count = 20}});
 }
 
 static void rejoin(uint32_t node)
@@ -288,8 +332,6 @@ static void move(void)
         lie_as_client();
     else if (roll < 85)
         ask();
-    else if (roll < 87)
-        pin();
     else if (roll < 89)
         rejoin(any_node());
     else {
@@ -308,15 +350,21 @@ static void end_all(const struct router_config *config)
         router_core_on_lifeline(w.core, w.now, (struct peer){node}, true);
         router_core_on_lifeline(w.core, w.now, (struct peer){node}, false);
     }
+    look();
+    while (jobs_count > 0)
+        tell_ids(jobs[--jobs_count]);
+    look();
     w.now += config->queue_timeout_ns;
-    router_core_on_timer(w.core, w.now);
+    for (int turn = 0; turn < 100; turn++) /* of the loop: a status is made in pieces */
+        router_core_on_timer(w.core, w.now);
     router_core_audit(w.core);
     look();
     router_core_counts(w.core, &c);
     assert_int_equal(c.requests_live, 0);
-    assert_int_equal(told.answered, told.submitted);
-    assert_int_equal(told.choices_ended, told.choices_due);
-    told.over += told.choices_ended;
+    assert_int_equal(heard.answered, heard.submitted);
+    assert_int_equal(heard.choices_ended, heard.choices_due);
+    assert_int_equal(heard.told, heard.asked);
+    heard.over += heard.choices_ended;
 }
 
 static void run_seed(uint64_t n)
@@ -325,8 +373,9 @@ static void run_seed(uint64_t n)
     struct router_config config = ROUTER_CONFIG_DEFAULT;
     config.tokenizer = (const struct tokenizer *)&some_tokenizer;
     seed = n;
-    draws = known_count = 0;
-    told.submitted = told.answered = told.choices_due = told.choices_ended = 0;
+    draws = known_count = jobs_count = 0;
+    heard.asked = heard.told = 0;
+    heard.submitted = heard.answered = heard.choices_due = heard.choices_ended = 0;
     config.history_max = 1 + below(8);
     config.prefix_index = one_in(2) ? 4096 : 0;
     config.backfill = below(3);
@@ -354,7 +403,7 @@ static void whatever_nodes_and_clients_say_the_router_stays_whole(void **state)
     uint64_t first = one ? strtoull(one, NULL, 10) : 1;
     for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
         run_seed(n);
-    assert_true(said > MOVES / 2 && told.again > 0 && told.over > 0);
+    assert_true(said > MOVES / 2 && heard.again > 0 && heard.over > 0);
     done = true;
 }
 
