@@ -445,7 +445,9 @@ void request_on_output(struct tandem *t, const struct msg_output *m)
         end_all(r, TANDEM_FAILED, "the router left out tokens", 0);
         return;
     }
-    if (m->index + m->tokens_count > c->received_count && !tell_tokens(r, m)) return;
+    bool known = m->index + m->tokens_count <= c->received_count;
+    if (known && m->tokens_count > 0) return; /* and so is their text */
+    if (!known && !tell_tokens(r, m)) return;
     if (r->state == REQUEST_RUNNING && !c->ended) tell_text(r, m);
 }
 
