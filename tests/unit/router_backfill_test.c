@@ -1,5 +1,7 @@
 #include "tests/unit/router_rig.h"
 
+#include <stdio.h>
+
 #include "common/prefix_hash.h"
 #include "router/sched.h"
 
@@ -314,6 +316,44 @@ static void what_two_want_is_brought_once(void **state)
     world_close(&w);
 }
 
+/* Prompts that begin in `count` ways, each of which d1 has, and so many prefill nodes beside places to decode:
+ * how many are brought. */
+static uint32_t brought_of(uint32_t count, uint32_t prefills)
+{
+    struct world w;
+    uint32_t brought = 0, own[20];
+    opened(&w, BACKFILL_ALWAYS);
+    for (uint32_t i = 1; i < prefills + 4; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "n%u", i);
+        hello(&w, P1 + i - 1, i < prefills ? ROLE_PREFILL : ROLE_DECODE, name);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t what = TIER_POOL;
+        memcpy(own, prompt, sizeof own);
+        own[0] = 100 + i;
+        uint64_t hash = prefix_hash_block(0, own);
+        say(&w, D1, (struct msg){.kind = MSG_BLOCKS, .blocks = {2 + i, false, &hash, &what, 1, 1}});
+        struct msg m = submit_of(4);
+        m.submit.tokens = own;
+        w.sent_count = w.read = 0;
+        say(&w, CLIENT, m);
+        for (size_t k = 0; k < w.sent_count; k++)
+            brought += w.sent[k].m.kind == MSG_RESERVE && w.sent[k].m.reserve.job.cached_only;
+    }
+    world_close(&w);
+    return brought;
+}
+
+static void so_many_are_under_way_at_once_and_two_of_a_pair(void **state)
+{
+    (void)state;
+    assert_int_equal(brought_of(2, 1), 2);
+    assert_int_equal(brought_of(5, 1), 2);
+    assert_int_equal(brought_of(30, 20), 30);
+    assert_int_equal(brought_of(40, 20), 32);
+}
+
 static void a_node_that_lists_it_is_not_told_to_forget_it(void **state)
 {
     (void)state;
@@ -489,6 +529,7 @@ int main(void)
         cmocka_unit_test(a_client_that_leaves_leaves_nothing_behind),
         cmocka_unit_test(a_request_may_end_or_begin_anew_while_it_waits),
         cmocka_unit_test(what_two_want_is_brought_once),
+        cmocka_unit_test(so_many_are_under_way_at_once_and_two_of_a_pair),
         cmocka_unit_test(a_node_that_lists_it_is_not_told_to_forget_it),
         cmocka_unit_test(answers_that_make_no_sense_end_it),
         cmocka_unit_test(without_memory_it_is_computed),

@@ -59,6 +59,7 @@ static void p_computes_what_it_lacks_and_d_is_only_asked(void **state)
     const struct msg *prefill = expect(&w, P0, MSG_PREFILL);
     assert_int_equal(prefill->prefill.job.tokens_max, 0);
     assert_int_equal(prefill->prefill.job.tenant_salt, pin->pin.salt);
+    assert_true(prefill->prefill.job.priority > 0); /* behind whoever waits for an answer */
     assert_false(was_sent(&w, D0, MSG_RESERVE));
     finish_prefill(&w, P0, prefill->prefill.job.key);
     expect(&w, P0, MSG_PIN); /* again: now it has it */
@@ -216,6 +217,27 @@ static void a_node_that_cannot_hold_it_is_not_asked_for_ever(void **state)
     world_close(&w);
 }
 
+/* A decode node comes to hold it by what requests bring. */
+static void who_holds_less_than_all_is_asked_again_every_ten_seconds(void **state)
+{
+    (void)state;
+    struct world w;
+    struct msg beat = {.kind = MSG_HEARTBEAT};
+    world_open_joined(&w, NULL);
+    say_pin(&w, "sys", TOKENS, false);
+    say_pinned(&w, D0, "sys", 1);
+    say_pinned(&w, D1, "sys", WHOLE);
+    for (uint32_t s = 1; s <= 21; s++) {
+        w.sent_count = w.read = 0;
+        w.now += 1 * NS_PER_S;
+        for (uint32_t peer = P0; peer <= D1; peer++)
+            say(&w, peer, beat);
+        assert_int_equal(was_sent(&w, D0, MSG_PIN), s % 10 == 0);
+        assert_false(was_sent(&w, D1, MSG_PIN));
+    }
+    world_close(&w);
+}
+
 static void unpinning_tells_the_nodes(void **state)
 {
     (void)state;
@@ -297,6 +319,7 @@ int main(void)
         cmocka_unit_test(who_holds_what_was_taken_back_is_told_for_a_minute),
         cmocka_unit_test(what_is_said_to_the_router_itself_counts_before_all_that_nodes_tell),
         cmocka_unit_test(a_node_that_cannot_hold_it_is_not_asked_for_ever),
+        cmocka_unit_test(who_holds_less_than_all_is_asked_again_every_ten_seconds),
         cmocka_unit_test(unpinning_tells_the_nodes),
         cmocka_unit_test(each_who_pins_is_answered),
         cmocka_unit_test(what_cannot_be_pinned_is_said),

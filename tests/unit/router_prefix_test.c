@@ -203,6 +203,43 @@ static void tenants_do_not_find_each_others_prefixes(void **state)
     world_close(&w);
 }
 
+/* Approximate KV is found by who asks for the same approximation, and by nobody else. */
+static void windows_share_prefixes_only_if_they_are_the_same(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *tenant;
+        uint32_t window, sinks;
+        bool same; /* as the one before it */
+    } rows[] = {{"a", 0, 0, false},    {"a", 64, 0, false},   {"a", 64, 16, false},
+                {"a", 80, 16, false},  {"a", 80, 16, true},   {"b", 80, 16, false},
+                {NULL, 80, 16, false}, {NULL, 16, 80, false}, {NULL, 0, 0, false}};
+    enum { ROWS = sizeof rows / sizeof *rows };
+    uint64_t salts[ROWS];
+    struct world w;
+    opened(&w, 4096);
+    for (size_t i = 0; i < ROWS; i++) {
+        struct msg m = submit_of(4);
+        m.submit.tenant = rows[i].tenant;
+        m.submit.kv_window = rows[i].window;
+        m.submit.kv_sinks = rows[i].sinks;
+        w.sent_count = w.read = 0;
+        say(&w, CLIENT, m);
+        uint32_t d = was_sent(&w, D0, MSG_RESERVE) ? D0 : D1;
+        struct job_key key = expect(&w, d, MSG_RESERVE)->reserve.job.key;
+        w.read = 0;
+        salts[i] = expect(&w, d, MSG_RESERVE)->reserve.job.tenant_salt;
+        say(&w, CLIENT,
+            (struct msg){.kind = MSG_CANCEL, .cancel = {{key.request, CHOICE_ALL, 0}, "user"}});
+        for (size_t k = 0; k < i; k++)
+            if ((salts[k] == salts[i]) != (rows[i].same && k + 1 == i))
+                fail_msg("rows %zu and %zu: %llx and %llx", k, i, (unsigned long long)salts[k],
+                         (unsigned long long)salts[i]);
+    }
+    assert_int_equal(salts[ROWS - 1], 0);
+    world_close(&w);
+}
+
 /* ---- tiers ---- */
 
 /* What a node tells of its tiers; its tokens take 1 us to compute, a block 16. */
@@ -310,6 +347,7 @@ int main(void)
         cmocka_unit_test(a_gap_is_asked_for_once_a_second_until_all_is_told_again),
         cmocka_unit_test(who_leaves_takes_its_entries_along),
         cmocka_unit_test(tenants_do_not_find_each_others_prefixes),
+        cmocka_unit_test(windows_share_prefixes_only_if_they_are_the_same),
         cmocka_unit_test(prompts_go_where_a_tier_has_them_if_that_is_faster),
         cmocka_unit_test(what_a_shared_store_has_every_node_has_that_shares_it),
         cmocka_unit_test(a_decode_nodes_disk_counts_where_it_computes_itself),

@@ -54,6 +54,35 @@ static void rates_go_with_the_node_that_they_are_of(void **state)
     world_close(&w);
 }
 
+static void expect_virtual(struct world *w, const char *tokens)
+{
+    char text[64];
+    snprintf(text, sizeof text, "\"virtual_tokens\":%s.0", tokens);
+    const char *status = status_of(w);
+    if (!strstr(status, text)) fail_msg("no %s in %s", text, status);
+}
+
+/* A prompt of 20 tokens, of which 16 turn out to be cached, and four that are generated. */
+static void computed_tokens_count_one_generated_ones_two_and_cached_ones_nothing(void **state)
+{
+    (void)state;
+    struct world w;
+    struct msg m = submit_of(4);
+    m.submit.tenant = "acme";
+    world_open_joined(&w, NULL);
+    say(&w, CLIENT, m);
+    struct job_key key = reserve(&w, D0);
+    expect_virtual(&w, "20");
+    tell_first(&w, P0, key, 0);
+    expect_virtual(&w, "6");
+    tell_tokens(&w, D0, key, 0, 4);
+    expect_virtual(&w, "12");
+    tell_prefilled(&w, P0, key);
+    tell_finished(&w, D0, key, 4);
+    expect_virtual(&w, "12");
+    world_close(&w);
+}
+
 static void status_and_explain_are_json(void **state)
 {
     (void)state;
@@ -279,6 +308,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_faster_pair_is_preferred_once_both_were_tried),
         cmocka_unit_test(rates_go_with_the_node_that_they_are_of),
+        cmocka_unit_test(computed_tokens_count_one_generated_ones_two_and_cached_ones_nothing),
         cmocka_unit_test(status_and_explain_are_json),
         cmocka_unit_test(status_tells_memory_and_what_pressure_cost),
         cmocka_unit_test(status_tells_how_long_the_queue_waited_and_for_what),
