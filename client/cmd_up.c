@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,8 @@ static const struct setting rows[] = {
     SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
     SETTING_BOOL(struct options, dry_run, "dry-run", "false",
-                 "print this host's topology and where each node would be, and start nothing"),
+                 "print this host's topology and where each node would be, say what they lack, "
+                 "and start nothing"),
     SETTING_BOOL(struct options, json, "json", "false",
                  "print what happens as JSON, an object in each line (docs/interfaces.md)"),
     SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
@@ -657,6 +659,36 @@ static enum err check_addresses(const struct up *up)
                    o->metrics, up->children_count);
 }
 
+static bool is_first_on_its_device(const struct up *up, uint32_t i)
+{
+    for (uint32_t k = 1; k < i; k++)
+        if (strcmp(up->child[k].node->device, up->child[i].node->device) == 0) return false;
+    return true;
+}
+
+/* With --dry-run: the nodes' own programs look at their settings and devices, and say what is missing. */
+static int try_nodes(const struct up *up)
+{
+    for (uint32_t i = 1; i < up->children_count; i++) {
+        struct argv a = {0};
+        pid_t pid;
+        int status;
+        if (!is_first_on_its_device(up, i)) continue;
+        make_argv(&up->child[i], &a);
+        add_arg(&a, "%s", "--dry-run");
+        int error = posix_spawn(&pid, a.item[0], NULL, NULL, a.item, environ);
+        if (error != 0) {
+            fprintf(stderr, "tandem up: %s: %s\n", a.item[0], strerror(error));
+            return CMD_FAILED;
+        }
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+            ;
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) continue;
+        return WIFEXITED(status) ? WEXITSTATUS(status) : CMD_FAILED;
+    }
+    return CMD_DONE;
+}
+
 static enum err make_kv_disk(const struct options *o)
 {
     if (!o->kv_disk || mkdir(o->kv_disk, 0700) == 0 || errno == EEXIST) return OK;
@@ -709,6 +741,8 @@ static int run_up(const struct options *o)
     if (e == OK && !o->json) up_plan_print(&up->plan, o->dry_run ? stdout : stderr);
     for (uint32_t i = 0; e == OK && o->json && i < up->plan.count; i++)
         tell(up, up_plan_event(&up->plan.node[i]));
+    bool elsewhere = up->plan.host && !up->plan.host->this_host;
+    if (e == OK && o->dry_run && !elsewhere) up->code = try_nodes(up);
     if (e == OK && !o->dry_run) e = child_start(&up->child[0]);
     if (e == OK) {
         if (!o->dry_run) loop_run(up->loop);

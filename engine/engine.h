@@ -73,6 +73,8 @@ enum err engine_open(struct engine **engine, const struct engine_options *option
 void engine_close(struct engine *engine); /* NULL is allowed */
 /* ERR_INVALID: no backend is called so. What this host lacks for one, engine_open says. */
 enum err engine_check_backend(const char *backend);
+/* Opens it for a moment, without a model: what this host lacks for it, as engine_open says it. */
+enum err engine_try_backend(const char *backend);
 /* Where the device that engine_open would take is on the PCI bus, in `size` bytes (16 do); "": nowhere,
  * for the CPUs. */
 enum err engine_pci_address(const char *backend, char *text, size_t size);

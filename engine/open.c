@@ -46,6 +46,19 @@ enum err engine_check_backend(const char *backend)
     return e == OK && backend_find(name, &ops) == ERR_NOT_FOUND ? ERR_INVALID : e;
 }
 
+enum err engine_try_backend(const char *backend)
+{
+    char name[32];
+    const struct backend_ops *ops;
+    struct backend *b;
+    struct backend_options o = {
+        .threads = 1, .dtype = DTYPE_F32, .limits = {BLOCK_TOKENS, 1, 1, 1, 1}};
+    enum err e = split_device(backend, name, sizeof name, &o.device_index);
+    if (e != OK || (e = backend_find(name, &ops)) != OK) return e;
+    if ((e = ops->open(&b, &o)) == OK) ops->close(b);
+    return e;
+}
+
 enum err engine_pci_address(const char *backend, char *text, size_t size)
 {
     char name[32];

@@ -12,7 +12,7 @@ struct options {
     const char *model, *name, *device, *cpus, *numa, *cache_dir, *listen_kv, *metrics;
     const char *nccl_interface, *nccl_listen, *kv_events, *kv_events_replay, *kv_events_topic;
     struct setting_list routers;
-    bool trusted_network, prefix_cache, deterministic;
+    bool trusted_network, prefix_cache, deterministic, dry_run;
     double kv_share;
     int dtype, link, evict, preempted, kv_events_form, log_level;
     int64_t tenant_quota;
@@ -133,6 +133,8 @@ static const struct setting rows[] = {
                      3600 * NS_PER_S, "a job for which nothing happened in this time fails"),
     SETTING_DURATION(struct options, prefix_wait_ns, "prefix-wait", "2s", 0, 600 * NS_PER_S,
                      "how long a prompt waits for a prefix that another one computes"),
+    SETTING_BOOL(struct options, dry_run, "dry-run", "false",
+                 "look at the settings and at the device, say what is wrong, and start nothing"),
     SETTING_CHOICE(struct options, log_level, "log-level", "debug|info|warn|error|off", "info",
                    "lowest level of the lines on stderr"),
 };
@@ -200,16 +202,17 @@ static struct node_options shell_options(const struct options *o, const struct n
     return s;
 }
 
-static int run(const struct node_options *options)
+static int run(const struct node_options *options, bool dry_run)
 {
     struct node_shell *shell = NULL;
     int status = 2;
     enum err e = node_options_check(options);
     if (e == OK) {
         status = 1;
-        e = node_shell_open(&shell, options);
+        e = dry_run ? engine_try_backend(options->engine.backend)
+                    : node_shell_open(&shell, options);
     }
-    if (e == OK) e = node_shell_run(shell);
+    if (e == OK && !dry_run) e = node_shell_run(shell);
     if (e != OK) fprintf(stderr, "%s: %s\n", options->policy->program, err_text());
     node_shell_close(shell);
     return e == OK ? 0 : status;
@@ -237,7 +240,7 @@ int node_main(const struct node_policy *policy, int argc, char **argv)
         status = 2;
     } else {
         struct node_options options = shell_options(&o, policy);
-        status = run(&options);
+        status = run(&options, o.dry_run);
     }
     settings_fini(&settings);
     return status;

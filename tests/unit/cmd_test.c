@@ -648,6 +648,33 @@ static void up_says_what_is_missing(void **state)
     assert_non_null(strstr(x.err, "--model /nowhere"));
 }
 
+static void a_dry_run_says_what_a_start_would_fail_by(void **state)
+{
+    static const struct {
+        const char *device, *said;
+        int code;
+    } cases[] = {
+        {"cpu", "", 0},
+        {"gpu", "tandem-prefill: --device: no backend \"gpu\"", 2},
+        {"cuda:x", "behind the colon stands a number", 2},
+        {"cuda", "libtandem_cuda.so", 1},
+    };
+    (void)state;
+    setenv("TANDEM_PLUGIN_DIR", "/nowhere", 1);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct result x = RUN("up", "--dry-run", "--model", "/tmp", "--device", cases[i].device);
+        assert_int_equal(x.code, cases[i].code);
+        assert_non_null(strstr(x.out, "  d0   on "));
+        assert_non_null(strstr(x.err, cases[i].said));
+    }
+    unsetenv("TANDEM_PLUGIN_DIR");
+    struct result x =
+        RUN("up", "--dry-run", "--json", "--model", "/tmp", "--kv-redis", "10.0.0.1:1");
+    assert_int_equal(x.code, 2);
+    assert_non_null(strstr(x.out, "\n{\"event\":\"ended\",\"code\":2}\n"));
+    assert_non_null(strstr(x.err, "say --trusted-network"));
+}
+
 /* The machine is a file, and the plan for it has one right form. */
 static void up_plans_for_the_topology_that_it_finds(void **state)
 {
@@ -746,6 +773,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(plan_prints_what_the_page_shows),
         cmocka_unit_test(plan_tells_what_does_not_fit_or_is_not_there),
         cmocka_unit_test(up_says_what_is_missing),
+        cmocka_unit_test(a_dry_run_says_what_a_start_would_fail_by),
         cmocka_unit_test(up_plans_for_the_topology_that_it_finds),
     };
     log_setup(LOG_OFF, NULL);
