@@ -105,6 +105,29 @@ static void nodes_that_had_nothing_of_it_to_run_do_not_count(void **state)
     world_close(&w);
 }
 
+/* More often than nodes may die under it, or fail it. */
+static void preemptions_do_not_count(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open_joined(&w, NULL);
+    submit(&w, 9);
+    uint32_t d = D0;
+    for (uint32_t i = 0; i < 20; i++) {
+        struct job_key key = reserve(&w, d);
+        say(&w, d, (struct msg){.kind = MSG_FAILED, .failed = {key, ERR_AGAIN, true, "preempted"}});
+        assert_false(was_sent(&w, CLIENT, MSG_DONE));
+        d = was_sent(&w, D0, MSG_RESERVE) ? D0 : D1;
+    }
+    struct job_key key = reserve(&w, d);
+    size_t mark = w.read;
+    tell_tokens(&w, d, key, 0, 9);
+    tell_finished(&w, d, key, 9);
+    w.read = mark;
+    expect_stream(&w, 0, 9);
+    world_close(&w);
+}
+
 /* Three requests lose their decode nodes; `max` requests are allowed, a quarter of it may be retries. */
 static void three_wait_to_be_tried_again(struct world *w, uint32_t max, struct id128 *ids)
 {
@@ -528,6 +551,7 @@ int main(void)
         cmocka_unit_test(an_idle_node_and_one_that_makes_progress_do_not_hang),
         cmocka_unit_test(whoever_was_alone_on_two_dying_nodes_is_quarantined),
         cmocka_unit_test(nodes_that_had_nothing_of_it_to_run_do_not_count),
+        cmocka_unit_test(preemptions_do_not_count),
         cmocka_unit_test(while_too_many_wait_to_be_tried_again_new_ones_are_refused),
         cmocka_unit_test(retries_go_first_by_age),
         cmocka_unit_test(a_malformed_request_is_answered),
