@@ -68,7 +68,6 @@ void cmd_catch_interrupts(void)
 }
 
 struct question {
-    const char *verb;
     bool answered;
     enum tandem_status status;
     struct buf *text;
@@ -92,7 +91,7 @@ enum tandem_status cmd_question_status(struct tandem *t, const char *argument, t
 int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn *question,
             const char *argument, struct buf *text, json_t **answer)
 {
-    struct question q = {.verb = verb, .text = text};
+    struct question q = {.text = text};
     json_error_t error;
     *answer = NULL;
     struct tandem *t = cmd_connect(options);

@@ -244,11 +244,6 @@ enum err channel_send(struct channel *c, struct peer peer, const struct msg *m)
     return e;
 }
 
-struct peer channel_peer(const struct channel *c)
-{
-    return c->other ? (struct peer){c->other->number} : PEER_NONE;
-}
-
 void channel_forget(struct channel *c, struct peer peer)
 {
     struct member *m = map_get(&c->by_number, map_key(peer.v));

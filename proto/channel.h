@@ -46,7 +46,6 @@ enum err channel_dial(struct channel **c, struct loop *loop, const char *address
 void channel_close(struct channel *c);
 bool channel_has(const struct channel *c, struct peer peer); /* is it one of its peers? */
 enum err channel_send(struct channel *c, struct peer peer, const struct msg *m);
-struct peer channel_peer(const struct channel *c); /* the one peer of a dialled channel */
 void channel_forget(struct channel *c, struct peer peer);
 const char *channel_address(const struct channel *c); /* the bound one: port 0 is resolved */
 void channel_stats(const struct channel *c, struct channel_stats *stats);

@@ -211,9 +211,6 @@ static inline bool ticket_unused(const struct xfer_ticket *t)
 struct xfer_session *session_dial(struct xfer_core *core, struct xfer_way *way, uint64_t now_ns);
 void session_end(struct xfer_core *core, struct xfer_session *s, enum err e, const char *text,
                  uint64_t now_ns);
-/* Gives up the least recently used one without tickets over this kind of link (NULL: any), one that was
- * dialled before one that was accepted; true: its place is free at once. */
-bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
 /* The other side wants its place back, and has heard of none of these tickets: they move. */
 void session_yield(struct xfer_core *core, struct xfer_session *s, const char *text,
                    uint64_t now_ns);

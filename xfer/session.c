@@ -49,9 +49,13 @@ void session_rest(struct xfer_core *core, struct xfer_session *s, uint64_t now_n
                   now_ns + (s->retired ? core->options.handshake_ns : core->options.idle_close_ns));
 }
 
+/* Gives up the least recently used one without tickets over this kind of link (NULL: any), one that was
+ * dialled before one that was accepted; true: its place is free at once. */
+static bool crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns);
+
 static struct xfer_session *session_new(struct xfer_core *core, uint64_t now_ns)
 {
-    if (core->sessions_count == XFER_SESSIONS_MAX && !session_crowded(core, NULL, now_ns)) {
+    if (core->sessions_count == XFER_SESSIONS_MAX && !crowded(core, NULL, now_ns)) {
         err_set(ERR_FULL, "%d links are open", XFER_SESSIONS_MAX);
         return NULL;
     }
@@ -153,7 +157,7 @@ static void session_part(struct xfer_core *core, struct xfer_session *s, enum er
     session_timer(core, s, now_ns + SILENT_NS);
 }
 
-bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
+static bool crowded(struct xfer_core *core, const struct link_trait *trait, uint64_t now_ns)
 {
     struct xfer_session *s = least_used(core, true, trait, now_ns);
     if (s) {
@@ -167,7 +171,7 @@ bool session_crowded(struct xfer_core *core, const struct link_trait *trait, uin
 
 void xfer_core_crowded(struct xfer_core *core, const char *link, uint64_t now_ns)
 {
-    session_crowded(core, link_trait(link), now_ns);
+    crowded(core, link_trait(link), now_ns);
 }
 
 void session_yield(struct xfer_core *core, struct xfer_session *s, const char *text,

@@ -35,7 +35,8 @@ void backend_enter(struct backend *b)
     backend_keep(b, cuda_device_use(b->device.index));
 }
 
-enum err backend_status(const struct backend *b)
+/* The failure that was kept, with its text. */
+static enum err backend_status(const struct backend *b)
 {
     return b->status == OK ? OK : err_set(b->status, "%s", b->text);
 }

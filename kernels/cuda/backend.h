@@ -123,8 +123,6 @@ static inline bool backend_ok(const struct backend *b)
 /* Whatever thread calls works on the backend's device from now on. Opening, stepping and closing may be
  * done by different ones. */
 void backend_enter(struct backend *b);
-/* The failure that was kept, with its text. */
-enum err backend_status(const struct backend *b);
 
 static inline struct cuda_kv backend_kv(const struct kv_view *kv, uint32_t layer)
 {
