@@ -193,7 +193,7 @@ enum err connection_send(struct tandem *t, struct msg *m)
     enum err e;
     uint32_t remaining_ms = m->envelope.remaining_ms;
     if (!t->wire) return err_set(ERR_PEER, "not connected");
-    m->envelope = session_envelope(&t->session, clock_now_ns());
+    m->envelope = session_envelope(&t->session);
     m->envelope.remaining_ms = remaining_ms;
     buf_clear(&t->out);
     if ((e = msg_encode(m, &t->out)) != OK) return e;

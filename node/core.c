@@ -138,11 +138,11 @@ void node_core_free(struct node_core *c)
 
 /* ---- one turn ---- */
 
-void core_drain(struct node_core *c, uint64_t now_ns)
+void core_drain(struct node_core *c)
 {
     if (c->draining) return;
     c->draining = true;
-    sessions_tell_load(c, now_ns); /* the routers hear of it at once */
+    sessions_tell_load(c); /* the routers hear of it at once */
 }
 
 static void timers_due(struct node_core *c, uint64_t now_ns)
@@ -163,15 +163,15 @@ static void end_all_broken(struct node_core *c, uint64_t now_ns)
         if (s->state == SEQ_FREE || s->state == SEQ_ENDING || s->state == SEQ_FINISHED) continue;
         sequence_fail(c, now_ns, s, ERR_DEVICE, true, "the device failed");
     }
-    core_drain(c, now_ns);
+    core_drain(c);
 }
 
-static void leave_if_drained(struct node_core *c, uint64_t now_ns)
+static void leave_if_drained(struct node_core *c)
 {
     if (!c->draining || c->left || c->free_slots_count < c->config.slots_count) return;
     if (c->storing_blocks > 0) return; /* what it leaves behind for its next life */
     c->left = true;
-    sessions_leave(c, now_ns);
+    sessions_leave(c);
     c->out.left(c->out.ctx);
 }
 
@@ -211,14 +211,14 @@ static void end_of_turn(struct node_core *c, uint64_t now_ns)
     if (c->cache) kv_prefix_tick(c->cache, now_ns, NODE_EXPIRED_MAX);
     if (c->broken) end_all_broken(c, now_ns);
     flights_submit(c, now_ns);
-    if (c->flights_busy == 0) tell_dirty(c, now_ns); /* else with the step's own tokens */
+    if (c->flights_busy == 0) tell_dirty(c); /* else with the step's own tokens */
     sessions_on_timer(c, now_ns);
-    pins_tell(c, now_ns);
+    pins_tell(c);
     note_usage(c, now_ns);
     kv_report_turn(c, now_ns);
     tier_on_timer(c, now_ns);
     events_tell(c, now_ns);
-    leave_if_drained(c, now_ns);
+    leave_if_drained(c);
     struct heap_entry *first = heap_first(&c->timers);
     if (first && first->key < c->wake_ns) c->wake_ns = first->key;
     if (c->wake_ns != before_ns) c->out.wake_at(c->out.ctx, c->wake_ns);
@@ -279,7 +279,7 @@ void node_core_on_timer(struct node_core *c, uint64_t now_ns)
 
 void node_core_drain(struct node_core *c, uint64_t now_ns)
 {
-    core_drain(c, now_ns);
+    core_drain(c);
     end_of_turn(c, now_ns);
 }
 

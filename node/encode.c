@@ -78,7 +78,7 @@ enum err encode_finish(struct node_core *c, struct sequence *s)
     return OK;
 }
 
-void encode_tell(struct node_core *c, uint64_t now_ns, const struct sequence *s, uint32_t from)
+void encode_tell(struct node_core *c, const struct sequence *s, uint32_t from)
 {
     for (uint32_t n; from < s->values_count; from += n) {
         n = s->values_count - from < MSG_VALUES_MAX ? s->values_count - from : MSG_VALUES_MAX;
@@ -88,6 +88,6 @@ void encode_tell(struct node_core *c, uint64_t now_ns, const struct sequence *s,
                                     .total = s->values_count,
                                     .values = s->values + from,
                                     .values_count = n}};
-        say(c, now_ns, s->router, &m);
+        say(c, s->router, &m);
     }
 }

@@ -99,17 +99,16 @@ void events_begin(struct node_core *c, struct router_link *r, bool again)
     inventory_want(c);
 }
 
-static void tell(struct node_core *c, uint64_t now_ns, struct router_link *r,
-                 const struct msg_blocks *blocks)
+static void tell(struct node_core *c, struct router_link *r, const struct msg_blocks *blocks)
 {
     struct msg m = {.kind = MSG_BLOCKS, .blocks = *blocks};
     m.blocks.number = ++r->blocks_number;
     m.blocks.cleared = r->blocks_cleared;
     r->blocks_cleared = false;
-    say(c, now_ns, (uint32_t)(r - c->router), &m);
+    say(c, (uint32_t)(r - c->router), &m);
 }
 
-static void tell_piece(struct node_core *c, uint64_t now_ns, struct router_link *r)
+static void tell_piece(struct node_core *c, struct router_link *r)
 {
     uint64_t hashes[PIECE_BLOCKS];
     static const uint32_t what[PIECE_BLOCKS]; /* in the pool, all of them */
@@ -120,7 +119,7 @@ static void tell_piece(struct node_core *c, uint64_t now_ns, struct router_link 
         if (kv_prefix_look(c->cache, block, &e)) hashes[count++] = e.hash;
     }
     if (count > 0 || r->blocks_cleared)
-        tell(c, now_ns, r, &(struct msg_blocks){0, false, hashes, what, count, count});
+        tell(c, r, &(struct msg_blocks){0, false, hashes, what, count, count});
     if (r->blocks_next >= total) r->blocks_next = UINT32_MAX;
 }
 
@@ -133,10 +132,9 @@ void events_tell(struct node_core *c, uint64_t now_ns)
         if (e->lost)
             events_begin(c, r, true);
         else if (e->count > 0)
-            tell(c, now_ns, r,
-                 &(struct msg_blocks){0, false, e->hashes, e->what, e->count, e->count});
+            tell(c, r, &(struct msg_blocks){0, false, e->hashes, e->what, e->count, e->count});
         if (r->blocks_next == UINT32_MAX) continue;
-        tell_piece(c, now_ns, r);
+        tell_piece(c, r);
         if (r->blocks_next != UINT32_MAX && now_ns + PIECE_NS < c->wake_ns)
             c->wake_ns = now_ns + PIECE_NS;
     }

@@ -257,7 +257,7 @@ static void on_done(struct node_core *c, uint64_t now_ns, struct flight *f,
     measure(c, f, e);
     for (uint32_t i = 0; i < step->sequences_count; i++)
         book(c, &f->part[i], &step->result[i]);
-    tell_dirty(c, now_ns);
+    tell_dirty(c);
     for (uint32_t i = 0; i < step->sequences_count; i++)
         follow(c, now_ns, &f->part[i], e->ended_ns);
 }

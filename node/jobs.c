@@ -16,13 +16,13 @@ struct sequence *job_find(const struct node_core *c, struct id128 request, uint3
     return s && id128_equal(s->job.key.request, request) && s->job.key.choice == choice ? s : NULL;
 }
 
-void job_refuse(struct node_core *c, uint64_t now_ns, uint32_t router, struct job_key key,
-                enum err e, bool retryable, const char *reason)
+void job_refuse(struct node_core *c, uint32_t router, struct job_key key, enum err e,
+                bool retryable, const char *reason)
 {
     struct msg m = {.kind = MSG_FAILED,
                     .failed = {.key = key, .error = e, .retryable = retryable, .reason = reason}};
     c->counts.refused_jobs += e == ERR_FULL && !c->draining;
-    say(c, now_ns, router, &m);
+    say(c, router, &m);
 }
 
 static struct sequence *find_exact(const struct node_core *c, uint32_t router, struct job_key key)
@@ -43,22 +43,22 @@ struct offer {
 };
 
 /* The answer that this job was given, once more. */
-static void repeat_answer(struct node_core *c, uint64_t now_ns, struct sequence *s)
+static void repeat_answer(struct node_core *c, struct sequence *s)
 {
     if (s->kind == SEQ_REMOTE || s->kind == SEQ_LOCAL) { /* a local one has no ticket */
         struct msg m = {.kind = MSG_RESERVED, .reserved = {s->job.key, s->ticket, s->held_tokens}};
-        say(c, now_ns, s->router, &m);
+        say(c, s->router, &m);
     }
-    if (s->state == SEQ_FINISHED) sequence_tell_finished(c, now_ns, s);
+    if (s->state == SEQ_FINISHED) sequence_tell_finished(c, s);
 }
 
 /* ERR_DUPLICATE: known, and its answer was repeated. ERR_STALE: over here, or overtaken. */
-static enum err admit_key(struct node_core *c, uint64_t now_ns, const struct offer *o)
+static enum err admit_key(struct node_core *c, const struct offer *o)
 {
     struct job_key key = o->job->key;
     struct sequence *s = job_find(c, key.request, key.choice);
     if (s && job_key_equal(s->job.key, key) && s->router == o->router && s->kind == o->kind) {
-        repeat_answer(c, now_ns, s);
+        repeat_answer(c, s);
         return ERR_DUPLICATE;
     }
     if (s && s->job.key.attempt >= key.attempt)
@@ -123,7 +123,7 @@ static enum err begin_remote(struct node_core *c, uint64_t now_ns, struct sequen
         return e;
     }
     sequence_enter(c, now_ns, s, SEQ_RESERVED);
-    repeat_answer(c, now_ns, s);
+    repeat_answer(c, s);
     return OK;
 }
 
@@ -134,7 +134,7 @@ static enum err begin_local(struct node_core *c, uint64_t now_ns, struct sequenc
     if (e == ERR_FULL) return full(c, s);
     if (e == ERR_NOT_FOUND) return fork_gone();
     sequence_enter(c, now_ns, s, SEQ_WAITING);
-    repeat_answer(c, now_ns, s);
+    repeat_answer(c, s);
     if (e == OK) sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_START});
     return OK;
 }
@@ -186,13 +186,13 @@ static enum err begin(struct node_core *c, uint64_t now_ns, const struct offer *
 static void on_offer(struct node_core *c, uint64_t now_ns, const struct offer *o)
 {
     enum err e;
-    if ((e = admit_key(c, now_ns, o)) == OK && (e = admit_job(c, o)) == OK) {
+    if ((e = admit_key(c, o)) == OK && (e = admit_job(c, o)) == OK) {
         overtake(c, now_ns, o->job->key);
         e = begin(c, now_ns, o);
     }
     if (e == OK || e == ERR_DUPLICATE) return;
     bool retryable = e != ERR_INVALID && e != ERR_STALE;
-    job_refuse(c, now_ns, o->router, o->job->key, e, retryable, err_text());
+    job_refuse(c, o->router, o->job->key, e, retryable, err_text());
 }
 
 static uint64_t deadline_of(uint64_t now_ns, const struct msg *m)
@@ -226,18 +226,17 @@ static void on_cancel(struct node_core *c, uint64_t now_ns, const struct msg_can
 
 /* ---- what the router says about a running job ---- */
 
-static void on_resend(struct node_core *c, uint64_t now_ns, uint32_t router,
-                      const struct msg_resend *m)
+static void on_resend(struct node_core *c, uint32_t router, const struct msg_resend *m)
 {
     struct sequence *s = find_exact(c, router, m->key);
     if (!s) {
         if (!tomb_covers(c, m->key))
-            job_refuse(c, now_ns, router, m->key, ERR_NOT_FOUND, true, "not known here");
+            job_refuse(c, router, m->key, ERR_NOT_FOUND, true, "not known here");
         return;
     }
-    if (s->state == SEQ_FINISHED) encode_tell(c, now_ns, s, m->from);
-    sequence_tell(c, now_ns, s, m->from);
-    if (s->state == SEQ_FINISHED) sequence_tell_finished(c, now_ns, s);
+    if (s->state == SEQ_FINISHED) encode_tell(c, s, m->from);
+    sequence_tell(c, s, m->from);
+    if (s->state == SEQ_FINISHED) sequence_tell_finished(c, s);
 }
 
 void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, const struct msg *m)
@@ -265,7 +264,7 @@ void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
         break;
     case MSG_CANCEL: on_cancel(c, now_ns, &m->cancel); break;
     case MSG_PIN: pins_on_message(c, now_ns, router, &m->pin); break;
-    case MSG_RESEND: on_resend(c, now_ns, router, &m->resend); break;
+    case MSG_RESEND: on_resend(c, router, &m->resend); break;
     case MSG_FINISHED_ACK:
         if ((s = find_exact(c, router, m->finished_ack.key)))
             sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_ACK});

@@ -306,11 +306,10 @@ static json_t *report_json(struct node_core *c, uint64_t now_ns)
 
 /* ---- asks and answers ---- */
 
-static void answer(struct node_core *c, uint64_t now_ns, const struct ask *ask, enum err e,
-                   const char *text)
+static void answer(struct node_core *c, const struct ask *ask, enum err e, const char *text)
 {
     struct msg m = {.kind = MSG_ANSWER, .answer = {ask->ref, e, text, (uint32_t)strlen(text)}};
-    say(c, now_ns, ask->router, &m);
+    say(c, ask->router, &m);
 }
 
 static void answer_all(struct node_core *c, uint64_t now_ns)
@@ -319,8 +318,7 @@ static void answer_all(struct node_core *c, uint64_t now_ns)
     json_t *root = report_json(c, now_ns);
     char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(12)) : NULL;
     for (uint32_t i = 0; i < r->asks_count; i++)
-        answer(c, now_ns, &r->ask[i], text ? OK : ERR_MEMORY,
-               text ? text : "out of memory for the report");
+        answer(c, &r->ask[i], text ? OK : ERR_MEMORY, text ? text : "out of memory for the report");
     json_decref(root);
     free(text);
     r->asks_count = 0;
@@ -331,7 +329,7 @@ void kv_report_ask(struct node_core *c, uint64_t now_ns, uint32_t router, uint64
     struct kv_report *r = c->report;
     struct ask ask = {router, ref};
     if (r->asks_count == KV_REPORT_ASKS_MAX) {
-        answer(c, now_ns, &ask, ERR_FULL, "too many reports are asked for at once");
+        answer(c, &ask, ERR_FULL, "too many reports are asked for at once");
         return;
     }
     if (r->asks_count == 0) *r = (struct kv_report){.next_ns = now_ns};

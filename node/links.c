@@ -84,6 +84,6 @@ void links_tell(struct node_core *c, uint64_t now_ns, uint32_t router)
                      .reason = row->reason},
         };
         r->links_told = l->changed;
-        say(c, now_ns, router, &m);
+        say(c, router, &m);
     }
 }

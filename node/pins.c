@@ -98,7 +98,7 @@ void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, cons
     struct msg answer = {
         .kind = MSG_PINNED,
         .pinned = {.name = m->name, .tenant = m->tenant, .blocks = p ? p->blocks : 0}};
-    say(c, now_ns, router, &answer);
+    say(c, router, &answer);
 }
 
 void pins_lost(struct node_core *c, uint64_t now_ns, uint32_t router)
@@ -113,7 +113,7 @@ void pins_free(struct node_core *c)
         if (c->pin[i].used) release(c, &c->pin[i]);
 }
 
-void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router)
+void pins_on_router(struct node_core *c, uint32_t router)
 {
     uint64_t incarnation = c->router[router].session.other;
     for (uint32_t i = 0; i < NODE_PINS_MAX; i++) {
@@ -133,7 +133,7 @@ void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router)
                                 .salt = p->salt}};
         p->given_by = incarnation;
         if (!p->removed) p->orphaned_ns = 0;
-        say(c, now_ns, router, &m);
+        say(c, router, &m);
     }
 }
 
@@ -172,14 +172,14 @@ bool pins_give_way(struct node_core *c, const struct sequence *s)
     return false;
 }
 
-void pins_tell(struct node_core *c, uint64_t now_ns)
+void pins_tell(struct node_core *c)
 {
     for (uint32_t i = 0; c->pins_gave_way && i < NODE_PINS_MAX; i++) {
         struct pin *p = &c->pin[i];
         if (!p->used || !p->gave_way) continue;
         struct msg m = {.kind = MSG_PINNED, .pinned = {.name = p->name, .tenant = p->tenant}};
         p->gave_way = false;
-        say(c, now_ns, p->router, &m);
+        say(c, p->router, &m);
     }
     c->pins_gave_way = false;
 }

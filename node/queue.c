@@ -42,7 +42,7 @@ enum err queue_open(struct node_core *c, uint64_t now_ns, struct sequence *s)
 /* To its router, which has all of its tokens: another P computes its KV, for this node or another one. */
 static void hand_back(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
-    tell_dirty(c, now_ns);
+    tell_dirty(c);
     c->counts.handed_back++;
     sequence_fail(c, now_ns, s, ERR_AGAIN, true, "preempted: cheaper to prefill elsewhere");
 }

@@ -208,7 +208,7 @@ static void fail(struct node_core *c, uint64_t now_ns, struct sequence *s,
              "request=%s choice=%u attempt=%u state=%s error=%s reason=\"%s\"", id,
              s->job.key.choice, s->job.key.attempt, seq_state_name(s->state), err_name(in->error),
              in->reason);
-    job_refuse(c, now_ns, s->router, s->job.key, in->error, in->retryable, in->reason);
+    job_refuse(c, s->router, s->job.key, in->error, in->retryable, in->reason);
     end(c, now_ns, s);
 }
 
@@ -222,7 +222,7 @@ static void finish(struct node_core *c, uint64_t now_ns, struct sequence *s, enu
     accounts_insert(c, s);
     accounts_close(c, s);
     enter(c, now_ns, s, SEQ_FINISHED);
-    sequence_tell_finished(c, now_ns, s);
+    sequence_tell_finished(c, s);
 }
 
 static void run(struct node_core *c, uint64_t now_ns, struct sequence *s)
@@ -268,7 +268,8 @@ static void on_committed(struct node_core *c, uint64_t now_ns, struct sequence *
     if (why != FINISH_NONE) finish(c, now_ns, s, why);
 }
 
-static void say_first(struct node_core *c, uint64_t now_ns, const struct sequence *s);
+static void read_token(const struct sequence *s, uint32_t index, struct token_info *out);
+static void say_first(struct node_core *c, const struct sequence *s);
 
 static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s)
 {
@@ -283,8 +284,8 @@ static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s
     case SEQ_PUSH: {
         struct token_info first = {0};
         if (sampled) {
-            sequence_token(s, s->generated_count - 1, &first);
-            say_first(c, now_ns, s);
+            read_token(s, s->generated_count - 1, &first);
+            say_first(c, s);
         }
         handover_commit(c, s, &first, why);
         accounts_close(c, s); /* the ticket's own holds stay until the receiver has it all */
@@ -296,8 +297,8 @@ static void on_computed(struct node_core *c, uint64_t now_ns, struct sequence *s
             sequence_fail(c, now_ns, s, ERR_FORMAT, false, err_text());
             return;
         }
-        if (sampled) say_first(c, now_ns, s);
-        encode_tell(c, now_ns, s, 0);
+        if (sampled) say_first(c, s);
+        encode_tell(c, s, 0);
         finish(c, now_ns, s, why == FINISH_NONE ? FINISH_LENGTH : why);
         break;
     }
@@ -324,7 +325,7 @@ static void on_delivered(struct node_core *c, uint64_t now_ns, struct sequence *
                       .push_computed_us_count = t.count,
                       .push_sent_us_count = t.count},
     };
-    say(c, now_ns, s->router, &m);
+    say(c, s->router, &m);
     end(c, now_ns, s);
 }
 
@@ -361,8 +362,8 @@ static void on_timer(struct node_core *c, uint64_t now_ns, struct sequence *s)
         }
         if (late) {
             if (s->kind == SEQ_PLAIN && s->generated_count > s->job.forwarded_count)
-                say_first(c, now_ns, s);
-            sequence_tell_finished(c, now_ns, s);
+                say_first(c, s);
+            sequence_tell_finished(c, s);
             set_deadline(c, s, now_ns + NODE_REPEAT_NS);
         }
     } else if (now_ns >= s->job_deadline_ns) {
@@ -475,7 +476,7 @@ void sequence_append(struct node_core *c, struct sequence *s, const struct token
         list_push_back(&c->dirty, &s->dirty);
 }
 
-void sequence_token(const struct sequence *s, uint32_t index, struct token_info *out)
+static void read_token(const struct sequence *s, uint32_t index, struct token_info *out)
 {
     uint32_t i = index - s->job.forwarded_count, tops = s->top ? s->job.sampling.tops_count : 0;
     out->token = s->tokens[s->job.prompt_count + index];
@@ -490,7 +491,7 @@ void sequence_token(const struct sequence *s, uint32_t index, struct token_info 
     }
 }
 
-static void say_first(struct node_core *c, uint64_t now_ns, const struct sequence *s)
+static void say_first(struct node_core *c, const struct sequence *s)
 {
     struct msg m = {.kind = MSG_FIRST,
                     .first = {.key = s->job.key,
@@ -498,13 +499,13 @@ static void say_first(struct node_core *c, uint64_t now_ns, const struct sequenc
                               .cached_tokens = s->cached_tokens,
                               .queued_us = clock_since_us(s->began_ns, s->accepted_ns),
                               .compute_us = clock_since_us(s->computed_ns, s->began_ns)}};
-    sequence_token(s, s->generated_count - 1, &m.first.token);
-    say(c, now_ns, s->router, &m);
+    read_token(s, s->generated_count - 1, &m.first.token);
+    say(c, s->router, &m);
 }
 
-void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequence *s)
+void sequence_tell_finished(struct node_core *c, struct sequence *s)
 {
-    tell_dirty(c, now_ns);
+    tell_dirty(c);
     if (PLANTED("lost_finished")) return;
     struct msg m = {.kind = MSG_FINISHED,
                     .finished = {.key = s->job.key,
@@ -515,16 +516,16 @@ void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequenc
         m.finished.queued_us = clock_since_us(s->began_ns, s->accepted_ns);
         m.finished.compute_us = clock_since_us(s->computed_ns, s->began_ns);
     }
-    say(c, now_ns, s->router, &m);
+    say(c, s->router, &m);
 }
 
-static void say_tokens(struct node_core *c, uint64_t now_ns, uint32_t router, uint32_t runs_count)
+static void say_tokens(struct node_core *c, uint32_t router, uint32_t runs_count)
 {
     struct msg m = {.kind = MSG_TOKENS, .tokens = {.runs = c->run, .runs_count = runs_count}};
-    if (runs_count > 0) say(c, now_ns, router, &m);
+    if (runs_count > 0) say(c, router, &m);
 }
 
-void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t from)
+void sequence_tell(struct node_core *c, struct sequence *s, uint32_t from)
 {
     if (from < s->job.forwarded_count) from = s->job.forwarded_count;
     if (PLANTED("first_lost") && from == s->job.forwarded_count) from++;
@@ -532,9 +533,9 @@ void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uin
         uint32_t n = s->generated_count - from;
         if (n > c->info_capacity) n = c->info_capacity;
         for (uint32_t i = 0; i < n; i++)
-            sequence_token(s, from + i, &c->info[i]);
+            read_token(s, from + i, &c->info[i]);
         c->run[0] = (struct token_run){s->job.key, from, c->info, n};
-        say_tokens(c, now_ns, s->router, 1);
+        say_tokens(c, s->router, 1);
         from += n;
     }
     s->told_count = s->generated_count;
@@ -542,7 +543,7 @@ void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uin
 }
 
 /* The dirty sequences of one router, as many as fit into a message. */
-static void tell_router(struct node_core *c, uint64_t now_ns, uint32_t router)
+static void tell_router(struct node_core *c, uint32_t router)
 {
     uint32_t runs = 0, infos = 0;
     for (struct list_link *l = c->dirty.next, *next; l != &c->dirty; l = next) {
@@ -552,22 +553,22 @@ static void tell_router(struct node_core *c, uint64_t now_ns, uint32_t router)
         if (s->router != router) continue;
         if (infos + n > c->info_capacity || runs == MSG_PARTS_MAX) break;
         for (uint32_t i = 0; i < n; i++)
-            sequence_token(s, s->told_count + i, &c->info[infos + i]);
+            read_token(s, s->told_count + i, &c->info[infos + i]);
         c->run[runs++] = (struct token_run){s->job.key, s->told_count, &c->info[infos], n};
         infos += n;
         s->told_count = s->generated_count;
         list_remove(&s->dirty);
     }
-    say_tokens(c, now_ns, router, runs);
+    say_tokens(c, router, runs);
 }
 
-void tell_dirty(struct node_core *c, uint64_t now_ns)
+void tell_dirty(struct node_core *c)
 {
     while (!list_empty(&c->dirty)) {
         struct sequence *s = list_member(c->dirty.next, struct sequence, dirty);
         if (s->generated_count - s->told_count > c->info_capacity)
-            sequence_tell(c, now_ns, s, s->told_count);
+            sequence_tell(c, s, s->told_count);
         else
-            tell_router(c, now_ns, s->router);
+            tell_router(c, s->router);
     }
 }

@@ -27,16 +27,16 @@ void sessions_start(struct node_core *c, uint64_t now_ns)
         session_start(&c->router[i].session, now_ns);
 }
 
-static void send(struct node_core *c, uint64_t now_ns, struct router_link *r, struct msg *m)
+static void send(struct node_core *c, struct router_link *r, struct msg *m)
 {
-    m->envelope = session_envelope(&r->session, now_ns);
+    m->envelope = session_envelope(&r->session);
     c->out.send(c->out.ctx, r->peer, m);
 }
 
-void say(struct node_core *c, uint64_t now_ns, uint32_t router, struct msg *m)
+void say(struct node_core *c, uint32_t router, struct msg *m)
 {
     struct router_link *r = &c->router[router];
-    if (r->session.state == SESSION_UP) send(c, now_ns, r, m);
+    if (r->session.state == SESSION_UP) send(c, r, m);
 }
 
 /* ---- live set ---- */
@@ -61,13 +61,13 @@ static bool is_live(const struct node_core *c, const struct sequence *s,
     return s->state != SEQ_FREE && s->state != SEQ_ENDING && &c->router[s->router] == r;
 }
 
-static void say_live(struct node_core *c, uint64_t now_ns, struct router_link *r, bool answer)
+static void say_live(struct node_core *c, struct router_link *r, bool answer)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < c->config.slots_count && n < MSG_LIVE_MAX; i++)
         if (is_live(c, &c->sequence[i], r)) c->keys[n++] = c->sequence[i].job.key;
     struct msg m = {.kind = MSG_LIVE, .live = {answer, c->keys, n}};
-    send(c, now_ns, r, &m);
+    send(c, r, &m);
 }
 
 static void compare_live(struct node_core *c, uint64_t now_ns, struct router_link *r,
@@ -81,7 +81,7 @@ static void compare_live(struct node_core *c, uint64_t now_ns, struct router_lin
         if (s && s->router == router && s->job.key.attempt == key.attempt)
             s->seen = stamp;
         else if (!tomb_fresh(c, key, now_ns, settled_ns)) /* else the news is on its way */
-            job_refuse(c, now_ns, router, key, ERR_NOT_FOUND, true, "not known here");
+            job_refuse(c, router, key, ERR_NOT_FOUND, true, "not known here");
     }
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         struct sequence *s = &c->sequence[i];
@@ -89,17 +89,16 @@ static void compare_live(struct node_core *c, uint64_t now_ns, struct router_lin
         sequence_step(c, now_ns, s, &(struct seq_input){.event = SEQ_EV_FORGET});
     }
     r->mismatches = 0;
-    if (live->answer) say_live(c, now_ns, r, false);
+    if (live->answer) say_live(c, r, false);
 }
 
-static void on_heartbeat(struct node_core *c, uint64_t now_ns, struct router_link *r,
-                         const struct msg_heartbeat *h)
+static void on_heartbeat(struct node_core *c, struct router_link *r, const struct msg_heartbeat *h)
 {
     if (h->live_count == r->live_count && h->live_hash == r->live_hash) {
         r->mismatches = 0;
     } else if (++r->mismatches > NODE_MISMATCHES_MAX) {
         r->mismatches = 0;
-        say_live(c, now_ns, r, true);
+        say_live(c, r, true);
     }
 }
 
@@ -115,7 +114,7 @@ uint32_t sessions_waiting_tokens(const struct node_core *c)
     return sum < UINT32_MAX ? (uint32_t)sum : UINT32_MAX;
 }
 
-static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_link *r)
+static void say_heartbeat(struct node_core *c, struct router_link *r)
 {
     struct node_counts n;
     node_core_counts(c, &n);
@@ -156,13 +155,13 @@ static void say_heartbeat(struct node_core *c, uint64_t now_ns, struct router_li
                                .shared_block_ns = c->tier_stats.block_ns[KV_TIER_SHARED],
                                .tiers_broken = tiers_broken(c)}},
     };
-    send(c, now_ns, r, &m);
+    send(c, r, &m);
 }
 
-void sessions_tell_load(struct node_core *c, uint64_t now_ns)
+void sessions_tell_load(struct node_core *c)
 {
     for (uint32_t i = 0; i < c->config.routers_count; i++)
-        if (c->router[i].session.state == SESSION_UP) say_heartbeat(c, now_ns, &c->router[i]);
+        if (c->router[i].session.state == SESSION_UP) say_heartbeat(c, &c->router[i]);
 }
 
 /* ---- coming and going ---- */
@@ -186,8 +185,7 @@ void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r)
     log_info("session_down", "peer=%u reason=\"%s\" jobs_ended=%u", r->peer.v, reason, ended);
 }
 
-static void session_up(struct node_core *c, uint64_t now_ns, struct router_link *r,
-                       const struct msg_welcome *w)
+static void session_up(struct node_core *c, struct router_link *r, const struct msg_welcome *w)
 {
     log_info("session_up", "peer=%u router=%s epoch=%llu", r->peer.v, w->name ? w->name : "",
              (unsigned long long)r->session.epoch);
@@ -195,8 +193,8 @@ static void session_up(struct node_core *c, uint64_t now_ns, struct router_link 
         r->lifeline = true;
         c->out.lifeline_dial(c->out.ctx, r->peer, w->lifeline, w->lifeline_key);
     }
-    say_heartbeat(c, now_ns, r);
-    pins_on_router(c, now_ns, (uint32_t)(r - c->router));
+    say_heartbeat(c, r);
+    pins_on_router(c, (uint32_t)(r - c->router));
     events_begin(c, r, false);
 }
 
@@ -206,7 +204,7 @@ void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_lin
     switch (session_on_message(&r->session, now_ns, m)) {
     case SESSION_DROP:
     case SESSION_GREETED: c->counts.stale_messages++; break;
-    case SESSION_BECAME_UP: session_up(c, now_ns, r, &m->welcome); break;
+    case SESSION_BECAME_UP: session_up(c, r, &m->welcome); break;
     case SESSION_BECAME_DOWN:
         if (m->kind == MSG_REFUSE)
             log_error("router_refused", "peer=%u reason=\"%s\"", r->peer.v,
@@ -215,13 +213,13 @@ void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_lin
         break;
     case SESSION_DELIVER:
         if (m->kind == MSG_HEARTBEAT)
-            on_heartbeat(c, now_ns, r, &m->heartbeat);
+            on_heartbeat(c, r, &m->heartbeat);
         else if (m->kind == MSG_LIVE)
             compare_live(c, now_ns, r, &m->live);
         else if (m->kind == MSG_BLOCKS)
             events_begin(c, r, true);
         else if (m->kind == MSG_DRAIN)
-            core_drain(c, now_ns);
+            core_drain(c);
         else if (m->kind == MSG_QUERY && m->query.query == QUERY_KV)
             kv_report_ask(c, now_ns, (uint32_t)(r - c->router), m->query.ref);
         else
@@ -238,10 +236,10 @@ void sessions_on_timer(struct node_core *c, uint64_t now_ns)
         if (due.died) session_lost(c, now_ns, r);
         if (due.hello) {
             struct msg m = {.kind = MSG_HELLO, .hello = c->config.hello};
-            send(c, now_ns, r, &m);
+            send(c, r, &m);
         }
         if (due.heartbeat) {
-            say_heartbeat(c, now_ns, r);
+            say_heartbeat(c, r);
             links_tell(c, now_ns, i);
         }
         if (due.wake_ns < c->wake_ns) c->wake_ns = due.wake_ns;
@@ -249,11 +247,11 @@ void sessions_on_timer(struct node_core *c, uint64_t now_ns)
     pins_on_timer(c, now_ns);
 }
 
-void sessions_leave(struct node_core *c, uint64_t now_ns)
+void sessions_leave(struct node_core *c)
 {
     for (uint32_t i = 0; i < c->config.routers_count; i++) {
         struct msg drained = {.kind = MSG_DRAINED}, bye = {.kind = MSG_BYE};
-        say(c, now_ns, i, &drained);
-        say(c, now_ns, i, &bye);
+        say(c, i, &drained);
+        say(c, i, &bye);
     }
 }

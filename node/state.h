@@ -413,7 +413,7 @@ static inline struct plan_claim seq_claim(const struct sequence *s)
 }
 
 /* core.c */
-void core_drain(struct node_core *c, uint64_t now_ns); /* takes nothing new from now on */
+void core_drain(struct node_core *c); /* takes nothing new from now on */
 void core_usage_totals(const struct node_core *c, uint64_t totals[KV_COUNTS]);
 
 /* sessions.c */
@@ -423,12 +423,12 @@ enum err sessions_init(struct node_core *c);
 void sessions_start(struct node_core *c, uint64_t now_ns);
 void sessions_on_message(struct node_core *c, uint64_t now_ns, struct router_link *r,
                          const struct msg *m);
-void sessions_on_timer(struct node_core *c, uint64_t now_ns);  /* lowers c->wake_ns */
-void sessions_tell_load(struct node_core *c, uint64_t now_ns); /* a heartbeat to all, now */
-void sessions_leave(struct node_core *c, uint64_t now_ns);     /* DRAINED and BYE to all */
+void sessions_on_timer(struct node_core *c, uint64_t now_ns); /* lowers c->wake_ns */
+void sessions_tell_load(struct node_core *c);                 /* a heartbeat to all, now */
+void sessions_leave(struct node_core *c);                     /* DRAINED and BYE to all */
 void session_lost(struct node_core *c, uint64_t now_ns, struct router_link *r);
 /* Sends if the session is up; else the message is for nobody. */
-void say(struct node_core *c, uint64_t now_ns, uint32_t router, struct msg *m);
+void say(struct node_core *c, uint32_t router, struct msg *m);
 void live_add(struct node_core *c, const struct sequence *s);
 void live_remove(struct node_core *c, const struct sequence *s);
 
@@ -449,8 +449,8 @@ void events_tell(struct node_core *c,
 /* jobs.c */
 struct sequence *job_find(const struct node_core *c, struct id128 request, uint32_t choice);
 void jobs_on_message(struct node_core *c, uint64_t now_ns, uint32_t router, const struct msg *m);
-void job_refuse(struct node_core *c, uint64_t now_ns, uint32_t router, struct job_key key,
-                enum err e, bool retryable, const char *reason);
+void job_refuse(struct node_core *c, uint32_t router, struct job_key key, enum err e,
+                bool retryable, const char *reason);
 struct id128 job_map_key(struct id128 request, uint32_t choice);
 
 /* tombs.c */
@@ -479,17 +479,16 @@ void sequence_enter(struct node_core *c, uint64_t now_ns, struct sequence *s, en
 /* Undoes sequence_new. */
 void sequence_discard(struct node_core *c, struct sequence *s);
 void sequence_append(struct node_core *c, struct sequence *s, const struct token_info *t);
-void sequence_token(const struct sequence *s, uint32_t index, struct token_info *out);
 /* Whether its last token is one that ends it. */
 bool sequence_is_over(const struct node_core *c, const struct sequence *s);
 /* A step ended with something done for it: its deadline moves. */
 void sequence_progressed(struct node_core *c, uint64_t now_ns, struct sequence *s);
-void sequence_tell_finished(struct node_core *c, uint64_t now_ns, struct sequence *s);
+void sequence_tell_finished(struct node_core *c, struct sequence *s);
 const char *seq_state_name(enum seq_state state);
 /* Tells tokens from index `from` on. */
-void sequence_tell(struct node_core *c, uint64_t now_ns, struct sequence *s, uint32_t from);
+void sequence_tell(struct node_core *c, struct sequence *s, uint32_t from);
 /* One TOKENS per router for all that was generated and not told. */
-void tell_dirty(struct node_core *c, uint64_t now_ns);
+void tell_dirty(struct node_core *c);
 
 /* meters.c */
 enum err node_meters_new(struct node_core *c);
@@ -526,12 +525,12 @@ struct kv_prompt accounts_prompt(const struct sequence *s, uint32_t tokens_count
 void pins_on_message(struct node_core *c, uint64_t now_ns, uint32_t router,
                      const struct msg_pin *m);
 void pins_lost(struct node_core *c, uint64_t now_ns, uint32_t router);
-void pins_on_router(struct node_core *c, uint64_t now_ns, uint32_t router); /* it is here */
+void pins_on_router(struct node_core *c, uint32_t router); /* it is here */
 void pins_on_timer(struct node_core *c, uint64_t now_ns);
 void pins_free(struct node_core *c);
 /* Unpins something for `s`, which finds no room though nobody else holds any; false: that is not so. */
 bool pins_give_way(struct node_core *c, const struct sequence *s);
-void pins_tell(struct node_core *c, uint64_t now_ns); /* at the end of a turn */
+void pins_tell(struct node_core *c); /* at the end of a turn */
 
 /* fair.c */
 uint64_t fair_order(struct node_core *c, const struct job *job);
@@ -627,7 +626,7 @@ void encode_part(const struct sequence *s, struct step_sequence *q);
 /* All rows were computed. ERR_FORMAT: the model gives no numbers. */
 enum err encode_finish(struct node_core *c, struct sequence *s);
 /* The result from number `from` on; nothing of a job that generates. */
-void encode_tell(struct node_core *c, uint64_t now_ns, const struct sequence *s, uint32_t from);
+void encode_tell(struct node_core *c, const struct sequence *s, uint32_t from);
 
 /* handover.c */
 enum err handover_expect(struct node_core *c, uint64_t now_ns, struct sequence *s);

@@ -1,6 +1,6 @@
 /* msg: every message of the control plane as a checked C struct, and its form on the wire.
  *
- *     struct msg m = {.kind = MSG_CANCEL, .envelope = session_envelope(&s, now), .cancel = {...}};
+ *     struct msg m = {.kind = MSG_CANCEL, .envelope = session_envelope(&s), .cancel = {...}};
  *     if ((e = msg_encode(&m, &buf)) != OK) ...               // one protobuf Envelope (cluster.proto)
  *
  *     struct arena arena = {.limit_bytes = MSG_BYTES_MAX * 4};

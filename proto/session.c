@@ -44,7 +44,7 @@ static void go_up(struct session *s, uint64_t other, uint64_t epoch, uint64_t no
     s->state = SESSION_UP;
     s->other = other;
     s->epoch = epoch;
-    s->since_ns = s->heard_ns = s->said_ns = s->beat_ns = s->asked_ns = now_ns;
+    s->since_ns = s->heard_ns = s->beat_ns = s->asked_ns = now_ns;
     s->lifeline_up = false;
     s->down_reason = NULL;
 }
@@ -201,8 +201,7 @@ struct session_due session_on_timer(struct session *s, uint64_t now_ns)
     return (struct session_due){.wake_ns = TIME_NEVER};
 }
 
-struct envelope session_envelope(struct session *s, uint64_t now_ns)
+struct envelope session_envelope(const struct session *s)
 {
-    s->said_ns = now_ns;
     return (struct envelope){.epoch = s->epoch, .from = s->self, .to = s->other};
 }

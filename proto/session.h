@@ -12,7 +12,7 @@
  *     switch (session_on_message(&s, now, m)) { ... }      // every message goes through here first
  *     session_on_lifeline(&s, now, up);                    // the shell saw it connect, or EOF
  *     struct session_due t = session_on_timer(&s, now);   // send hello, send heartbeat, has it died
- *     m.envelope = session_envelope(&s, now);                  // for every message that goes out
+ *     m.envelope = session_envelope(&s);                  // for every message that goes out
  *
  * Rules: a message is for the session only if epoch, from and to are the session's (HELLO: from > 0;
  * WELCOME, REFUSE: to is mine). A HELLO's envelope names the last session that its sender knew, so
@@ -49,7 +49,7 @@ struct session {
     struct session_limits limits;
     uint64_t self, other; /* incarnations */
     uint64_t epoch;
-    uint64_t heard_ns, said_ns;
+    uint64_t heard_ns;
     uint64_t since_ns; /* in this state */
     uint64_t hello_ns, beat_ns,
         asked_ns; /* next HELLO, next HEARTBEAT, time asked to be woken at */
@@ -87,6 +87,6 @@ enum session_verdict session_on_message(struct session *s, uint64_t now_ns, cons
 bool session_on_lifeline(struct session *s, uint64_t now_ns, bool up);
 struct session_due session_on_timer(struct session *s, uint64_t now_ns);
 /* The envelope of an outgoing message; remaining_ms is the caller's. */
-struct envelope session_envelope(struct session *s, uint64_t now_ns);
+struct envelope session_envelope(const struct session *s);
 
 #endif

@@ -89,19 +89,18 @@ void node_detach_decode(struct router_core *core, struct choice *c)
     core->dispatch_wanted = true;
 }
 
-static void send_cancel(struct router_core *core, uint64_t now_ns, struct node *n,
-                        const struct choice *c, const char *reason)
+static void send_cancel(struct router_core *core, struct node *n, const struct choice *c,
+                        const char *reason)
 {
     struct msg m = {.kind = MSG_CANCEL, .cancel = {choice_key(c), reason}};
-    registry_send(core, now_ns, n->peer, &m);
+    registry_send(core, n->peer, &m);
 }
 
 /* Both nodes let go of this attempt; whatever they still say of it is dropped. */
-void choice_cancel_nodes(struct router_core *core, uint64_t now_ns, struct choice *c,
-                         const char *reason)
+void choice_cancel_nodes(struct router_core *core, struct choice *c, const char *reason)
 {
-    if (c->prefill && c->prefill_told) send_cancel(core, now_ns, c->prefill, c, reason);
-    if (c->decode) send_cancel(core, now_ns, c->decode, c, reason);
+    if (c->prefill && c->prefill_told) send_cancel(core, c->prefill, c, reason);
+    if (c->decode) send_cancel(core, c->decode, c, reason);
     node_detach_prefill(core, c);
     node_detach_decode(core, c);
 }

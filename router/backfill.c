@@ -75,19 +75,18 @@ static void release(struct router_core *core, uint64_t now_ns, struct backfill *
     }
 }
 
-static void let_go(struct router_core *core, uint64_t now_ns, struct backfill *b, struct node *n,
-                   bool *told)
+static void let_go(struct router_core *core, struct backfill *b, struct node *n, bool *told)
 {
     struct msg m = {.kind = MSG_CANCEL, .cancel = {key_of(b), "nobody waits for it any more"}};
-    if (live_remove(n, b, told)) registry_send(core, now_ns, n->peer, &m);
+    if (live_remove(n, b, told)) registry_send(core, n->peer, &m);
 }
 
 static void end(struct router_core *core, uint64_t now_ns, struct backfill *b)
 {
     if (b->sent && !b->arrived && !b->missing)
         b->from->rates[b->to->index].paused_until_ns = now_ns + PAUSE_NS;
-    let_go(core, now_ns, b, b->from, &b->from_told);
-    let_go(core, now_ns, b, b->to, &b->to_told);
+    let_go(core, b, b->from, &b->from_told);
+    let_go(core, b, b->to, &b->to_told);
     list_remove(&b->place);
     core->backfills_count--;
     core->counts.backfills_failed += !b->arrived;
@@ -175,7 +174,7 @@ static struct backfill *begin(struct router_core *core, uint64_t now_ns, const s
     if (rate->bytes_per_s == 0) /* until it is measured */
         rate->bytes_per_s = core->backfill_rate.bytes_per_s;
     struct msg m = {.kind = MSG_RESERVE, .reserve = {.job = b->job}};
-    registry_send(core, now_ns, to->peer, &m);
+    registry_send(core, to->peer, &m);
     return b;
 }
 
@@ -231,14 +230,14 @@ static void on_reserved(struct router_core *core, uint64_t now_ns, struct backfi
     b->held_tokens = r->held_tokens;
     b->sent = b->from_told = true;
     live_add(b->from, b);
-    registry_send(core, now_ns, b->from->peer, &m);
+    registry_send(core, b->from->peer, &m);
 }
 
 /* Kept until the sender has let go of it, too. */
 static void on_finished(struct router_core *core, uint64_t now_ns, struct backfill *b)
 {
     struct msg m = {.kind = MSG_FINISHED_ACK, .finished_ack = {key_of(b)}};
-    registry_send(core, now_ns, b->to->peer, &m);
+    registry_send(core, b->to->peer, &m);
     if (!live_remove(b->to, b, &b->to_told)) return;
     b->arrived = true;
     if (b->sent) {

@@ -161,7 +161,7 @@ void choice_dequeue(struct router_core *core, struct choice *c)
 
 static void again(struct router_core *core, uint64_t now_ns, struct choice *c, const char *why)
 {
-    choice_cancel_nodes(core, now_ns, c, why);
+    choice_cancel_nodes(core, c, why);
     turns_ended(core, c);
     core->counts.retries++;
     c->attempt++;
@@ -213,7 +213,7 @@ static void request_ended(struct router_core *core, uint64_t now_ns, struct requ
     list_push_back(&core->history, &r->history);
     if (++core->history_count <= core->config.history_max) return;
     struct request *oldest = list_member(core->history.next, struct request, history);
-    request_forget(core, now_ns, oldest);
+    request_forget(core, oldest);
 }
 
 void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enum finish finish,
@@ -225,14 +225,14 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     choice_dequeue(core, c);
     turns_ended(core, c);
     heap_remove(&core->timers, &c->timer);
-    enum err e = natural ? output_flush(core, now_ns, c) : OK;
+    enum err e = natural ? output_flush(core, c) : OK;
     if (e != OK) {
         natural = false;
         finish = FINISH_ERROR;
         error = e;
         reason = err_text();
     }
-    if (!natural) choice_cancel_nodes(core, now_ns, c, reason);
+    if (!natural) choice_cancel_nodes(core, c, reason);
     c->state = CHOICE_ENDED;
     c->finish = finish;
     c->error = error;
@@ -241,8 +241,8 @@ void choice_end(struct router_core *core, uint64_t now_ns, struct choice *c, enu
     c->timing.decode = us_between(c->first_ns, now_ns);
     c->timing.total = us_between(c->request->arrived_ns, now_ns);
     choice_trail(c, now_ns, TRAIL_ENDED, "");
-    if (natural) result_tell(core, now_ns, c);
-    output_done(core, now_ns, c);
+    if (natural) result_tell(core, c);
+    output_done(core, c);
     count_end(core, c);
     if (natural) router_meter_time(core, METER_DURATION, c->request->arrived_ns, now_ns);
     core->counts.choices_live--;
@@ -327,12 +327,12 @@ static uint32_t skip_known(struct router_core *core, const struct choice *c, uin
     return known;
 }
 
-static void ask_resend(struct router_core *core, uint64_t now_ns, struct choice *c)
+static void ask_resend(struct router_core *core, struct choice *c)
 {
     core->counts.gaps++;
     if (c->gap_asked || !c->decode) return;
     struct msg m = {.kind = MSG_RESEND, .resend = {choice_key(c), c->generated_count}};
-    registry_send(core, now_ns, c->decode->peer, &m);
+    registry_send(core, c->decode->peer, &m);
     c->gap_asked = true;
 }
 
@@ -355,10 +355,10 @@ static bool append(struct router_core *core, uint64_t now_ns, struct choice *c,
     note_first(core, c, now_ns);
     core->counts.generated_tokens += taken;
     turns_generated(core, c, taken);
-    output_send(core, now_ns, c, index, tokens, taken,
+    output_send(core, c, index, tokens, taken,
                 stopped ? FINISH_STOP : choice_already_over(core, c));
     if (!stopped) return true;
-    choice_cancel_nodes(core, now_ns, c, "stop string");
+    choice_cancel_nodes(core, c, "stop string");
     choice_end(core, now_ns, c, FINISH_STOP, OK, "");
     return false;
 }
@@ -369,7 +369,7 @@ static bool forward(struct router_core *core, uint64_t now_ns, struct choice *c,
 {
     c->progress_ns = now_ns;
     if (index > c->generated_count) {
-        ask_resend(core, now_ns, c);
+        ask_resend(core, c);
         return false;
     }
     uint32_t known = skip_known(core, c, index, tokens, count);
@@ -426,7 +426,7 @@ static void finish_by_node(struct router_core *core, uint64_t now_ns, struct cho
 {
     struct node *n = c->decode ? c->decode : c->prefill;
     struct msg m = {.kind = MSG_FINISHED_ACK, .finished_ack = {choice_key(c)}};
-    if (n) registry_send(core, now_ns, n->peer, &m);
+    if (n) registry_send(core, n->peer, &m);
     if (!c->decode) node_detach_prefill(core, c);
     node_detach_decode(core, c);
     choice_end(core, now_ns, c, finish, OK, "");
@@ -459,7 +459,7 @@ static void ask_values(struct router_core *core, uint64_t now_ns, struct choice 
         return;
     }
     struct msg m = {.kind = MSG_RESEND, .resend = {choice_key(c), c->values_count}};
-    registry_send(core, now_ns, c->prefill->peer, &m);
+    registry_send(core, c->prefill->peer, &m);
     c->gap_asked = true;
 }
 
@@ -492,7 +492,7 @@ void choice_on_finished(struct router_core *core, uint64_t now_ns, struct node *
         c->finish_pending = true;
         c->finish_count = m->tokens_count;
         c->finish = m->finish;
-        ask_resend(core, now_ns, c);
+        ask_resend(core, c);
         return;
     }
     finish_by_node(core, now_ns, c, m->finish);
@@ -578,7 +578,7 @@ void choice_on_failed(struct router_core *core, uint64_t now_ns, struct node *fr
         from->sched.full_until_ns = now_ns + ROUTER_FULL_NS;
         again(core, now_ns, c, m->reason);
     } else if (!m->retryable) {
-        choice_cancel_nodes(core, now_ns, c, m->reason);
+        choice_cancel_nodes(core, c, m->reason);
         choice_end(core, now_ns, c, FINISH_ERROR, m->error, m->reason);
     } else {
         c->failures++;

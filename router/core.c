@@ -77,13 +77,13 @@ void router_core_free(struct router_core *core)
 
 /* ---- leaving ---- */
 
-static void say_bye(struct router_core *core, uint64_t now_ns)
+static void say_bye(struct router_core *core)
 {
     struct peer_entry *entry;
     for (struct map_cursor cursor = {0}; (entry = map_next(&core->peers, &cursor)) != NULL;) {
         if (entry->kind != PEER_CLIENT) continue;
         struct msg m = {.kind = MSG_BYE};
-        registry_send(core, now_ns, entry->peer, &m);
+        registry_send(core, entry->peer, &m);
     }
 }
 
@@ -105,13 +105,13 @@ static void go_on_leaving(struct router_core *core, uint64_t now_ns)
         n->draining = true;
         n->sched.open = false;
         struct msg m = {.kind = MSG_DRAIN};
-        registry_send(core, now_ns, n->peer, &m);
+        registry_send(core, n->peer, &m);
     }
     if (core->nodes_count > 0) return;
     if (core->goodbye_ns == 0) {
         core->goodbye_ns = now_ns;
-        registry_answer_drained(core, now_ns, NULL);
-        say_bye(core, now_ns);
+        registry_answer_drained(core, NULL);
+        say_bye(core);
     }
     /* The clients hang up when they have heard it; who goes first may take the answer with it. */
     if (core->peers.count > 0 && now_ns < core->goodbye_ns + GOODBYE_NS) return;
@@ -121,16 +121,16 @@ static void go_on_leaving(struct router_core *core, uint64_t now_ns)
 
 /* ---- what clients ask ---- */
 
-static void answer(struct router_core *core, uint64_t now_ns, struct peer peer, uint64_t ref,
-                   enum err error, const char *text)
+static void answer(struct router_core *core, struct peer peer, uint64_t ref, enum err error,
+                   const char *text)
 {
     struct msg m = {
         .kind = MSG_ANSWER,
         .answer = {.ref = ref, .error = error, .text = text, .text_bytes = (uint32_t)strlen(text)}};
-    registry_send(core, now_ns, peer, &m);
+    registry_send(core, peer, &m);
 }
 
-static enum err drain_node(struct router_core *core, uint64_t now_ns, const char *name)
+static enum err drain_node(struct router_core *core, const char *name)
 {
     for (uint32_t i = 0; i < core->nodes_count; i++) {
         struct node *n = core->nodes[i];
@@ -138,7 +138,7 @@ static enum err drain_node(struct router_core *core, uint64_t now_ns, const char
         n->draining = true;
         n->sched.open = false;
         struct msg m = {.kind = MSG_DRAIN};
-        registry_send(core, now_ns, n->peer, &m);
+        registry_send(core, n->peer, &m);
         return OK;
     }
     return err_set(ERR_NOT_FOUND, "no node is named %s: tandem status lists them", name);
@@ -165,7 +165,7 @@ static enum err query_drain(struct router_core *core, uint64_t now_ns, struct pe
     w->peer = peer;
     w->ref = q->ref;
     snprintf(w->node, sizeof w->node, "%s", q->argument);
-    if (q->argument[0] && (e = drain_node(core, now_ns, q->argument)) != OK) {
+    if (q->argument[0] && (e = drain_node(core, q->argument)) != OK) {
         mem_free(w);
         return e;
     }
@@ -195,9 +195,9 @@ static void on_query(struct router_core *core, uint64_t now_ns, struct peer peer
     case QUERY_KV: e = kv_query_begin(core, now_ns, peer, q); break;
     }
     if (e != OK)
-        answer(core, now_ns, peer, q->ref, e, err_text());
+        answer(core, peer, q->ref, e, err_text());
     else if (q->query == QUERY_EXPLAIN) /* the others take their time */
-        answer(core, now_ns, peer, q->ref, OK, json.data);
+        answer(core, peer, q->ref, OK, json.data);
     buf_fini(&json);
 }
 
@@ -322,14 +322,13 @@ void router_core_on_message(struct router_core *core, uint64_t now_ns, struct pe
     settle(core, now_ns, session_ns);
 }
 
-void router_core_on_malformed(struct router_core *core, uint64_t now_ns, struct peer peer,
-                              const struct msg *m, enum err error, const char *reason)
+void router_core_on_malformed(struct router_core *core, struct peer peer, const struct msg *m,
+                              enum err error, const char *reason)
 {
     struct peer_entry *entry = registry_find(core, peer);
     if (!entry || !entry->client) return; /* a node's: its deadlines and live set tell the rest */
-    if (m->kind == MSG_SUBMIT)
-        submit_reject(core, now_ns, entry->client, m->submit.ref, error, reason);
-    if (m->kind == MSG_QUERY) answer(core, now_ns, peer, m->query.ref, error, reason);
+    if (m->kind == MSG_SUBMIT) submit_reject(core, entry->client, m->submit.ref, error, reason);
+    if (m->kind == MSG_QUERY) answer(core, peer, m->query.ref, error, reason);
 }
 
 void router_core_set_facts(struct router_core *core, const struct router_facts *facts)

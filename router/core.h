@@ -109,8 +109,8 @@ void router_core_on_tokens(struct router_core *core, uint64_t now_ns, struct id1
 void router_core_on_timer(struct router_core *core, uint64_t now_ns);
 /* A message of this peer did not decode (msg_decode says what `m` holds then): a client's SUBMIT or QUERY
  * is answered with the reason, all else is counted. */
-void router_core_on_malformed(struct router_core *core, uint64_t now_ns, struct peer peer,
-                              const struct msg *m, enum err error, const char *reason);
+void router_core_on_malformed(struct router_core *core, struct peer peer, const struct msg *m,
+                              enum err error, const char *reason);
 void router_core_drain(struct router_core *core, uint64_t now_ns);
 
 /* Why requests were refused at the door. */

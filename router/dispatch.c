@@ -27,7 +27,7 @@ static void send_prefill(struct router_core *core, uint64_t now_ns, struct choic
     m.prefill.job.age_ms = age_ms(c, now_ns);
     c->prefill_told = true;
     node_live_add(c->prefill, c);
-    registry_send(core, now_ns, c->prefill->peer, &m);
+    registry_send(core, c->prefill->peer, &m);
     choice_trail(c, now_ns, TRAIL_PREFILL, c->prefill_name);
     choice_enter(core, now_ns, c, CHOICE_PREFILLING);
 }
@@ -42,7 +42,7 @@ static void send_reserve(struct router_core *core, uint64_t now_ns, struct choic
                                 .sibling = c->sibling}};
     m.reserve.job.age_ms = age_ms(c, now_ns);
     m.reserve.job.fair_lead = turns_lead(core, c, c->decode, true);
-    registry_send(core, now_ns, c->decode->peer, &m);
+    registry_send(core, c->decode->peer, &m);
     choice_trail(c, now_ns, TRAIL_RESERVE, c->decode_name);
     choice_enter(core, now_ns, c, CHOICE_RESERVING);
 }

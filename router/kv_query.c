@@ -164,7 +164,7 @@ static void finish(struct router_core *core, uint64_t now_ns, struct kv_query *q
         m.answer.text = "the reports are too large for one answer: ask for one node";
         m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
     }
-    registry_send(core, now_ns, q->peer, &m);
+    registry_send(core, q->peer, &m);
     buf_fini(&text);
     query_free(q);
 }
@@ -266,7 +266,7 @@ static uint32_t queries_count(const struct router_core *core)
     return count;
 }
 
-static void ask(struct router_core *core, uint64_t now_ns, struct kv_query *q, const struct node *n)
+static void ask(struct router_core *core, struct kv_query *q, const struct node *n)
 {
     struct asked *a = &q->asked[q->asked_count++];
     a->peer = n->peer;
@@ -274,7 +274,7 @@ static void ask(struct router_core *core, uint64_t now_ns, struct kv_query *q, c
     snprintf(a->name, sizeof a->name, "%s", n->hello.name);
     q->waiting_count++;
     struct msg m = {.kind = MSG_QUERY, .query = {q->number, QUERY_KV, ""}};
-    registry_send(core, now_ns, n->peer, &m);
+    registry_send(core, n->peer, &m);
 }
 
 enum err kv_query_begin(struct router_core *core, uint64_t now_ns, struct peer peer,
@@ -291,8 +291,7 @@ enum err kv_query_begin(struct router_core *core, uint64_t now_ns, struct peer p
     q->deadline_ns = now_ns + KV_QUERY_WAIT_NS;
     list_init(&q->link);
     for (uint32_t i = 0; i < core->nodes_count; i++)
-        if (!name[0] || strcmp(core->nodes[i]->hello.name, name) == 0)
-            ask(core, now_ns, q, core->nodes[i]);
+        if (!name[0] || strcmp(core->nodes[i]->hello.name, name) == 0) ask(core, q, core->nodes[i]);
     if (name[0] && q->asked_count == 0) {
         query_free(q);
         return err_set(ERR_NOT_FOUND, "no node is named %s: tandem status lists them", name);

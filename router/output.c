@@ -1,7 +1,7 @@
 /* output: what a client gets of a choice: tokens with their text, and the end. */
 #include "router/state.h"
 
-void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+void output_send(struct router_core *core, struct choice *c, uint32_t index,
                  const struct token_info *tokens, uint32_t count, enum finish finish)
 {
     struct request *r = c->request;
@@ -15,7 +15,7 @@ void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, ui
                                .text = core->text.data,
                                .text_bytes = (uint32_t)core->text.size,
                                .finish = finish}};
-    registry_send(core, now_ns, r->client->peer, &m);
+    registry_send(core, r->client->peer, &m);
 }
 
 static enum err add_text(struct router_core *core, struct choice *c, const char *text,
@@ -38,7 +38,7 @@ enum err output_add_token(struct router_core *core, struct choice *c, uint32_t t
 }
 
 /* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
-enum err output_flush(struct router_core *core, uint64_t now_ns, struct choice *c)
+enum err output_flush(struct router_core *core, struct choice *c)
 {
     enum err e;
     const char *text;
@@ -55,11 +55,11 @@ enum err output_flush(struct router_core *core, uint64_t now_ns, struct choice *
             (e = buf_add(&core->text, shown.text, shown.length)) != OK)
             return e;
     }
-    output_send(core, now_ns, c, c->generated_count, NULL, 0, FINISH_NONE);
+    output_send(core, c, c->generated_count, NULL, 0, FINISH_NONE);
     return OK;
 }
 
-void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)
+void output_done(struct router_core *core, struct choice *c)
 {
     struct request *r = c->request;
     if (!r->client) return;
@@ -79,5 +79,5 @@ void output_done(struct router_core *core, uint64_t now_ns, struct choice *c)
                              .kv_window = r->submit.kv_window,
                              .kv_sinks = r->submit.kv_sinks,
                              .inexact = core->cluster.inexact}};
-    registry_send(core, now_ns, r->client->peer, &m);
+    registry_send(core, r->client->peer, &m);
 }

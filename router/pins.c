@@ -23,14 +23,13 @@
 #define UNPINNED_NS (60 * NS_PER_S) /* so long nodes keep pins of a router that is gone */
 enum { PIN_TRIES = 3, PIN_PRIORITY = 100 /* behind whoever waits for an answer */ };
 
-static void answer(struct router_core *core, uint64_t now_ns, const struct pin *p, enum err error,
-                   const char *text)
+static void answer(struct router_core *core, const struct pin *p, enum err error, const char *text)
 {
     struct msg m = {
         .kind = MSG_ANSWER,
         .answer = {
             .ref = p->ref, .error = error, .text = text, .text_bytes = (uint32_t)strlen(text)}};
-    registry_send(core, now_ns, p->asker, &m);
+    registry_send(core, p->asker, &m);
 }
 
 static uint32_t whole_blocks(const struct pin *p)
@@ -60,7 +59,7 @@ static void tell(struct router_core *core, uint64_t now_ns, const struct pin *p,
                             .tokens_count = remove ? 0 : p->tokens_count,
                             .salt = p->salt}};
     at->asked_ns = now_ns;
-    registry_send(core, now_ns, n->peer, &m);
+    registry_send(core, n->peer, &m);
 }
 
 static void forget(struct router_core *core, uint64_t now_ns, struct pin *p)
@@ -97,12 +96,12 @@ static void note_unpinned(struct router_core *core, uint64_t now_ns, const struc
     snprintf(u->tenant, sizeof u->tenant, "%s", m->tenant);
 }
 
-static void tell_unpinned(struct router_core *core, uint64_t now_ns, const struct node *n,
-                          const struct msg_pin *of, uint64_t number)
+static void tell_unpinned(struct router_core *core, const struct node *n, const struct msg_pin *of,
+                          uint64_t number)
 {
     struct msg m = {.kind = MSG_PIN,
                     .pin = {.ref = number, .remove = true, .name = of->name, .tenant = of->tenant}};
-    registry_send(core, now_ns, n->peer, &m);
+    registry_send(core, n->peer, &m);
 }
 
 void pins_fini(struct router_core *core)
@@ -150,14 +149,14 @@ static void begin_and_say(struct router_core *core, uint64_t now_ns, struct pin 
 {
     enum err e = begin(core, now_ns, p, ids, count);
     if (e != OK) {
-        answer(core, now_ns, p, e, err_text());
+        answer(core, p, e, err_text());
         forget(core, now_ns, p);
         return;
     }
     char text[160];
     snprintf(text, sizeof text, "{\"name\":\"%s\",\"tokens\":%u,\"blocks\":%u,\"nodes\":%u}",
              p->name, count, whole_blocks(p), core->nodes_count);
-    answer(core, now_ns, p, OK, text);
+    answer(core, p, OK, text);
 }
 
 static enum err pin_new(struct router_core *core, const struct msg_pin *m, struct pin **out)
@@ -188,23 +187,23 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
     if (m->remove && !p) {
         err_set(ERR_NOT_FOUND, "nothing is pinned as \"%s\"%s%s: tandem pins lists what is",
                 m->name, m->tenant[0] ? " of tenant " : "", m->tenant);
-        answer(core, now_ns, &asked, ERR_NOT_FOUND, err_text());
+        answer(core, &asked, ERR_NOT_FOUND, err_text());
         return;
     }
     if (p && !p->tokens)
-        answer(core, now_ns, p, ERR_CANCELLED, "it was pinned anew or taken back meanwhile");
+        answer(core, p, ERR_CANCELLED, "it was pinned anew or taken back meanwhile");
     if (p) {
         p->number = ++core->pins_number;
         note_unpinned(core, now_ns, m, p->number, true); /* or until it is pinned, below */
         forget(core, now_ns, p);
     }
     if (m->remove) {
-        answer(core, now_ns, &asked, OK, "{\"pinned\":false}");
+        answer(core, &asked, OK, "{\"pinned\":false}");
         return;
     }
     enum err e = pin_new(core, m, &p);
     if (e != OK) {
-        answer(core, now_ns, &asked, e, err_text());
+        answer(core, &asked, e, err_text());
         return;
     }
     p->ref = asked.ref;
@@ -218,7 +217,7 @@ void pins_on_client(struct router_core *core, uint64_t now_ns, struct peer peer,
     p->tokenizing = router_draw_id(core);
     e = core->out.tokenize(core->out.ctx, p->tokenizing, m->text, m->text_bytes);
     if (e == OK) return;
-    answer(core, now_ns, p, e, err_text());
+    answer(core, p, e, err_text());
     forget(core, now_ns, p);
 }
 
@@ -231,7 +230,7 @@ bool pins_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
         if (error == OK) {
             begin_and_say(core, now_ns, p, ids, ids_count);
         } else {
-            answer(core, now_ns, p, error, reason);
+            answer(core, p, error, reason);
             forget(core, now_ns, p);
         }
         return true;
@@ -256,7 +255,7 @@ void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
     uint64_t number = p ? p->number : u ? u->number : 0;
     if (m->ref > core->pins_number) core->pins_number = m->ref;
     if ((p || u) && (here || number >= m->ref)) {
-        if (u && !m->remove) tell_unpinned(core, now_ns, n, m, number);
+        if (u && !m->remove) tell_unpinned(core, n, m, number);
         return; /* of what is pinned it was told when it joined, or will be when there are ids */
     }
     if (p) forget(core, now_ns, p);
@@ -273,7 +272,7 @@ void pins_on_node(struct router_core *core, uint64_t now_ns, struct node *n,
     log_warn("pin_not_kept", "name=%s tenant=\"%s\" node=%s reason=\"%s\"", m->name, m->tenant,
              n->hello.name, err_text());
     if (p) forget(core, now_ns, p);
-    tell_unpinned(core, now_ns, n, m, m->ref);
+    tell_unpinned(core, n, m, m->ref);
 }
 
 /* A request of the router's own, which only this node may compute; what it says is for nobody. */

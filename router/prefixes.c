@@ -27,7 +27,7 @@ static void ask_again(struct router_core *core, uint64_t now_ns, struct node *n)
     if (n->blocks_asked_ns && now_ns - n->blocks_asked_ns < ASK_NS) return;
     struct msg m = {.kind = MSG_BLOCKS, .blocks = {.cleared = true}};
     n->blocks_asked_ns = now_ns;
-    registry_send(core, now_ns, n->peer, &m);
+    registry_send(core, n->peer, &m);
 }
 
 void prefixes_on_blocks(struct router_core *core, uint64_t now_ns, struct node *n,

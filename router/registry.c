@@ -16,11 +16,11 @@ struct peer_entry *registry_find(struct router_core *core, struct peer peer)
     return map_get(&core->peers, map_key(peer.v));
 }
 
-void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m)
+void registry_send(struct router_core *core, struct peer peer, struct msg *m)
 {
     struct peer_entry *entry = registry_find(core, peer);
     if (!entry || entry->session.state != SESSION_UP) return;
-    m->envelope = session_envelope(&entry->session, now_ns);
+    m->envelope = session_envelope(&entry->session);
     core->out.send(core->out.ctx, peer, m);
 }
 
@@ -189,7 +189,7 @@ static void lose_choices(struct router_core *core, uint64_t now_ns, struct node 
         }
 }
 
-void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node)
+void registry_answer_drained(struct router_core *core, const char *node)
 {
     for (struct list_link *l = core->queries.next, *next; l != &core->queries; l = next) {
         next = l->next;
@@ -198,7 +198,7 @@ void registry_answer_drained(struct router_core *core, uint64_t now_ns, const ch
         struct msg m = {.kind = MSG_ANSWER,
                         .answer = {.ref = q->ref, .error = OK, .text = "{\"drained\":true}"}};
         m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
-        registry_send(core, now_ns, q->peer, &m);
+        registry_send(core, q->peer, &m);
         list_remove(l);
         mem_free(q);
     }
@@ -217,7 +217,7 @@ static void node_gone(struct router_core *core, uint64_t now_ns, struct node *n,
     backfills_lost(core, now_ns, n);
     kv_query_node_lost(core, now_ns, n);
     node_leaves(core, n);
-    registry_answer_drained(core, now_ns, name);
+    registry_answer_drained(core, name);
     core->dispatch_wanted = true;
 }
 
@@ -294,7 +294,7 @@ static void welcome(struct router_core *core, uint64_t now_ns, struct peer_entry
                                 .dead_ms = (uint32_t)(limits->dead_ns / NS_PER_MS)}};
     m.welcome.lifeline_key = router_draw_id(core);
     core->out.lifeline_expect(core->out.ctx, entry->peer, m.welcome.lifeline_key);
-    registry_send(core, now_ns, entry->peer, &m);
+    registry_send(core, entry->peer, &m);
 }
 
 /* The nodes work on, though not together: somebody has to hear of it. */
@@ -370,14 +370,14 @@ void registry_end(struct router_core *core, uint64_t now_ns, struct peer_entry *
 
 /* ---- time ---- */
 
-static void send_heartbeat(struct router_core *core, uint64_t now_ns, struct peer_entry *entry)
+static void send_heartbeat(struct router_core *core, struct peer_entry *entry)
 {
     struct msg m = {.kind = MSG_HEARTBEAT, .heartbeat = {.draining = core->draining}};
     if (entry->node) {
         m.heartbeat.live_count = entry->node->live_count;
         m.heartbeat.live_hash = entry->node->live_hash;
     }
-    registry_send(core, now_ns, entry->peer, &m);
+    registry_send(core, entry->peer, &m);
 }
 
 /* Busy, and for longer than any step takes no layer was computed. A slow device counts by its own
@@ -402,7 +402,7 @@ static struct peer_entry *tend(struct router_core *core, uint64_t now_ns, uint64
             *reason = due.died ? entry->session.down_reason : "busy without progress";
             return entry;
         }
-        if (due.heartbeat) send_heartbeat(core, now_ns, entry);
+        if (due.heartbeat) send_heartbeat(core, entry);
         if (due.wake_ns < *next_ns) *next_ns = due.wake_ns;
     }
     return NULL;
@@ -420,7 +420,7 @@ uint64_t registry_on_timer(struct router_core *core, uint64_t now_ns)
 
 /* ---- what nodes tell about themselves ---- */
 
-static void send_live(struct router_core *core, uint64_t now_ns, struct node *n, bool answer)
+static void send_live(struct router_core *core, struct node *n, bool answer)
 {
     struct job_key *keys = mem_array(n->live_count, sizeof *keys);
     if (!keys) return; /* it will be asked again */
@@ -435,7 +435,7 @@ static void send_live(struct router_core *core, uint64_t now_ns, struct node *n,
     CHECK(count == n->live_count);
     struct msg m = {.kind = MSG_LIVE,
                     .live = {.answer = answer, .keys = keys, .keys_count = count}};
-    if (count <= MSG_LIVE_MAX) registry_send(core, now_ns, n->peer, &m);
+    if (count <= MSG_LIVE_MAX) registry_send(core, n->peer, &m);
     mem_free(keys);
 }
 
@@ -459,7 +459,7 @@ void registry_on_heartbeat(struct router_core *core, uint64_t now_ns, struct nod
         n->mismatch_ns = now_ns;
     } else if (now_ns - n->mismatch_ns > MISMATCH_NS && now_ns - n->live_asked_ns > MISMATCH_NS) {
         n->live_asked_ns = now_ns;
-        send_live(core, now_ns, n, true);
+        send_live(core, n, true);
     }
 }
 
@@ -495,10 +495,10 @@ void registry_on_live(struct router_core *core, uint64_t now_ns, struct node *n,
         if (backfill_is_at(core, n, live->keys[i])) continue;
         struct msg m = {.kind = MSG_CANCEL,
                         .cancel = {live->keys[i], "the router has no such job"}};
-        registry_send(core, now_ns, n->peer, &m);
+        registry_send(core, n->peer, &m);
     }
     if (live->answer) {
-        send_live(core, now_ns, n, false);
+        send_live(core, n, false);
         return;
     }
     if (!n->live_asked_ns) return; /* nobody asked */

@@ -37,7 +37,7 @@ enum err result_add(struct choice *c, const struct msg_encoded *m)
     return OK;
 }
 
-void result_tell(struct router_core *core, uint64_t now_ns, const struct choice *c)
+void result_tell(struct router_core *core, const struct choice *c)
 {
     const struct request *r = c->request;
     for (uint32_t from = 0, n; r->client && from < c->values_count; from += n) {
@@ -52,7 +52,7 @@ void result_tell(struct router_core *core, uint64_t now_ns, const struct choice 
             m.encoded.tokens = r->submit.tokens + from + 1;
             m.encoded.tokens_count = n;
         }
-        registry_send(core, now_ns, r->client->peer, &m);
+        registry_send(core, r->client->peer, &m);
     }
 }
 

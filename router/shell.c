@@ -111,7 +111,8 @@ static void on_client_malformed(void *ctx, uint64_t now_ns, struct peer peer, co
                                 enum err error, const char *reason)
 {
     struct router_shell *s = ctx;
-    router_core_on_malformed(s->core, now_ns, peer, m, error, reason);
+    (void)now_ns;
+    router_core_on_malformed(s->core, peer, m, error, reason);
 }
 
 static void on_lifeline(void *ctx, uint64_t now_ns, struct peer peer, bool up)

@@ -415,9 +415,9 @@ void registry_note_transfer(struct router_core *core, struct node *from, const s
                             uint64_t bytes, uint64_t ns);
 void registry_on_drained(struct router_core *core, uint64_t now_ns, struct node *node);
 /* Answers who waits for this node, or for all of them (NULL), to have left. */
-void registry_answer_drained(struct router_core *core, uint64_t now_ns, const char *node);
+void registry_answer_drained(struct router_core *core, const char *node);
 /* Sends with the peer's session in the envelope; silently not, if that session is not up. */
-void registry_send(struct router_core *core, uint64_t now_ns, struct peer peer, struct msg *m);
+void registry_send(struct router_core *core, struct peer peer, struct msg *m);
 
 /* status.c: answered in pieces, one a turn of the loop */
 enum err status_begin(struct router_core *core, uint64_t now_ns, struct peer peer, uint64_t ref);
@@ -466,15 +466,15 @@ struct json_t *backfills_json(const struct router_core *core);
 /* submit.c: requests come in */
 void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
                        const struct msg_submit *submit);
-void submit_reject(struct router_core *core, uint64_t now_ns, const struct client *client,
-                   uint64_t ref, enum err error, const char *reason);
+void submit_reject(struct router_core *core, const struct client *client, uint64_t ref,
+                   enum err error, const char *reason);
 void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
                       const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
 /* The ids of its prompt did not come in time: it was not accepted yet. */
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
 void request_free(struct router_core *core, struct request *r);
 /* Of the history; a P that has not said yet that it is done lets go too. */
-void request_forget(struct router_core *core, uint64_t now_ns, struct request *r);
+void request_forget(struct router_core *core, struct request *r);
 struct id128 router_draw_id(struct router_core *core);
 
 /* fork.c: whether a choice may share the KV of another one of its request. Fills in c->fork and its D. */
@@ -532,26 +532,25 @@ void node_release_window(struct router_core *core, struct choice *c);
 void node_hold_blocks(struct choice *c);
 void node_live_add(struct node *n, const struct choice *c);
 /* Both nodes let go of this attempt; whatever they still say of it is dropped. */
-void choice_cancel_nodes(struct router_core *core, uint64_t now_ns, struct choice *c,
-                         const char *reason);
+void choice_cancel_nodes(struct router_core *core, struct choice *c, const char *reason);
 
 /* output.c: what a client gets. Text gathers in core->text. */
 /* One OUTPUT with these tokens and core->text, if there is either. `finish`: what its last token ends
  * the choice by. */
-void output_send(struct router_core *core, uint64_t now_ns, struct choice *c, uint32_t index,
+void output_send(struct router_core *core, struct choice *c, uint32_t index,
                  const struct token_info *tokens, uint32_t count, enum finish finish);
 /* Adds the text of one token to core->text. *stopped: a stop string is complete. ERR_MEMORY: a gap. */
 enum err output_add_token(struct router_core *core, struct choice *c, uint32_t token,
                           bool *stopped);
 /* What stream and stop string matcher still hold back belongs to the text when it ends by itself. */
-enum err output_flush(struct router_core *core, uint64_t now_ns, struct choice *c);
-void output_done(struct router_core *core, uint64_t now_ns, struct choice *c);
+enum err output_flush(struct router_core *core, struct choice *c);
+void output_done(struct router_core *core, struct choice *c);
 
 /* result.c */
 enum err result_add(struct choice *c, const struct msg_encoded *m); /* the next part, ERR_FORMAT */
 /* Whether nothing of the result is missing; true of a stream. */
 bool result_is_whole(const struct choice *c);
-void result_tell(struct router_core *core, uint64_t now_ns, const struct choice *c);
+void result_tell(struct router_core *core, const struct choice *c);
 void result_count(struct router_core *core, const struct choice *c); /* it is done */
 void result_forget(struct choice *c); /* of an attempt that is over */
 

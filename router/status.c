@@ -337,7 +337,7 @@ static void status_free(struct status_query *q)
     mem_free(q);
 }
 
-static void finish(struct router_core *core, uint64_t now_ns, struct status_query *q)
+static void finish(struct router_core *core, struct status_query *q)
 {
     struct msg m = {.kind = MSG_ANSWER,
                     .answer = {q->ref, q->text.error, q->text.data, (uint32_t)q->text.size}};
@@ -345,7 +345,7 @@ static void finish(struct router_core *core, uint64_t now_ns, struct status_quer
         m.answer.text = err_text();
         m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
     }
-    registry_send(core, now_ns, q->peer, &m);
+    registry_send(core, q->peer, &m);
     status_free(q);
 }
 
@@ -355,7 +355,7 @@ void status_go_on(struct router_core *core, uint64_t now_ns)
     while (cost < TURN_COST && !list_empty(&core->statuses)) {
         struct status_query *q = list_member(core->statuses.next, struct status_query, link);
         cost += go_on(core, now_ns, q);
-        if (q->part == PART_END || q->text.error != OK) finish(core, now_ns, q);
+        if (q->part == PART_END || q->text.error != OK) finish(core, q);
     }
 }
 

@@ -33,8 +33,8 @@ static enum rejected why_rejected(enum err error)
     return invalid ? REJECTED_INVALID : REJECTED_OTHER;
 }
 
-void submit_reject(struct router_core *core, uint64_t now_ns, const struct client *client,
-                   uint64_t ref, enum err error, const char *reason)
+void submit_reject(struct router_core *core, const struct client *client, uint64_t ref,
+                   enum err error, const char *reason)
 {
     struct msg m = {.kind = MSG_REJECTED,
                     .rejected = {.ref = ref,
@@ -42,7 +42,7 @@ void submit_reject(struct router_core *core, uint64_t now_ns, const struct clien
                                  .reason = reason,
                                  .retry_ms = error == ERR_FULL ? retry_ms(core) : 0}};
     core->counts.rejected[why_rejected(error)]++;
-    registry_send(core, now_ns, client->peer, &m);
+    registry_send(core, client->peer, &m);
 }
 
 /* Overload is answered here, before any work is done. */
@@ -206,11 +206,11 @@ void request_free(struct router_core *core, struct request *r)
     mem_free(r);
 }
 
-void request_forget(struct router_core *core, uint64_t now_ns, struct request *r)
+void request_forget(struct router_core *core, struct request *r)
 {
     core->history_count--;
     for (uint32_t i = 0; i < r->choices_count; i++)
-        choice_cancel_nodes(core, now_ns, &r->choice[i], "forgotten");
+        choice_cancel_nodes(core, &r->choice[i], "forgotten");
     request_free(core, r);
 }
 
@@ -256,7 +256,7 @@ static enum err make_way(struct router_core *core, uint64_t now_ns, const struct
                        "resumed by another submission");
     }
     old = map_get(&core->requests, s->id);
-    if (old) request_forget(core, now_ns, old);
+    if (old) request_forget(core, old);
     return OK;
 }
 
@@ -309,7 +309,7 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
     struct client *client = r->client;
     r->prompt_count = r->submit.tokens_count;
     if (check_values(core, r) != OK) {
-        submit_reject(core, now_ns, client, r->submit.ref, ERR_INVALID, err_text());
+        submit_reject(core, client, r->submit.ref, ERR_INVALID, err_text());
         drop_live(core, r);
         return;
     }
@@ -322,7 +322,7 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
                                  .prompt_tokens = r->prompt_count}};
     core->counts.accepted++;
     core->counts.prompt_tokens += r->prompt_count;
-    registry_send(core, now_ns, client->peer, &m);
+    registry_send(core, client->peer, &m);
     for (uint32_t i = 0; i < r->choices_count; i++)
         choice_enqueue(core, now_ns, &r->choice[i]);
 }
@@ -334,7 +334,7 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
     struct request *r;
     if ((e = check_door(core, submit)) != OK || (e = make_way(core, now_ns, submit)) != OK ||
         (e = make_request(core, now_ns, submit, &r)) != OK) {
-        submit_reject(core, now_ns, client, submit->ref, e, err_text());
+        submit_reject(core, client, submit->ref, e, err_text());
         return;
     }
     r->client = client;
@@ -352,13 +352,13 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
         heap_move(&core->timers, &r->choice[0].timer, when_ns); /* room was reserved */
         return;
     }
-    submit_reject(core, now_ns, client, submit->ref, e, err_text());
+    submit_reject(core, client, submit->ref, e, err_text());
     drop_live(core, r);
 }
 
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r)
 {
-    submit_reject(core, now_ns, r->client, r->submit.ref, ERR_TIMEOUT,
+    submit_reject(core, r->client, r->submit.ref, ERR_TIMEOUT,
                   now_ns >= r->deadline_ns ? "its deadline has passed"
                                            : "its prompt was not tokenized in time");
     drop_live(core, r);
@@ -379,7 +379,7 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
         }
     }
     if (error != OK) {
-        submit_reject(core, now_ns, r->client, r->submit.ref, error, reason);
+        submit_reject(core, r->client, r->submit.ref, error, reason);
         drop_live(core, r);
         return;
     }

@@ -172,13 +172,13 @@ static void greet(struct sim *s, struct sim_proc *p)
                               .device = "",
                               .model = "",
                               .pid = 1}};
-    m.envelope = session_envelope(&p->client->session, s->now_ns);
+    m.envelope = session_envelope(&p->client->session);
     sim_send(s, p, sim_router(s, p->client->router), &m);
 }
 
 static void send(struct sim *s, struct sim_proc *p, struct msg *m)
 {
-    m->envelope = session_envelope(&p->client->session, s->now_ns);
+    m->envelope = session_envelope(&p->client->session);
     sim_send(s, p, sim_router(s, p->client->router), m);
 }
 

@@ -41,9 +41,9 @@ struct fake_router {
     char address[128];
 };
 
-static void say(struct fake_router *r, struct client *c, uint64_t now_ns, struct msg m)
+static void say(struct fake_router *r, struct client *c, struct msg m)
 {
-    m.envelope = session_envelope(&c->session, now_ns);
+    m.envelope = session_envelope(&c->session);
     if (r->channel) channel_send(r->channel, c->peer, &m);
 }
 
@@ -62,15 +62,14 @@ static void on_hello(struct fake_router *r, struct client *c, uint64_t now_ns, c
 {
     r->seen.hellos++;
     if (r->script.refuse) {
-        say(r, c, now_ns, (struct msg){.kind = MSG_REFUSE, .refuse = {r->script.refuse}});
+        say(r, c, (struct msg){.kind = MSG_REFUSE, .refuse = {r->script.refuse}});
         return;
     }
     struct id128 key = {++r->epochs, 99};
     CHECK(lifeline_expect(r->lifelines, key, c->peer) == OK);
     session_accept(&c->session, m, r->epochs, now_ns);
     const char *lifeline = r->script.lifeline ? r->script.lifeline : lifeline_address(r->lifelines);
-    say(r, c, now_ns,
-        (struct msg){.kind = MSG_WELCOME, .welcome = {"fake", lifeline, key, 200, 3000}});
+    say(r, c, (struct msg){.kind = MSG_WELCOME, .welcome = {"fake", lifeline, key, 200, 3000}});
     loop_timer_set(r->timer, now_ns);
 }
 
@@ -82,8 +81,8 @@ static void die(struct fake_router *r)
     r->lifelines = NULL;
 }
 
-static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                       uint32_t choice, uint32_t index, uint32_t count, enum finish finish)
+static void say_output(struct fake_router *r, struct client *c, struct id128 id, uint32_t choice,
+                       uint32_t index, uint32_t count, enum finish finish)
 {
     struct token_info tokens[OUTPUT_TOKENS] = {0};
     char text[OUTPUT_TOKENS * 32] = "";
@@ -94,14 +93,14 @@ static void say_output(struct fake_router *r, struct client *c, uint64_t now_ns,
         tokens[i].top[0].token = tokens[i].token;
         snprintf(text + strlen(text), 32, "%u:%u ", choice, index + i);
     }
-    say(r, c, now_ns,
+    say(r, c,
         (struct msg){
             .kind = MSG_OUTPUT,
             .output = {id, choice, index, tokens, count, text, (uint32_t)strlen(text), finish}});
 }
 
-static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                     uint32_t choice, enum finish finish, uint32_t tokens_count)
+static void say_done(struct fake_router *r, struct client *c, struct id128 id, uint32_t choice,
+                     enum finish finish, uint32_t tokens_count)
 {
     struct msg m = {.kind = MSG_DONE, .done = {.id = id, .choice = choice, .finish = finish}};
     m.done.prompt_tokens = 4;
@@ -111,12 +110,12 @@ static void say_done(struct fake_router *r, struct client *c, uint64_t now_ns, s
     m.done.prefill_node = "p0";
     m.done.decode_node = "d0";
     m.done.inexact = r->script.inexact;
-    say(r, c, now_ns, m);
+    say(r, c, m);
 }
 
 /* False: it died or stopped in the middle. */
-static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                          uint32_t choice, const struct msg_submit *s)
+static bool stream_choice(struct fake_router *r, struct client *c, struct id128 id, uint32_t choice,
+                          const struct msg_submit *s)
 {
     uint32_t from = choice < s->received_counts_count ? s->received_counts[choice] : 0;
     for (uint32_t i = from, n = 0; i < s->tokens_max; i += OUTPUT_TOKENS, n++) {
@@ -130,14 +129,14 @@ static bool stream_choice(struct fake_router *r, struct client *c, uint64_t now_
         enum finish finish = i + count < s->tokens_max ? FINISH_NONE
                              : r->script.stops         ? FINISH_STOP
                                                        : FINISH_LENGTH;
-        say_output(r, c, now_ns, id, choice, i, count, finish);
-        if (r->script.repeat && i > 0) say_output(r, c, now_ns, id, choice, i, count, finish);
+        say_output(r, c, id, choice, i, count, finish);
+        if (r->script.repeat && i > 0) say_output(r, c, id, choice, i, count, finish);
     }
     return true;
 }
 
-static void say_part(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
-                     uint32_t from, uint32_t end, uint32_t total, bool score)
+static void say_part(struct fake_router *r, struct client *c, struct id128 id, uint32_t from,
+                     uint32_t end, uint32_t total, bool score)
 {
     float values[VALUES_MAX];
     uint32_t tokens[VALUES_MAX];
@@ -153,28 +152,27 @@ static void say_part(struct fake_router *r, struct client *c, uint64_t now_ns, s
                                 .values_count = end - from,
                                 .tokens = tokens,
                                 .tokens_count = score ? end - from : 0}};
-    say(r, c, now_ns, m);
+    say(r, c, m);
 }
 
 /* False: it stopped in the middle. */
-static bool say_values(struct fake_router *r, struct client *c, uint64_t now_ns, struct id128 id,
+static bool say_values(struct fake_router *r, struct client *c, struct id128 id,
                        const struct msg_submit *s)
 {
     bool score = s->kind == JOB_SCORE;
     uint32_t length = s->tokens_count ? s->tokens_count : s->text_bytes;
     uint32_t total = score ? length - 1 : FAKE_HIDDEN;
     CHECK(total <= VALUES_MAX && total > 0);
-    say_part(r, c, now_ns, id, 0, (total + 1) / 2, total, score);
+    say_part(r, c, id, 0, (total + 1) / 2, total, score);
     if (r->script.outputs_until_hold && ++r->outputs == r->script.outputs_until_hold) {
         r->held[r->held_count++] = (struct held){c->peer, id, s->choices};
         return false;
     }
-    if (!r->script.skip) say_part(r, c, now_ns, id, (total + 1) / 2, total, total, score);
+    if (!r->script.skip) say_part(r, c, id, (total + 1) / 2, total, total, score);
     return true;
 }
 
-static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
-                      const struct msg_submit *s)
+static void on_submit(struct fake_router *r, struct client *c, const struct msg_submit *s)
 {
     r->seen.submits++;
     r->seen.id = s->id;
@@ -190,39 +188,37 @@ static void on_submit(struct fake_router *r, struct client *c, uint64_t now_ns,
     r->seen.seed_given = s->seed_given;
     r->seen.seed = s->sampling.seed;
     if (r->script.reject != OK && (!r->script.rejects || r->seen.submits <= r->script.rejects)) {
-        say(r, c, now_ns,
+        say(r, c,
             (struct msg){.kind = MSG_REJECTED,
                          .rejected = {s->ref, r->script.reject, 120, "said the script"}});
         return;
     }
     struct id128 id = id128_is_none(s->id) ? (struct id128){77, ++r->ids} : s->id;
     uint64_t seed = s->seed_given ? s->sampling.seed : 31;
-    say(r, c, now_ns, (struct msg){.kind = MSG_ACCEPTED, .accepted = {s->ref, id, seed, 4}});
-    if (s->kind != JOB_GENERATE && !say_values(r, c, now_ns, id, s)) return;
+    say(r, c, (struct msg){.kind = MSG_ACCEPTED, .accepted = {s->ref, id, seed, 4}});
+    if (s->kind != JOB_GENERATE && !say_values(r, c, id, s)) return;
     for (uint32_t choice = 0; choice < s->choices; choice++)
-        if (!stream_choice(r, c, now_ns, id, choice, s)) return;
+        if (!stream_choice(r, c, id, choice, s)) return;
     bool tail = r->script.tail && !r->script.withhold_tail;
     for (uint32_t choice = 0; choice < s->choices && tail; choice++)
-        say(r, c, now_ns,
+        say(r, c,
             (struct msg){.kind = MSG_OUTPUT,
                          .output = {id, choice, s->tokens_max, NULL, 0, "tail", 4}});
     for (uint32_t choice = 0; choice < s->choices && !r->script.withhold_done; choice++)
-        say_done(r, c, now_ns, id, choice, FINISH_LENGTH, s->tokens_max);
+        say_done(r, c, id, choice, FINISH_LENGTH, s->tokens_max);
 }
 
-static void on_cancel(struct fake_router *r, struct client *c, uint64_t now_ns,
-                      const struct msg_cancel *m)
+static void on_cancel(struct fake_router *r, struct client *c, const struct msg_cancel *m)
 {
     r->seen.cancels++;
     for (uint32_t i = 0; i < r->held_count; i++) {
         if (!id128_equal(r->held[i].id, m->key.request)) continue;
         for (uint32_t choice = 0; choice < r->held[i].choices; choice++)
-            say_done(r, c, now_ns, m->key.request, choice, FINISH_CANCELLED, 0);
+            say_done(r, c, m->key.request, choice, FINISH_CANCELLED, 0);
     }
 }
 
-static void on_query(struct fake_router *r, struct client *c, uint64_t now_ns,
-                     const struct msg_query *q)
+static void on_query(struct fake_router *r, struct client *c, const struct msg_query *q)
 {
     struct msg m = {.kind = MSG_ANSWER, .answer = {.ref = q->ref, .text = "{\"fake\":true}"}};
     if (r->script.answer) m.answer.text = r->script.answer;
@@ -243,7 +239,7 @@ static void on_query(struct fake_router *r, struct client *c, uint64_t now_ns,
         m.answer.text = "no such request";
     }
     m.answer.text_bytes = (uint32_t)strlen(m.answer.text);
-    say(r, c, now_ns, m);
+    say(r, c, m);
 }
 
 static void stop_if_silent(struct fake_router *r)
@@ -264,12 +260,10 @@ static void on_message(void *ctx, uint64_t now_ns, struct peer peer, const struc
     if (v == SESSION_BECAME_DOWN) stop_if_silent(r);
     if (v != SESSION_DELIVER) return;
     switch (m->kind) {
-    case MSG_SUBMIT: on_submit(r, c, now_ns, &m->submit); return;
-    case MSG_CANCEL: on_cancel(r, c, now_ns, &m->cancel); return;
-    case MSG_QUERY: on_query(r, c, now_ns, &m->query); return;
-    case MSG_PIN:
-        on_query(r, c, now_ns, &(struct msg_query){.ref = m->pin.ref, .argument = ""});
-        return;
+    case MSG_SUBMIT: on_submit(r, c, &m->submit); return;
+    case MSG_CANCEL: on_cancel(r, c, &m->cancel); return;
+    case MSG_QUERY: on_query(r, c, &m->query); return;
+    case MSG_PIN: on_query(r, c, &(struct msg_query){.ref = m->pin.ref, .argument = ""}); return;
     default: return;
     }
 }
@@ -286,7 +280,7 @@ static void on_timer(void *ctx, uint64_t now_ns)
     uint64_t wake_ns = TIME_NEVER;
     for (uint32_t i = 0; i < r->clients_count; i++) {
         struct session_due due = session_on_timer(&r->client[i].session, now_ns);
-        if (due.heartbeat) say(r, &r->client[i], now_ns, (struct msg){.kind = MSG_HEARTBEAT});
+        if (due.heartbeat) say(r, &r->client[i], (struct msg){.kind = MSG_HEARTBEAT});
         if (due.wake_ns < wake_ns) wake_ns = due.wake_ns;
     }
     loop_timer_set(r->timer, wake_ns);

@@ -188,19 +188,19 @@ static void a_malformed_request_is_answered(void **state)
     struct world w;
     world_open_joined(&w, NULL);
     struct msg m = {.kind = MSG_SUBMIT, .submit = {.ref = 9}};
-    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "top_k is odd");
+    router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, ERR_FORMAT, "top_k is odd");
     const struct msg *said = expect(&w, CLIENT, MSG_REJECTED);
     assert_int_equal(said->rejected.ref, 9);
     assert_int_equal(said->rejected.error, ERR_FORMAT);
     assert_string_equal(said->rejected.reason, "top_k is odd");
     m = (struct msg){.kind = MSG_QUERY, .query = {.ref = 10}};
-    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "no such query");
+    router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, ERR_FORMAT, "no such query");
     assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.error, ERR_FORMAT);
     size_t sent = w.sent_count;
-    router_core_on_malformed(w.core, w.now, (struct peer){D0}, &m, ERR_FORMAT, "a node");
-    router_core_on_malformed(w.core, w.now, (struct peer){9}, &m, ERR_FORMAT, "a stranger");
+    router_core_on_malformed(w.core, (struct peer){D0}, &m, ERR_FORMAT, "a node");
+    router_core_on_malformed(w.core, (struct peer){9}, &m, ERR_FORMAT, "a stranger");
     m.kind = MSG_NONE;
-    router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, ERR_FORMAT, "garbage");
+    router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, ERR_FORMAT, "garbage");
     assert_int_equal(w.sent_count, sent);
     world_close(&w);
 }

@@ -202,7 +202,7 @@ static void what_is_refused_at_the_door_is_counted_by_its_reason(void **state)
         m.submit.choices = cases[i].choices;
         if (cases[i].error == ERR_FULL) submit(&w, 2); /* the one that there may be */
         if (cases[i].malformed)
-            router_core_on_malformed(w.core, w.now, (struct peer){CLIENT}, &m, cases[i].error, "x");
+            router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, cases[i].error, "x");
         else
             say(&w, CLIENT, m);
         assert_int_equal(expect(&w, CLIENT, MSG_REJECTED)->rejected.error, cases[i].error);
