@@ -25,7 +25,8 @@ struct options {
         SETTING_BOOL(struct options, lines, "lines", "false",                                      \
                      "each line of the file, or of stdin, is a text of its own"),                  \
         SETTING_CHOICE(struct options, format, "format", SEQUENCES_FORMATS, "auto",                \
-                       "of lines: text, or JSON with \"prompt\" or \"tokens\"; auto: by the "      \
+                       "of lines: text, or JSON with \"prompt\" or \"tokens\", and an \"id\" for " \
+                       "its result; auto: by the "                                                 \
                        "file's name"),                                                             \
         SETTING_STRING(struct options, token_ids, "token-ids", NULL,                               \
                        "the text as token ids, 1,2,3"),                                            \
@@ -142,7 +143,10 @@ static void add_embed_json(const struct run *run, const struct tandem_event *e, 
 static void add_json(const struct run *run, const struct crowd_item *item, struct buf *out)
 {
     const struct tandem_event *e = &item->end;
-    buf_printf(out, "{\"id\":\"%s\"", item->id);
+    if (item->sequence.id)
+        buf_printf(out, "{\"id\":%s,\"request\":\"%s\"", item->sequence.id, item->id);
+    else
+        buf_printf(out, "{\"id\":\"%s\"", item->id);
     if (item->sequence.line)
         buf_printf(out, ",\"line\":%llu", (unsigned long long)item->sequence.line);
     if (e->finish == TANDEM_FINISH_ERROR) {
@@ -183,8 +187,7 @@ static void say_error(struct run *run, const struct crowd_item *item)
 {
     progress_end(&run->progress);
     fprintf(stderr, "tandem %s: ", run->verb);
-    if (item->sequence.line)
-        fprintf(stderr, "line %llu: ", (unsigned long long)item->sequence.line);
+    sequence_print_place(&item->sequence, stderr);
     fprintf(stderr, "%s\n", item->reason);
 }
 

@@ -62,10 +62,12 @@ struct run {
 
 /* ---- what goes in ---- */
 
-static void say_bad(struct run *run, uint64_t line, const char *reason)
+static void say_bad(struct run *run, const struct sequence *q, const char *reason)
 {
     progress_end(&run->progress);
-    fprintf(stderr, "tandem warm: line %" PRIu64 ": %s\n", line, reason);
+    fprintf(stderr, "tandem warm: ");
+    sequence_print_place(q, stderr);
+    fprintf(stderr, "%s\n", reason);
     run->failed++;
 }
 
@@ -75,8 +77,12 @@ static enum err take_line(struct run *run)
     struct sequence q;
     enum err e = sequences_next(run->source, &q);
     if (e == ERR_NOT_FOUND) run->read_all = true;
-    if (e == ERR_FORMAT) say_bad(run, q.line, err_text());
-    if (e != OK) return e == ERR_FORMAT ? OK : e;
+    if (e == ERR_FORMAT) {
+        say_bad(run, &q, err_text());
+        sequence_free(&q);
+        return OK;
+    }
+    if (e != OK) return e;
     if (q.count > 0 && warm_state_has(&run->state, warm_state_id(run->options->tenant, &q)))
         run->skipped++;
     else if (q.count > 0)
@@ -222,7 +228,7 @@ static void done(void *ctx, const struct crowd_item *item)
     const struct tandem_event *e = &item->end;
     run->in_flight--;
     if (e->finish == TANDEM_FINISH_ERROR) {
-        say_bad(run, item->sequence.line, item->reason);
+        say_bad(run, &run->plan.item[i].sequence, item->reason);
     } else {
         account(run, &run->plan.item[i], e->prompt_tokens, e->cached_tokens);
     }

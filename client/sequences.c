@@ -2,9 +2,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -120,25 +122,47 @@ static enum err take_tokens(struct sequence *out, const json_t *list)
     return OK;
 }
 
+/* So that whoever has the file finds its results by it. */
+static enum err take_id(struct sequence *out, const json_t *id)
+{
+    if (!id || json_is_null(id)) return OK;
+    if (!json_is_string(id) && !json_is_number(id))
+        return err_set(ERR_FORMAT, "\"id\" is neither a string nor a number");
+    out->id = json_dumps(id, JSON_ENCODE_ANY);
+    return out->id ? OK : ERR_MEMORY;
+}
+
+static enum err take_prompt(struct sequence *out, const json_t *o)
+{
+    const json_t *prompt = json_object_get(o, "prompt"), *tokens = json_object_get(o, "tokens");
+    if (json_is_string(prompt) && !tokens)
+        return take_text(out, json_string_value(prompt), json_string_length(prompt));
+    if (json_is_array(tokens) && !prompt) return take_tokens(out, tokens);
+    return err_set(ERR_FORMAT,
+                   "give \"prompt\" as a string or \"tokens\" as an array, one of them");
+}
+
 static enum err take_json(const struct sequences *s, struct sequence *out)
 {
     json_error_t why;
     const char *text = s->text.data ? s->text.data : "";
     if (strspn(text, " \t\r") >= s->text.size) return take_text(out, "", 0);
     json_t *o = json_loadb(text, s->text.size, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &why);
-    const json_t *prompt = json_object_get(o, "prompt"), *tokens = json_object_get(o, "tokens");
-    enum err e;
+    enum err e = OK;
     if (!json_is_object(o))
         e = err_set(ERR_FORMAT, "no JSON object: %s", o ? "another value" : why.text);
-    else if (json_is_string(prompt) && !tokens)
-        e = take_text(out, json_string_value(prompt), json_string_length(prompt));
-    else if (json_is_array(tokens) && !prompt)
-        e = take_tokens(out, tokens);
-    else
-        e = err_set(ERR_FORMAT,
-                    "give \"prompt\" as a string or \"tokens\" as an array, one of them");
+    if (e == OK) e = take_id(out, json_object_get(o, "id"));
+    if (e == OK) e = take_prompt(out, o);
     json_decref(o);
     return e;
+}
+
+static void drop_prompt(struct sequence *q)
+{
+    mem_free(q->text);
+    mem_free(q->tokens);
+    q->text = NULL;
+    q->tokens = NULL;
 }
 
 enum err sequences_next(struct sequences *s, struct sequence *out)
@@ -146,14 +170,23 @@ enum err sequences_next(struct sequences *s, struct sequence *out)
     *out = (struct sequence){0};
     enum err e = read_line(s);
     if (e == OK) e = s->jsonl ? take_json(s, out) : take_text(out, s->text.data, s->text.size);
-    if (e != OK) sequence_free(out);
     if (e == OK || e == ERR_FORMAT) out->line = s->line;
+    if (e == OK) return OK;
+    drop_prompt(out);
+    if (e != ERR_FORMAT) sequence_free(out);
     return e;
 }
 
 void sequence_free(struct sequence *q)
 {
-    mem_free(q->text);
-    mem_free(q->tokens);
+    drop_prompt(q);
+    free(q->id);
     *q = (struct sequence){0};
+}
+
+void sequence_print_place(const struct sequence *q, FILE *out)
+{
+    if (q->line) fprintf(out, "line %" PRIu64, q->line);
+    if (q->id) fprintf(out, " (id %s)", q->id);
+    if (q->line) fprintf(out, ": ");
 }

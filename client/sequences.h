@@ -4,10 +4,11 @@
  *     struct sequence q;
  *     if (sequences_open(&s, "-", SEQUENCES_TEXT) != OK) ...
  *     while ((e = sequences_next(s, &q)) == OK) { ... q.text or q.tokens ...; sequence_free(&q); }
- *     if (e != ERR_NOT_FOUND) ...                            // q.line says which one, the text why
+ *     if (e != ERR_NOT_FOUND) ...       // sequence_print_place says which one, the text why; free it too
  *     sequences_close(s);
  *
- * Rules: ERR_FORMAT is of one line, and the next call goes on behind it; ERR_IO is of the file, and final.
+ * Rules: ERR_FORMAT is of one line, of which line and id are told, and the next call goes on behind it; ERR_IO is
+ * of the file, and final.
  * A line is at most SEQUENCE_BYTES_MAX, so that a file without line ends takes no more memory than that.
  * An empty line is a sequence of no bytes; the caller says what that means. Owner: the thread that reads. */
 #ifndef TANDEM_CLIENT_SEQUENCES_H
@@ -15,6 +16,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "common/err.h"
 
@@ -30,6 +32,7 @@ struct sequence {
     char *text;    /* one of the two: a zero byte is behind it */
     uint32_t *tokens;
     size_t count; /* bytes of the text, or tokens */
+    char *id;     /* the line's own "id", as JSON; NULL: it has none */
 };
 
 struct sequences;
@@ -38,5 +41,7 @@ void sequences_close(struct sequences *s); /* NULL is allowed */
 /* ERR_AGAIN: the next line is not there yet (a pipe). ERR_NOT_FOUND: there is no more. */
 enum err sequences_next(struct sequences *s, struct sequence *out);
 void sequence_free(struct sequence *q);
+/* "line 3 (id 7): "; nothing of one that is of no file. */
+void sequence_print_place(const struct sequence *q, FILE *out);
 
 #endif

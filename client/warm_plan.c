@@ -1,6 +1,7 @@
 #include "client/warm_plan.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/mem.h"
 
@@ -15,7 +16,7 @@ enum err warm_plan_add(struct warm_plan *p, struct sequence *q)
     }
     p->item[p->count++] = (struct warm_item){
         .sequence = *q, .owner = WARM_NONE, .first_waiting = WARM_NONE, .next_waiting = WARM_NONE};
-    p->bytes += q->count * (q->tokens ? sizeof *q->tokens : 1);
+    p->bytes += q->count * (q->tokens ? sizeof *q->tokens : 1) + (q->id ? strlen(q->id) : 0);
     *q = (struct sequence){0};
     return OK;
 }

@@ -21,7 +21,10 @@ static void read_sequences(const char *path, enum sequences_format format)
     CHECK(sequences_open(&s, path, format) == OK);
     while ((e = sequences_next(s, &q)) != ERR_NOT_FOUND) {
         CHECK(e == OK || (e == ERR_FORMAT && err_text()[0]));
-        if (e != OK) continue;
+        if (e != OK) {
+            sequence_free(&q);
+            continue;
+        }
         CHECK((q.text != NULL) != (q.tokens != NULL) && q.line > line);
         line = q.line;
         CHECK(q.tokens ? q.count <= JOB_TOKENS_MAX : q.text[q.count] == '\0');

@@ -203,6 +203,38 @@ static void lines_go_out_together_and_come_back_in_order(void **state)
     fake_router_free(r);
 }
 
+static void a_lines_own_id_comes_back_with_its_result(void **state)
+{
+    (void)state;
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    const char *const args[] = {"score",    "--router", fake_router_address(r),
+                                "--format", "jsonl",    "--json",
+                                "--lines",  "-",        NULL};
+    struct result x = finish(start(args, "{\"id\": \"a \\\"1\\\"\", \"prompt\": \"three\"}\n"
+                                         "{\"id\": 7, \"tokens\": [1, 2, 3]}\n"
+                                         "{\"id\": \"bad\", \"prompt\": 3}\n"
+                                         "{\"prompt\": \"its own\"}\n"
+                                         "{\"id\": [1], \"prompt\": \"three\"}\n"));
+    assert_int_equal(x.code, 1);
+    json_t *list = json_loads(x.out, 0, NULL);
+    assert_int_equal(json_array_size(list), 5);
+    const json_t *id[5], *request[5];
+    for (size_t i = 0; i < 5; i++) {
+        id[i] = json_object_get(json_array_get(list, i), "id");
+        request[i] = json_object_get(json_array_get(list, i), "request");
+    }
+    assert_string_equal(json_string_value(id[0]), "a \"1\"");
+    assert_int_equal(json_string_length(request[0]), 32);
+    assert_int_equal(json_integer_value(id[1]), 7);
+    assert_string_equal(json_string_value(id[2]), "bad");
+    assert_int_equal(json_string_length(id[3]), 32);
+    assert_null(request[3]);
+    assert_non_null(strstr(x.err, "line 3 (id \"bad\"): give \"prompt\" as a string"));
+    assert_non_null(strstr(x.err, "line 5: \"id\" is neither a string nor a number"));
+    json_decref(list);
+    fake_router_free(r);
+}
+
 /* So line k of what is printed is of line k of the file. */
 static void a_line_without_a_result_leaves_an_empty_one(void **state)
 {
@@ -755,6 +787,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
         cmocka_unit_test(score_and_embed_print_what_a_text_is_worth),
         cmocka_unit_test(lines_go_out_together_and_come_back_in_order),
+        cmocka_unit_test(a_lines_own_id_comes_back_with_its_result),
         cmocka_unit_test(a_line_without_a_result_leaves_an_empty_one),
         cmocka_unit_test(results_come_while_more_lines_are_waited_for),
         cmocka_unit_test(what_is_no_number_is_null_in_json),
