@@ -117,6 +117,24 @@ enum err buf_json_string(struct buf *b, const char *text, size_t size)
     return buf_add(b, "\"", 1);
 }
 
+enum err buf_add_lossy(struct buf *b, const char *bytes, size_t length, bool last, size_t *used)
+{
+    size_t at = 0;
+    *used = 0;
+    while (at < length) {
+        size_t good = utf8_check(bytes + at, length - at);
+        if (buf_add(b, bytes + at, good) != OK) return b->error;
+        at += good;
+        if (at == length) break;
+        int n = utf8_first(bytes + at, length - at);
+        if (n == 0 && !last) break;
+        if (buf_add(b, UTF8_REPLACEMENT, 3) != OK) return b->error;
+        at += n == 0 ? length - at : (size_t)-n;
+    }
+    *used = at;
+    return OK;
+}
+
 char *buf_take(struct buf *b)
 {
     char *text = NULL;

@@ -15,6 +15,7 @@
 #ifndef TANDEM_COMMON_BUF_H
 #define TANDEM_COMMON_BUF_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "common/err.h"
@@ -39,6 +40,9 @@ enum err buf_add_string(struct buf *b, const char *s);
 enum err buf_printf(struct buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 enum err buf_json_string(struct buf *b, const char *text, size_t size);
+/* Text with U+FFFD for what is not UTF-8. An unfinished character at the end is left alone unless `last`;
+ * *used says how many of the bytes were taken. */
+enum err buf_add_lossy(struct buf *b, const char *bytes, size_t length, bool last, size_t *used);
 /* The content as a string of its own, which the caller frees with mem_free; b is empty afterwards.
  * NULL if b.error was set or memory is short. */
 char *buf_take(struct buf *b);

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "common/err.h"
+
 int utf8_first(const char *bytes, size_t length)
 {
     const unsigned char *s = (const unsigned char *)bytes;
@@ -87,24 +89,4 @@ size_t utf8_before(const char *text, size_t end)
         end--;
     while (end > 0 && ((unsigned char)text[end] & 0xC0) == 0x80);
     return end;
-}
-
-enum err utf8_append_lossy(struct buf *out, const char *bytes, size_t length, bool last,
-                           size_t *used)
-{
-    enum err e;
-    size_t at = 0;
-    *used = 0;
-    while (at < length) {
-        size_t good = utf8_check(bytes + at, length - at);
-        if ((e = buf_add(out, bytes + at, good)) != OK) return e;
-        at += good;
-        if (at == length) break;
-        int n = utf8_first(bytes + at, length - at);
-        if (n == 0 && !last) break;
-        if ((e = buf_add(out, UTF8_REPLACEMENT, 3)) != OK) return e;
-        at += n == 0 ? length - at : (size_t)-n;
-    }
-    *used = at;
-    return OK;
 }

@@ -11,12 +11,8 @@
 #ifndef TANDEM_COMMON_UTF8_H
 #define TANDEM_COMMON_UTF8_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "common/buf.h"
-#include "common/err.h"
 
 #define UTF8_REPLACEMENT "\xEF\xBF\xBD" /* U+FFFD */
 
@@ -32,10 +28,5 @@ size_t utf8_read(const char *text, size_t length, uint32_t *c);
 size_t utf8_write(uint32_t c, char out[4]);
 /* Where the last character of valid text[0, end) begins; end > 0. */
 size_t utf8_before(const char *text, size_t end);
-
-/* Appends bytes to `out` with U+FFFD for what is not UTF-8. An unfinished character at the end is
- * left alone unless `last`; returns how many bytes were consumed through *used. */
-enum err utf8_append_lossy(struct buf *out, const char *bytes, size_t length, bool last,
-                           size_t *used);
 
 #endif

@@ -222,7 +222,7 @@ static enum err byte_level(struct decoding *x, size_t i, bool last)
     struct decoding_step *s = &x->step[i];
     size_t used;
     buf_clear(&s->work);
-    enum err e = utf8_append_lossy(&s->work, s->held.data, s->held.size, last, &used);
+    enum err e = buf_add_lossy(&s->work, s->held.data, s->held.size, last, &used);
     if (e != OK) return e;
     buf_drop(&s->held, used);
     return s->work.size ? push_work(x, i) : OK;

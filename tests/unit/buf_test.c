@@ -4,6 +4,9 @@
 
 #include "common/buf.h"
 #include "common/mem.h"
+#include "common/utf8.h"
+
+#define R UTF8_REPLACEMENT
 
 static void appends_grow_and_keep_a_zero_behind(void **state)
 {
@@ -93,12 +96,42 @@ static void a_failed_allocation_is_an_error(void **state)
     buf_fini(&b);
 }
 
+static void one_replacement_stands_for_the_longest_broken_beginning(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes, *lossy;
+        size_t held; /* at the end, while more may come */
+    } rows[] = {
+        {"ok", "ok", 0},
+        {"\xFF\xFE", R R, 0},
+        {"\xE4\xBDx", R "x", 0},
+        {"\xF0\x9F\x98", R, 3},
+        {"\xF0\x9F\xC3\xA9", R "\xC3\xA9", 0},
+        {"a\xE4", "a" R, 1},
+        {"\xED\xA0\x80", R R R, 0},
+    };
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        size_t length = strlen(rows[i].bytes), used;
+        struct buf out = {0};
+        assert_ok(buf_add_lossy(&out, rows[i].bytes, length, false, &used));
+        assert_int_equal(length - used, rows[i].held);
+        buf_clear(&out);
+        assert_ok(buf_add_lossy(&out, rows[i].bytes, length, true, &used));
+        assert_int_equal(used, length);
+        assert_int_equal(out.size, strlen(rows[i].lossy));
+        assert_memory_equal(out.data, rows[i].lossy, out.size);
+        buf_fini(&out);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(appends_grow_and_keep_a_zero_behind),
         cmocka_unit_test(a_part_is_kept_or_dropped),
         cmocka_unit_test(json_strings_are_escaped_and_always_utf8),
+        cmocka_unit_test(one_replacement_stands_for_the_longest_broken_beginning),
         cmocka_unit_test(the_limit_holds_and_the_first_error_stays),
         cmocka_unit_test(a_failed_allocation_is_an_error),
     };

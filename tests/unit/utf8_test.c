@@ -1,4 +1,4 @@
-/* UTF-8, its replacement characters, and the normal forms. */
+/* UTF-8 and the normal forms. */
 #include "tests/unit/testing.h"
 
 #include <string.h>
@@ -6,8 +6,6 @@
 #include "common/mem.h"
 #include "common/utf8.h"
 #include "text/unicode.h"
-
-#define R UTF8_REPLACEMENT
 
 static void valid_text_ends_where_it_stops_being_valid(void **state)
 {
@@ -44,35 +42,6 @@ static void every_character_survives_writing_and_reading(void **state)
         assert_int_equal(utf8_read(bytes, n, &back), n);
         assert_int_equal(back, c);
         assert_int_equal(utf8_before(bytes, n), 0);
-    }
-}
-
-static void one_replacement_stands_for_the_longest_broken_beginning(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *bytes, *lossy;
-        size_t held; /* at the end, while more may come */
-    } rows[] = {
-        {"ok", "ok", 0},
-        {"\xFF\xFE", R R, 0},
-        {"\xE4\xBDx", R "x", 0},
-        {"\xF0\x9F\x98", R, 3},
-        {"\xF0\x9F\xC3\xA9", R "\xC3\xA9", 0},
-        {"a\xE4", "a" R, 1},
-        {"\xED\xA0\x80", R R R, 0},
-    };
-    for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        size_t length = strlen(rows[i].bytes), used;
-        struct buf out = {0};
-        assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, false, &used));
-        assert_int_equal(length - used, rows[i].held);
-        buf_clear(&out);
-        assert_ok(utf8_append_lossy(&out, rows[i].bytes, length, true, &used));
-        assert_int_equal(used, length);
-        assert_int_equal(out.size, strlen(rows[i].lossy));
-        assert_memory_equal(out.data, rows[i].lossy, out.size);
-        buf_fini(&out);
     }
 }
 
@@ -141,7 +110,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(valid_text_ends_where_it_stops_being_valid),
         cmocka_unit_test(every_character_survives_writing_and_reading),
-        cmocka_unit_test(one_replacement_stands_for_the_longest_broken_beginning),
         cmocka_unit_test(normal_forms_are_those_of_unicode),
         cmocka_unit_test(a_long_run_of_accents_is_sorted_at_once),
         cmocka_unit_test(lower_case_of_a_letter_may_be_two_characters),
