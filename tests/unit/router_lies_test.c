@@ -315,12 +315,53 @@ static void lie_as_client(void)
     }
 }
 
+/* Any node that msg_decode lets through, in any role, under a name that may be taken. */
+static void hello_of_any_kind(uint32_t node)
+{
+    static const char *const names[] = {"p0", "d0", "d1", "d2"};
+    static const char *const addresses[] = {"tcp:127.0.0.1:1", "shm:ab", "", "nccl:x:y"};
+    static const uint32_t eos[] = {99, 0, UINT32_MAX};
+    bool usual = one_in(2);
+    w.envelope[node] = (struct envelope){.from = node + 100 + below(2)};
+    say(&w, node,
+        (struct msg){
+            .kind = MSG_HELLO,
+            .hello = {.role = ROLE_PREFILL + below(2),
+                      .name = names[below(4)],
+                      .host = one_in(2) ? "h" : "",
+                      .device = "",
+                      .model = "",
+                      .pid = below(8),
+                      .model_fingerprint = {1, one_in(4) ? below(3) : 2},
+                      .numerics_id = one_in(4) ? below(4) : 3,
+                      .geometry = usual
+                                      ? (struct kv_geometry){2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32}
+                                      : (struct kv_geometry){below(2), below(4096), 4096, below(20),
+                                                             below(3), DTYPE_NONE + below(3)},
+                      .vocab = usual ? 1024 : any_number() % (1 << 24),
+                      .context_max = usual ? 1000 : any_number() % (1 << 20),
+                      .sequences_max = any_number(),
+                      .window_tokens = any_number(),
+                      .blocks_total = any_number(),
+                      .eos = eos,
+                      .eos_count = below(4),
+                      .addresses = addresses + below(2),
+                      .addresses_count = below(3),
+                      .kv_window = one_in(2) ? 0 : any_number(),
+                      .kv_ahead = any_number()}});
+}
+
 static void rejoin(uint32_t node)
 {
     static const char *const names[] = {[P0] = "p0", [D0] = "d0", [D1] = "d1"};
-    router_core_on_lifeline(w.core, w.now, (struct peer){node}, true);
-    router_core_on_lifeline(w.core, w.now, (struct peer){node}, false);
-    hello(&w, node, node == P0 ? ROLE_PREFILL : ROLE_DECODE, names[node]);
+    if (one_in(2)) {
+        router_core_on_lifeline(w.core, w.now, (struct peer){node}, true);
+        router_core_on_lifeline(w.core, w.now, (struct peer){node}, false);
+    }
+    if (one_in(3))
+        hello_of_any_kind(node);
+    else
+        hello(&w, node, node == P0 ? ROLE_PREFILL : ROLE_DECODE, names[node]);
 }
 
 static void move(void)
@@ -332,7 +373,7 @@ static void move(void)
         lie_as_client();
     else if (roll < 85)
         ask();
-    else if (roll < 89)
+    else if (roll < 90)
         rejoin(any_node());
     else {
         w.now += below(700) * NS_PER_MS;
