@@ -29,19 +29,23 @@ static void a_request_goes_through_its_pair(void **state)
     world_close(&w);
 }
 
-static void end_of_sequence_ids_travel_with_the_job(void **state)
+static void stop_ids_and_those_of_the_model_travel_with_the_job(void **state)
 {
     (void)state;
     struct world w;
+    static const uint32_t own[1] = {7};
     world_open_joined(&w, NULL);
-    submit(&w, 4);
-    const struct job *job = &expect(&w, D0, MSG_RESERVE)->reserve.job;
-    assert_int_equal(job->stop_ids_count, 1);
-    assert_int_equal(job->stop_ids[0], 99);
     struct msg m = submit_of(4);
+    m.submit.stop_ids = own;
+    m.submit.stop_ids_count = 1;
+    say(&w, CLIENT, m);
+    const struct job *job = &expect(&w, D0, MSG_RESERVE)->reserve.job;
+    assert_int_equal(job->stop_ids_count, 2);
+    assert_int_equal(job->stop_ids[0], 7);
+    assert_int_equal(job->stop_ids[1], 99);
     m.submit.ignore_eos = true;
     say(&w, CLIENT, m);
-    assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.stop_ids_count, 0);
+    assert_int_equal(expect(&w, D1, MSG_RESERVE)->reserve.job.stop_ids_count, 1);
     world_close(&w);
 }
 
@@ -321,15 +325,20 @@ static void overload_is_answered_at_the_door(void **state)
     struct world w;
     struct router_config config = ROUTER_CONFIG_DEFAULT;
     config.requests_max = 2;
-    world_open(&w, &config);
-    submit(&w, 3);
-    submit(&w, 3);
-    say(&w, CLIENT, submit_of(3));
-    const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
-    assert_int_equal(m->rejected.error, ERR_FULL);
-    assert_int_equal(m->rejected.ref, 42);
-    assert_true(m->rejected.retry_ms > 0);
-    world_close(&w);
+    for (int tokens = 0; tokens < 2; tokens++) { /* too many requests, too many tokens of prompts */
+        if (tokens) config.queued_tokens_max = 20; /* one more may come */
+        if (tokens) config.requests_max = 100;
+        world_open(&w, &config);
+        submit(&w, 3);
+        submit(&w, 3);
+        say(&w, CLIENT, submit_of(3));
+        const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
+        assert_int_equal(m->rejected.error, ERR_FULL);
+        assert_int_equal(m->rejected.ref, 42);
+        assert_true(m->rejected.retry_ms > 0);
+        assert_non_null(strstr(m->rejected.reason, tokens ? "40 prompt tokens" : "2 requests"));
+        world_close(&w);
+    }
 }
 
 static void bad_requests_are_refused_with_the_field(void **state)
@@ -744,7 +753,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_goes_through_its_pair),
-        cmocka_unit_test(end_of_sequence_ids_travel_with_the_job),
+        cmocka_unit_test(stop_ids_and_those_of_the_model_travel_with_the_job),
         cmocka_unit_test(one_token_needs_no_decode_node),
         cmocka_unit_test(a_dead_decode_node_is_replaced_and_the_stream_goes_on),
         cmocka_unit_test(a_node_that_dies_before_it_says_finished_has_finished),

@@ -128,6 +128,79 @@ static void preemptions_do_not_count(void **state)
     world_close(&w);
 }
 
+/* Requests that came before any node did are checked against its model when one joins. */
+static void what_nodes_cannot_do_is_said_when_they_come(void **state)
+{
+    (void)state;
+    static const uint32_t beyond[1] = {1024}, ended[1] = {99};
+    struct world w;
+    world_open(&w, NULL);
+    struct msg m = submit_of(9);
+    m.submit.tokens = beyond;
+    m.submit.tokens_count = 1;
+    say(&w, CLIENT, m);
+    struct id128 first = expect(&w, CLIENT, MSG_ACCEPTED)->accepted.id;
+    m = submit_of(9);
+    m.submit.id = (struct id128){5, 6};
+    m.submit.received = ended; /* of an end that nobody could know of */
+    m.submit.received_count = 1;
+    say(&w, CLIENT, m);
+    expect(&w, CLIENT, MSG_ACCEPTED);
+    assert_false(was_sent(&w, CLIENT, MSG_DONE));
+    world_join(&w);
+    w.read = 0;
+    const struct msg_done *done = &expect(&w, CLIENT, MSG_DONE)->done;
+    assert_true(id128_equal(done->id, first));
+    assert_int_equal(done->error, ERR_INVALID);
+    assert_non_null(strstr(done->reason, "1024"));
+    done = &expect(&w, CLIENT, MSG_DONE)->done;
+    assert_int_equal(done->finish, FINISH_STOP);
+    assert_int_equal(done->completion_tokens, 1);
+    world_close(&w);
+}
+
+static void nodes_that_do_not_fit_are_refused_with_the_reason(void **state)
+{
+    (void)state;
+    static const char *const said[] = {"capacity", "capacity", "capacity", "capacity",
+                                       "geometry", "geometry", "window",   "greets anew"};
+    for (uint32_t i = 0; i < COUNT_OF(said); i++) {
+        struct world w;
+        world_open_joined(&w, NULL);
+        struct msg m = {.kind = MSG_HELLO,
+                        .hello = {.role = ROLE_PREFILL,
+                                  .name = "p1",
+                                  .host = "h",
+                                  .device = "",
+                                  .model = "",
+                                  .pid = 99,
+                                  .model_fingerprint = {1, 2},
+                                  .numerics_id = 3,
+                                  .geometry = {2, 1, 8, 16, KV_LAYOUT_CPU, DTYPE_F32},
+                                  .vocab = i == 0   ? 0
+                                           : i == 4 ? 1025
+                                                    : 1024,
+                                  .context_max = i == 1 ? 1 : 1000,
+                                  .sequences_max = i == 2 ? 0 : 8,
+                                  .window_tokens = 64,
+                                  .blocks_total = i == 3 ? 0 : 50,
+                                  .kv_window = i == 6 ? 16 : 0}};
+        if (i == 5) m.hello.geometry.kv_heads = 2;
+        if (i == 7) { /* p0 itself, which gives up the session that it has */
+            m.hello.name = "p0";
+            m.hello.pid = P0;
+        }
+        w.envelope[P1] = (struct envelope){.from = 100 + P1};
+        say(&w, P1, m);
+        struct router_counts c;
+        router_core_counts(w.core, &c);
+        assert_int_equal(c.nodes, 3);
+        assert_int_equal(w.forgotten[P0], i == 7);
+        if (i < 7) assert_non_null(strstr(expect(&w, P1, MSG_REFUSE)->refuse.reason, said[i]));
+        world_close(&w);
+    }
+}
+
 /* Three requests lose their decode nodes; `max` requests are allowed, a quarter of it may be retries. */
 static void three_wait_to_be_tried_again(struct world *w, uint32_t max, struct id128 *ids)
 {
@@ -552,6 +625,8 @@ int main(void)
         cmocka_unit_test(whoever_was_alone_on_two_dying_nodes_is_quarantined),
         cmocka_unit_test(nodes_that_had_nothing_of_it_to_run_do_not_count),
         cmocka_unit_test(preemptions_do_not_count),
+        cmocka_unit_test(what_nodes_cannot_do_is_said_when_they_come),
+        cmocka_unit_test(nodes_that_do_not_fit_are_refused_with_the_reason),
         cmocka_unit_test(while_too_many_wait_to_be_tried_again_new_ones_are_refused),
         cmocka_unit_test(retries_go_first_by_age),
         cmocka_unit_test(a_malformed_request_is_answered),
