@@ -64,7 +64,7 @@ cmd_question_fn cmd_question_status; /* without an argument */
 int cmd_ask(const char *verb, const struct cmd_router *options, cmd_question_fn *question,
             const char *argument, struct buf *text, json_t **answer);
 
-/* All of stdin if `argument` is "-", else the argument itself, into `text`. */
+/* All of stdin if `argument` is "-", without a byte order mark, else the argument itself, into `text`. */
 enum err cmd_read_text(const char *argument, struct buf *text);
 /* Ids as "1,2 3" or "[1, 2, 3]". ERR_INVALID that names the place. The caller frees *ids. */
 enum err cmd_parse_ids(const char *text, uint32_t **ids, size_t *count);

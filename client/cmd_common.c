@@ -7,6 +7,7 @@
 
 #include "client/cmd.h"
 #include "common/job.h"
+#include "common/utf8.h"
 #include "proto/msg.h"
 
 static const struct setting router_rows[] = {
@@ -125,6 +126,7 @@ enum err cmd_read_text(const char *argument, struct buf *text)
         if (n < 0) return err_set(ERR_IO, "stdin: %s", strerror(errno));
         if (buf_add(text, piece, (size_t)n) != OK) return text->error;
     }
+    buf_drop(text, utf8_mark(text->data, text->size));
     return OK;
 }
 

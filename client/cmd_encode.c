@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/mem.h"
 #include "common/progress.h"
+#include "common/utf8.h"
 
 struct options {
     const char *file, *token_ids, *tenant;
@@ -235,6 +236,7 @@ static enum err read_file(const char *path, struct buf *text)
         if (text->size + n > SEQUENCE_BYTES_MAX || buf_add(text, piece, n) != OK) break;
     bool read = f && !ferror(f), all = f && feof(f);
     if (f) fclose(f);
+    buf_drop(text, utf8_mark(text->data, text->size));
     if (read && all) return text->error;
     if (!read) return err_set(ERR_IO, "%s: %s", path, strerror(errno));
     return err_set(ERR_INVALID, "%s: a text of more than %d bytes", path, SEQUENCE_BYTES_MAX);

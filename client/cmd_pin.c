@@ -7,6 +7,7 @@
 #include "client/show.h"
 #include "common/file.h"
 #include "common/mem.h"
+#include "common/utf8.h"
 
 struct options {
     const char *tenant, *text, *tokens;
@@ -52,7 +53,8 @@ static enum err read_prompt(const struct options *o, const char *file, struct bu
     if (o->tokens) return cmd_parse_ids(o->tokens, ids, &question.pin.tokens_count);
     if (o->text || strcmp(file, "-") == 0) return cmd_read_text(o->text ? o->text : "-", text);
     if ((e = file_map_open(&map, file)) != OK) return e;
-    e = buf_add(text, map.data, map.size_bytes);
+    size_t mark = utf8_mark(map.data, map.size_bytes);
+    e = buf_add(text, map.data + mark, map.size_bytes - mark);
     file_map_close(&map);
     return e;
 }

@@ -54,10 +54,10 @@ static json_t *wrap(json_t *root)
 static enum err parse(json_t **samples, FILE *f)
 {
     json_error_t error;
-    int c;
-    do
+    int c = fgetc(f);
+    if (c == 0xEF && fgetc(f) == 0xBB && fgetc(f) == 0xBF) c = fgetc(f); /* a byte order mark */
+    while (c == ' ' || c == '\t' || c == '\r' || c == '\n')
         c = fgetc(f);
-    while (c == ' ' || c == '\t' || c == '\r' || c == '\n');
     if (ferror(f)) return err_set(ERR_IO, "%s", strerror(errno));
     if (c == EOF) return err_set(ERR_FORMAT, "it is empty");
     ungetc(c, f);

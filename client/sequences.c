@@ -6,7 +6,6 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "common/buf.h"
 #include "common/job.h"
 #include "common/mem.h"
+#include "common/utf8.h"
 
 struct sequences {
     int fd;
@@ -94,6 +94,7 @@ static enum err read_line(struct sequences *s)
     if (s->text.error != OK) return s->text.error;
     if (too_long) return err_set(ERR_FORMAT, "longer than %d bytes", SEQUENCE_BYTES_MAX);
     if (s->text.size > 0 && s->text.data[s->text.size - 1] == '\r') s->text.size--;
+    if (s->line == 1) buf_drop(&s->text, utf8_mark(s->text.data, s->text.size));
     return OK;
 }
 
@@ -128,8 +129,10 @@ static enum err take_id(struct sequence *out, const json_t *id)
     if (!id || json_is_null(id)) return OK;
     if (!json_is_string(id) && !json_is_number(id))
         return err_set(ERR_FORMAT, "\"id\" is neither a string nor a number");
-    out->id = json_dumps(id, JSON_ENCODE_ANY);
-    return out->id ? OK : ERR_MEMORY;
+    size_t n = json_dumpb(id, NULL, 0, JSON_ENCODE_ANY);
+    if (n == 0 || !(out->id = mem_new(n + 1))) return ERR_MEMORY;
+    json_dumpb(id, out->id, n, JSON_ENCODE_ANY);
+    return OK;
 }
 
 static enum err take_prompt(struct sequence *out, const json_t *o)
@@ -180,7 +183,7 @@ enum err sequences_next(struct sequences *s, struct sequence *out)
 void sequence_free(struct sequence *q)
 {
     drop_prompt(q);
-    free(q->id);
+    mem_free(q->id);
     *q = (struct sequence){0};
 }
 

@@ -10,7 +10,7 @@
  * Rules: ERR_FORMAT is of one line, of which line and id are told, and the next call goes on behind it; ERR_IO is
  * of the file, and final.
  * A line is at most SEQUENCE_BYTES_MAX, so that a file without line ends takes no more memory than that.
- * An empty line is a sequence of no bytes; the caller says what that means. Owner: the thread that reads. */
+ * A byte order mark is not of the first line. An empty line is a sequence of no bytes; the caller says what that means. Owner: the thread that reads. */
 #ifndef TANDEM_CLIENT_SEQUENCES_H
 #define TANDEM_CLIENT_SEQUENCES_H
 

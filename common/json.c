@@ -4,6 +4,7 @@
 #include <stdbool.h>
 
 #include "common/mem.h"
+#include "common/utf8.h"
 
 /* jansson goes on after some failed allocations with a character of a string missing. So its memory
  * comes from here, and a parse during which any request failed is void. */
@@ -28,7 +29,8 @@ enum err json_object_parse(json_t **object, const char *path, const void *bytes,
     enum err e = OK;
     pthread_once(&once, use_own_memory);
     short_of_memory = false;
-    *object = json_loadb(bytes, size, JSON_REJECT_DUPLICATES, &error);
+    size_t mark = utf8_mark(bytes, size);
+    *object = json_loadb((const char *)bytes + mark, size - mark, JSON_REJECT_DUPLICATES, &error);
     if (short_of_memory)
         e = err_set(ERR_MEMORY, "%s: out of memory", path);
     else if (!*object)

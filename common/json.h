@@ -5,7 +5,7 @@
  *     ... json_object_get(object, "key") ...
  *     json_decref(object);
  *
- * Rules: a key that stands twice is an error, and so is anything behind the object. `*object` is
+ * Rules: a key that stands twice is an error, and so is anything behind the object; a byte order mark before it is not. `*object` is
  * NULL after an error. Memory in use is a small multiple of `size`, which the caller bounds. Any thread. */
 #ifndef TANDEM_COMMON_JSON_H
 #define TANDEM_COMMON_JSON_H

@@ -24,6 +24,11 @@ int utf8_first(const char *bytes, size_t length)
     return want;
 }
 
+size_t utf8_mark(const void *bytes, size_t length)
+{
+    return length >= 3 && memcmp(bytes, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
+
 size_t utf8_check(const char *text, size_t length)
 {
     size_t at = 0;

@@ -20,6 +20,8 @@
  * before it does; else minus the number of bytes that one U+FFFD stands for (the longest beginning of a
  * character, at least one byte, as Unicode recommends and Rust's from_utf8_lossy does). */
 int utf8_first(const char *bytes, size_t length);
+/* The bytes of a byte order mark that a file of text begins with and that is not of the text: 3; 0: none. */
+size_t utf8_mark(const void *bytes, size_t length);
 /* How many of the bytes are valid UTF-8 from the start; == length: all. */
 size_t utf8_check(const char *text, size_t length);
 /* The first character of valid, non-empty text; returns its bytes, 1 to 4. */

@@ -12,6 +12,7 @@
 #include "common/hash.h"
 #include "common/map.h"
 #include "common/mem.h"
+#include "common/utf8.h"
 
 struct reader {
     struct trace *t;
@@ -184,7 +185,8 @@ enum err trace_read(struct trace *t, const char *path)
     FILE *file = fopen(path, "r");
     if (!file && e == OK) e = err_set(ERR_NOT_FOUND, "%s: %s", path, strerror(errno));
     for (uint64_t line = 1; e == OK && (bytes = getline(&text, &capacity, file)) >= 0; line++) {
-        if ((e = add_line(&r, text, (size_t)bytes)) == OK) continue;
+        size_t mark = line == 1 ? utf8_mark(text, (size_t)bytes) : 0;
+        if ((e = add_line(&r, text + mark, (size_t)bytes - mark)) == OK) continue;
         char why[256];
         snprintf(why, sizeof why, "%s", err_text());
         e = err_set(e, "%s:%llu: %s", path, (unsigned long long)line, why);

@@ -4,6 +4,7 @@
 
 #include "common/file.h"
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "text/tokenizer_parts.h"
 
 /* Deeper nesting than any tokenizer file has is refused by jansson itself (2048 levels). */
@@ -12,7 +13,8 @@ static enum err parse(json_t **out, const char *name, const char *bytes, size_t 
     json_error_t why;
     if (length > TOKENIZER_FILE_MAX)
         return err_set(ERR_FORMAT, "%s: %zu bytes, at most %zu", name, length, TOKENIZER_FILE_MAX);
-    *out = json_loadb(bytes, length, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &why);
+    size_t mark = utf8_mark(bytes, length);
+    *out = json_loadb(bytes + mark, length - mark, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &why);
     /* Out of memory is what jansson says nothing about. */
     if (!*out && (!why.text[0] || json_error_code(&why) == json_error_out_of_memory))
         return err_set(ERR_MEMORY, "%s: out of memory", name);

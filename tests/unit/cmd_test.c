@@ -177,6 +177,28 @@ static void score_and_embed_print_what_a_text_is_worth(void **state)
     fake_router_free(r);
 }
 
+static void a_byte_order_mark_is_no_text(void **state)
+{
+    (void)state;
+    static const char text[] = "\xEF\xBB\xBF"
+                               "four";
+    char dir[SCRATCH_BYTES], path[SCRATCH_BYTES + 8];
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    const char *address = fake_router_address(r);
+    scratch_make(dir);
+    scratch_write(dir, "text", text, sizeof text - 1);
+    snprintf(path, sizeof path, "%s/text", dir);
+    struct result x = RUN("score", "--router", address, "--file", path);
+    assert_non_null(strstr(x.out, " of 3 tokens"));
+    const char *const args[] = {"score", "--router", address, "-", NULL};
+    x = finish(start(args, text));
+    assert_non_null(strstr(x.out, " of 3 tokens"));
+    x = RUN("score", "--router", address, text); /* an argument is what it is */
+    assert_non_null(strstr(x.out, " of 6 tokens"));
+    scratch_remove(dir);
+    fake_router_free(r);
+}
+
 static void lines_go_out_together_and_come_back_in_order(void **state)
 {
     (void)state;
@@ -619,6 +641,9 @@ static void doctor_reads_saved_looks_and_says_what_one_alone_cannot_tell(void **
         {"{\"samples\":[{\"status\":{\"router\":{\"at_s\":1},\"nodes\":[{\"role\":\"decode\"}]}},"
          "{\"status\":{\"router\":{\"at_s\":1.5},\"nodes\":[{\"role\":\"decode\"}]}}]}",
          "1 node, looked at for 500 ms by 16 rules", "", 0},
+        {"\xEF\xBB\xBF{\"router\":{\"name\":\"r\"},\"nodes\":[{\"name\":\"d0\",\"role\":\"decode\"}"
+         "]}",
+         "1 node, looked at once", "", 0},
         {"", "", "stdin: it is empty", 1},
         {" \n", "", "stdin: it is empty", 1},
         {"{\"router\":", "", "stdin: no JSON: ", 1},
@@ -786,6 +811,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(wrong_usage_is_said_and_ends_with_2),
         cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
         cmocka_unit_test(score_and_embed_print_what_a_text_is_worth),
+        cmocka_unit_test(a_byte_order_mark_is_no_text),
         cmocka_unit_test(lines_go_out_together_and_come_back_in_order),
         cmocka_unit_test(a_lines_own_id_comes_back_with_its_result),
         cmocka_unit_test(a_line_without_a_result_leaves_an_empty_one),

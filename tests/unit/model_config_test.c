@@ -36,6 +36,14 @@ static void what_is_not_said_has_the_usual_value(void **state)
     assert_int_equal(c.eos_count, 0);
 }
 
+static void a_byte_order_mark_is_not_of_the_file(void **state)
+{
+    struct model_config c;
+    (void)state;
+    assert_ok(parse(&c, "\xEF\xBB\xBF{" BASE "}"));
+    assert_int_equal(c.kv_heads, 8);
+}
+
 static void what_is_said_is_read(void **state)
 {
     struct model_config c;
@@ -184,6 +192,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_not_said_has_the_usual_value),
+        cmocka_unit_test(a_byte_order_mark_is_not_of_the_file),
         cmocka_unit_test(what_is_said_is_read),
         cmocka_unit_test(a_mistral_has_a_window_unless_it_is_null),
         cmocka_unit_test(rope_settings_are_read_in_either_place),

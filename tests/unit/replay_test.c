@@ -89,6 +89,7 @@ static void what_is_malformed_is_an_error_with_its_line(void **state)
         {"{\"tokens\": [4294967296]}\n", "tokens[0] is no token id"},
         {"{\"tokens\": [1], \"hash_ids\": [1]}\n", "or both"},
         {"{\"input_length\": 3}\n", "neither"},
+        {"\xEF\xBB\xBF{\"input_length\": 3}\n", "neither"},
         {"[1]\n", "neither"},
         {"{\"input_length\": 513, \"hash_ids\": [1]}\n", "1 hash_ids, where 513 tokens have 2"},
         {"{\"input_length\": -1, \"hash_ids\": []}\n", "input_length"},

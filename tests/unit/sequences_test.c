@@ -50,6 +50,28 @@ static void lines_of_text_come_as_they_are(void **state)
     close_and_remove(s);
 }
 
+static void a_byte_order_mark_is_of_no_line_but_the_file(void **state)
+{
+    static const char text[] = "\xEF\xBB\xBFone\n\xEF\xBB\xBFtwo\n",
+                      json[] = "\xEF\xBB\xBF{\"prompt\": \"\xEF\xBB\xBF\"}\n";
+    struct sequence q;
+    (void)state;
+    struct sequences *s = open_with(text, sizeof text - 1, SEQUENCES_TEXT);
+    assert_ok(sequences_next(s, &q));
+    assert_string_equal(q.text, "one");
+    assert_int_equal(q.count, 3);
+    sequence_free(&q);
+    assert_ok(sequences_next(s, &q));
+    assert_string_equal(q.text, "\xEF\xBB\xBFtwo");
+    sequence_free(&q);
+    close_and_remove(s);
+    s = open_with(json, sizeof json - 1, SEQUENCES_JSONL);
+    assert_ok(sequences_next(s, &q));
+    assert_int_equal(q.count, 3);
+    sequence_free(&q);
+    close_and_remove(s);
+}
+
 static void a_zero_byte_is_a_byte_of_its_line(void **state)
 {
     struct sequence q;
@@ -193,6 +215,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_of_text_come_as_they_are),
+        cmocka_unit_test(a_byte_order_mark_is_of_no_line_but_the_file),
         cmocka_unit_test(a_zero_byte_is_a_byte_of_its_line),
         cmocka_unit_test(a_line_that_is_not_whole_yet_is_waited_for),
         cmocka_unit_test(lines_of_json_are_prompts_or_ids_and_bad_ones_are_named),

@@ -237,6 +237,18 @@ static void a_file_is_for_all_programs_and_a_section_counts_more(void **state)
     assert_non_null(strstr(err_text(), ":2: max-token: no such setting"));
 }
 
+static void a_file_may_begin_with_a_byte_order_mark(void **state)
+{
+    (void)state;
+    struct settings s;
+    char words[128];
+    write_config("\xEF\xBB\xBFthreads: 5\n");
+    snprintf(words, sizeof words, "--config %s", config_path);
+    assert_ok(read_words(&s, words));
+    assert_int_equal(v.threads, 5);
+    settings_fini(&s);
+}
+
 static void a_bad_file_is_an_error_with_its_line(void **state)
 {
     (void)state;
@@ -336,6 +348,7 @@ int main(void)
         cmocka_unit_test(a_list_has_a_limit),
         cmocka_unit_test(the_file_yields_to_the_environment_and_that_to_arguments),
         cmocka_unit_test(a_file_is_for_all_programs_and_a_section_counts_more),
+        cmocka_unit_test(a_file_may_begin_with_a_byte_order_mark),
         cmocka_unit_test(a_bad_file_is_an_error_with_its_line),
         cmocka_unit_test(help_and_markdown_name_every_setting),
         cmocka_unit_test(no_allocation_may_fail_unseen),

@@ -51,6 +51,7 @@ static void what_is_wrong_in_a_file_is_named(void **state)
         {"{\"model\":{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", ERR_FORMAT,
          "t.json: line 1: duplicate object key"},
         {"{}", ERR_FORMAT, "t.json: model: an object is wanted, nothing"},
+        {"\xEF\xBB\xBF{}", ERR_FORMAT, "t.json: model: an object is wanted, nothing"},
         {"{\"version\":\"2.0\"," MODEL "}", ERR_UNSUPPORTED, "version \"2.0\""},
         {"{\"model\":{\"type\":\"Unigram\"}}", ERR_UNSUPPORTED, "t.json: model: type \"Unigram\""},
         {"{\"model\":{\"type\":7}}", ERR_FORMAT, "model.type: a string is wanted, an integer"},

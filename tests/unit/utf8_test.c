@@ -30,6 +30,22 @@ static void valid_text_ends_where_it_stops_being_valid(void **state)
         assert_int_equal(utf8_check(rows[i].bytes, strlen(rows[i].bytes)), rows[i].valid);
 }
 
+static void a_byte_order_mark_is_one_only_where_text_begins(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t mark;
+    } rows[] = {{"", 0},
+                {"\xEF\xBB", 0},
+                {"\xEF\xBB\xBF", 3},
+                {"\xEF\xBB\xBF{}", 3},
+                {"a\xEF\xBB\xBF", 0},
+                {"\xEF\xBB\xBE", 0}};
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        assert_int_equal(utf8_mark(rows[i].bytes, strlen(rows[i].bytes)), rows[i].mark);
+}
+
 static void every_character_survives_writing_and_reading(void **state)
 {
     (void)state;
@@ -109,6 +125,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(valid_text_ends_where_it_stops_being_valid),
+        cmocka_unit_test(a_byte_order_mark_is_one_only_where_text_begins),
         cmocka_unit_test(every_character_survives_writing_and_reading),
         cmocka_unit_test(normal_forms_are_those_of_unicode),
         cmocka_unit_test(a_long_run_of_accents_is_sorted_at_once),
