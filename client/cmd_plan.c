@@ -102,7 +102,13 @@ static void tell_shape(struct model_shape *s, const struct settings *settings,
     tell(&s->head_dim, o->head_dim);
     tell(&s->ffn, o->ffn);
     tell(&s->vocab, o->vocab);
-    if (s->context == 0 || o->context < s->context) tell(&s->context, o->context);
+    if (s->context == 0 || o->context <= s->context)
+        tell(&s->context, o->context);
+    else
+        fprintf(stderr,
+                "tandem plan: --context %lld is more than the model's %u, which is what nodes take "
+                "then, and what is planned with\n",
+                (long long)o->context, s->context);
     tell(&s->window, o->window);
     if (settings_source(settings, "tied") != SETTING_BY_DEFAULT) s->tied = o->tied;
 }

@@ -626,6 +626,12 @@ static void plan_tells_what_does_not_fit_or_is_not_there(void **state)
     assert_non_null(strstr(x.err, "the KV of one context of 8192 tokens 12 MiB"));
     assert_non_null(strstr(x.err, "lower --context"));
     assert_string_equal(x.out, "");
+    x = RUN("plan", "--model", DEMO_MODEL, "--context", "8192");
+    assert_string_equal(x.err, "");
+    x = RUN("plan", "--model", DEMO_MODEL, "--context", "8193");
+    assert_int_equal(x.code, 0);
+    assert_non_null(strstr(x.err, "--context 8193 is more than the model's 8192"));
+    assert_non_null(strstr(x.out, ", context 8192\n"));
 }
 
 static void doctor_reads_saved_looks_and_says_what_one_alone_cannot_tell(void **state)
