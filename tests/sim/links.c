@@ -1,27 +1,15 @@
-#include "tests/sim/links.h"
+#include "tests/sim/links_world.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include "common/clock.h"
-#include "common/rng.h"
-#include "xfer/device/turns.h"
 
 enum {
-    SIDES = 2, /* 0: the acceptor, 1: the dialler, as in met */
-    DEVICES_MAX = 6,
-    LINKS_MAX = 8,
     LINKS_EVER = 20,
-    QUEUE = 12, /* messages on their way to one side; more are not taken */
-    SLOTS = 3,
     FRAMES = 25, /* of one link */
-    NUMBERS = 64,
     STEPS_MAX = 40000,
 };
-#define MS NS_PER_MS
-static const uint64_t FAULTS_END_NS = 4 * NS_PER_S, RUN_END_NS = 40 * NS_PER_S;
+static const uint64_t RUN_END_NS = 40 * NS_PER_S;
 
 static const struct dslink_times times = {
     .open_ns = 50 * MS,
@@ -39,81 +27,9 @@ static const struct transport_ops posted = {
     .name = "posted", .posted = true, .dialler_offers = true};
 static const struct transport_ops placed = {.name = "placed", .acceptor_offers = true};
 
-struct mail {
-    uint64_t at_ns;
-    size_t size;
-    uint8_t bytes[CONTROL_BYTES_MAX];
-};
+struct world *w;
 
-struct posting {
-    uint32_t slot, bytes;
-    uint64_t end_ns; /* TIME_NEVER: the other side has not begun it, or it hangs */
-    uint32_t value;  /* what lies in the slot when both have begun it */
-};
-
-/* The transport of one side, from OPEN to CLOSE. */
-struct endpoint {
-    bool open, joins, fails, join_hangs;
-    uint32_t id, their_id;
-    uint64_t open_ns; /* when its memory is there */
-    bool open_fails;
-    uint64_t join_ns; /* it takes so long once both sides join; then the time */
-    uint64_t hang_from, break_at;
-    uint64_t begun, ended;
-    struct posting posting[NUMBERS];
-};
-
-struct device {
-    struct turns turns;
-    uint64_t frozen_until_ns;
-};
-
-struct link;
-struct side {
-    struct link *link;
-    bool dialler, gone; /* gone: its process has let go of it */
-    struct device *device;
-    struct dslink *s;
-    struct turn turn;
-    bool has_turn, held, hard_close;
-    struct mail queue[QUEUE];
-    uint32_t first, count;
-    uint64_t mail_ns; /* of the last message: the channel keeps the order */
-    uint64_t lost_ns, close_ns, work_ns;
-    uint64_t made_ns, state_ns;
-    enum dslink_state state;
-    struct endpoint t;
-    uint64_t told; /* dialler: operations announced in this epoch */
-    uint32_t sent, received;
-    bool has_slot; /* dialler: writes into one */
-    uint32_t slot;
-    bool failed; /* something happened to it that excuses lost frames */
-    uint32_t slot_value[SLOTS];
-    bool slot_busy[SLOTS]; /* dialler: an operation sends it; acceptor: a frame lies in it */
-    bool in_hands;         /* acceptor: the first of these frames */
-};
-
-struct link {
-    bool used;
-    const struct transport_ops *transport;
-    struct side side[SIDES];
-    uint64_t redial_ns;
-    int devices[SIDES];
-};
-
-struct world {
-    uint64_t seed, draws, now_ns;
-    bool faults;
-    struct device device[DEVICES_MAX];
-    int devices_count, links_count, links_ever;
-    struct link link[LINKS_MAX];
-    uint32_t next_id;
-    struct links_totals *totals;
-};
-
-static struct world *w; /* of this run, for messages */
-
-__attribute__((noreturn, format(printf, 1, 2))) static void violated(const char *format, ...)
+void violated(const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -122,34 +38,6 @@ __attribute__((noreturn, format(printf, 1, 2))) static void violated(const char 
     fprintf(stderr, "\n");
     va_end(args);
     exit(1);
-}
-#define HOLD(cond, ...)                                                                            \
-    do {                                                                                           \
-        if (!(cond)) violated(__VA_ARGS__);                                                        \
-    } while (0)
-
-static uint32_t draw(uint32_t below)
-{
-    return rng_below(rng_draw(w->seed, 7, w->draws++).word[0], below);
-}
-/* Up to `ms` from now on. */
-static uint64_t within(uint32_t ms)
-{
-    return w->now_ns + draw(ms * 1000) * NS_PER_US;
-}
-static bool chance(uint32_t percent)
-{
-    return w->faults && w->now_ns < FAULTS_END_NS && draw(100) < percent;
-}
-
-static struct side *other(struct side *x)
-{
-    return &x->link->side[!x->dialler];
-}
-
-static void disturb(struct link *l)
-{
-    l->side[0].failed = l->side[1].failed = true;
 }
 
 /* ---- the network ---- */
@@ -174,164 +62,6 @@ static void hang_up(struct side *x, uint32_t ms)
     if (y->gone) return;
     if (at_ns < y->mail_ns) at_ns = y->mail_ns;
     if (at_ns < y->lost_ns) y->lost_ns = at_ns;
-}
-
-/* ---- transports ---- */
-
-static bool matched(struct side *x)
-{
-    struct side *d = &x->link->side[1], *a = &x->link->side[0];
-    if (!d->t.open || !a->t.open || !d->t.joins || !a->t.joins) return false;
-    return x->link->transport->dialler_offers ? a->t.their_id == d->t.id : d->t.their_id == a->t.id;
-}
-
-static void open_endpoint(struct side *x)
-{
-    HOLD(!x->t.open, "a transport is opened twice");
-    x->t = (struct endpoint){.open = true,
-                             .id = ++w->next_id,
-                             .open_ns = within(chance(4) ? 60 : 2),
-                             .open_fails = chance(2),
-                             .fails = chance(8),
-                             .join_hangs = chance(4),
-                             .join_ns = (uint64_t)draw(20) * MS,
-                             .hang_from = chance(6) ? draw(8) : UINT64_MAX,
-                             .break_at = chance(6) ? draw(8) : UINT64_MAX};
-    if (x->t.fails || x->t.open_fails || x->t.join_hangs || x->t.hang_from < 99 ||
-        x->t.break_at < 99)
-        disturb(x->link);
-    memset(x->slot_busy, 0, sizeof x->slot_busy);
-    x->told = 0;
-    w->totals->epochs++;
-}
-
-/* Where the payload of a slot lies that this side sees. */
-static uint32_t *value(struct side *x, uint32_t slot)
-{
-    return x->link->transport->posted ? &x->slot_value[slot] : &x->link->side[0].slot_value[slot];
-}
-
-static void begin_posted(struct side *x, struct posting *p, uint64_t number)
-{
-    struct side *y = other(x);
-    if (!matched(x) || y->t.begun <= number) return;
-    struct posting *q = &y->t.posting[number % NUMBERS];
-    HOLD(p->slot == q->slot && p->bytes == q->bytes, "operation %llu differs on the two sides",
-         (unsigned long long)number);
-    if (number >= x->t.hang_from || number >= y->t.hang_from) return;
-    p->value = q->value = *value(&x->link->side[1], p->slot);
-    p->end_ns = within(6);
-    q->end_ns = within(6);
-}
-
-static void begin(struct side *x, const struct dslink_act *act)
-{
-    struct posting *p = &x->t.posting[act->number % NUMBERS];
-    struct side *d = &x->link->side[1];
-    bool is_posted = x->link->transport->posted;
-    HOLD(x->t.open && act->number == x->t.begun, "operation %llu begins out of its order",
-         (unsigned long long)act->number);
-    if (is_posted && matched(x))
-        HOLD(d->told > act->number, "operation %llu begins unannounced",
-             (unsigned long long)act->number);
-    *p = (struct posting){act->slot, act->payload_bytes, TIME_NEVER, 0};
-    x->t.begun++;
-    if (x->dialler && act->number > 0) x->slot_busy[act->slot] = true;
-    if (!is_posted) {
-        p->end_ns = w->now_ns;
-        return;
-    }
-    int direction = 0;
-    for (int i = 0; i < w->links_count; i++) /* turns */
-        for (int side = 0; side < SIDES; side++) {
-            struct side *y = &w->link[i].side[side];
-            direction += w->link[i].used && !y->gone && y->link->transport->posted &&
-                         y->device == x->device && y->dialler == x->dialler && y->t.open &&
-                         y->t.begun > y->t.ended;
-        }
-    HOLD(direction == 1, "%d operations are posted on one device", direction);
-    begin_posted(x, p, act->number);
-}
-
-static void close_endpoint(struct side *x, enum transport_end end)
-{
-    struct side *y = other(x);
-    HOLD(x->t.open, "a transport is closed that is not open");
-    if (end == TRANSPORT_DRAINED) {
-        HOLD(x->t.begun == x->t.ended, "drained with an operation under way");
-        if (matched(x) && x->link->transport->posted)
-            HOLD(x->t.begun == y->t.begun, "drained, and the other side has begun %llu, not %llu",
-                 (unsigned long long)y->t.begun, (unsigned long long)x->t.begun);
-    }
-    w->totals->drained += end == TRANSPORT_DRAINED;
-    w->totals->broken += end == TRANSPORT_BROKEN;
-    if (matched(x)) /* a peer that is gone shows no error: what it was in never ends */
-        for (uint64_t i = y->t.ended; i < y->t.begun && x->link->transport->posted; i++)
-            if (i >= x->t.ended) {
-                y->t.posting[i % NUMBERS].end_ns = TIME_NEVER;
-                w->totals->hung++;
-            }
-    x->t.open = false;
-}
-
-static void operation_ended(struct side *x)
-{
-    uint64_t number = x->t.ended++;
-    const struct posting *p = &x->t.posting[number % NUMBERS];
-    if (number > 0 && x->dialler) x->slot_busy[p->slot] = false;
-    if (number > 0 && !x->dialler && x->link->transport->posted) {
-        HOLD(!x->slot_busy[p->slot], "slot %u is received into while its frame is held", p->slot);
-        *value(x, p->slot) = p->value;
-        x->slot_busy[p->slot] = true;
-    }
-    dslink_ended(x->s, w->now_ns);
-}
-
-static void give_turn(struct side *x)
-{
-    turns_give(&x->device->turns, &x->turn);
-    if (x->has_turn && x->s) dslink_turn(x->s, false, w->now_ns);
-    x->has_turn = false;
-}
-
-static bool opened(struct side *x)
-{
-    const struct transport_ops *t = x->link->transport;
-    bool offers = x->dialler ? t->dialler_offers : t->acceptor_offers;
-    if (x->t.open_ns > w->now_ns) return false;
-    if (x->t.open_fails)
-        dslink_broken(x->s, ERR_MEMORY, "no memory", w->now_ns);
-    else
-        dslink_opened(x->s, (const uint8_t *)&x->t.id, offers ? sizeof x->t.id : 0);
-    return true;
-}
-
-/* Whether the transport had something to say. */
-static bool ask_transport(struct side *x)
-{
-    if (dslink_opening(x->s)) return opened(x);
-    if (dslink_joining(x->s)) {
-        struct side *y = other(x);
-        if (x->t.fails && x->t.join_ns <= w->now_ns) {
-            dslink_broken(x->s, ERR_DEVICE, "the join fails", w->now_ns);
-            return true;
-        }
-        if (!matched(x) || x->t.join_hangs || y->t.join_hangs || x->t.join_ns > w->now_ns)
-            return false;
-        dslink_joined(x->s, w->now_ns);
-        return true;
-    }
-    if (!dslink_operating(x->s)) return false;
-    HOLD(x->t.ended < x->t.begun, "the session waits for an operation that there is not");
-    const struct posting *p = &x->t.posting[x->t.ended % NUMBERS];
-    if (x->t.ended == x->t.break_at) {
-        dslink_broken(x->s, ERR_DEVICE, "the operation fails", w->now_ns);
-        return true;
-    }
-    if (p->end_ns > w->now_ns) return false;
-    operation_ended(x);
-    give_turn(x);
-    return true;
 }
 
 /* ---- one side ---- */
@@ -364,15 +94,15 @@ static bool do_act(struct side *x, const struct dslink_act *act)
             dslink_broken(x->s, ERR_DEVICE, "no device", w->now_ns);
             return true;
         }
-        open_endpoint(x);
+        endpoint_open(x);
         break;
     case DSLINK_JOIN:
         if (act->size == sizeof id) memcpy(&x->t.their_id, act->bytes, sizeof id);
         x->t.joins = true;
         x->t.join_ns += w->now_ns;
         break;
-    case DSLINK_BEGIN: begin(x, act); break;
-    case DSLINK_CLOSE: close_endpoint(x, act->end); break;
+    case DSLINK_BEGIN: endpoint_begin(x, act); break;
+    case DSLINK_CLOSE: endpoint_close(x, act->end); break;
     }
     dslink_done(x->s, act, w->now_ns);
     return true;
@@ -396,18 +126,6 @@ static bool read_mail(struct side *x)
     return true;
 }
 
-static void take_turn(struct side *x)
-{
-    if (!dslink_wants_turn(x->s)) {
-        give_turn(x);
-        return;
-    }
-    turns_ask(&x->device->turns, x->dialler ? TURN_SEND : TURN_RECEIVE, &x->turn);
-    if (x->turn.held == x->has_turn) return;
-    x->has_turn = true;
-    dslink_turn(x->s, true, w->now_ns);
-}
-
 static void watch_state(struct side *x)
 {
     enum dslink_state state = dslink_state(x->s);
@@ -429,14 +147,14 @@ static bool step(struct side *x)
     bool any = false;
     if (x->gone || x->device->frozen_until_ns > w->now_ns) return false;
     dslink_timer(x->s, w->now_ns);
-    take_turn(x);
+    endpoint_take_turn(x);
     for (int i = 0; i < 100 && dslink_next(x->s, &act); i++) {
         HOLD(i < 99, "acts without end");
         if (!do_act(x, &act)) break;
-        take_turn(x);
+        endpoint_take_turn(x);
         any = true;
     }
-    any |= ask_transport(x);
+    any |= endpoint_ask(x);
     any |= read_mail(x);
     watch_state(x);
     return any;
@@ -461,7 +179,7 @@ static void write_slot(struct side *x)
     else
         HOLD(!x->link->side[0].slot_busy[x->slot], "slot %u is written while its frame is held",
              x->slot);
-    *value(x, x->slot) = x->sent + 1;
+    *endpoint_value(x, x->slot) = x->sent + 1;
 }
 
 static void work_of_dialler(struct side *x)
@@ -497,7 +215,8 @@ static void take_frame(struct side *x)
     memcpy(&n, f.bytes, sizeof n);
     if (f.in_slot && !x->in_hands) {
         x->in_hands = true;
-        HOLD(*value(x, f.slot) == n, "frame %u with the payload of %u", n, *value(x, f.slot));
+        HOLD(*endpoint_value(x, f.slot) == n, "frame %u with the payload of %u", n,
+             *endpoint_value(x, f.slot));
         x->work_ns = within(8);
         return;
     }
@@ -505,7 +224,8 @@ static void take_frame(struct side *x)
     HOLD(n <= other(x)->sent || other(x)->gone, "frame %u was not sent", n);
     if (f.in_slot) {
         HOLD(f.payload_bytes == 1 + n, "frame %u with %u bytes", n, f.payload_bytes);
-        HOLD(*value(x, f.slot) == n, "the payload of frame %u changed while it was held", n);
+        HOLD(*endpoint_value(x, f.slot) == n, "the payload of frame %u changed while it was held",
+             n);
         x->slot_busy[f.slot] = x->in_hands = false;
     }
     x->received++;
@@ -537,7 +257,7 @@ static void let_go(struct side *x)
          dslink_error_text(x->s));
     if (dslink_error(x->s) != OK)
         disturb(x->link); /* perhaps of another link, for want of a turn */
-    give_turn(x);
+    endpoint_give_turn(x);
     HOLD(x->turn.held == false && list_empty(&x->turn.waiting), "a turn is kept");
     const struct dslink_counts *c = dslink_counts(x->s);
     for (int s = 0; s < DSLINK_STATES; s++)
@@ -649,7 +369,7 @@ static void crash(int device)
             struct side *x = &l->side[side];
             if (!l->used || x->gone || x->device != &w->device[device]) continue;
             disturb(l);
-            if (x->t.open) close_endpoint(x, TRANSPORT_BROKEN);
+            if (x->t.open) endpoint_close(x, TRANSPORT_BROKEN);
             dslink_free(x->s);
             x->s = NULL;
             x->gone = true;
