@@ -11,6 +11,7 @@ enum { LINE_BYTES = 64 };
 enum { PANEL_LINES = PANEL * sizeof(float) / LINE_BYTES }; /* per k: an fp32 or a pair of bf16 */
 enum { K_BLOCK = 2048, K_BLOCK_FEW = 64 };                 /* 512 KiB, 16 KiB of a panel */
 enum { TILES_FEW = 3 };
+enum { PAGE_BYTES = 4096, PAGE_LINES = 4 }; /* lines that are asked for of the next page */
 
 /* What an item makes of one panel. */
 struct panel {
@@ -86,6 +87,22 @@ static inline __attribute__((always_inline)) void tile_store(struct vec sum[][VE
     if (t->closes) tile_close(t, rows);
 }
 
+/* What comes while the tile computes. One row alone reads its weights from memory, which the processor
+ * foresees up to the end of a page: it asks for the beginning of the next one. */
+static inline __attribute__((always_inline)) void tile_ask(const struct tile *t, uint32_t rows,
+                                                           const void *weights, const char **ahead)
+{
+    const char *at = weights;
+    if (rows > 1) {
+        for (uint32_t i = 0; i < t->ahead_lines; i++, *ahead += LINE_BYTES)
+            vec_prefetch(*ahead);
+    } else if ((uintptr_t)at % PAGE_BYTES < PANEL_LINES * LINE_BYTES) {
+        TILE_UNROLL
+        for (uint32_t i = 0; i < PAGE_LINES; i++)
+            vec_prefetch(at + PAGE_BYTES + i * LINE_BYTES);
+    }
+}
+
 static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t, uint32_t rows)
 {
     const struct matmul_args *a = t->a;
@@ -97,8 +114,7 @@ static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
     for (uint32_t k = t->k_first; k < t->k_last; k++) {
-        for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
-            vec_prefetch(ahead);
+        tile_ask(t, rows, w + (size_t)k * PANEL, &ahead);
         struct pairs column[VEC_TILE_VECS];
         TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
@@ -124,8 +140,7 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
     for (uint32_t k = t->k_first; k < t->k_last; k++) {
-        for (uint32_t i = 0; i < t->ahead_lines; i++, ahead += LINE_BYTES)
-            vec_prefetch(ahead);
+        tile_ask(t, rows, w + (size_t)k * PANEL, &ahead);
         struct vec column[VEC_TILE_VECS];
         TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
@@ -167,7 +182,7 @@ static inline __attribute__((always_inline)) void tile_run(const struct tile *t,
 /* How many lines per k tile i of `tiles` asks for. Of many tiles the first reads the block from
  * memory, and the next ones ask for one line each, as more would get in the way of their own loads. Of
  * few, all ask for an equal part: memory never rests, and the first finds its block in the cache. One
- * alone only reads, which the processor foresees. */
+ * alone reads, which the processor foresees. */
 static uint32_t lines_ahead(uint32_t i, uint32_t tiles)
 {
     if (tiles > TILES_FEW) return i > 0 && i <= PANEL_LINES;
