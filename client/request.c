@@ -339,8 +339,8 @@ void request_on_accepted(struct tandem *t, const struct msg_accepted *m)
     r->state = REQUEST_RUNNING;
     r->resume_by_ns = TIME_NEVER;
     if (first) {
-        if (map_put(&t->by_id, m->id, r) != OK) {
-            end_all(r, TANDEM_FAILED, "the router gave an id twice", 0);
+        if (id128_is_none(m->id) || map_put(&t->by_id, m->id, r) != OK) {
+            end_all(r, TANDEM_FAILED, "the router gave no id, or one twice", 0);
             return;
         }
         r->id = r->submit.id = m->id;
@@ -364,6 +364,7 @@ void request_on_rejected(struct tandem *t, uint64_t now_ns, const struct msg_rej
         uint32_t retry_ms = m->retry_ms > RETRY_MS ? m->retry_ms : RETRY_MS;
         r->state = REQUEST_WAITING; /* it was accepted once: it is worth some patience */
         r->retry_ns = now_ns + retry_ms * NS_PER_MS;
+        if (r->retry_ns > r->resume_by_ns) r->retry_ns = r->resume_by_ns;
         return;
     }
     end_all(r, status_of(m->error), m->reason, m->retry_ms);
