@@ -132,6 +132,12 @@ static enum err check_host(const struct node_tiers_options *o, const struct engi
                    "give it the bytes with --kv-bytes");
 }
 
+struct id128 node_tiers_space(const struct engine_facts *f)
+{
+    const struct kv_part part = kv_part_told(&f->geometry, (struct kv_part){0}); /* all of it */
+    return kv_tier_space(f->model_fingerprint, f->numerics_id, &f->geometry, &part);
+}
+
 enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *o,
                          struct engine *engine)
 {
@@ -144,10 +150,9 @@ enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *
         t->staging = engine_host_alloc(engine, kv_tiers_staging_bytes(&f->geometry));
         if (!t->staging) return ERR_MEMORY;
     }
-    const struct kv_part part = kv_part_told(&f->geometry, (struct kv_part){0}); /* all of it */
     struct kv_tiers_options k = {
         .geometry = f->geometry,
-        .space = kv_tier_space(f->model_fingerprint, f->numerics_id, &f->geometry, &part),
+        .space = node_tiers_space(f),
         .bytes = {engine, read_block, write_block},
         .deadline_ns = o->deadline_ns,
         .breaker_failures = BREAKER_FAILURES,

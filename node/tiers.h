@@ -35,6 +35,8 @@ struct node_tiers {
 
 enum err node_tiers_check(const struct node_tiers_options *options, bool prefix_cache,
                           bool trusted_network);
+/* Whose blocks this engine's are: entries of another space are none. */
+struct id128 node_tiers_space(const struct engine_facts *facts);
 enum err node_tiers_open(struct node_tiers *t, const struct node_tiers_options *options,
                          struct engine *engine);
 enum err node_tiers_start(struct node_tiers *t);

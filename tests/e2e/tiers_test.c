@@ -19,6 +19,7 @@
 #include "tests/unit/exposition.h"
 #include "tests/unit/redis_rig.h"
 #include "tests/unit/scratch.h"
+#include "tests/unit/tiny_model.h"
 
 enum { PROMPTS = 10, PROMPT_MAX = 2048 };
 
@@ -487,12 +488,23 @@ static bool start_redis(const char *const *more)
     return false;
 }
 
+/* The number behind this name in what the server tells of itself. */
+static uint64_t told_by_redis(const char *section, const char *name)
+{
+    char command[32], reply[8192];
+    snprintf(command, sizeof command, "INFO %s\r\n", section);
+    redis_rig_tell(&bench.redis, command, reply, sizeof reply);
+    const char *at = strstr(reply, name);
+    if (!at) fail_msg("no %s in %s", name, reply);
+    return strtoull(at + strlen(name), NULL, 10);
+}
+
 static void what_one_node_computed_another_one_finds(void **state)
 {
     (void)state;
     if (!start_redis(NULL)) return;
     start("");
-    const char *args = PAGES PATIENT "--kv-redis %s";
+    const char *args = PAGES PATIENT "--kv-redis %s --kv-redis-ttl 1h";
     struct process *first = start_prefill(args, bench.redis.where);
     asks(0);
     await_stored(first);
@@ -502,7 +514,67 @@ static void what_one_node_computed_another_one_finds(void **state)
     assert_int_equal(s->cached_tokens, whole_of(s));
     assert_int_equal(value_of(second, "tandem_node_tier_hit_blocks_total{tier=\"redis\"}"),
                      whole_of(s) / 16);
+    uint64_t keys = told_by_redis("keyspace", "db0:keys=");
+    assert_true(keys >= whole_of(s) / 16);
+    assert_int_equal(told_by_redis("keyspace", "expires="), keys); /* after an hour, all of them */
     rig_finish(bench.rig);
+}
+
+/* What a cluster of this model finds of a prompt, whose first tokens come to `first`. */
+static uint32_t tokens_from_tiers(const char *model, const char *args, uint32_t *first)
+{
+    enum { PROMPT = 100 };
+    uint32_t tokens[PROMPT];
+    struct rig *rig = bench.rig;
+    for (uint32_t i = 0; i < PROMPT; i++)
+        tokens[i] = 7 + i * 31 % 180;
+    rig->cluster = cluster_new(NULL);
+    cluster_router(rig->cluster, "");
+    char all[2 * PATH_MAX];
+    snprintf(all, sizeof all, PAGES PATIENT "--threads 1 --model %s --kv-redis %s %s", model,
+             bench.redis.where, args);
+    struct process *d = cluster_node(rig->cluster, PROGRAM_DECODE, all);
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    struct ask a = {.tokens = tokens,
+                    .tokens_count = PROMPT,
+                    .max_tokens = 8,
+                    .ignore_eos = true,
+                    .no_text = true};
+    struct stream *s = streams_start(rig->streams, 0, &a);
+    streams_run(rig->streams);
+    stream_expect_done(s);
+    memcpy(first, s->choice[0].tokens, 8 * sizeof *first);
+    await_stored(d);
+    uint32_t loaded = (uint32_t)value_of(d, "tandem_node_tier_loaded_tokens_total");
+    assert_int_equal(s->cached_tokens, loaded);
+    rig_finish(rig);
+    return loaded;
+}
+
+static void what_another_model_or_dtype_left_on_a_server_is_a_miss(void **state)
+{
+    (void)state;
+    struct tiny_shape shape = TINY_SHAPE;
+    char dir[2][2 * PATH_MAX];
+    uint32_t first[2][8], again[8];
+    if (!start_redis(NULL)) return;
+    shape.vocab = 200;
+    shape.dtype = DTYPE_BF16;
+    for (uint32_t i = 0; i < 2; i++) { /* one shape, other weights */
+        snprintf(dir[i], sizeof dir[i], "%s/m%u", bench.folder, i);
+        assert_int_equal(mkdir(dir[i], 0700), 0);
+        shape.seed = i + 1;
+        tiny_model_write(dir[i], &shape);
+    }
+    assert_int_equal(tokens_from_tiers(dir[0], "", first[0]), 0);
+    assert_int_equal(tokens_from_tiers(dir[1], "", first[1]), 0);
+    assert_memory_not_equal(first[0], first[1], sizeof first[0]);
+    assert_int_equal(tokens_from_tiers(dir[0], "--dtype fp32", again), 0);
+    assert_int_equal(tokens_from_tiers(dir[0], "", again), 96);
+    assert_memory_equal(again, first[0], sizeof again);
+    assert_int_equal(tokens_from_tiers(dir[1], "", again), 96);
+    assert_memory_equal(again, first[1], sizeof again);
 }
 
 static void a_server_that_wants_a_password_gets_it_from_a_file(void **state)
@@ -555,6 +627,7 @@ static void a_server_that_evicts_costs_misses(void **state)
     for (uint32_t round = 0; round < 2; round++)
         for (uint32_t i = 0; i < PROMPTS; i++)
             asks(i);
+    assert_true(told_by_redis("stats", "evicted_keys:") > 0);
     assert_int_equal(value_of(p, "tandem_node_tier_wrong_entries_total{tier=\"redis\"}"), 0);
     rig_finish(bench.rig);
 }
@@ -672,6 +745,7 @@ int main(void)
         ROW(a_disk_that_hangs_stops_neither_requests_nor_the_end),
         ROW(a_disk_that_hangs_at_the_start_is_used_when_it_opens),
         ROW(what_one_node_computed_another_one_finds),
+        ROW(what_another_model_or_dtype_left_on_a_server_is_a_miss),
         ROW(a_server_that_wants_a_password_gets_it_from_a_file),
         ROW(a_server_that_stops_answering_costs_a_deadline),
         ROW(a_server_that_evicts_costs_misses),

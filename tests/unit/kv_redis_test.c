@@ -113,20 +113,6 @@ static void assert_comes_back(struct world *w)
 
 /* --- real servers --- */
 
-/* A command past the tier's back, its answer as text. */
-static void tell(const struct world *w, const char *command, char *reply, size_t size)
-{
-    struct sockaddr_un name = {.sun_family = AF_UNIX};
-    strcpy(name.sun_path, w->redis.where + 5);
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    assert_int_equal(connect(fd, (struct sockaddr *)&name, sizeof name), 0);
-    assert_int_equal(write(fd, command, strlen(command)), (ssize_t)strlen(command));
-    ssize_t n = read(fd, reply, size - 1);
-    assert_true(n > 0);
-    reply[n] = 0;
-    close(fd);
-}
-
 static void key_name(uint32_t n, char name[80])
 {
     char space[ID128_TEXT], key[ID128_TEXT];
@@ -148,14 +134,14 @@ static void what_is_no_entry_is_a_miss_and_is_deleted(void **state)
         key_name(2, name);
         if (wrong[i][0] == 'L' || wrong[i][0] == 'H') {
             snprintf(command, sizeof command, "DEL %s\r\n", name);
-            tell(w, command, reply, sizeof reply);
+            redis_rig_tell(&w->redis, command, reply, sizeof reply);
         }
         snprintf(command, sizeof command - 2, wrong[i], name);
-        tell(w, strcat(command, "\r\n"), reply, sizeof reply);
+        redis_rig_tell(&w->redis, strcat(command, "\r\n"), reply, sizeof reply);
         assert_ok(get(w, 0, 4, ENOUGH_MS, &n));
         assert_int_equal(n, 2);
         snprintf(command, sizeof command, "EXISTS %s\r\n", name);
-        tell(w, command, reply, sizeof reply);
+        redis_rig_tell(&w->redis, command, reply, sizeof reply);
         assert_string_equal(reply, ":0\r\n");
     }
     struct kv_tier_stats stats;
@@ -174,14 +160,14 @@ static void what_is_read_or_kept_again_lives_on(void **state)
     for (uint32_t i = 0; i < 2; i++) {
         key_name(i, name);
         snprintf(command, sizeof command, "PEXPIRE %s 500000\r\n", name);
-        tell(w, command, reply, sizeof reply);
+        redis_rig_tell(&w->redis, command, reply, sizeof reply);
     }
     assert_ok(get(w, 0, 1, ENOUGH_MS, &n));
     assert_ok(put(w, 1, 1, ENOUGH_MS, &n));
     for (uint32_t i = 0; i < 2; i++) {
         key_name(i, name);
         snprintf(command, sizeof command, "PTTL %s\r\n", name);
-        tell(w, command, reply, sizeof reply);
+        redis_rig_tell(&w->redis, command, reply, sizeof reply);
         assert_true(atoi(reply + 1) > 500000);
     }
 }
@@ -191,9 +177,9 @@ static int64_t ttl_of(struct world *w, uint32_t key, const char *changed)
     char name[80], command[128], reply[64];
     key_name(key, name);
     if (changed) snprintf(command, sizeof command, "PEXPIRE %s %s\r\n", name, changed);
-    if (changed) tell(w, command, reply, sizeof reply);
+    if (changed) redis_rig_tell(&w->redis, command, reply, sizeof reply);
     snprintf(command, sizeof command, "PTTL %s\r\n", name);
-    tell(w, command, reply, sizeof reply);
+    redis_rig_tell(&w->redis, command, reply, sizeof reply);
     return atoll(reply + 1);
 }
 

@@ -8,6 +8,7 @@
 #include "decode_node/policy.h"
 #include "node/op_queue.h"
 #include "node/shell.h"
+#include "node/tiers.h"
 #include "tests/unit/scratch.h"
 
 static char cache_dir[SCRATCH_BYTES]; /* of packed weights */
@@ -163,6 +164,25 @@ static void ops_beyond_the_mailbox_wait_and_follow(void **state)
     op_queue_fini(&q);
 }
 
+/* ---- tiers ---- */
+
+static void entries_of_another_model_or_of_other_numerics_are_none_of_a_nodes(void **state)
+{
+    (void)state;
+    struct engine_facts f[10];
+    for (uint32_t i = 0; i < COUNT_OF(f); i++)
+        f[i] = (struct engine_facts){.model_fingerprint = {1, 2},
+                                     .numerics_id = 3,
+                                     .geometry = {2, 1, 4, BLOCK_TOKENS, KV_LAYOUT_CPU, DTYPE_BF16},
+                                     .blocks_count = 10 + i}; /* no matter */
+    f[1].model_fingerprint.hi++, f[2].model_fingerprint.lo++, f[3].numerics_id++;
+    f[4].geometry.layers_count++, f[5].geometry.kv_heads++, f[6].geometry.head_dim += 2;
+    f[7].geometry.layout = KV_LAYOUT_CUDA, f[8].geometry.dtype = DTYPE_F32;
+    struct id128 own = node_tiers_space(&f[0]);
+    for (uint32_t i = 1; i < COUNT_OF(f); i++)
+        assert_int_equal(id128_equal(node_tiers_space(&f[i]), own), i == 9);
+}
+
 int main(void)
 {
     log_setup(LOG_OFF, NULL);
@@ -172,6 +192,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_opened_is_named),
         cmocka_unit_test(a_failing_allocation_at_start_leaks_nothing),
         cmocka_unit_test(ops_beyond_the_mailbox_wait_and_follow),
+        cmocka_unit_test(entries_of_another_model_or_of_other_numerics_are_none_of_a_nodes),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     scratch_remove(cache_dir);

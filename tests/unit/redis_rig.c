@@ -14,19 +14,28 @@
 #include "common/clock.h"
 #include "common/err.h"
 
-static bool answers(const char *path)
+/* -1: nobody answers. */
+static ssize_t ask(const char *path, const char *command, char *reply, size_t size)
 {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
-    char reply[8] = "";
-    if (strlen(path) >= sizeof name.sun_path) return false;
+    ssize_t length = (ssize_t)strlen(command), n = -1;
+    if (strlen(path) >= sizeof name.sun_path) return -1;
     strcpy(name.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     bool ok = fd >= 0 && connect(fd, (struct sockaddr *)&name, sizeof name) == 0 &&
-              write(fd, "PING\r\n", 6) == 6;
+              write(fd, command, (size_t)length) == length;
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    if (ok) ok = poll(&p, 1, 1000) == 1 && read(fd, reply, sizeof reply) > 0;
+    if (ok && poll(&p, 1, 1000) == 1) n = read(fd, reply, size - 1);
+    if (n >= 0) reply[n] = '\0';
     if (fd >= 0) close(fd);
-    return ok; /* an error (NOAUTH) is an answer too */
+    return n;
+}
+
+/* An error (NOAUTH) is an answer too. */
+static bool answers(const char *path)
+{
+    char reply[64];
+    return ask(path, "PING\r\n", reply, sizeof reply) > 0;
 }
 
 static void run(const char *socket_path, const char *dir, const char *const *more)
@@ -62,6 +71,11 @@ bool redis_rig_start(struct redis_rig *rig, const char *dir, const char *const *
     redis_rig_stop(rig);
     fprintf(stderr, "no redis-server that starts is installed: what needs one is skipped\n");
     return false;
+}
+
+void redis_rig_tell(const struct redis_rig *rig, const char *command, char *reply, size_t size)
+{
+    CHECK(ask(rig->where + 5, command, reply, size) > 0);
 }
 
 void redis_rig_signal(struct redis_rig *rig, int signal)

@@ -23,6 +23,8 @@ struct redis_rig {
 
 /* more: further arguments, ended by NULL; or NULL. */
 bool redis_rig_start(struct redis_rig *rig, const char *dir, const char *const *more);
+/* A command past the back of who uses it ("PING\r\n"), its answer as text. */
+void redis_rig_tell(const struct redis_rig *rig, const char *command, char *reply, size_t size);
 void redis_rig_signal(struct redis_rig *rig, int signal);
 void redis_rig_stop(struct redis_rig *rig); /* SIGKILL; also one that was never started */
 
