@@ -1,10 +1,16 @@
 /* Tenants over real processes: who comes next, what is nobody else's, and what stays. Counted, not timed. */
+#include "tests/e2e/command.h"
 #include "tests/e2e/rig.h"
 #include "tests/e2e/streams.h"
 
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "common/file.h"
+#include "common/hash.h"
+#include "common/keyed_hash.h"
 
 enum { HEAVY = 40, LIGHT = 5, PROMPT = 96, TOKENS = 48 };
 
@@ -40,6 +46,14 @@ static bool some_heavy_ended(void *ctx)
     return ended_of(ctx, "heavy") >= 4;
 }
 
+static bool all_are_accepted(void *ctx)
+{
+    const struct streams *s = ctx;
+    for (uint32_t i = 0; i < s->count; i++)
+        if (!s->stream[i]->accepted) return false;
+    return true;
+}
+
 static bool all_light_ended(void *ctx)
 {
     return ended_of(ctx, "light") == LIGHT;
@@ -56,12 +70,13 @@ static void a_light_tenant_passes_a_flood_that_came_before_it(void **state)
         stream[i] = streams_start(s, i % 4, &ask);
     }
     streams_run_until(s, some_heavy_ended, s, "the flood is under way");
-    uint32_t before = ended_of(s, "heavy");
-    assert_true(before < HEAVY / 2);
+    assert_true(ended_of(s, "heavy") < HEAVY / 2);
     for (uint32_t i = 0; i < LIGHT; i++) {
         struct ask ask = ask_of(HEAVY + i, "light");
         stream[HEAVY + i] = streams_start(s, 5, &ask);
     }
+    streams_run_until(s, all_are_accepted, s, "the light tenant's requests are there");
+    uint32_t before = ended_of(s, "heavy");
     streams_run_until(s, all_light_ended, s, "the light tenant's requests end");
     /* Those that ran, and one for each of its own: not the other twenty that had come before. */
     assert_true(ended_of(s, "heavy") - before <= 8 + LIGHT + 4);
@@ -89,6 +104,104 @@ static void what_a_tenant_has_cached_is_a_miss_for_another(void **state)
     assert_true(got[1]->cached_tokens >= PROMPT - 2 * 16);
     assert_int_equal(got[2]->cached_tokens, 0);
     assert_int_equal(got[3]->cached_tokens, 0);
+    rig_finish(rig);
+}
+
+/* ---- settings of what is cached ---- */
+
+/* What `tandem kv` says of d0; the caller's to drop. */
+static json_t *report_of(const struct rig *rig)
+{
+    struct command r;
+    command_run(&r, "tandem", "kv --json --node d0 --router %s", rig->cluster->addresses);
+    json_t *all = json_loads(r.out, 0, NULL);
+    json_t *report = json_incref(json_array_get(json_object_get(all, "nodes"), 0));
+    json_decref(all);
+    if (!report) fail_msg("no report in %s%s", r.out, r.err);
+    return report;
+}
+
+static int64_t number_of(const json_t *o, const char *a, const char *b)
+{
+    return json_integer_value(json_object_get(json_object_get(o, a), b));
+}
+
+/* Nine blocks each. */
+static void ask_six(struct rig *rig, const char *tenant)
+{
+    for (uint32_t i = 0; i < 6; i++) {
+        struct ask ask = ask_of(i, tenant);
+        stream_expect_done(streams_ask(rig->streams, &ask));
+    }
+}
+
+static void a_tenant_caches_no_more_than_the_quota_that_is_set(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 0, 1, "", "--blocks 80 --context 512 --tenant-quota 25");
+    ask_six(rig, "a");
+    ask_six(rig, "b");
+    json_t *report = report_of(rig), *row;
+    size_t i;
+    json_array_foreach(json_object_get(report, "tenants"), i, row)
+        assert_in_range(json_integer_value(json_object_get(row, "blocks")), 9, 20);
+    assert_int_equal(i, 2);
+    assert_true(number_of(report, "total", "evicted_blocks") > 0); /* of 80, 40 are cached */
+    json_decref(report);
+    rig_finish(rig);
+}
+
+static bool all_has_gone(struct cluster *c, json_t *status)
+{
+    const json_t *router = json_object_get(status, "router");
+    int64_t added = number_of(router, "prefix_index", "added");
+    (void)c;
+    return added > 0 && number_of(router, "prefix_index", "gone") == added;
+}
+
+static void what_nobody_uses_goes_when_its_time_is_over(void **state)
+{
+    struct rig *rig = *state;
+    rig_start(rig, 0, 1, "", "--evict ttl --evict-ttl 200ms");
+    ask_six(rig, "a");
+    cluster_await(rig->cluster, all_has_gone, "what is cached to expire");
+    json_t *report = report_of(rig);
+    assert_string_equal(json_string_value(json_object_get(report, "policy")), "ttl");
+    assert_true(number_of(report, "total", "expired_blocks") > 0);
+    assert_int_equal(number_of(report, "total", "inserted_blocks"),
+                     number_of(report, "total", "expired_blocks"));
+    json_decref(report);
+    rig_finish(rig);
+}
+
+static void salts_are_made_with_the_key_in_the_file(void **state)
+{
+    static const char secret[] = "sixteen or more bytes of a secret";
+    struct rig *rig = *state;
+    char path[PATH_MAX], args[PATH_MAX + 64], salt[32];
+    rig->cluster = cluster_new(cluster_demo_model());
+    snprintf(path, sizeof path, "%s/key", rig->cluster->folder);
+    assert_ok(file_write_whole(path, secret, 15));
+    snprintf(args, sizeof args, "--salt-key %s", path);
+    struct process *refused = cluster_spawn(rig->cluster, PROGRAM_ROUTER, args);
+    refused->expendable = true;
+    assert_int_not_equal(process_await_exit(refused), 0);
+    assert_true(process_logged(refused, "has 15 bytes, a salt key has at least 16"));
+    assert_ok(file_write_whole(path, secret, sizeof secret));
+    cluster_router(rig->cluster, args);
+    cluster_node(rig->cluster, PROGRAM_DECODE, "");
+    cluster_await_nodes(rig->cluster);
+    rig_connect(rig);
+    struct ask ask = ask_of(0, "a");
+    stream_expect_done(streams_ask(rig->streams, &ask));
+    struct id128 of_file = hash128(secret, sizeof secret);
+    const uint64_t key[2] = {of_file.hi, of_file.lo};
+    snprintf(salt, sizeof salt, "%016" PRIx64, keyed_hash(key, "a", 1));
+    json_t *report = report_of(rig);
+    json_t *row = json_array_get(json_object_get(report, "tenants"), 0);
+    assert_string_equal(json_string_value(json_object_get(row, "salt")), salt);
+    assert_string_equal(json_string_value(json_object_get(row, "tenant")), "a");
+    json_decref(report);
     rig_finish(rig);
 }
 
@@ -189,6 +302,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RIG_TEST(a_light_tenant_passes_a_flood_that_came_before_it),
         RIG_TEST(what_a_tenant_has_cached_is_a_miss_for_another),
+        RIG_TEST(a_tenant_caches_no_more_than_the_quota_that_is_set),
+        RIG_TEST(what_nobody_uses_goes_when_its_time_is_over),
+        RIG_TEST(salts_are_made_with_the_key_in_the_file),
         RIG_TEST(a_pinned_prompt_is_cached_where_nobody_asked_for_it),
         RIG_TEST(a_pin_outlives_the_router_that_it_was_given_to),
     };

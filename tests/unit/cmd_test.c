@@ -377,6 +377,44 @@ static void generate_json_is_one_object_with_the_promised_names(void **state)
     fake_router_free(r);
 }
 
+static void what_is_approximate_is_said_in_json_and_in_the_summary(void **state)
+{
+    (void)state;
+    struct fake_script script = {.kv_window = 64, .kv_sinks = 16};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    struct result x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "1",
+                          "--kv-window", "64", "--kv-sinks", "16", "--json", "x");
+    assert_non_null(strstr(x.out, "\"approximate\":{\"kv_window\":64,\"kv_sinks\":16}"));
+    x = RUN("generate", "--router", fake_router_address(r), "--max-tokens", "1", "--kv-window",
+            "64", "--kv-sinks", "16", "--summary", "x");
+    assert_non_null(strstr(x.err, "approximate: of the KV only 16 first and 64 last tokens"));
+    fake_router_free(r);
+}
+
+/* Of 320 bytes each. What is under way is reckoned with, so that no more go out than the budget has room for. */
+static void warm_asks_behind_all_others_for_as_much_as_the_budget_has_room_for(void **state)
+{
+    (void)state;
+    struct fake_script script = {.prompt_tokens = 32,
+                                 .answer =
+                                     "{\"router\":{\"kv\":{\"model\":\"m\",\"token_bytes\":10}}}"};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    const char *const args[] = {"warm",        "--json", "--router", fake_router_address(r),
+                                "--in-flight", "8",      "--budget", "1500",
+                                "--tenant",    "acme",   "-",        NULL};
+    struct result x = finish(start(args, "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\nk\nl\nm\n"));
+    assert_int_equal(x.code, 0);
+    assert_non_null(strstr(x.out, "\"stopped\":\"budget\""));
+    assert_non_null(strstr(x.out, "\"bytes\":{\"new\":1600,"));
+    fake_router_stop(r);
+    const struct fake_seen *seen = fake_router_seen(r);
+    assert_int_equal(seen->submits, 5);
+    assert_int_equal(seen->tokens_max, 0);
+    assert_int_equal(seen->priority, 1000); /* the lowest */
+    assert_string_equal(seen->tenant, "acme");
+    fake_router_free(r);
+}
+
 static void a_rejected_request_ends_with_1_and_says_why(void **state)
 {
     (void)state;
@@ -825,6 +863,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_is_no_number_is_null_in_json),
         cmocka_unit_test(generate_streams_exactly_the_text),
         cmocka_unit_test(generate_json_is_one_object_with_the_promised_names),
+        cmocka_unit_test(what_is_approximate_is_said_in_json_and_in_the_summary),
+        cmocka_unit_test(warm_asks_behind_all_others_for_as_much_as_the_budget_has_room_for),
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
         cmocka_unit_test(status_shows_nodes_and_links_in_order),
         cmocka_unit_test(pins_are_lines_and_none_is_said),

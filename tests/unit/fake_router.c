@@ -103,13 +103,15 @@ static void say_done(struct fake_router *r, struct client *c, struct id128 id, u
                      enum finish finish, uint32_t tokens_count)
 {
     struct msg m = {.kind = MSG_DONE, .done = {.id = id, .choice = choice, .finish = finish}};
-    m.done.prompt_tokens = 4;
+    m.done.prompt_tokens = r->script.prompt_tokens ? r->script.prompt_tokens : 4;
     m.done.completion_tokens = tokens_count;
     m.done.attempts = 1;
     m.done.timing.ttft = 1500;
     m.done.prefill_node = "p0";
     m.done.decode_node = "d0";
     m.done.inexact = r->script.inexact;
+    m.done.kv_window = r->script.kv_window;
+    m.done.kv_sinks = r->script.kv_sinks;
     say(r, c, m);
 }
 

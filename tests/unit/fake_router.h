@@ -29,8 +29,10 @@ struct fake_script {
     bool tail, withhold_tail;  /* each choice ends with text without tokens, or would */
     enum fake_answer at_query; /* a question is how a test says when */
     const char *answer;        /* to each question; NULL: {"fake":true} */
-    bool inexact;              /* says DONE */
-    const char *lifeline;      /* what WELCOME names; NULL: its own */
+    bool inexact;              /* says DONE, */
+    uint32_t prompt_tokens;    /* and so many; 0: 4 */
+    uint32_t kv_window, kv_sinks;
+    const char *lifeline; /* what WELCOME names; NULL: its own */
 };
 
 struct fake_seen {
