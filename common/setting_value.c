@@ -140,7 +140,8 @@ static const char *parse_units(const struct setting *row, const char *text, doub
         *value = round(*value * units[i].factor);
         return NULL;
     }
-    return size ? "needs no unit or K, M, G, T" : "needs a unit: ns, us, ms, s, m or h";
+    return size ? "has a unit that is none of K, M, G, T (of 1024; KiB and so on are the same)"
+                : "needs a unit: ns, us, ms, s, m or h";
 }
 
 static const char *parse_int(const char *text, int64_t *value)

@@ -133,7 +133,7 @@ static void what_is_wrong_is_named_with_what_is_allowed(void **state)
         {"--pool-bytes 4095", "--pool-bytes", "4K ..."},
         {"--pool-bytes 64Q", "K, M, G, T", ""},
         {"--pool-bytes 8192iB", "K, M, G, T", ""},
-        {"--pool-bytes 64GB", "K, M, G, T", ""},
+        {"--pool-bytes 64GB", "\"64GB\" has a unit that is none of K, M, G, T", ""},
         {"--heartbeat 5siB", "needs a unit", ""},
         {"--pool-bytes -1M", "out of range", ""},
         {"--heartbeat 5", "needs a unit", "1ms ... 10s"},
