@@ -119,6 +119,7 @@ enum err cmd_read_text(const char *argument, struct buf *text)
 {
     char piece[65536];
     ssize_t n;
+    size_t before = text->size;
     if (strcmp(argument, "-") != 0) return buf_add_string(text, argument);
     buf_add(text, "", 0); /* an empty input is an empty text */
     while ((n = read(STDIN_FILENO, piece, sizeof piece)) != 0) {
@@ -126,7 +127,7 @@ enum err cmd_read_text(const char *argument, struct buf *text)
         if (n < 0) return err_set(ERR_IO, "stdin: %s", strerror(errno));
         if (buf_add(text, piece, (size_t)n) != OK) return text->error;
     }
-    buf_drop(text, utf8_mark(text->data, text->size));
+    if (before == 0) buf_drop(text, utf8_mark(text->data, text->size));
     return OK;
 }
 

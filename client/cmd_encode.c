@@ -257,6 +257,17 @@ static enum err read_only(struct run *run, const char *text)
     return e;
 }
 
+static enum err open_one(struct run *run, const struct settings *s, const char *text)
+{
+    const char *file = run->options->file;
+    if (settings_source(s, "format") == SETTING_BY_ARGUMENT)
+        return err_set(ERR_INVALID, "--format is of lines: it goes with --lines");
+    if (file && sequences_are_json(file))
+        fprintf(stderr, "tandem %s: %s is taken as one text: --lines takes each line of it\n",
+                run->verb, file);
+    return read_only(run, text);
+}
+
 /* The text of the arguments, or the lines. */
 static enum err open_input(struct run *run, const struct settings *s)
 {
@@ -266,7 +277,7 @@ static enum err open_input(struct run *run, const struct settings *s)
         return err_set(ERR_INVALID, "give a TEXT, - for stdin, --file FILE, or --token-ids 1,2,3");
     enum err e = cmd_check_tenant(o->tenant);
     if (e != OK) return e;
-    if (!o->lines) return read_only(run, text);
+    if (!o->lines) return open_one(run, s, text);
     if (o->token_ids || (text && strcmp(text, "-") != 0))
         return err_set(ERR_INVALID, "--lines takes --file FILE, or - for stdin");
     return sequences_open(&run->sequences, o->file ? o->file : text,

@@ -328,6 +328,20 @@ static int generate(struct tandem *t, const struct settings *s, struct run *run)
     return wait_for_end(t, run);
 }
 
+/* What can be told from the settings alone. */
+static enum err check(const struct settings *s, const struct options *o)
+{
+    if ((s->args_count == 1) == (o->token_ids != NULL))
+        return err_set(ERR_INVALID, "give a PROMPT, - for stdin, or --token-ids 1,2,3");
+    if (o->logprobs >= 0 && !o->json && settings_source(s, "logprobs") == SETTING_BY_ARGUMENT)
+        return err_set(ERR_INVALID, "--logprobs are printed with --json");
+    if (o->kv_sinks > 0 && o->kv_window == 0)
+        return err_set(ERR_INVALID, "--kv-sinks %lld needs a --kv-window", (long long)o->kv_sinks);
+    if (o->min_tokens <= o->max_tokens) return OK;
+    return err_set(ERR_INVALID, "--min-tokens %lld is more than --max-tokens %lld",
+                   (long long)o->min_tokens, (long long)o->max_tokens);
+}
+
 int cmd_generate(int argc, char **argv)
 {
     struct options o = {0};
@@ -342,8 +356,8 @@ int cmd_generate(int argc, char **argv)
     struct settings s;
     int code;
     if (!cmd_settings(&s, &about, &own, &router, argc, argv, &code)) return code;
-    if ((s.args_count == 1) == (o.token_ids != NULL)) {
-        fprintf(stderr, "tandem generate: give a PROMPT, - for stdin, or --token-ids 1,2,3\n");
+    if (check(&s, &o) != OK) {
+        fprintf(stderr, "tandem generate: %s\n", err_text());
         settings_fini(&s);
         return CMD_USAGE;
     }

@@ -36,7 +36,7 @@ static void print_help(FILE *out)
     for (size_t i = 0; i < COUNT_OF(verbs); i++)
         fprintf(out, "  %-12s %s\n", verbs[i].name, verbs[i].help);
     fprintf(out,
-            "\n`tandem VERB --help` lists a verb's settings. Exit codes: 0 done, 1 the request or\n"
+            "\n`tandem help VERB` lists a verb's settings. Exit codes: 0 done, 1 the request or\n"
             "check failed, 2 wrong usage, 3 no router reachable.\n");
 }
 
@@ -48,22 +48,42 @@ static int close_output(int code)
     return code == CMD_DONE ? CMD_FAILED : code;
 }
 
+static const struct verb *verb_of(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(verbs); i++)
+        if (strcmp(name, verbs[i].name) == 0) return &verbs[i];
+    return NULL;
+}
+
+static int unknown(const char *name)
+{
+    if (name[0]) fprintf(stderr, "tandem: \"%s\" is no verb\n\n", name);
+    print_help(stderr);
+    return CMD_USAGE;
+}
+
+/* Of all, or of the verb behind it. */
+static int help(int argc, char **argv)
+{
+    const struct verb *verb = argc > 2 ? verb_of(argv[2]) : NULL;
+    if (argc > 2 && !verb) return unknown(argv[2]);
+    if (verb) return verb->run(2, (char *[]){argv[2], (char[]){"--help"}, NULL});
+    print_help(stdout);
+    return CMD_DONE;
+}
+
 static int run(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
-    for (size_t i = 0; i < COUNT_OF(verbs); i++)
-        if (strcmp(name, verbs[i].name) == 0) return verbs[i].run(argc - 1, argv + 1);
-    if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
-        print_help(stdout);
-        return CMD_DONE;
-    }
+    const struct verb *verb = verb_of(name);
+    if (verb) return verb->run(argc - 1, argv + 1);
+    if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+        return help(argc, argv);
     if (strcmp(name, "--version") == 0) {
         printf("tandem %s\n", TANDEM_VERSION);
         return CMD_DONE;
     }
-    if (name[0]) fprintf(stderr, "tandem: \"%s\" is no verb\n\n", name);
-    print_help(stderr);
-    return CMD_USAGE;
+    return unknown(name);
 }
 
 int main(int argc, char **argv)

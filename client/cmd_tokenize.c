@@ -90,6 +90,7 @@ static int convert(const struct settings *s, const struct options *o, convert_fn
     buf_fini(&in);
     buf_fini(&out);
     tokenizer_close(t);
+    if (e == ERR_INVALID && s->args_count > 0) return CMD_USAGE;
     return e == OK ? CMD_DONE : CMD_FAILED;
 }
 
@@ -116,7 +117,7 @@ static int run(int argc, char **argv, const char *name, const char *about, const
 int cmd_tokenize(int argc, char **argv)
 {
     return run(argc, argv, "tandem tokenize",
-               "Token ids of a text; - or nothing reads it from stdin.", "[TEXT|-]", to_ids);
+               "Token ids of a text; - or nothing reads it from stdin.", "[TEXT...|-]", to_ids);
 }
 
 int cmd_detokenize(int argc, char **argv)
@@ -124,5 +125,5 @@ int cmd_detokenize(int argc, char **argv)
     return run(argc, argv, "tandem detokenize",
                "The text of token ids, separated by blanks or as a JSON array; - or nothing reads "
                "them from stdin.",
-               "[IDS|-]", to_text);
+               "[IDS...|-]", to_text);
 }

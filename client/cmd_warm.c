@@ -200,10 +200,10 @@ static void print_tally(char *text, size_t size, const struct run *run)
     print_bytes(new, sizeof new, d->tokens_new * run->token_bytes);
     print_bytes(shared, sizeof shared, d->tokens_shared * run->token_bytes);
     snprintf(text, size,
-             "%" PRIu64 " sequences, %" PRIu64 " tokens: %" PRIu64 " new (%s), %" PRIu64
+             "%" PRIu64 " sequence%s, %" PRIu64 " tokens: %" PRIu64 " new (%s), %" PRIu64
              " shared (%s)",
-             d->sequences, d->tokens_new + d->tokens_shared, d->tokens_new, new, d->tokens_shared,
-             shared);
+             d->sequences, d->sequences == 1 ? "" : "s", d->tokens_new + d->tokens_shared,
+             d->tokens_new, new, d->tokens_shared, shared);
 }
 
 static void tick(void *ctx)

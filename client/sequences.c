@@ -25,10 +25,11 @@ struct sequences {
     struct buf text;      /* of the line, as far as it is here */
 };
 
-static bool ends_with(const char *s, const char *end)
+bool sequences_are_json(const char *path)
 {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
+    static const char end[] = ".jsonl";
+    size_t n = strlen(path), m = sizeof end - 1;
+    return n >= m && strcmp(path + n - m, end) == 0;
 }
 
 enum err sequences_open(struct sequences **out, const char *path, enum sequences_format format)
@@ -36,7 +37,7 @@ enum err sequences_open(struct sequences **out, const char *path, enum sequences
     struct sequences *s = *out = mem_new(sizeof *s);
     if (!s) return ERR_MEMORY;
     s->path = path;
-    s->jsonl = format == SEQUENCES_JSONL || (format == SEQUENCES_AUTO && ends_with(path, ".jsonl"));
+    s->jsonl = format == SEQUENCES_JSONL || (format == SEQUENCES_AUTO && sequences_are_json(path));
     s->fd = strcmp(path, "-") == 0 ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     struct stat about;
     if (s->fd >= 0 && (fstat(s->fd, &about) != 0 || !S_ISDIR(about.st_mode))) return OK;

@@ -14,6 +14,7 @@
 #ifndef TANDEM_CLIENT_SEQUENCES_H
 #define TANDEM_CLIENT_SEQUENCES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -35,6 +36,7 @@ struct sequence {
     char *id;     /* the line's own "id", as JSON; NULL: it has none */
 };
 
+bool sequences_are_json(const char *path); /* by its name, as AUTO takes it */
 struct sequences;
 enum err sequences_open(struct sequences **s, const char *path, enum sequences_format format);
 void sequences_close(struct sequences *s); /* NULL is allowed */

@@ -116,6 +116,12 @@ static void wrong_usage_is_said_and_ends_with_2(void **state)
         {{"generate", "--token-ids", "[1,2"}, "] is missing"},
         {{"generate", "--router", "nowhere", "x"}, "write tcp://HOST:PORT"},
         {{"generate", "--stop", "", "x"}, "stop"},
+        {{"generate", "--logprobs", "2", "x"}, "--logprobs are printed with --json"},
+        {{"generate", "--kv-sinks", "16", "x"}, "--kv-sinks 16 needs a --kv-window"},
+        {{"generate", "--min-tokens", "9", "--max-tokens", "8", "x"},
+         "--min-tokens 9 is more than --max-tokens 8"},
+        {{"score", "--format", "jsonl", "x"}, "--format is of lines"},
+        {{"help", "frobnicate"}, "\"frobnicate\" is no verb"},
         {{"status", "extra"}, ""},
         {{"explain"}, ""},
         {{"tokenize", "x"}, "--model DIR is missing"},
@@ -177,6 +183,24 @@ static void score_and_embed_print_what_a_text_is_worth(void **state)
     fake_router_free(r);
 }
 
+static void a_file_of_json_lines_is_not_taken_as_one_text_in_silence(void **state)
+{
+    (void)state;
+    char dir[SCRATCH_BYTES], path[SCRATCH_BYTES + 8];
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    scratch_make(dir);
+    scratch_write(dir, "x.jsonl", "{\"prompt\": \"four\"}\n", 19);
+    snprintf(path, sizeof path, "%s/x.jsonl", dir);
+    struct result x = RUN("score", "--router", fake_router_address(r), "--file", path);
+    assert_int_equal(x.code, 0);
+    assert_non_null(strstr(x.err, "x.jsonl is taken as one text: --lines takes each line"));
+    x = RUN("score", "--router", fake_router_address(r), "--lines", "--file", path);
+    assert_string_equal(x.err, "");
+    assert_non_null(strstr(x.out, " of 3 tokens"));
+    scratch_remove(dir);
+    fake_router_free(r);
+}
+
 static void a_byte_order_mark_is_no_text(void **state)
 {
     (void)state;
@@ -190,6 +214,7 @@ static void a_byte_order_mark_is_no_text(void **state)
     snprintf(path, sizeof path, "%s/text", dir);
     struct result x = RUN("score", "--router", address, "--file", path);
     assert_non_null(strstr(x.out, " of 3 tokens"));
+    assert_string_equal(x.err, "");
     const char *const args[] = {"score", "--router", address, "-", NULL};
     x = finish(start(args, text));
     assert_non_null(strstr(x.out, " of 3 tokens"));
@@ -584,6 +609,9 @@ static void tokenize_and_detokenize_are_each_others_inverse(void **state)
     struct result beyond = RUN("detokenize", "--model", MODEL, "5", "1024");
     assert_int_equal(beyond.code, 0);
     assert_non_null(strstr(beyond.err, "token id 1024 has no text: the last id is 1023"));
+    struct result wrong = RUN("detokenize", "--model", MODEL, "five");
+    assert_int_equal(wrong.code, 2);
+    assert_non_null(strstr(wrong.err, "\"five\" is no token id"));
     struct result none = RUN("tokenize", "--model", "/nowhere", "x");
     assert_int_equal(none.code, 1);
     assert_non_null(strstr(none.err, "/nowhere"));
@@ -601,6 +629,9 @@ static void help_goes_to_stdout_and_names_every_verb(void **state)
         struct result v = RUN(verbs[i], "--help");
         assert_int_equal(v.code, 0);
         assert_non_null(strstr(v.out, "--"));
+        struct result h = RUN("help", verbs[i]);
+        assert_int_equal(h.code, 0);
+        assert_string_equal(h.out, v.out);
     }
 }
 
@@ -855,6 +886,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(wrong_usage_is_said_and_ends_with_2),
         cmocka_unit_test(without_a_router_the_code_is_3_and_the_help_names_what_to_do),
         cmocka_unit_test(score_and_embed_print_what_a_text_is_worth),
+        cmocka_unit_test(a_file_of_json_lines_is_not_taken_as_one_text_in_silence),
         cmocka_unit_test(a_byte_order_mark_is_no_text),
         cmocka_unit_test(lines_go_out_together_and_come_back_in_order),
         cmocka_unit_test(a_lines_own_id_comes_back_with_its_result),
