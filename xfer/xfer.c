@@ -17,12 +17,12 @@
 
 #include "common/clock.h"
 #include "common/failpoint.h"
-#include "common/hash.h"
 #include "common/list.h"
 #include "common/log.h"
 #include "common/mailbox.h"
 #include "common/mem.h"
 #include "xfer/core.h"
+#include "xfer/device_payload.h"
 #include "xfer/link.h"
 #include "xfer/payload.h"
 #include "xfer/plugin.h"
@@ -69,8 +69,8 @@ struct xfer {
     struct xfer_addresses addresses;
     xfer_event_fn *on_event;
     void *ctx;
-    size_t layer_bytes;
     struct payload_pool pool; /* in host memory */
+    struct device_pool device_pool;
     struct xfer_core *core;
     struct mailbox *mailbox;
     struct watch mailbox_watch;
@@ -91,63 +91,13 @@ struct xfer {
 
 /* ---- bytes ---- */
 
-/* The pool's own number of a layer. */
-static uint32_t own_layer(const struct xfer *x, const struct frame_range *range)
-{
-    return range->layer - x->options.part.layers_first;
-}
-
-/* Into a pool that is not ours to touch: through the staging memory, if that has the right bytes. */
-static enum err store_on_device(const struct xfer *x, const struct xfer_store *store,
-                                const uint8_t *payload, uint32_t layout, bool *good)
-{
-    const struct xfer_device *d = &x->options.device;
-    size_t bytes = store->blocks_count * x->layer_bytes;
-    memcpy(d->staging, payload, bytes);
-    *good = hash64(d->staging, bytes) == store->hash;
-    if (!*good) return OK;
-    uint32_t layer = own_layer(x, &store->range);
-    if (!store->verified)
-        return d->write(d->ctx, layer, store->blocks, store->blocks_count, layout, d->staging);
-    enum err e = OK;
-    for (uint32_t i = 0; i < store->blocks_count && e == OK; i++)
-        if (!xfer_store_has(store, i, 0))
-            e = d->write(d->ctx, layer, store->blocks + i, 1, layout,
-                         (const uint8_t *)d->staging + i * x->layer_bytes);
-    return e;
-}
-
-/* Out of a slot into the pool; both are the device's. */
-static enum err store_slot(const struct xfer *x, const struct xfer_store *store, const void *slot,
-                           uint32_t layout, bool *good)
-{
-    const struct xfer_device *d = &x->options.device;
-    uint64_t hash;
-    enum err e = d->scatter(d->ctx, own_layer(x, &store->range), store->blocks, store->blocks_count,
-                            layout, slot, &hash);
-    *good = e == OK && hash == store->hash;
-    return e;
-}
-
 static enum err store_payload(const struct xfer *x, const struct xfer_store *store,
                               const uint8_t *payload, uint32_t layout, bool *good)
 {
-    if (!x->options.kv_base) return store_on_device(x, store, payload, layout, good);
+    if (!x->options.kv_base)
+        return device_payload_store(&x->device_pool, store, payload, layout, good);
     *good = payload_store(&x->pool, store, payload);
     return OK;
-}
-
-/* The blocks as one piece, read from the device. */
-static enum err gather_staged(const struct xfer *x, struct xfer_send *send, uint32_t layout,
-                              struct kv_piece *piece)
-{
-    const struct xfer_device *d = &x->options.device;
-    const struct frame *f = &send->frame;
-    *piece = (struct kv_piece){d->staging, send->blocks_count * x->layer_bytes};
-    enum err e = d->read(d->ctx, own_layer(x, &f->range), send->blocks, send->blocks_count, layout,
-                         d->staging);
-    if (e == OK) send->frame.hash = hash64(d->staging, piece->size);
-    return e;
 }
 
 static void spoil(const struct xfer *x, struct xfer_send *send)
@@ -168,7 +118,7 @@ static enum err gather(const struct xfer *x, struct xfer_send *send, uint32_t la
         *count += payload_gather(&x->pool, send, pieces + 1);
     } else if (data) {
         *count += 1;
-        e = gather_staged(x, send, layout, pieces + 1);
+        e = device_payload_gather(&x->device_pool, send, layout, pieces + 1);
     }
     spoil(x, send);
     pieces[0] = (struct kv_piece){head, frame_print(&send->frame, head)};
@@ -349,7 +299,7 @@ static enum err take_frame(struct xfer *x, struct conn *c, const void *bytes, si
     if (e == OK && store.blocks_count > 0) {
         bool good;
         uint32_t layout = xfer_session_layout(c->session);
-        e = slot ? store_slot(x, &store, slot, layout, &good)
+        e = slot ? device_payload_store_slot(&x->device_pool, &store, layout, slot, &good)
                  : store_payload(x, &store, frame.payload, layout, &good);
         if (e != OK) return e;
         x->now_ns =
@@ -380,17 +330,16 @@ static enum err receive_frames(struct xfer *x, struct conn *c)
 static enum err send_slotted(const struct xfer *x, const struct conn *c, struct xfer_send *send)
 {
     const struct kv_link_ops *ops = c->link->ops;
-    const struct xfer_device *d = &x->options.device;
     uint8_t head[FRAME_HEAD_MAX];
     void *slot;
     enum err e = ops->slot(c->link, &slot);
     if (e != OK) return e;
-    e = d->gather(d->ctx, own_layer(x, &send->frame.range), send->blocks, send->blocks_count,
-                  xfer_session_layout(c->session), slot, &send->frame.hash);
+    e = device_payload_gather_slot(&x->device_pool, send, xfer_session_layout(c->session), slot);
     if (e != OK) return e;
     spoil(x, send);
     size_t head_bytes = frame_print(&send->frame, head);
-    return ops->send_slot(c->link, head, head_bytes, send->blocks_count * x->layer_bytes);
+    return ops->send_slot(c->link, head, head_bytes,
+                          send->blocks_count * x->device_pool.layer_bytes);
 }
 
 static enum err send_plain(const struct xfer *x, const struct conn *c, struct xfer_send *send)
@@ -646,6 +595,11 @@ static enum err make_pool(struct xfer *x)
 {
     const struct xfer_options *o = &x->options;
     x->pool = (struct payload_pool){.geometry = o->geometry, .part = o->part, .base = o->kv_base};
+    x->device_pool = (struct device_pool){
+        .device = o->device,
+        .layer_bytes = kv_layer_bytes(&o->geometry),
+        .layers_first = o->part.layers_first,
+    };
     if (!o->kv_base) return OK;
     x->pool.staging = mem_aligned(payload_staging_bytes(&o->geometry), 64);
     return x->pool.staging ? OK : ERR_MEMORY;
@@ -689,7 +643,6 @@ enum err xfer_open(struct xfer **out, const struct xfer_options *options, xfer_e
     x->on_event = on_event;
     x->ctx = ctx;
     x->epoll = -1;
-    x->layer_bytes = kv_layer_bytes(&options->geometry);
     x->link_options = link_options(options);
     list_init(&x->conns);
     if ((e = make_pool(x)) != OK || (e = make_parts(x)) != OK || (e = start_listening(x)) != OK) {
