@@ -1,6 +1,7 @@
 #include "router/shell.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/address.h"
@@ -24,6 +25,7 @@ struct router_shell {
     struct tokenizer *tokenizer;
     struct text_worker *text;
     struct loop_watch *text_watch;
+    uint64_t incarnation;
     uint32_t signals_count;
     bool left;
 };
@@ -86,11 +88,28 @@ static void tell_facts(struct router_shell *s)
     router_core_set_facts(s->core, &facts);
 }
 
+/* Who came to the other port is told which is its own. */
+static void send_elsewhere(struct router_shell *s, struct peer peer, const struct msg *hello)
+{
+    char reason[2 * MSG_ADDRESS_MAX];
+    bool client = hello->hello.role == ROLE_CLIENT;
+    snprintf(reason, sizeof reason, "this is the address for %s; %s go to %s",
+             client ? "nodes" : "clients", client ? "clients" : "nodes",
+             channel_address(client ? s->clients : s->nodes));
+    struct msg m = {.kind = MSG_REFUSE,
+                    .envelope = {.from = s->incarnation, .to = hello->envelope.from},
+                    .refuse = {reason}};
+    log_warn("wrong_port", "role=%s name=%s said_hello_to=%s", client ? "client" : "node",
+             hello->hello.name, client ? "nodes" : "clients");
+    out_send(s, peer, &m);
+    out_forget(s, peer);
+}
+
 static void on_node_message(void *ctx, uint64_t now_ns, struct peer peer, const struct msg *m)
 {
     struct router_shell *s = ctx;
     if (m->kind == MSG_HELLO && m->hello.role == ROLE_CLIENT) {
-        log_warn("wrong_port", "role=client name=%s said_hello_to=nodes", m->hello.name);
+        send_elsewhere(s, peer, m);
         return;
     }
     router_core_on_message(s->core, now_ns, peer, m);
@@ -100,7 +119,7 @@ static void on_client_message(void *ctx, uint64_t now_ns, struct peer peer, cons
 {
     struct router_shell *s = ctx;
     if (m->kind == MSG_HELLO && m->hello.role != ROLE_CLIENT) {
-        log_warn("wrong_port", "role=node name=%s said_hello_to=clients", m->hello.name);
+        send_elsewhere(s, peer, m);
         return;
     }
     if (m->kind == MSG_QUERY) tell_facts(s);
@@ -232,7 +251,7 @@ static enum err open_core(struct router_shell *s, const struct router_options *o
     if ((e = id128_mint(&random)) != OK) return e;
     config.name = o->name;
     config.lifeline_address = lifeline_address(s->lifelines);
-    config.incarnation = random.hi | 1;
+    config.incarnation = s->incarnation = random.hi | 1;
     config.id_seed = random.lo;
     config.tokenizer = s->tokenizer;
     if (o->model_dir) config.tokenizer_hash = file_hash(o->model_dir, "tokenizer.json");

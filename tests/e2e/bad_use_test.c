@@ -159,6 +159,23 @@ static void a_node_says_that_its_router_is_silent_and_joins_when_it_comes(void *
     rig_finish(rig);
 }
 
+static void who_comes_to_the_wrong_port_is_told_the_right_one(void **state)
+{
+    struct rig *rig = *state;
+    struct command r;
+    rig_start(rig, 0, 1, "", "");
+    const struct process *router = rig->cluster->process[0];
+    command_run(&r, "tandem", "status --patience 1s --router %s", router->nodes);
+    expect_said(&r, 3, "refused: this is the address for nodes; clients go to ");
+    assert_non_null(strstr(r.err, router->clients));
+    command_run(&r, "tandem-decode", "--model %s --cache-dir %s --router %s", cluster_demo_model(),
+                rig->cluster->folder, router->clients);
+    expect_said(&r, 1, "refused this node: this is the address for clients; nodes go to ");
+    assert_non_null(strstr(r.err, router->nodes));
+    rig_expect_wanted(rig);
+    rig_finish(rig);
+}
+
 /* ---- nodes that do not fit ---- */
 
 /* The cluster's model with the same weights, in a folder that goes with the cluster's. */
@@ -321,6 +338,7 @@ int main(void)
         RIG_TEST(an_occupied_port_is_named),
         cmocka_unit_test(the_command_ends_with_3_when_no_router_answers),
         RIG_TEST(a_node_says_that_its_router_is_silent_and_joins_when_it_comes),
+        RIG_TEST(who_comes_to_the_wrong_port_is_told_the_right_one),
         RIG_TEST(a_node_of_another_kind_is_refused_with_the_reason_in_both_logs),
         RIG_TEST(a_prompt_longer_than_the_context_is_refused),
         RIG_TEST(a_pool_smaller_than_a_request_refuses_that_one),
