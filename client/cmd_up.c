@@ -21,16 +21,13 @@
 #include <unistd.h>
 
 #include "client/cmd.h"
-#include "client/up_plan.h"
+#include "client/up_args.h"
 #include "common/address.h"
-#include "common/cpus.h"
 #include "proto/loop.h"
 
-#define KV_SHARE 0.9 /* of a GPU, for all nodes on it */
 enum {
     GPUS_MAX = 64,
     CHILDREN_MAX = UP_NODES_MAX + 1, /* the router is the first */
-    ARGS_MAX = 32,
     RESTART_MS = 1000,
     LONG_START_MS = 5000,
     NODES_LEAVE_MS = 5000, /* after the router has left */
@@ -38,64 +35,52 @@ enum {
     SIGNAL_TWICE_MS = 200  /* one Ctrl-C may come twice: from the terminal and from who runs us */
 };
 
-struct options {
-    const char *model, *zmq, *nodes, *metrics, *device, *prefill_gpus, *decode_gpus;
-    const char *kv_disk, *kv_redis, *kv_redis_user, *kv_redis_password;
-    uint64_t kv_disk_bytes, kv_host_bytes;
-    int link, log_level;
-    bool trusted_network, dry_run, json;
-    int64_t prefill, decode, threads, blocks;
-};
-
-#define LINKS "auto|shm|tcp|nccl|ipc"
-#define LOG_LEVELS "debug|info|warn|error|off"
-
 static const struct setting rows[] = {
-    SETTING_STRING(struct options, model, "model", NULL,
+    SETTING_STRING(struct up_options, model, "model", NULL,
                    "model directory (the demo model that comes with tandem)"),
-    SETTING_INT(struct options, prefill, "prefill", "1", 0, 64, "prefill nodes"),
-    SETTING_INT(struct options, decode, "decode", "1", 1, 64, "decode nodes"),
-    SETTING_STRING(struct options, zmq, "zmq", "tcp://127.0.0.1:5700",
+    SETTING_INT(struct up_options, prefill, "prefill", "1", 0, 64, "prefill nodes"),
+    SETTING_INT(struct up_options, decode, "decode", "1", 1, 64, "decode nodes"),
+    SETTING_STRING(struct up_options, zmq, "zmq", "tcp://127.0.0.1:5700",
                    "address for clients; port 0: any"),
-    SETTING_STRING(struct options, nodes, "nodes", "tcp://127.0.0.1:0",
+    SETTING_STRING(struct up_options, nodes, "nodes", "tcp://127.0.0.1:0",
                    "address for nodes, also of other hosts; port 0: any"),
     SETTING_STRING(
-        struct options, metrics, "metrics", NULL,
+        struct up_options, metrics, "metrics", NULL,
         "HOST:PORT of the router's /metrics, /healthz, /readyz; the nodes, prefill first, "
         "get the next ports; port 0: any for each; unset: off"),
-    SETTING_STRING(struct options, device, "device", "cpu",
+    SETTING_STRING(struct up_options, device, "device", "cpu",
                    "where nodes compute: cpu or cuda (tandem-decode --help has all)"),
-    SETTING_STRING(struct options, prefill_gpus, "prefill-gpus", NULL,
+    SETTING_STRING(struct up_options, prefill_gpus, "prefill-gpus", NULL,
                    "with --device cuda: numbers of GPUs, like 0,1, with a prefill node on each"),
-    SETTING_STRING(struct options, decode_gpus, "decode-gpus", NULL,
+    SETTING_STRING(struct up_options, decode_gpus, "decode-gpus", NULL,
                    "the same for decode nodes; without lists all nodes share GPU 0"),
-    SETTING_INT(struct options, threads, "threads", "0", 0, 1024,
+    SETTING_INT(struct up_options, threads, "threads", "0", 0, 1024,
                 "compute threads of each node; 0: the CPUs are shared out evenly"),
-    SETTING_INT(struct options, blocks, "blocks", "0", 0, 1e9,
+    SETTING_INT(struct up_options, blocks, "blocks", "0", 0, 1e9,
                 "KV pool of each node in blocks of 16 tokens; 0: the node's default"),
-    SETTING_SIZE(struct options, kv_host_bytes, "kv-host-bytes", "0", 0, 1e15,
+    SETTING_SIZE(struct up_options, kv_host_bytes, "kv-host-bytes", "0", 0, 1e15,
                  "on GPUs: host memory of each node for blocks that its pool lets go of"),
-    SETTING_STRING(struct options, kv_disk, "kv-disk", NULL,
+    SETTING_STRING(struct up_options, kv_disk, "kv-disk", NULL,
                    "directory that keeps blocks over restarts: prefill-0, decode-0 … in it are the "
                    "nodes' own; unset: off"),
-    SETTING_SIZE(struct options, kv_disk_bytes, "kv-disk-bytes", "16G", 16 << 20, 1e15,
+    SETTING_SIZE(struct up_options, kv_disk_bytes, "kv-disk-bytes", "16G", 16 << 20, 1e15,
                  "what each node keeps there at most"),
-    SETTING_STRING(struct options, kv_redis, "kv-redis", NULL,
+    SETTING_STRING(struct up_options, kv_redis, "kv-redis", NULL,
                    "HOST:PORT or unix:PATH of a Redis or Valkey server that all nodes share blocks "
                    "through; unset: off"),
-    SETTING_STRING(struct options, kv_redis_user, "kv-redis-user", NULL,
+    SETTING_STRING(struct up_options, kv_redis_user, "kv-redis-user", NULL,
                    "user of that server; unset: its default one"),
-    SETTING_STRING(struct options, kv_redis_password, "kv-redis-password", NULL,
+    SETTING_STRING(struct up_options, kv_redis_password, "kv-redis-password", NULL,
                    "file that has the password for it, in one line; unset: none"),
-    SETTING_CHOICE(struct options, link, "link", LINKS, "auto", "how KV travels"),
-    SETTING_BOOL(struct options, trusted_network, "trusted-network", "false",
+    SETTING_CHOICE(struct up_options, link, "link", UP_LINKS, "auto", "how KV travels"),
+    SETTING_BOOL(struct up_options, trusted_network, "trusted-network", "false",
                  "allow addresses beyond loopback: whoever reaches them may submit and join"),
-    SETTING_BOOL(struct options, dry_run, "dry-run", "false",
+    SETTING_BOOL(struct up_options, dry_run, "dry-run", "false",
                  "print this host's topology and where each node would be, say what they lack, "
                  "and start nothing"),
-    SETTING_BOOL(struct options, json, "json", "false",
+    SETTING_BOOL(struct up_options, json, "json", "false",
                  "print what happens as JSON, an object in each line (docs/interfaces.md)"),
-    SETTING_CHOICE(struct options, log_level, "log-level", LOG_LEVELS, "warn",
+    SETTING_CHOICE(struct up_options, log_level, "log-level", UP_LOG_LEVELS, "warn",
                    "lowest level of the processes' log lines on stderr"),
 };
 
@@ -117,7 +102,7 @@ struct child {
 };
 
 struct up {
-    const struct options *options;
+    const struct up_options *options;
     struct loop *loop;
     enum state state;
     char folder[PATH_MAX], model[PATH_MAX];
@@ -151,102 +136,8 @@ static double seconds_so_far(const struct up *up)
 
 /* ---- one child ---- */
 
-struct argv { /* strings live in `text` */
-    char text[8192];
-    size_t used;
-    char *item[ARGS_MAX];
-    int count;
-};
-
-static void add_arg(struct argv *a, const char *format, const char *value)
-{
-    int n = snprintf(a->text + a->used, sizeof a->text - a->used, format, value);
-    CHECK(n >= 0 && a->used + (size_t)n < sizeof a->text && a->count + 1 < ARGS_MAX);
-    a->item[a->count++] = a->text + a->used;
-    a->used += (size_t)n + 1;
-}
-
-static void add_number(struct argv *a, const char *format, long long value)
-{
-    char text[64];
-    snprintf(text, sizeof text, "%lld", value);
-    add_arg(a, format, text);
-}
-
-/* The name of the index-th of "a|b|c". */
-static void add_choice(struct argv *a, const char *format, const char *choices, int index)
-{
-    char name[16];
-    while (index-- > 0)
-        choices = strchr(choices, '|') + 1;
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(choices, "|"), choices);
-    add_arg(a, format, name);
-}
-
-/* The i-th of all processes listens i ports higher; a port of the system's choice it chooses itself. */
-static void add_metrics(struct argv *a, const struct up *up, uint32_t i)
-{
-    char host[ADDRESS_HOST_MAX], text[ADDRESS_HOST_MAX + 16];
-    uint16_t port;
-    if (!up->options->metrics) return;
-    CHECK(address_split(up->options->metrics, host, &port) == OK); /* as check_addresses saw */
-    snprintf(text, sizeof text, strchr(host, ':') ? "[%s]:%u" : "%s:%u", host, port ? port + i : 0);
-    add_arg(a, "--metrics=%s", text);
-}
-
-/* Named by role and number, so that a node finds what it had before. */
-static void add_tiers(struct argv *a, const struct child *c)
-{
-    const struct options *o = c->up->options;
-    char path[PATH_MAX + 32];
-    if (o->kv_host_bytes) add_number(a, "--kv-host-bytes=%s", (long long)o->kv_host_bytes);
-    if (o->kv_redis) add_arg(a, "--kv-redis=%s", o->kv_redis);
-    if (o->kv_redis_user) add_arg(a, "--kv-redis-user=%s", o->kv_redis_user);
-    if (o->kv_redis_password) add_arg(a, "--kv-redis-password=%s", o->kv_redis_password);
-    if (!o->kv_disk) return;
-    const char *role = c->name[0] == 'd' ? "decode" : "prefill";
-    snprintf(path, sizeof path, "%s/%s-%s", o->kv_disk, role, c->name + 1);
-    add_arg(a, "--kv-disk=%s", path);
-    add_number(a, "--kv-disk-bytes=%s", (long long)o->kv_disk_bytes);
-}
-
-static void make_argv(const struct child *c, struct argv *a)
-{
-    const struct up *up = c->up;
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof path, "%s/%s", up->folder, c->program);
-    add_arg(a, "%s", path);
-    add_arg(a, "--model=%s", up->model);
-    add_arg(a, "--name=%s", c->name);
-    add_choice(a, "--log-level=%s", LOG_LEVELS, up->options->log_level);
-    add_arg(a, "--trusted-network=%s", up->options->trusted_network ? "true" : "false");
-    add_metrics(a, up, (uint32_t)(c - up->child));
-    if (c == &up->child[0]) {
-        add_arg(a, "--listen-clients=%s", up->clients);
-        add_arg(a, "--listen-nodes=%s", up->nodes);
-        return;
-    }
-    add_arg(a, "--router=%s", up->nodes);
-    add_arg(a, "--device=%s", c->node->device);
-    if (c->sharers > 1) {
-        char share[16];
-        snprintf(share, sizeof share, "%.3f", KV_SHARE / c->sharers);
-        add_arg(a, "--kv-share=%s", share);
-    }
-    add_choice(a, "--link=%s", LINKS, up->options->link);
-    add_tiers(a, c);
-    const struct placement *place = &c->node->place;
-    if (place->threads) add_number(a, "--threads=%s", place->threads);
-    if (place->own) {
-        char cpus[4096]; /* a list cut short would be none */
-        cpus_print(&place->cpus, cpus, sizeof cpus);
-        add_arg(a, "--cpus=%s", cpus);
-    }
-    if (up->options->blocks) add_number(a, "--blocks=%s", up->options->blocks);
-}
-
 /* Between fork and exec: only what is safe there. */
-static _Noreturn void become(struct argv *a, int out_fd, pid_t parent)
+static _Noreturn void become(struct up_args *a, int out_fd, pid_t parent)
 {
     sigset_t none;
     sigemptyset(&none);
@@ -263,31 +154,54 @@ static _Noreturn void become(struct argv *a, int out_fd, pid_t parent)
 
 static void on_child_says(void *ctx, uint64_t now_ns, unsigned events);
 
+static enum err child_args(const struct child *c, struct up_args *args)
+{
+    const struct up *up = c->up;
+    char program[PATH_MAX + 32];
+    snprintf(program, sizeof program, "%s/%s", up->folder, c->program);
+    if (access(program, X_OK) != 0)
+        return err_set(ERR_NOT_FOUND, "%s: %s", program, strerror(errno));
+    const struct up_child child = {.program = program,
+                                   .model = up->model,
+                                   .clients = up->clients,
+                                   .nodes = up->nodes,
+                                   .name = c->name,
+                                   .number = (uint32_t)(c - up->child),
+                                   .node = c->node,
+                                   .sharers = c->sharers};
+    return up_args_make(args, up->options, &child);
+}
+
 static enum err child_start(struct child *c)
 {
     int ends[2];
-    struct argv a = {0};
+    struct up_args args = {0};
     pid_t self = getpid();
-    make_argv(c, &a);
-    if (access(a.item[0], X_OK) != 0)
-        return err_set(ERR_NOT_FOUND, "%s: %s", a.item[0], strerror(errno));
-    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
-        return err_set(ERR_IO, "no pipe: %s", strerror(errno));
+    enum err e = child_args(c, &args);
+    if (e != OK) goto done;
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
+        e = err_set(ERR_IO, "no pipe: %s", strerror(errno));
+        goto done;
+    }
     c->pid = fork();
     if (c->pid == 0) {
         fcntl(ends[1], F_SETFL, 0);
-        become(&a, ends[1], self);
+        become(&args, ends[1], self);
     }
     close(ends[1]);
     if (c->pid < 0) {
         c->pid = 0;
         close(ends[0]);
-        return err_set(ERR_IO, "cannot start %s: %s", c->program, strerror(errno));
+        e = err_set(ERR_IO, "cannot start %s: %s", c->program, strerror(errno));
+        goto done;
     }
     c->out_fd = ends[0];
     c->ready = false;
     c->line_bytes = 0;
-    return loop_watch(c->up->loop, c->out_fd, LOOP_READ, on_child_says, c, &c->out);
+    e = loop_watch(c->up->loop, c->out_fd, LOOP_READ, on_child_says, c, &c->out);
+done:
+    up_args_fini(&args);
+    return e;
 }
 
 static void close_out(struct child *c)
@@ -555,7 +469,7 @@ static enum err read_gpus(const char *name, const char *text, uint32_t *gpu, uin
 
 static enum err plan_gpus(struct up *up)
 {
-    const struct options *o = up->options;
+    const struct up_options *o = up->options;
     enum err e;
     if (!o->prefill_gpus && !o->decode_gpus) return OK;
     if (strcmp(o->device, "cuda") != 0)
@@ -595,7 +509,7 @@ static uint32_t count_sharers(const struct up_plan *plan, const struct up_node *
 
 static enum err plan_children(struct up *up)
 {
-    const struct options *o = up->options;
+    const struct up_options *o = up->options;
     bool listed = up->gpus_count[1] > 0;
     up->prefill_count = listed ? up->gpus_count[0] : (uint32_t)o->prefill;
     up->decode_count = listed ? up->gpus_count[1] : (uint32_t)o->decode;
@@ -644,7 +558,7 @@ static enum err find_model(struct up *up)
 
 static enum err check_addresses(const struct up *up)
 {
-    const struct options *o = up->options;
+    const struct up_options *o = up->options;
     const struct {
         const char *setting, *address;
     } row[] = {{"--zmq", o->zmq}, {"--nodes", o->nodes}, {"--metrics", o->metrics}};
@@ -666,30 +580,34 @@ static bool is_first_on_its_device(const struct up *up, uint32_t i)
     return true;
 }
 
+static int try_node(const struct child *c)
+{
+    struct up_args args = {0};
+    pid_t pid;
+    int status;
+    enum err e = child_args(c, &args);
+    int error = e == OK ? posix_spawn(&pid, args.item[0], NULL, NULL, args.item, environ) : 0;
+    if (error != 0) e = err_set(ERR_IO, "%s: %s", args.item[0], strerror(error));
+    up_args_fini(&args);
+    if (e != OK) {
+        fprintf(stderr, "tandem up: %s\n", err_text());
+        return CMD_FAILED;
+    }
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : CMD_FAILED;
+}
+
 /* With --dry-run: the nodes' own programs look at their settings and devices, and say what is missing. */
 static int try_nodes(const struct up *up)
 {
-    for (uint32_t i = 1; i < up->children_count; i++) {
-        struct argv a = {0};
-        pid_t pid;
-        int status;
-        if (!is_first_on_its_device(up, i)) continue;
-        make_argv(&up->child[i], &a);
-        add_arg(&a, "%s", "--dry-run");
-        int error = posix_spawn(&pid, a.item[0], NULL, NULL, a.item, environ);
-        if (error != 0) {
-            fprintf(stderr, "tandem up: %s: %s\n", a.item[0], strerror(error));
-            return CMD_FAILED;
-        }
-        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-            ;
-        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) continue;
-        return WIFEXITED(status) ? WEXITSTATUS(status) : CMD_FAILED;
-    }
-    return CMD_DONE;
+    int code = CMD_DONE;
+    for (uint32_t i = 1; i < up->children_count && code == CMD_DONE; i++)
+        if (is_first_on_its_device(up, i)) code = try_node(&up->child[i]);
+    return code;
 }
 
-static enum err make_kv_disk(const struct options *o)
+static enum err make_kv_disk(const struct up_options *o)
 {
     if (!o->kv_disk || mkdir(o->kv_disk, 0700) == 0 || errno == EEXIST) return OK;
     return err_set(ERR_IO, "--kv-disk %s: %s", o->kv_disk, strerror(errno));
@@ -731,7 +649,7 @@ static void finish(struct up *up)
     up_plan_fini(&up->plan);
 }
 
-static int run_up(const struct options *o)
+static int run_up(const struct up_options *o)
 {
     struct up *up = mem_new(sizeof *up);
     if (!up) return CMD_FAILED;
@@ -760,7 +678,7 @@ static int run_up(const struct options *o)
 
 int cmd_up(int argc, char **argv)
 {
-    struct options o = {0};
+    struct up_options o = {0};
     const struct settings_table own = {rows, COUNT_OF(rows), &o};
     const struct settings_program about = {
         .name = "tandem up",
