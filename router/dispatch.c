@@ -255,13 +255,33 @@ static enum sched_answer dispatch_one(struct router_core *core, uint64_t now_ns,
     return a;
 }
 
+/* Whom those who wait hold up. */
+struct hold {
+    bool all;     /* those above their share: what comes free is for one of them */
+    bool windows; /* all but those that have a window of their own */
+};
+enum after_wait { WAIT_ENDS, WAIT_RESTS, WAIT_PASSES };
+
+/* What `a`, which is no pair for it, means for those behind. It waits for a window, or has waited long for
+ * memory: what comes free is for it, unless for one with less than its share, which may take more than the
+ * others: without room for that one there is none. One whose nodes are not there holds nobody up. */
+static enum after_wait hold_up(struct hold *h, enum sched_answer a, const struct sched_job *job,
+                               bool waited_long)
+{
+    bool waits = a == SCHED_NO_PREFILL || (a == SCHED_NO_DECODE && waited_long);
+    bool no_window = a == SCHED_NO_PREFILL && !job->under_share;
+    if (waits && !job->over_share && !no_window) return WAIT_ENDS;
+    h->all |= waits;
+    h->windows |= no_window && !job->over_share;
+    return h->all && (job->over_share || no_window) ? WAIT_RESTS : WAIT_PASSES;
+}
+
 void choice_dispatch(struct router_core *core, uint64_t now_ns)
 {
     struct choice *passed[ROUTER_BYPASS_MAX];
     uint32_t passed_count = 0, rests = 0;
-    bool held_up = false;        /* those above their share: what comes free is for one of them */
-    bool window_held_up = false; /* all but those that have a window of their own */
     bool no_room = false;
+    struct hold held = {0};
     struct rooms rooms = {0};
     struct fair_tenant *t;
     enum sched_answer blocked_by =
@@ -272,9 +292,9 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         struct sched_job job = {0};
         turns_room(core, c, &job);
         enum sched_answer a = SCHED_NO_DECODE;
-        if (window_held_up && !job.under_share)
+        if (held.windows && !job.under_share)
             a = SCHED_NO_PREFILL;
-        else if (!held_up || !job.over_share)
+        else if (!held.all || !job.over_share)
             a = dispatch_one(core, now_ns, c, &job, &rooms);
         if (a == SCHED_PICKED) {
             rooms = (struct rooms){0};
@@ -283,17 +303,11 @@ void choice_dispatch(struct router_core *core, uint64_t now_ns)
         if (blocked_by == SCHED_PICKED) blocked_by = a;
         core->window_wanted |= a == SCHED_NO_PREFILL;
         no_room |= a != SCHED_NO_PREFILL;
-        /* It waits for a window, or has waited long for memory: what comes free is for it, unless for one with
-         * less than its share, which may take more than the others: without room for that one there is none. One
-         * whose nodes are not there holds nobody up. */
-        bool waited = a == SCHED_NO_PREFILL ||
-                      (a == SCHED_NO_DECODE && now_ns - c->state_ns > core->config.bypass_ns);
-        bool no_window = a == SCHED_NO_PREFILL && !job.under_share;
-        bool ends = waited && !job.over_share && !no_window;
-        if (passed_count == ROUTER_BYPASS_MAX || ends) break;
-        held_up |= waited;
-        window_held_up |= no_window && !job.over_share;
-        if (held_up && (job.over_share || no_window)) {
+        if (passed_count == ROUTER_BYPASS_MAX) break;
+        bool waited_long = now_ns - c->state_ns > core->config.bypass_ns;
+        enum after_wait after = hold_up(&held, a, &job, waited_long);
+        if (after == WAIT_ENDS) break;
+        if (after == WAIT_RESTS) {
             fair_rest(&core->fair, t);
             rests++;
         } else {
