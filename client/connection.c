@@ -140,6 +140,11 @@ static void next_router(struct tandem *t, uint64_t now_ns)
     t->address_now = (t->address_now + 1) % t->addresses_count;
 }
 
+static bool has_settled(const struct tandem *t, uint64_t now_ns)
+{
+    return t->up_ns && now_ns - t->up_ns >= SETTLED_MS * NS_PER_MS;
+}
+
 /* The session is over: all that was under way goes to the next router, or to the same again. */
 static void went_down(struct tandem *t, uint64_t now_ns)
 {
@@ -148,7 +153,8 @@ static void went_down(struct tandem *t, uint64_t now_ns)
         t->hint = address_hint;
     }
     life_drop(t);
-    if (t->lost_ns == TIME_NEVER) t->lost_ns = now_ns;
+    if (has_settled(t, now_ns)) t->lost_ns = now_ns;
+    t->up_ns = 0;
     next_router(t, now_ns);
     requests_lost(t, now_ns);
     queries_lost(t);
@@ -163,7 +169,7 @@ static uint64_t at_least_ms(uint32_t ms, uint32_t least_ms)
 static void lifeline_stands(struct tandem *t, uint64_t now_ns)
 {
     session_on_lifeline(&t->session, now_ns, true);
-    t->lost_ns = TIME_NEVER;
+    t->up_ns = now_ns;
 }
 
 static void went_up(struct tandem *t, uint64_t now_ns, const struct msg_welcome *w)
@@ -273,6 +279,10 @@ static void look_at_lifeline(struct tandem *t, uint64_t now_ns)
         if (!lost) lifeline_stands(t, now_ns);
     } else if (t->life == LIFE_UP && is_ready(t->life_fd, POLLIN)) {
         lost = true; /* an end, or a word where nothing is said */
+        if (!has_settled(t, now_ns)) {
+            lifeline_trouble(t, "it ended at once, perhaps another router's");
+            t->life = LIFE_CONNECTING; /* so far, and no farther */
+        }
     }
     if (lost && session_on_lifeline(&t->session, now_ns, false)) went_down(t, now_ns);
 }
@@ -303,7 +313,7 @@ static uint64_t run_session(struct tandem *t, uint64_t now_ns)
 static uint64_t give_up(struct tandem *t, uint64_t now_ns)
 {
     char reason[ERR_TEXT_MAX + 128];
-    if (t->lost_ns == TIME_NEVER) return TIME_NEVER;
+    if (t->up_ns) return TIME_NEVER;
     if (list_empty(&t->requests) && list_empty(&t->queries)) {
         t->lost_ns = now_ns; /* patience begins with something to wait for */
         return TIME_NEVER;
@@ -324,7 +334,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 /* A program that was stopped, or did something else for long, has not looked for a router meanwhile. */
 static void note_absence(struct tandem *t, uint64_t now_ns)
 {
-    if (t->lost_ns != TIME_NEVER && now_ns > t->due_ns && now_ns - t->due_ns > LATE_MS * NS_PER_MS)
+    if (now_ns > t->due_ns && now_ns - t->due_ns > LATE_MS * NS_PER_MS)
         t->lost_ns += now_ns - t->due_ns;
 }
 

@@ -24,6 +24,7 @@ enum {
     PATIENCE_MS = 10000,
     CONNECT_MS = 1000, /* then the next address is tried */
     RETRY_MS = 100,
+    SETTLED_MS = 250,  /* a router whose lifeline stood for less has not been one */
     LATE_MS = 100,     /* a turn that is later was held up by the program */
     RESUME_MS = 30000, /* how long other routers may refuse a resumed request for lack of room */
 };
@@ -47,7 +48,8 @@ struct tandem {
     struct map by_id, by_ref;           /* of requests */
     uint64_t next_ref;
     uint64_t patience_ns, dialled_ns;
-    uint64_t lost_ns; /* since when there is no router with a lifeline; TIME_NEVER: there is one */
+    uint64_t up_ns;   /* since when the lifeline stands; 0: it does not, and there is no router */
+    uint64_t lost_ns; /* since when there was none that stayed */
     uint64_t due_ns;  /* when the next turn should be at the latest */
     bool kicked, closing;
     char trouble[ERR_TEXT_MAX]; /* why there is no router, */

@@ -554,6 +554,27 @@ static void a_lifeline_that_cannot_be_reached_is_named_after_the_patience(void *
     }
 }
 
+/* As behind an address that several routers share. */
+static void a_lifeline_that_ends_at_once_is_no_router_either(void **state)
+{
+    (void)state;
+    struct fake_router *other = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+    struct fake_script script = {.lifeline = fake_router_lifeline(other), .outputs_until_hold = 1};
+    struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &script);
+    struct foreign f = foreign_open(fake_router_address(r));
+    struct heard h = {0};
+    tandem_set_patience(f.t, 150);
+    submit(&f, &h, 1, 10);
+    foreign_run_until(&f, &h.over);
+    assert_int_equal(h.status, TANDEM_NO_ROUTER);
+    assert_non_null(strstr(h.reason, fake_router_lifeline(other)));
+    assert_non_null(strstr(h.reason, "ended at once"));
+    tandem_request_free(h.request);
+    foreign_close(&f);
+    fake_router_free(r);
+    fake_router_free(other);
+}
+
 static void questions_are_answered_once(void **state)
 {
     (void)state;
@@ -700,6 +721,7 @@ int main(void)
         cmocka_unit_test(a_request_freed_in_its_callback_is_cancelled_and_silent),
         cmocka_unit_test(without_a_router_requests_and_questions_end_after_the_patience),
         cmocka_unit_test(a_lifeline_that_cannot_be_reached_is_named_after_the_patience),
+        cmocka_unit_test(a_lifeline_that_ends_at_once_is_no_router_either),
         cmocka_unit_test(questions_are_answered_once),
         cmocka_unit_test(closing_ends_what_runs),
         cmocka_unit_test(a_refused_resume_is_tried_again_a_refused_submit_is_not),

@@ -38,7 +38,7 @@ struct fake_router {
     uint64_t epochs, ids;
     struct held held[CLIENTS_MAX];
     uint32_t held_count;
-    char address[128];
+    char address[128], lifeline[128];
 };
 
 static void say(struct fake_router *r, struct client *c, struct msg m)
@@ -318,6 +318,7 @@ struct fake_router *fake_router_start(const char *address, const struct fake_scr
     CHECK(channel_listen(&r->channel, r->loop, address, &events, r) == OK);
     CHECK(lifeline_listen(&r->lifelines, r->loop, "127.0.0.1:0", on_lifeline, r) == OK);
     snprintf(r->address, sizeof r->address, "%s", channel_address(r->channel));
+    snprintf(r->lifeline, sizeof r->lifeline, "%s", lifeline_address(r->lifelines));
     r->stop_fd = eventfd(0, EFD_CLOEXEC);
     CHECK(r->stop_fd >= 0);
     CHECK(loop_watch(r->loop, r->stop_fd, LOOP_READ, on_stop, r, &r->stop_watch) == OK);
@@ -328,6 +329,11 @@ struct fake_router *fake_router_start(const char *address, const struct fake_scr
 const char *fake_router_address(const struct fake_router *r)
 {
     return r->address;
+}
+
+const char *fake_router_lifeline(const struct fake_router *r)
+{
+    return r->lifeline;
 }
 
 void fake_router_stop(struct fake_router *r)

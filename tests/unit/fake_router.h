@@ -50,6 +50,7 @@ struct fake_seen {
 struct fake_router;
 struct fake_router *fake_router_start(const char *address, const struct fake_script *script);
 const char *fake_router_address(const struct fake_router *r);
+const char *fake_router_lifeline(const struct fake_router *r);
 void fake_router_stop(struct fake_router *r);
 const struct fake_seen *fake_router_seen(const struct fake_router *r);
 void fake_router_free(struct fake_router *r);
