@@ -65,6 +65,7 @@ void router_core_free(struct router_core *core)
     backfills_free(core);
     map_fini(&core->peers);
     map_fini(&core->requests);
+    map_fini(&core->texts);
     pins_fini(core);
     fair_fini(&core->fair);
     heap_fini(&core->queue);
@@ -206,6 +207,10 @@ static void on_client_cancel(struct router_core *core, uint64_t now_ns, struct c
 {
     struct request *r = map_get(&core->requests, cancel->key.request);
     if (!r || r->client != client) return; /* ended already, or not its own */
+    if (r->choice[0].state == CHOICE_TOKENIZING) {
+        submit_drop(core, r, ERR_CANCELLED, "cancelled by its client");
+        return;
+    }
     uint32_t count = r->choices_count;
     struct choice *choice = r->choice; /* r may be forgotten with its last choice */
     for (uint32_t i = 0; i < count; i++)

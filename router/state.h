@@ -231,6 +231,7 @@ struct request {
     struct client *client; /* NULL: gone */
     struct list_link of_client;
     struct list_link history; /* once ended */
+    struct id128 text_job;    /* in core->texts while its ids are being made; else none */
     struct arena arena;       /* of everything below that is not fixed */
     struct msg_submit submit; /* copied; text is dropped once there are ids */
     uint64_t arrived_ns, deadline_ns;
@@ -350,6 +351,7 @@ struct router_core {
     struct router_out out;
     struct map peers;    /* by number: struct peer_entry */
     struct map requests; /* by id: live and remembered ones */
+    struct map texts;    /* by text_job: an id may come again while its text is under way */
     struct node *nodes[ROUTER_NODES_MAX];
     const struct sched_node *sched[ROUTER_NODES_MAX];
     struct index *index;                                         /* NULL: off */
@@ -472,6 +474,8 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
                       const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason);
 /* The ids of its prompt did not come in time: it was not accepted yet. */
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r);
+/* It was not accepted yet, and will not be. */
+void submit_drop(struct router_core *core, struct request *r, enum err error, const char *reason);
 void request_free(struct router_core *core, struct request *r);
 /* Of the history; a P that has not said yet that it is done lets go too. */
 void request_forget(struct router_core *core, struct request *r);

@@ -188,6 +188,7 @@ static enum err make_choice(const struct router_core *core, struct request *r, u
 void request_free(struct router_core *core, struct request *r)
 {
     if (map_get(&core->requests, r->id) == r) map_remove(&core->requests, r->id);
+    if (!id128_is_none(r->text_job)) map_remove(&core->texts, r->text_job);
     list_remove(&r->history);
     list_remove(&r->of_client);
     turns_leave(core, r);
@@ -211,6 +212,14 @@ void request_forget(struct router_core *core, struct request *r)
     core->history_count--;
     for (uint32_t i = 0; i < r->choices_count; i++)
         choice_cancel_nodes(core, &r->choice[i], "forgotten");
+    request_free(core, r);
+}
+
+void submit_drop(struct router_core *core, struct request *r, enum err error, const char *reason)
+{
+    submit_reject(core, r->client, r->submit.ref, error, reason);
+    core->counts.requests_live--;
+    core->counts.choices_live -= r->choices_count;
     request_free(core, r);
 }
 
@@ -248,12 +257,16 @@ static enum err make_way(struct router_core *core, uint64_t now_ns, const struct
     struct request *old = map_get(&core->requests, s->id);
     if (!old) return OK;
     if (old->choices_ended < old->choices_count) {
+        const char *why = "resumed by another submission";
         if (s->attempt <= old->choice[0].attempt)
             return err_set(ERR_DUPLICATE, "a request of this id is running: wait for it, or resume "
                                           "it with a higher attempt");
+        if (old->choice[0].state == CHOICE_TOKENIZING) {
+            submit_drop(core, old, ERR_CANCELLED, why);
+            return OK;
+        }
         for (uint32_t i = 0; i < old->choices_count; i++)
-            choice_end(core, now_ns, &old->choice[i], FINISH_CANCELLED, ERR_CANCELLED,
-                       "resumed by another submission");
+            choice_end(core, now_ns, &old->choice[i], FINISH_CANCELLED, ERR_CANCELLED, why);
     }
     old = map_get(&core->requests, s->id);
     if (old) request_forget(core, old);
@@ -296,21 +309,13 @@ fail:
     return e;
 }
 
-static void drop_live(struct router_core *core, struct request *r)
-{
-    core->counts.requests_live--;
-    core->counts.choices_live -= r->choices_count;
-    request_free(core, r);
-}
-
 /* The ids are there: the last checks, then it is accepted and waits in the queue. */
 static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
 {
     struct client *client = r->client;
     r->prompt_count = r->submit.tokens_count;
     if (check_values(core, r) != OK) {
-        submit_reject(core, client, r->submit.ref, ERR_INVALID, err_text());
-        drop_live(core, r);
+        submit_drop(core, r, ERR_INVALID, err_text());
         return;
     }
     r->checked_life = core->cluster.life;
@@ -325,6 +330,15 @@ static void admit(struct router_core *core, uint64_t now_ns, struct request *r)
     registry_send(core, client->peer, &m);
     for (uint32_t i = 0; i < r->choices_count; i++)
         choice_enqueue(core, now_ns, &r->choice[i]);
+}
+
+static enum err ask_for_ids(struct router_core *core, struct request *r)
+{
+    struct id128 job = router_draw_id(core);
+    enum err e = map_put(&core->texts, job, r);
+    if (e != OK) return e;
+    r->text_job = job;
+    return core->out.tokenize(core->out.ctx, job, r->submit.text, r->submit.text_bytes);
 }
 
 void submit_on_message(struct router_core *core, uint64_t now_ns, struct client *client,
@@ -345,31 +359,29 @@ void submit_on_message(struct router_core *core, uint64_t now_ns, struct client 
         admit(core, now_ns, r);
         return;
     }
-    e = core->out.tokenize(core->out.ctx, r->id, r->submit.text, r->submit.text_bytes);
-    if (e == OK) {
-        uint64_t when_ns = now_ns + core->config.queue_timeout_ns;
-        if (r->deadline_ns < when_ns) when_ns = r->deadline_ns;
-        heap_move(&core->timers, &r->choice[0].timer, when_ns); /* room was reserved */
+    if ((e = ask_for_ids(core, r)) != OK) {
+        submit_drop(core, r, e, err_text());
         return;
     }
-    submit_reject(core, client, submit->ref, e, err_text());
-    drop_live(core, r);
+    uint64_t when_ns = now_ns + core->config.queue_timeout_ns;
+    if (r->deadline_ns < when_ns) when_ns = r->deadline_ns;
+    heap_move(&core->timers, &r->choice[0].timer, when_ns); /* room was reserved */
 }
 
 void submit_on_timer(struct router_core *core, uint64_t now_ns, struct request *r)
 {
-    submit_reject(core, r->client, r->submit.ref, ERR_TIMEOUT,
-                  now_ns >= r->deadline_ns ? "its deadline has passed"
-                                           : "its prompt was not tokenized in time");
-    drop_live(core, r);
+    submit_drop(core, r, ERR_TIMEOUT,
+                now_ns >= r->deadline_ns ? "its deadline has passed"
+                                         : "its prompt was not tokenized in time");
 }
 
 void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 job,
                       const uint32_t *ids, uint32_t ids_count, enum err error, const char *reason)
 {
-    struct request *r = map_get(&core->requests, job);
-    if (!r || r->submit.tokens || !r->client) return; /* its client has gone meanwhile */
-    if (r->choice[0].state != CHOICE_TOKENIZING) return;
+    struct request *r = map_remove(&core->texts, job);
+    if (!r) return;
+    r->text_job = ID128_NONE;
+    if (r->choice[0].state != CHOICE_TOKENIZING) return; /* its client has gone meanwhile */
     uint32_t *copy = NULL;
     if (error == OK) {
         copy = arena_take(&r->arena, ids_count * sizeof *ids);
@@ -379,8 +391,7 @@ void submit_on_tokens(struct router_core *core, uint64_t now_ns, struct id128 jo
         }
     }
     if (error != OK) {
-        submit_reject(core, r->client, r->submit.ref, error, reason);
-        drop_live(core, r);
+        submit_drop(core, r, error, reason);
         return;
     }
     if (ids_count > 0) memcpy(copy, ids, ids_count * sizeof *ids);

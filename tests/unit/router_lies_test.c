@@ -213,6 +213,14 @@ static void submit_by(uint32_t client, struct msg m)
     say(&w, client, m);
 }
 
+static void give_as_text(struct msg *m)
+{
+    m->submit.tokens = NULL;
+    m->submit.tokens_count = 0;
+    m->submit.text = "x";
+    m->submit.text_bytes = 1;
+}
+
 static void ask(void)
 {
     struct msg m = submit_of(1 + below(5));
@@ -223,12 +231,7 @@ static void ask(void)
         m.submit.tokens_max = 0;
         m.submit.choices = 1;
     }
-    if (one_in(4)) {
-        m.submit.tokens = NULL;
-        m.submit.tokens_count = 0;
-        m.submit.text = "x";
-        m.submit.text_bytes = 1;
-    }
+    if (one_in(4)) give_as_text(&m);
     if (m.submit.kind == JOB_GENERATE && one_in(4)) m.submit.kv_window = 1 + below(20);
     submit_by(CLIENT, m);
 }
@@ -244,6 +247,7 @@ static void ask_again(uint32_t client)
     m.submit.received = prompt;
     m.submit.received_count = below(3);
     heard.again++;
+    if (one_in(3)) give_as_text(&m);
     submit_by(client, m);
 }
 

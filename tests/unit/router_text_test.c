@@ -182,9 +182,68 @@ static void ids_for_a_client_that_has_gone_are_thrown_away(void **state)
     world_close(&w);
 }
 
+/* A request of two choices under an id of the client's, as the next message; nobody has accepted it yet. */
+static struct id128 submit_under_id(struct world *w, uint64_t ref, uint32_t attempt)
+{
+    struct msg m = submit_of(3);
+    m.submit.ref = ref;
+    m.submit.id = (struct id128){5, 6};
+    m.submit.attempt = attempt;
+    m.submit.choices = 2;
+    m.submit.tokens = NULL;
+    m.submit.tokens_count = 0;
+    m.submit.text = "x";
+    m.submit.text_bytes = 1;
+    say(w, CLIENT, m);
+    return w->tokenizing;
+}
+
+static void expect_rejected(struct world *w, uint64_t ref)
+{
+    const struct msg_rejected *m = &expect(w, CLIENT, MSG_REJECTED)->rejected;
+    assert_int_equal(m->ref, ref);
+    assert_int_equal(m->error, ERR_CANCELLED);
+    assert_false(was_sent(w, CLIENT, MSG_DONE)); /* it was never accepted */
+}
+
+static void ids_are_those_of_the_submission_that_wanted_them(void **state)
+{
+    (void)state;
+    static const uint32_t ids[3] = {1, 2, 3};
+    struct world w;
+    text_world_open(&w);
+    struct id128 first = submit_under_id(&w, 1, 0), second = submit_under_id(&w, 2, 1);
+    expect_rejected(&w, 1);
+    router_core_on_tokens(w.core, w.now, first, ids, 2, OK, NULL);
+    assert_false(was_sent(&w, CLIENT, MSG_ACCEPTED));
+    router_core_on_tokens(w.core, w.now, second, ids, 3, OK, NULL);
+    assert_int_equal(expect(&w, CLIENT, MSG_ACCEPTED)->accepted.prompt_tokens, 3);
+    router_core_audit(w.core);
+    world_close(&w);
+}
+
+static void what_was_not_accepted_yet_is_cancelled_as_one(void **state)
+{
+    (void)state;
+    static const uint32_t ids[1] = {1};
+    struct world w;
+    text_world_open(&w);
+    struct id128 job = submit_under_id(&w, 1, 0);
+    say(&w, CLIENT, (struct msg){.kind = MSG_CANCEL, .cancel = {{{5, 6}, 0, 0}, "no more"}});
+    expect_rejected(&w, 1);
+    router_core_on_tokens(w.core, w.now, job, ids, 1, OK, NULL);
+    router_core_audit(w.core);
+    struct router_counts c;
+    router_core_counts(w.core, &c);
+    assert_int_equal(c.requests_live, 0);
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(ids_are_those_of_the_submission_that_wanted_them),
+        cmocka_unit_test(what_was_not_accepted_yet_is_cancelled_as_one),
         cmocka_unit_test(text_is_that_of_the_tokens),
         cmocka_unit_test(a_stop_string_over_two_tokens_ends_it_and_is_not_shown),
         cmocka_unit_test(a_failing_allocation_leaves_no_gap_in_the_text),
