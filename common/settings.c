@@ -277,13 +277,14 @@ static enum err read_arguments(struct settings *s, int argc, char **argv)
     return OK;
 }
 
-/* --help wins over whatever else is there; --config is needed before the other arguments. */
+/* --help and --version win over whatever else is there; --config is needed before the other arguments. */
 static enum err look_ahead(struct settings *s, int argc, char **argv)
 {
     if (s->program->section) s->config_path = getenv("TANDEM_CONFIG");
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) s->help = true;
         if (strcmp(argv[i], "--help-markdown") == 0) s->help_markdown = true;
+        if (strcmp(argv[i], "--version") == 0) s->version = true;
         if (!s->program->section) continue;
         if (strncmp(argv[i], "--config=", 9) == 0) s->config_path = argv[i] + 9;
         if (strcmp(argv[i], "--config") != 0) continue;
@@ -308,7 +309,7 @@ enum err settings_read(struct settings *s, const struct settings_program *progra
         goto fail;
     }
     if ((e = look_ahead(s, argc, argv)) != OK) goto fail;
-    if (s->help || s->help_markdown) return OK;
+    if (s->help || s->help_markdown || s->version) return OK;
     if ((e = read_defaults(s)) != OK) goto fail;
     if (s->config_path && (e = read_file(s)) != OK) goto fail;
     if ((e = read_environment(s)) != OK) goto fail;
@@ -341,12 +342,14 @@ bool settings_main(struct settings *s, const struct settings_program *program, i
         *status = 2;
         return false;
     }
-    if (!s->help && !s->help_markdown) return true;
+    if (!s->help && !s->help_markdown && !s->version) return true;
     struct buf out = {0};
     if (s->help)
         settings_help(program, &out);
-    else
+    else if (s->help_markdown)
         settings_markdown(program, &out);
+    else
+        buf_printf(&out, "%s %s\n", program->name, TANDEM_VERSION);
     bool written = fwrite(out.data, 1, out.size, stdout) == out.size && fflush(stdout) == 0;
     *status = out.error == OK && written ? 0 : 1;
     buf_fini(&out);
@@ -388,6 +391,7 @@ void settings_help(const struct settings_program *program, struct buf *out)
     if (program->section)
         buf_printf(out, "  %-28s %s\n", "--config FILE", "settings as YAML, name: value");
     buf_printf(out, "  %-28s %s\n", "--help", "this text");
+    buf_printf(out, "  %-28s %s\n", "--version", "which tandem this is");
     buf_add_string(out, "\nEach may also come from the environment, --some-name as "
                         "TANDEM_SOME_NAME. Arguments win over\nthe environment, the environment "
                         "over the config file.\n");

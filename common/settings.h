@@ -129,7 +129,7 @@ struct settings {
     const struct settings_program *program;
     const char **args; /* what is no setting, in order */
     size_t args_count;
-    bool help, help_markdown; /* asked for; then nothing else was checked */
+    bool help, help_markdown, version; /* asked for; then nothing else was checked */
     /* private */
     unsigned char *sources; /* enum setting_source of each row of each table */
     const char *config_path;
