@@ -34,6 +34,12 @@ int cmd_warm(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_sim(int argc, char **argv);
 
+/* Whole milliseconds, one at least of what is not 0. */
+static inline uint32_t cmd_ms(uint64_t ns)
+{
+    return (uint32_t)((ns + NS_PER_MS - 1) / NS_PER_MS);
+}
+
 /* Settings of every verb that talks to a router. */
 struct cmd_router {
     const char *router;

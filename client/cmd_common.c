@@ -41,7 +41,7 @@ struct tandem *cmd_connect(const struct cmd_router *options)
         fprintf(stderr, "tandem: --router: %s\n", tandem_error_text());
         return NULL;
     }
-    tandem_set_patience(t, (uint32_t)(options->patience_ns / NS_PER_MS));
+    tandem_set_patience(t, cmd_ms(options->patience_ns));
     return t;
 }
 

@@ -89,7 +89,7 @@ static enum tandem_status prepare(void *ctx, struct tandem_request *r, const str
     (void)q;
     tandem_set_kind(r, run->kind);
     tandem_set_priority(r, (int32_t)run->options->priority);
-    tandem_set_deadline(r, (uint32_t)(run->options->deadline_ns / NS_PER_MS));
+    tandem_set_deadline(r, cmd_ms(run->options->deadline_ns));
     return tandem_set_tenant(r, run->options->tenant);
 }
 

@@ -268,7 +268,7 @@ static enum tandem_status set_all(struct tandem_request *r, const struct setting
     tandem_set_presence_penalty(r, (float)o->presence_penalty);
     tandem_set_frequency_penalty(r, (float)o->frequency_penalty);
     tandem_set_priority(r, (int32_t)o->priority);
-    tandem_set_deadline(r, (uint32_t)(o->deadline_ns / NS_PER_MS));
+    tandem_set_deadline(r, cmd_ms(o->deadline_ns));
     tandem_set_ignore_eos(r, o->ignore_eos);
     if (o->seed >= 0) tandem_set_seed(r, (uint64_t)o->seed);
     if (o->logprobs >= 0) tandem_set_logprobs(r, (uint32_t)o->logprobs);

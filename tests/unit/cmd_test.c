@@ -541,6 +541,21 @@ static void pins_are_lines_and_none_is_said(void **state)
     }
 }
 
+/* 0 would be none. */
+static void a_deadline_of_less_than_a_millisecond_is_one(void **state)
+{
+    (void)state;
+    static const char *const verbs[] = {"generate", "score"};
+    for (size_t i = 0; i < COUNT_OF(verbs); i++) {
+        struct fake_router *r = fake_router_start("tcp://127.0.0.1:0", &(struct fake_script){0});
+        struct result x =
+            RUN(verbs[i], "--router", fake_router_address(r), "--deadline", "1us", "four");
+        fake_router_stop(r);
+        assert_true(x.code == 1 || fake_router_seen(r)->deadline_ms == 1); /* or it came in time */
+        fake_router_free(r);
+    }
+}
+
 static void an_interrupt_cancels_the_request(void **state)
 {
     (void)state;
@@ -745,6 +760,9 @@ static void version_is_one_line_on_stdout(void **state)
     assert_int_equal(x.code, 0);
     assert_string_equal(x.out, "tandem " TANDEM_VERSION "\n");
     assert_string_equal(x.err, "");
+    x = RUN("generate", "--version");
+    assert_int_equal(x.code, 0);
+    assert_string_equal(x.out, "tandem generate " TANDEM_VERSION "\n");
 }
 
 static void up_says_what_is_missing(void **state)
@@ -900,6 +918,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_rejected_request_ends_with_1_and_says_why),
         cmocka_unit_test(status_shows_nodes_and_links_in_order),
         cmocka_unit_test(pins_are_lines_and_none_is_said),
+        cmocka_unit_test(a_deadline_of_less_than_a_millisecond_is_one),
         cmocka_unit_test(an_interrupt_cancels_the_request),
         cmocka_unit_test(what_cannot_be_written_to_stdout_is_a_failure),
         cmocka_unit_test(tokenize_and_detokenize_are_each_others_inverse),
