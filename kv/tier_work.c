@@ -3,335 +3,20 @@
  * a staging area, where they are checked before a byte goes to the pool, and sealed before one leaves. */
 #include "kv/tier_work.h"
 
-#include <sodium.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "common/mem.h"
 #include "common/smooth.h"
-#include "kv/breaker.h"
+#include "kv/tier_rows.h"
 
-enum {
-    CHUNK_BYTES = 4 << 20, /* of values that go at once, or one */
-    CHUNK_MAX = 64,
-    NEWS_MAX =
-        4096, /* of one op; a LIST has a quarter of it, a STORE two for each block and tier */
-    RETRY_WORTH =
-        32, /* a tier that was not worth it so often is tried: it may have become faster */
-};
-
+/* A tier that was not worth it so often is tried: it may have become faster. */
+#define RETRY_WORTH 32
 /* Of a LOAD's deadline this part is left for the way back to the node, so that what was read by then is
  * there before the prompt goes on without it. */
 #define RETURN_PART 8
 #define STORE_DEADLINES 10
 #define STORE_PART 4
-
-struct counts {
-    _Atomic uint64_t hits, misses, not_worth, late, failures, wrong;
-    _Atomic uint64_t read_bytes, written_bytes, read_rate, write_rate, open_ns;
-    _Atomic uint64_t entries_count, bytes, evicted, removed;
-    _Atomic uint64_t
-        opening_ns; /* since when it is being opened for the first time; 0: it is not */
-    _Atomic bool broken;
-};
-
-struct row {
-    const struct kv_tier_ops *ops;
-    struct kv_tier_options options;
-    struct kv_tier *tier;  /* NULL: it could not be opened yet */
-    struct kv_tier *fresh; /* what opening it led to: whose thread opens it, then the owner's */
-    enum err fresh_error;
-    char fresh_text[ERR_TEXT_MAX];
-    bool opening; /* for the first time: not taken yet */
-    struct kv_breaker open, read, write;
-    struct counts counts;
-    uint32_t not_worth_now;
-    struct kv_tier_work *work;
-    const char *emptied; /* that the log has */
-};
-
-struct kv_tier_work {
-    struct kv_tiers_options options;
-    struct row row[KV_TIERS_MAX];
-    size_t value_bytes;
-    uint32_t chunk;
-    char *staging, *own_staging;
-    void *value[CHUNK_MAX];
-    struct kv_tier_news news[NEWS_MAX];
-    uint32_t news_count;
-    bool news_lost;
-    _Atomic uint64_t loads_late;
-    /* The call of a tier that is under way: of which row, and since when; 0: none. */
-    _Atomic uint32_t called_row;
-    _Atomic uint64_t called_ns;
-};
-
-/* ---- news ---- */
-
-static void tell(struct row *r, struct id128 key, bool gone)
-{
-    struct kv_tier_work *w = r->work;
-    if (w->news_count == NEWS_MAX) {
-        w->news_lost = true;
-        return;
-    }
-    w->news[w->news_count++] = (struct kv_tier_news){kv_tier_key_hash(key), r->ops->kind, gone};
-}
-
-/* What goes while it is opened, perhaps on another thread, nobody was told of. */
-static void on_gone(void *ctx, struct id128 key)
-{
-    struct row *r = ctx;
-    if (r->tier) tell(r, key, true);
-}
-
-static void take_news(struct kv_tier_work *w, struct kv_tier_event *event)
-{
-    size_t bytes = w->news_count * sizeof *w->news;
-    event->news = bytes > 0 ? mem_new(bytes) : NULL;
-    if (event->news) {
-        memcpy(event->news, w->news, bytes);
-        event->news_count = w->news_count;
-    }
-    event->news_lost = w->news_lost || (bytes > 0 && !event->news);
-    w->news_count = 0;
-    w->news_lost = false;
-}
-
-void kv_tier_event_free(struct kv_tier_event *event)
-{
-    mem_free(event->news);
-    event->news = NULL;
-    event->news_count = 0;
-}
-
-/* ---- life ---- */
-
-uint64_t kv_tier_work_now(const struct kv_tier_work *w)
-{
-    return w->options.now_ns ? w->options.now_ns(w->options.now_ctx) : clock_now_ns();
-}
-
-static void publish(struct row *r)
-{
-    struct kv_tier_stats kept = {0};
-    if (!r->tier) return;
-    r->ops->stats(r->tier, &kept);
-    if (kept.emptied && kept.emptied != r->emptied)
-        log_warn("kv_tier_emptied", "tier=%s reason=\"%s\"", r->ops->name, kept.emptied);
-    r->emptied = kept.emptied;
-    atomic_store(&r->counts.entries_count, kept.entries_count);
-    atomic_store(&r->counts.bytes, kept.bytes);
-    atomic_store(&r->counts.evicted, kept.evicted);
-    atomic_store(&r->counts.removed, kept.removed);
-    atomic_store(&r->counts.broken, r->read.pause_ns > 0 || r->write.pause_ns > 0);
-}
-
-/* Each call of a tier is between these two: it may not return. */
-static void called(struct row *r)
-{
-    struct kv_tier_work *w = r->work;
-    atomic_store(&w->called_row, (uint32_t)(r - w->row));
-    atomic_store(&w->called_ns, kv_tier_work_now(w));
-}
-
-/* One that was stuck has failed, and the breaker (NULL: no matter) opens at once. */
-static enum err returned(struct row *r, struct kv_breaker *b, enum err e)
-{
-    struct kv_tier_work *w = r->work;
-    uint64_t took_ns = kv_tier_work_now(w) - atomic_exchange(&w->called_ns, 0);
-    if (!b || took_ns < KV_TIERS_STUCK_NS) return e;
-    b->failures = b->failures_max;
-    return err_set(ERR_PEER, "a call took %llu ms", (unsigned long long)(took_ns / NS_PER_MS));
-}
-
-static void call_open(struct row *r)
-{
-    r->fresh = NULL;
-    r->fresh_error = r->ops->open(&r->fresh, &r->options);
-    if (r->fresh_error != OK) snprintf(r->fresh_text, sizeof r->fresh_text, "%s", err_text());
-}
-
-/* What call_open has left. */
-static enum err take_fresh(struct kv_tier_work *w, struct row *r)
-{
-    bool ok = r->fresh_error == OK;
-    r->tier = ok ? r->fresh : NULL;
-    kv_breaker_note(&r->open, ok, kv_tier_work_now(w));
-    atomic_store(&r->counts.broken, !ok);
-    publish(r);
-    return ok ? OK : err_set(r->fresh_error, "%s", r->fresh_text);
-}
-
-static void make_rows(struct kv_tier_work *w)
-{
-    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
-        r->options = w->options.tier[i].options;
-        r->options.value_bytes = w->value_bytes;
-        r->options.space = w->options.space;
-        r->options.on_gone = on_gone;
-        r->options.gone_ctx = r;
-        r->ops = w->options.tier[i].ops;
-        r->work = w;
-        r->opening = true;
-        r->open.failures_max = 1;
-        r->read.failures_max = r->write.failures_max = w->options.breaker_failures;
-        atomic_store(&r->counts.broken, true);
-    }
-}
-
-void kv_tier_work_open(struct kv_tier_work *w, uint32_t row)
-{
-    struct row *r = &w->row[row];
-    atomic_store(&r->counts.opening_ns, kv_tier_work_now(w));
-    call_open(r);
-}
-
-enum err kv_tier_work_opened(struct kv_tier_work *w, uint32_t row, bool late)
-{
-    struct row *r = &w->row[row];
-    atomic_store(&r->counts.opening_ns, 0);
-    r->opening = false;
-    enum err e = take_fresh(w, r);
-    if (late && e == OK) w->news_lost = true; /* routers do not know what it has */
-    return e;
-}
-
-void kv_tier_work_reopen(struct kv_tier_work *w)
-{
-    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
-        uint64_t now_ns = kv_tier_work_now(w), broke_ns = r->open.broke_ns;
-        if (r->tier || r->opening || !kv_breaker_lets(&r->open, now_ns)) continue;
-        called(r);
-        call_open(r);
-        returned(r, NULL, OK);
-        if (take_fresh(w, r) != OK) continue;
-        w->news_lost = true;
-        log_info("kv_tier_back", "tier=%s doing=open after_ms=%llu", r->ops->name,
-                 (unsigned long long)((now_ns - broke_ns) / NS_PER_MS));
-    }
-}
-
-uint64_t kv_tier_work_reopen_in(const struct kv_tier_work *w)
-{
-    uint64_t now_ns = kv_tier_work_now(w), at_ns = TIME_NEVER;
-    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        const struct row *r = &w->row[i];
-        if (!r->tier && !r->opening && r->open.until_ns < at_ns) at_ns = r->open.until_ns;
-    }
-    return at_ns == TIME_NEVER ? TIME_NEVER : at_ns > now_ns ? at_ns - now_ns : 0;
-}
-
-size_t kv_tiers_staging_bytes(const struct kv_geometry *geometry)
-{
-    size_t value_bytes = kv_tier_entry_bytes(geometry);
-    size_t chunk = CHUNK_BYTES / value_bytes;
-    return value_bytes * (chunk == 0 ? 1 : chunk < CHUNK_MAX ? chunk : CHUNK_MAX);
-}
-
-enum err kv_tier_work_new(struct kv_tier_work **out, const struct kv_tiers_options *options)
-{
-    *out = NULL;
-    const struct kv_tiers_options *o = options;
-    if (o->tiers_count == 0 || o->tiers_count > KV_TIERS_MAX || o->deadline_ns == 0 ||
-        o->breaker_failures == 0)
-        return err_set(ERR_INVALID, "%u tiers (1 to %d), deadline and failures must be at least 1",
-                       o->tiers_count, KV_TIERS_MAX);
-    if (sodium_init() < 0)
-        return err_set(ERR_IO, "libsodium cannot be used"); /* its fastest code */
-    struct kv_tier_work *w = mem_new(sizeof *w);
-    if (!w) return ERR_MEMORY;
-    size_t staging_bytes = kv_tiers_staging_bytes(&o->geometry);
-    w->options = *o;
-    w->value_bytes = kv_tier_entry_bytes(&o->geometry);
-    w->chunk = (uint32_t)(staging_bytes / w->value_bytes);
-    w->staging = o->staging ? o->staging : (w->own_staging = mem_aligned(staging_bytes, 64));
-    for (uint32_t i = 0; w->staging && i < w->chunk; i++)
-        w->value[i] = w->staging + i * w->value_bytes;
-    make_rows(w);
-    if (!w->staging) {
-        kv_tier_work_free(w);
-        return ERR_MEMORY;
-    }
-    *out = w;
-    return OK;
-}
-
-void kv_tier_work_close(struct kv_tier_work *w)
-{
-    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
-        if (!r->tier) continue;
-        called(r);
-        r->ops->close(r->tier);
-        returned(r, NULL, OK);
-        r->tier = NULL;
-    }
-}
-
-void kv_tier_work_free(struct kv_tier_work *w)
-{
-    if (!w) return;
-    kv_tier_work_close(w);
-    mem_free(w->own_staging);
-    mem_free(w);
-}
-
-static uint32_t block_ns(const struct kv_tier_work *w, const struct counts *c,
-                         enum kv_tier_kind kind)
-{
-    static const uint64_t usual_rate[] = {
-        [KV_TIER_HOST] = 8000000000, [KV_TIER_DISK] = 1000000000, [KV_TIER_SHARED] = 500000000};
-    uint64_t rate = atomic_load(&c->read_rate);
-    if (rate == 0) rate = usual_rate[kind];
-    double ns = (double)w->value_bytes * NS_PER_S / (double)rate;
-    return atomic_load(&c->broken) ? 0 : ns < 1 ? 1 : ns < 1e9 ? (uint32_t)ns : 1000000000;
-}
-
-void kv_tier_work_stats(const struct kv_tier_work *w, struct kv_tiers_stats *stats)
-{
-    *stats = (struct kv_tiers_stats){.rows_count = w->options.tiers_count,
-                                     .loads_late = atomic_load(&w->loads_late)};
-    uint64_t now_ns = kv_tier_work_now(w);
-    for (uint32_t i = 0; i < stats->rows_count; i++) {
-        const struct counts *c = &w->row[i].counts;
-        uint64_t opening_ns = atomic_load(&c->opening_ns);
-        stats->row[i] = (struct kv_tier_row){
-            .name = w->row[i].ops->name,
-            .kind = w->row[i].ops->kind,
-            .kept = {atomic_load(&c->entries_count), atomic_load(&c->bytes),
-                     atomic_load(&c->evicted), atomic_load(&c->removed)},
-            .hits = atomic_load(&c->hits),
-            .misses = atomic_load(&c->misses),
-            .not_worth = atomic_load(&c->not_worth),
-            .late = atomic_load(&c->late),
-            .failures = atomic_load(&c->failures),
-            .wrong = atomic_load(&c->wrong),
-            .read_bytes = atomic_load(&c->read_bytes),
-            .written_bytes = atomic_load(&c->written_bytes),
-            .read_rate = atomic_load(&c->read_rate),
-            .write_rate = atomic_load(&c->write_rate),
-            .broken = atomic_load(&c->broken),
-        };
-        stats->block_ns[w->row[i].ops->kind] = block_ns(w, c, w->row[i].ops->kind);
-        if (opening_ns == 0) continue;
-        stats->calling = w->row[i].ops->name;
-        if (now_ns >= opening_ns + KV_TIERS_STUCK_NS) stats->row[i].stuck_ns = now_ns - opening_ns;
-    }
-    uint32_t row = atomic_load(&w->called_row);
-    uint64_t since_ns = atomic_load(&w->called_ns);
-    if (since_ns == 0) return;
-    stats->calling = w->row[row].ops->name;
-    if (now_ns < since_ns + KV_TIERS_STUCK_NS) return;
-    stats->stuck_ns = stats->row[row].stuck_ns = now_ns - since_ns;
-    stats->row[row].broken = true;
-    memset(stats->block_ns, 0, sizeof stats->block_ns); /* the others wait for it */
-}
 
 /* ---- what is known of a tier ---- */
 
@@ -354,28 +39,6 @@ static void measure(_Atomic uint64_t *rate, uint64_t bytes, uint64_t ns)
         average(rate, (uint64_t)((double)bytes * NS_PER_S / (double)(ns > 0 ? ns : 1)) | 1);
 }
 
-/* A call of the tier has ended so; the text of an error is still there. */
-static void note(struct kv_tier_work *w, struct row *r, struct kv_breaker *b, enum err e)
-{
-    const char *doing = b == &r->read ? "read" : "write";
-    uint64_t now_ns = kv_tier_work_now(w), broke_ns = b->broke_ns;
-    if (e != OK) atomic_fetch_add(&r->counts.failures, 1);
-    if (e == ERR_FULL) b->failures = b->failures_max; /* sure, and not over in a moment */
-    switch (kv_breaker_note(b, e == OK, now_ns)) {
-    case KV_BREAKER_BROKE:
-        log_warn("kv_tier_broken",
-                 "tier=%s doing=%s error=%s reason=\"%s\" note=\"left alone, tried "
-                 "again later\"",
-                 r->ops->name, doing, err_name(e), err_text());
-        break;
-    case KV_BREAKER_BACK:
-        log_info("kv_tier_back", "tier=%s doing=%s after_ms=%llu", r->ops->name, doing,
-                 (unsigned long long)((now_ns - broke_ns) / NS_PER_MS));
-        break;
-    case KV_BREAKER_SAME: break;
-    }
-}
-
 /* ---- LOAD ---- */
 
 struct load {
@@ -387,20 +50,20 @@ struct load {
 };
 
 /* An entry that is not what it should be goes. */
-static void remove_wrong(struct kv_tier_work *w, struct row *r, const struct id128 *key,
+static void remove_wrong(struct kv_tier_work *w, struct tier_row *r, const struct id128 *key,
                          uint64_t deadline_ns)
 {
     if (atomic_fetch_add(&r->counts.wrong, 1) == 0)
         log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
                  r->ops->name);
-    if (r->ops->kind == KV_TIER_SHARED) tell(r, *key, true);
-    called(r);
-    enum err e = returned(r, &r->write, r->ops->remove(r->tier, key, 1, deadline_ns));
-    if (e != OK) note(w, r, &r->write, e);
+    if (r->ops->kind == KV_TIER_SHARED) tier_row_tell(r, *key, true);
+    tier_row_called(r);
+    enum err e = tier_row_returned(r, &r->write, r->ops->remove(r->tier, key, 1, deadline_ns));
+    if (e != OK) tier_row_note(w, r, &r->write, e);
 }
 
 /* How many of the values that were read for block `first` on are right and in the pool. */
-static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint32_t first,
+static uint32_t take(struct kv_tier_work *w, struct tier_row *r, struct load *l, uint32_t first,
                      uint32_t got)
 {
     const struct kv_tier_job *job = l->job;
@@ -424,7 +87,7 @@ static uint32_t take(struct kv_tier_work *w, struct row *r, struct load *l, uint
 
 /* So many values at once that they are expected within half of what is left, or one if that is expected in time:
  * who is late with one may lose the others (a server's answer), and what has come counts. */
-static uint32_t chunk_of(const struct kv_tier_work *w, const struct row *r, uint64_t left_ns)
+static uint32_t chunk_of(const struct kv_tier_work *w, const struct tier_row *r, uint64_t left_ns)
 {
     double rate = (double)atomic_load(&r->counts.read_rate);
     double n = rate * (double)left_ns / (2.0 * NS_PER_S * (double)w->value_bytes);
@@ -432,8 +95,8 @@ static uint32_t chunk_of(const struct kv_tier_work *w, const struct row *r, uint
 }
 
 /* Reads up to `count` blocks from `first` on; returns how many are in the pool. */
-static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l, uint32_t first,
-                          uint32_t count)
+static uint32_t read_some(struct kv_tier_work *w, struct tier_row *r, struct load *l,
+                          uint32_t first, uint32_t count)
 {
     uint32_t done = 0, got, good;
     do {
@@ -442,16 +105,16 @@ static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l,
         if (n == 0 && done > 0) break;
         n = n == 0 ? 1 : n > count - done ? count - done : n;
         got = 0;
-        called(r);
-        enum err e = returned(r, &r->read,
-                              r->ops->get(r->tier, kv_tier_job_keys(l->job, first + done), n,
-                                          w->value, l->deadline_ns, &got));
+        tier_row_called(r);
+        enum err e = tier_row_returned(r, &r->read,
+                                       r->ops->get(r->tier, kv_tier_job_keys(l->job, first + done),
+                                                   n, w->value, l->deadline_ns, &got));
         uint64_t bytes = got * w->value_bytes;
         measure(&r->counts.read_rate, bytes, kv_tier_work_now(w) - began_ns);
         atomic_fetch_add(&r->counts.read_bytes, bytes);
         if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
         /* As far as it came in time it did what it can. */
-        note(w, r, &r->read, e == ERR_TIMEOUT && got > 0 ? OK : e);
+        tier_row_note(w, r, &r->read, e == ERR_TIMEOUT && got > 0 ? OK : e);
         good = take(w, r, l, first + done, got);
         done += good;
         l->job->bytes += good * w->value_bytes;
@@ -462,7 +125,8 @@ static uint32_t read_some(struct kv_tier_work *w, struct row *r, struct load *l,
     return done;
 }
 
-static bool worth(struct kv_tier_work *w, struct row *r, const struct kv_tier_op *op, uint32_t n)
+static bool worth(struct kv_tier_work *w, struct tier_row *r, const struct kv_tier_op *op,
+                  uint32_t n)
 {
     if (kv_tiers_worth(n * w->value_bytes, atomic_load(&r->counts.read_rate),
                        atomic_load(&r->counts.open_ns), n * BLOCK_TOKENS, op->token_ns)) {
@@ -474,18 +138,18 @@ static bool worth(struct kv_tier_work *w, struct row *r, const struct kv_tier_op
 }
 
 /* How many of these keys it says it has. */
-static enum err ask(struct row *r, struct kv_breaker *b, const struct id128 *keys, uint32_t count,
-                    uint64_t deadline_ns, uint32_t *found)
+static enum err ask(struct tier_row *r, struct kv_breaker *b, const struct id128 *keys,
+                    uint32_t count, uint64_t deadline_ns, uint32_t *found)
 {
     *found = 0;
-    called(r);
-    return returned(r, b, r->ops->has(r->tier, keys, count, deadline_ns, found));
+    tier_row_called(r);
+    return tier_row_returned(r, b, r->ops->has(r->tier, keys, count, deadline_ns, found));
 }
 
 /* What tier i gives from block `first` on. */
 static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, uint32_t first)
 {
-    struct row *r = &w->row[i];
+    struct tier_row *r = &w->row[i];
     uint32_t count = l->job->op.count - first, found = 0;
     uint64_t now_ns = kv_tier_work_now(w);
     if (!r->tier || l->lacks[i] == first || !kv_breaker_lets(&r->read, now_ns)) return 0;
@@ -493,7 +157,7 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     average(&r->counts.open_ns, kv_tier_work_now(w) - now_ns);
     if (e == ERR_TIMEOUT) atomic_fetch_add(&r->counts.late, 1);
     /* That it finds something says nothing of reading it. */
-    if (e != OK || found == 0) note(w, r, &r->read, e);
+    if (e != OK || found == 0) tier_row_note(w, r, &r->read, e);
     l->lacks[i] = first + found;
     atomic_fetch_add(&r->counts.misses, count - found);
     if (found == 0) return 0;
@@ -505,7 +169,8 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
     l->lacks[i] = first + done;
     atomic_fetch_add(&r->counts.hits, done);
     for (uint32_t k = 0; k < done && r->ops->kind == KV_TIER_SHARED; k++)
-        tell(r, *kv_tier_job_keys(l->job, first + k), false); /* others' stores are not told here */
+        tier_row_tell(r, *kv_tier_job_keys(l->job, first + k),
+                      false); /* others' stores are not told here */
     return done;
 }
 
@@ -535,12 +200,12 @@ static uint32_t held_run(struct kv_tier_work *w, const struct load *l, uint32_t 
     do {
         before = done;
         for (uint32_t i = 0; i < w->options.tiers_count && done < count; i++) {
-            struct row *r = &w->row[i];
+            struct tier_row *r = &w->row[i];
             uint32_t found = 0;
             if (!r->tier || !kv_breaker_lets(&r->read, kv_tier_work_now(w))) continue;
             enum err e = ask(r, &r->read, kv_tier_job_keys(l->job, first + done), count - done,
                              l->deadline_ns, &found);
-            if (e != OK) note(w, r, &r->read, e);
+            if (e != OK) tier_row_note(w, r, &r->read, e);
             done += found;
         }
     } while (done > before && done < count && kv_tier_work_now(w) < l->deadline_ns);
@@ -620,16 +285,16 @@ void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct k
         atomic_fetch_add(&w->loads_late, 1);
     }
     for (uint32_t i = 0; i < w->options.tiers_count; i++)
-        publish(&w->row[i]);
+        tier_row_publish(&w->row[i]);
     kv_tier_job_event(job, kv_tier_work_now(w), event);
     if (job->done > 0) memcpy(event->from, l.from, sizeof l.from);
-    take_news(w, event);
+    tier_rows_take_news(w, event);
 }
 
 /* ---- STORE ---- */
 
 /* How many of the chunk's blocks this tier holds already; all of them, if it is to be left alone. */
-static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_tier_job *job,
+static uint32_t held_by(struct kv_tier_work *w, struct tier_row *r, const struct kv_tier_job *job,
                         uint32_t n, uint64_t deadline_ns, bool *asked)
 {
     uint32_t found = 0;
@@ -637,26 +302,27 @@ static uint32_t held_by(struct kv_tier_work *w, struct row *r, const struct kv_t
     if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) return n;
     enum err e = ask(r, &r->write, kv_tier_job_keys(job, job->done), n, deadline_ns, &found);
     if (e != OK) {
-        note(w, r, &r->write, e);
+        tier_row_note(w, r, &r->write, e);
         return n;
     }
     *asked = true;
     return found;
 }
 
-static uint32_t put(struct kv_tier_work *w, struct row *r, const struct kv_tier_job *job,
+static uint32_t put(struct kv_tier_work *w, struct tier_row *r, const struct kv_tier_job *job,
                     uint32_t first, uint32_t n, uint64_t deadline_ns)
 {
     uint32_t kept = 0;
     uint64_t began_ns = kv_tier_work_now(w);
-    called(r);
-    enum err e = returned(r, &r->write,
+    tier_row_called(r);
+    enum err e =
+        tier_row_returned(r, &r->write,
                           r->ops->put(r->tier, kv_tier_job_keys(job, job->done + first), n - first,
                                       (const void *const *)w->value + first, deadline_ns, &kept));
     uint64_t bytes = kept * w->value_bytes;
     measure(&r->counts.write_rate, bytes, kv_tier_work_now(w) - began_ns);
     atomic_fetch_add(&r->counts.written_bytes, bytes);
-    note(w, r, &r->write, e == ERR_TIMEOUT && kept > 0 ? OK : e);
+    tier_row_note(w, r, &r->write, e == ERR_TIMEOUT && kept > 0 ? OK : e);
     return kept;
 }
 
@@ -689,18 +355,18 @@ static uint32_t store_chunk(struct kv_tier_work *w, struct kv_tier_job *job, uin
     }
     if (seal(w, job, first, n) != OK) return 0;
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
+        struct tier_row *r = &w->row[i];
         uint32_t all = held[i];
         if (!asked[i]) continue;
         if (all < n)
             all += put(w, r, job, held[i], n, deadline_ns);
         else
-            note(w, r, &r->write, OK);
+            tier_row_note(w, r, &r->write, OK);
         for (uint32_t k = 0; k < all; k++)
-            tell(r, *kv_tier_job_keys(job, job->done + k), false);
+            tier_row_tell(r, *kv_tier_job_keys(job, job->done + k), false);
         if (all > kept) kept = all;
         job->bytes += (all - held[i]) * w->value_bytes;
-        publish(r);
+        tier_row_publish(r);
     }
     return kept;
 }
@@ -728,7 +394,7 @@ bool kv_tier_work_store(struct kv_tier_work *w, struct kv_tier_job *job,
     job->done += kept;
     if (kept == n && job->done < job->op.count) return false;
     kv_tier_job_event(job, kv_tier_work_now(w), event);
-    take_news(w, event);
+    tier_rows_take_news(w, event);
     return true;
 }
 
@@ -746,14 +412,14 @@ void kv_tier_work_used(struct kv_tier_work *w, struct kv_tier_job *job)
     uint32_t gone = window.tokens > 0 ? kv_tier_op_gone(window, end) : 0;
     uint32_t sinks = window.sinks / BLOCK_TOKENS < end ? window.sinks / BLOCK_TOKENS : end;
     for (uint32_t i = 0; i < w->options.tiers_count; i++) {
-        struct row *r = &w->row[i];
+        struct tier_row *r = &w->row[i];
         if (!r->tier || !kv_breaker_lets(&r->write, kv_tier_work_now(w))) continue;
         uint64_t deadline_ns = kv_tier_work_now(w) + w->options.deadline_ns;
-        called(r);
+        tier_row_called(r);
         enum err e = r->ops->touch(r->tier, job->key + gone, end - gone, deadline_ns);
         if (e == OK && sinks > 0) e = r->ops->touch(r->tier, job->key, sinks, deadline_ns);
-        e = returned(r, &r->write, e);
-        if (e != OK) note(w, r, &r->write, e);
+        e = tier_row_returned(r, &r->write, e);
+        if (e != OK) tier_row_note(w, r, &r->write, e);
     }
 }
 
@@ -764,7 +430,7 @@ void kv_tier_work_list(struct kv_tier_work *w, const struct kv_tier_job *job,
 {
     struct id128 keys[KV_TIER_LIST_MAX];
     uint32_t i = (uint32_t)(job->op.place >> 32), place = (uint32_t)job->op.place;
-    struct row *r = i < w->options.tiers_count ? &w->row[i] : NULL;
+    struct tier_row *r = i < w->options.tiers_count ? &w->row[i] : NULL;
     kv_tier_job_event(job, kv_tier_work_now(w), event);
     uint32_t count = 0;
     if (r && r->tier)
@@ -772,12 +438,12 @@ void kv_tier_work_list(struct kv_tier_work *w, const struct kv_tier_job *job,
     else
         place = KV_TIER_LIST_END;
     for (uint32_t k = 0; k < count; k++)
-        tell(r, keys[k], false);
+        tier_row_tell(r, keys[k], false);
     if (place != KV_TIER_LIST_END)
         event->place = (uint64_t)i << 32 | place;
     else if (i + 1 < w->options.tiers_count)
         event->place = (uint64_t)(i + 1) << 32;
     else
         event->place = KV_TIER_PLACE_END;
-    take_news(w, event);
+    tier_rows_take_news(w, event);
 }
