@@ -20,9 +20,15 @@ struct question {
     void *ctx;
 };
 
-/* In *out, if it is wanted, the question before it is sent. */
-static enum tandem_status ask_about(struct tandem *t, enum query kind, const char *argument,
-                                    tandem_answer_fn *fn, void *ctx, struct question **out)
+static void forget(struct question *q)
+{
+    list_remove(&q->link);
+    arena_fini(&q->arena);
+    mem_free(q);
+}
+
+static enum tandem_status question_new(struct tandem *t, enum query kind, const char *argument,
+                                       tandem_answer_fn *fn, void *ctx, struct question **out)
 {
     size_t n = strlen(argument);
     if (n > MSG_NAME_MAX)
@@ -31,34 +37,60 @@ static enum tandem_status ask_about(struct tandem *t, enum query kind, const cha
     if (t->closing) return status_of(err_set(ERR_CANCELLED, "the connection is closed"));
     struct question *q = mem_new(sizeof *q);
     if (!q) return TANDEM_MEMORY;
+    list_init(&q->link);
     q->ref = ++t->next_ref;
     q->kind = kind;
     memcpy(q->argument, argument, n + 1);
     q->fn = fn;
     q->ctx = ctx;
+    *out = q;
+    return TANDEM_OK;
+}
+
+static struct msg message_of(const struct question *q)
+{
+    if (!q->pin)
+        return (struct msg){.kind = MSG_QUERY,
+                            .query = {.ref = q->ref, .query = q->kind, .argument = q->argument}};
+    return (struct msg){.kind = MSG_PIN,
+                        .pin = {.ref = q->ref,
+                                .remove = q->remove,
+                                .name = q->argument,
+                                .tenant = q->tenant,
+                                .text = q->text,
+                                .text_bytes = (uint32_t)q->text_bytes,
+                                .tokens = q->tokens,
+                                .tokens_count = (uint32_t)q->tokens_count}};
+}
+
+/* Looks at it as the wire would, which would refuse it again and again. */
+static enum tandem_status begin(struct tandem *t, struct question *q)
+{
+    struct buf wire = {0};
+    struct msg m = message_of(q);
+    enum err e = msg_encode(&m, &wire);
+    buf_fini(&wire);
+    if (e != OK) {
+        forget(q);
+        return status_of(e);
+    }
     list_push_back(&t->queries, &q->link);
     connection_kick(t);
-    if (out) *out = q;
     return TANDEM_OK;
 }
 
 static enum tandem_status ask(struct tandem *t, enum query kind, const char *argument,
                               tandem_answer_fn *fn, void *ctx)
 {
-    return ask_about(t, kind, argument, fn, ctx, NULL);
-}
-
-static void forget(struct question *q)
-{
-    list_remove(&q->link);
-    arena_fini(&q->arena);
-    mem_free(q);
+    struct question *q = NULL;
+    enum tandem_status status = question_new(t, kind, argument, fn, ctx, &q);
+    return status == TANDEM_OK ? begin(t, q) : status;
 }
 
 static enum tandem_status pin(struct tandem *t, const struct tandem_pin *p, bool remove,
                               tandem_answer_fn *fn, void *ctx)
 {
-    struct question *q;
+    struct question *q = NULL;
     const char *tenant = p->tenant ? p->tenant : "";
     static const char letters[] =
         "0123456789.-_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -70,7 +102,7 @@ static enum tandem_status pin(struct tandem *t, const struct tandem_pin *p, bool
             err_set(ERR_INVALID, "a tenant's name has at most %d bytes", MSG_NAME_MAX));
     if (p->text_bytes > MSG_BYTES_MAX / 2 || p->tokens_count > JOB_TOKENS_MAX)
         return status_of(err_set(ERR_INVALID, "the prompt to pin is too long"));
-    enum tandem_status status = ask_about(t, 0, p->name, fn, ctx, &q);
+    enum tandem_status status = question_new(t, 0, p->name, fn, ctx, &q);
     if (status != TANDEM_OK) return status;
     q->pin = true;
     q->remove = remove;
@@ -79,7 +111,7 @@ static enum tandem_status pin(struct tandem *t, const struct tandem_pin *p, bool
     q->tenant = arena_copy(&q->arena, tenant, strlen(tenant));
     q->text = arena_copy(&q->arena, p->text, p->text_bytes);
     q->tokens = arena_copy(&q->arena, p->tokens, p->tokens_count * sizeof *p->tokens);
-    if (q->tenant && q->text && q->tokens) return TANDEM_OK;
+    if (q->tenant && q->text && q->tokens) return begin(t, q);
     forget(q);
     return TANDEM_MEMORY;
 }
@@ -156,18 +188,7 @@ void queries_pump(struct tandem *t)
     if (!connection_is_up(t)) return;
     for (struct list_link *l = t->queries.next; l != &t->queries; l = l->next) {
         struct question *q = list_member(l, struct question, link);
-        struct msg m = {.kind = MSG_QUERY,
-                        .query = {.ref = q->ref, .query = q->kind, .argument = q->argument}};
-        if (q->pin)
-            m = (struct msg){.kind = MSG_PIN,
-                             .pin = {.ref = q->ref,
-                                     .remove = q->remove,
-                                     .name = q->argument,
-                                     .tenant = q->tenant,
-                                     .text = q->text,
-                                     .text_bytes = (uint32_t)q->text_bytes,
-                                     .tokens = q->tokens,
-                                     .tokens_count = (uint32_t)q->tokens_count}};
+        struct msg m = message_of(q);
         if (!q->sent) q->sent = connection_send(t, &m) == OK;
     }
 }

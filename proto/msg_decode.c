@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/utf8.h"
 #include "proto/msg_fields.h"
 
 static void *arena_alloc(void *arena, size_t size)
@@ -35,12 +36,22 @@ static void *take_items(struct arena *a, size_t count, size_t size)
     return arena_take(a, count * size); /* counts are bounded by msg.h, sizes by its structs */
 }
 
+static void clean_prose(char *text)
+{
+    size_t left = strlen(text);
+    for (int n; left > 0; text += n, left -= (size_t)n) {
+        n = utf8_first(text, left);
+        if (n == 1 && ((unsigned char)*text < 0x20 || *text == 0x7f)) *text = ' ';
+        if (n > 0) continue;
+        n = n < 0 ? -n : (int)left; /* 0: the text ends within a character */
+        memset(text, '?', (size_t)n);
+    }
+}
+
 static enum err get_string(const struct field *f, const char *w, char *c)
 {
     char *text = (char *)pointer_at(w, f); /* in the arena, or the constant "" */
-    if (f->type == FIELD_PROSE)
-        for (char *p = text; *p; p++)
-            if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = ' ';
+    if (f->type == FIELD_PROSE) clean_prose(text);
     memcpy(c + f->c, &text, sizeof text);
     return field_check_string(f, text, ERR_FORMAT);
 }

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/utf8.h"
+
 /* Each table stands between a definition of C (the struct of msg.h or job.h) and W (protobuf-c's). */
 #define ROW(type, c_name, w_name, min, max)                                                        \
     {                                                                                              \
@@ -577,6 +579,8 @@ enum err field_check_string(const struct field *f, const char *s, enum err bad)
                            f->type == FIELD_NAME ? "allowed are letters, digits, '.', '_' and '-'"
                                                  : "control characters are not allowed");
     }
+    size_t valid = f->type == FIELD_STRING ? utf8_check(s, n) : n;
+    if (valid < n) return err_set(bad, "%s is not UTF-8 at byte %zu", f->name, valid);
     return OK;
 }
 

@@ -24,8 +24,8 @@ enum field_type {
     FIELD_ENUM,
     FIELD_CHOICE,  /* below JOB_CHOICES_MAX, or CHOICE_ALL */
     FIELD_NAME,    /* [A-Za-z0-9._-] */
-    FIELD_STRING,  /* no control characters */
-    FIELD_PROSE,   /* for people: cut at max when sent, control characters become blanks */
+    FIELD_STRING,  /* UTF-8 without control characters */
+    FIELD_PROSE,   /* for people: cut at max when sent; what is no such text becomes some */
     FIELD_BYTES,   /* pointer and count; may hold zero bytes; one is put behind it when decoded */
     FIELD_IDS,     /* pointer to uint32_t, and count */
     FIELD_FLOATS,  /* pointer to float, and count; none is above 1, nor NaN */

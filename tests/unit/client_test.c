@@ -588,6 +588,11 @@ static void questions_are_answered_once(void **state)
     assert_int_equal(tandem_query_explain(f.t, "abc", on_answer, &explain), TANDEM_OK);
     assert_int_equal(tandem_drain(f.t, "p0", on_answer, &drain), TANDEM_OK);
     assert_int_equal(tandem_drain(f.t, long_name, on_answer, &drain), TANDEM_INVALID);
+    struct tandem_pin pin = {.name = "a", .tenant = "a\tb", .text = "x", .text_bytes = 1};
+    assert_int_equal(tandem_drain(f.t, "a\tb", on_answer, &drain), TANDEM_INVALID);
+    assert_int_equal(tandem_query_explain(f.t, "\xff", on_answer, &drain), TANDEM_INVALID);
+    assert_int_equal(tandem_pin(f.t, &pin, on_answer, &drain), TANDEM_INVALID);
+    assert_int_equal(tandem_unpin(f.t, "a", "a\tb", on_answer, &drain), TANDEM_INVALID);
     foreign_run_until(&f, &status.there);
     foreign_run_until(&f, &explain.there);
     foreign_run_until(&f, &drain.there);

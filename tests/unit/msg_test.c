@@ -282,6 +282,39 @@ static void names_have_their_letters_only(void **state)
     }
 }
 
+static void strings_are_utf8_without_control_characters(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *tenant;
+        enum err e;
+    } rows[] = {{"", OK},
+                {"a b/\xc3\xa9", OK},
+                {"a\tb", ERR_INVALID},
+                {"\x7f", ERR_INVALID},
+                {"\xff", ERR_INVALID},
+                {"a\xc3", ERR_INVALID}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct msg m = plain_submit();
+        m.submit.tenant = rows[i].tenant;
+        assert_int_equal(encode_only(&m), rows[i].e);
+    }
+}
+
+/* It ends up in JSON, whoever sent it. */
+static void prose_that_is_no_utf8_becomes_some(void **state)
+{
+    (void)state;
+    struct msg m = {.kind = MSG_REFUSE, .refuse = {"a\xff\xc3\xa9 \xe2\x82"}}, back;
+    struct buf out = {0};
+    struct arena arena = {0};
+    assert_ok(msg_encode(&m, &out));
+    assert_ok(msg_decode(out.data, out.size, &arena, &back));
+    assert_string_equal(back.refuse.reason, "a?\xc3\xa9 ??");
+    arena_fini(&arena);
+    buf_fini(&out);
+}
+
 static void prose_is_cut_at_a_character_and_loses_its_control_characters(void **state)
 {
     (void)state;
@@ -528,6 +561,8 @@ int main(void)
         cmocka_unit_test(numbers_at_their_limits_pass_and_beyond_are_named),
         cmocka_unit_test(arrays_and_strings_at_their_limits_pass_and_beyond_do_not),
         cmocka_unit_test(names_have_their_letters_only),
+        cmocka_unit_test(strings_are_utf8_without_control_characters),
+        cmocka_unit_test(prose_that_is_no_utf8_becomes_some),
         cmocka_unit_test(prose_is_cut_at_a_character_and_loses_its_control_characters),
         cmocka_unit_test(a_prompt_is_text_or_ids_and_text_may_be_empty),
         cmocka_unit_test(received_tokens_are_told_apart_by_their_counts),
