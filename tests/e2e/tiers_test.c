@@ -489,6 +489,35 @@ static bool start_redis(const char *const *more)
 }
 
 /* The number behind this name in what the server tells of itself. */
+static void a_disk_that_hangs_at_the_start_keeps_no_other_tier_out(void **state)
+{
+    (void)state;
+    char path[2 * PATH_MAX], lock[2 * PATH_MAX + 5];
+    if (!start_redis(NULL)) return;
+    start("");
+    snprintf(path, sizeof path, "%s/disk", bench.folder);
+    snprintf(lock, sizeof lock, "%s/lock", path);
+    close(lock_directory(path));
+    int fd = hold_up(lock);
+    if (fd < 0) skip();
+    struct process *p =
+        start_prefill(PAGES PATIENT "--kv-disk %s --kv-redis %s", path, bench.redis.where);
+    assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
+    broken_wanted = 1;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    asks(0);
+    await_stored(p);
+    assert_true(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"redis\"}") > 0);
+    assert_int_equal(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"disk\"}"), 0);
+    close(fd);
+    broken_wanted = 0;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    asks(1);
+    await_stored(p);
+    assert_true(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"disk\"}") > 0);
+    rig_finish(bench.rig);
+}
+
 static uint64_t told_by_redis(const char *section, const char *name)
 {
     char command[32], reply[8192];
@@ -744,6 +773,7 @@ int main(void)
         ROW(a_disk_that_comes_later_is_used_then),
         ROW(a_disk_that_hangs_stops_neither_requests_nor_the_end),
         ROW(a_disk_that_hangs_at_the_start_is_used_when_it_opens),
+        ROW(a_disk_that_hangs_at_the_start_keeps_no_other_tier_out),
         ROW(what_one_node_computed_another_one_finds),
         ROW(what_another_model_or_dtype_left_on_a_server_is_a_miss),
         ROW(a_server_that_wants_a_password_gets_it_from_a_file),
