@@ -437,7 +437,7 @@ struct msg {
  * once `out` has grown. */
 enum err msg_encode(const struct msg *m, struct buf *out);
 /* On an error `m` is zero, but for kind and envelope as far as they could be read, and for the ref of a
- * SUBMIT or QUERY, by which it can be answered. */
+ * SUBMIT, QUERY or PIN, by which it can be answered. */
 enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct msg *m);
 const char *msg_kind_name(enum msg_kind kind);
 /* A copy whose pointers live in `arena`. The simulator's network, cores that keep a message. */

@@ -303,6 +303,7 @@ enum err msg_decode(const void *bytes, size_t size, struct arena *arena, struct 
     m->envelope = got.envelope;
     if (got.kind == MSG_SUBMIT) m->submit.ref = wire->submit->ref;
     if (got.kind == MSG_QUERY) m->query.ref = wire->query->ref;
+    if (got.kind == MSG_PIN) m->pin.ref = wire->pin->ref;
     if ((e = get_fields(part, (const char *)wire->hello, (char *)&got + part->c, arena)) != OK ||
         (e = msg_check_whole(&got, ERR_FORMAT)) != OK)
         return err_prefix(e, "%s", part->name);

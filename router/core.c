@@ -334,6 +334,7 @@ void router_core_on_malformed(struct router_core *core, struct peer peer, const 
     if (!entry || !entry->client) return; /* a node's: its deadlines and live set tell the rest */
     if (m->kind == MSG_SUBMIT) submit_reject(core, entry->client, m->submit.ref, error, reason);
     if (m->kind == MSG_QUERY) answer(core, peer, m->query.ref, error, reason);
+    if (m->kind == MSG_PIN) answer(core, peer, m->pin.ref, error, reason);
 }
 
 void router_core_set_facts(struct router_core *core, const struct router_facts *facts)

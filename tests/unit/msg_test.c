@@ -107,6 +107,7 @@ static enum err decode_exact(const char *bytes, size_t size)
         struct msg left = {.kind = m.kind, .envelope = m.envelope};
         if (m.kind == MSG_SUBMIT) left.submit.ref = m.submit.ref;
         if (m.kind == MSG_QUERY) left.query.ref = m.query.ref;
+        if (m.kind == MSG_PIN) left.pin.ref = m.pin.ref;
         assert_memory_equal(&left, &m, sizeof m);
         assert_string_not_equal(err_text(), "");
     }

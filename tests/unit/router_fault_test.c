@@ -269,6 +269,9 @@ static void a_malformed_request_is_answered(void **state)
     m = (struct msg){.kind = MSG_QUERY, .query = {.ref = 10}};
     router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, ERR_FORMAT, "no such query");
     assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.error, ERR_FORMAT);
+    m = (struct msg){.kind = MSG_PIN, .pin = {.ref = 11}};
+    router_core_on_malformed(w.core, (struct peer){CLIENT}, &m, ERR_FORMAT, "no such name");
+    assert_int_equal(expect(&w, CLIENT, MSG_ANSWER)->answer.ref, 11);
     size_t sent = w.sent_count;
     router_core_on_malformed(w.core, (struct peer){D0}, &m, ERR_FORMAT, "a node");
     router_core_on_malformed(w.core, (struct peer){9}, &m, ERR_FORMAT, "a stranger");
