@@ -321,7 +321,7 @@ static void engine_says(void *ctx, const struct engine_event *event)
     CHECK(e == OK || e == ERR_CANCELLED); /* it has room for all events of all steps in flight */
 }
 
-/* ---- life ---- */
+/* ---- its settings ---- */
 
 static enum err check_name(const char *name)
 {
@@ -378,6 +378,8 @@ enum err node_options_check(const struct node_options *o)
         return err_set(ERR_INVALID, "--kv-events-replay without --kv-events");
     return check_page(o, "--kv-events-replay", o->kv_events_replay);
 }
+
+/* ---- life ---- */
 
 static enum err open_monitor(struct node_shell *s)
 {
