@@ -56,6 +56,16 @@ uint64_t kv_tier_work_now(const struct kv_tier_work *w)
     return w->options.now_ns ? w->options.now_ns(w->options.now_ctx) : clock_now_ns();
 }
 
+void tier_row_note_wrong(struct tier_row *r, uint64_t wrong)
+{
+    uint64_t before = atomic_load(&r->counts.wrong);
+    if (wrong <= before) return;
+    if (before == 0)
+        log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
+                 r->ops->name);
+    atomic_store(&r->counts.wrong, wrong);
+}
+
 void tier_row_publish(struct tier_row *r)
 {
     struct kv_tier_stats kept = {0};
@@ -68,6 +78,7 @@ void tier_row_publish(struct tier_row *r)
     atomic_store(&r->counts.bytes, kept.bytes);
     atomic_store(&r->counts.evicted, kept.evicted);
     atomic_store(&r->counts.removed, kept.removed);
+    tier_row_note_wrong(r, kept.removed); /* nothing else is removed */
     atomic_store(&r->counts.broken, r->read.pause_ns > 0 || r->write.pause_ns > 0);
 }
 

@@ -66,6 +66,8 @@ struct kv_tier_work {
 void tier_row_tell(struct tier_row *r, struct id128 key, bool gone);
 void tier_rows_take_news(struct kv_tier_work *w, struct kv_tier_event *event);
 void tier_row_publish(struct tier_row *r); /* what it keeps, into its counts */
+/* So many entries were not right: failed their check here, or were found damaged by the tier itself. */
+void tier_row_note_wrong(struct tier_row *r, uint64_t wrong);
 void tier_row_called(struct tier_row *r);
 /* `e`, or that it was stuck, which opens the breaker (NULL: no matter). */
 enum err tier_row_returned(struct tier_row *r, struct kv_breaker *b, enum err e);

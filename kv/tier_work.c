@@ -53,9 +53,7 @@ struct load {
 static void remove_wrong(struct kv_tier_work *w, struct tier_row *r, const struct id128 *key,
                          uint64_t deadline_ns)
 {
-    if (atomic_fetch_add(&r->counts.wrong, 1) == 0)
-        log_warn("kv_tier_wrong_entry", "tier=%s note=\"removed; counted from now on\"",
-                 r->ops->name);
+    tier_row_note_wrong(r, atomic_load(&r->counts.wrong) + 1);
     if (r->ops->kind == KV_TIER_SHARED) tier_row_tell(r, *key, true);
     tier_row_called(r);
     enum err e = tier_row_returned(r, &r->write, r->ops->remove(r->tier, key, 1, deadline_ns));

@@ -173,6 +173,20 @@ static void a_wrong_entry_is_a_miss_and_removed(void **state)
     }
 }
 
+/* As a disk does, or a server's tier, by the entry's checksum. */
+static void what_a_tier_itself_finds_damaged_counts_as_wrong(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 5);
+    fake[0].removed = 3;
+    assert_int_equal(load(0, 5).count, 5);
+    assert_int_equal(row(0).wrong, 3);
+    fake[0].lies_of_kv = true; /* and what is found here comes on top */
+    assert_int_equal(load(0, 5).count, 0);
+    assert_int_equal(row(0).wrong, 4);
+}
+
 static void behind_a_wrong_entry_the_next_tier_is_asked(void **state)
 {
     (void)state;
@@ -584,6 +598,7 @@ int main(void)
         ROW(a_window_is_loaded_in_parts),
         ROW(each_tier_gets_what_it_lacks),
         ROW(a_wrong_entry_is_a_miss_and_removed),
+        ROW(what_a_tier_itself_finds_damaged_counts_as_wrong),
         ROW(behind_a_wrong_entry_the_next_tier_is_asked),
         ROW(what_it_says_and_does_not_give_is_a_miss),
         ROW(a_load_ends_at_its_deadline_with_what_is_there),
