@@ -20,7 +20,6 @@
 #define SLOW_PER_S 10.0    /* callbacks of a loop beyond 1 ms */
 #define CROWD_SHARE 0.8    /* of what runs or is cached: one tenant has nearly all */
 #define TIER_SHARE 0.5     /* late, or not worth reading */
-#define TIER_ASKED 16      /* blocks or prompts: of fewer a share tells nothing */
 #define FULL_BATCH 0.9     /* of its sequences a decode node runs */
 #define IDLE_BATCH 0.5     /* below this decode nodes have time to spare */
 #define HEADROOM 1.25      /* of what is advised above what is needed */
@@ -125,14 +124,16 @@ static void check_node_hung(const struct facts *f, const char *rule, struct diag
     }
 }
 
-/* A single look does not tell when it was: that is no trouble of now. */
+/* What was before the first look is no trouble of now. */
 static void check_requests_fail(const struct facts *f, const char *rule, struct diagnosis *d)
 {
-    if (f->failed == 0 && f->node_deaths == 0) return;
-    bool lately = f->seconds > 0;
+    bool now = f->failed > 0 || f->node_deaths > 0, lately = now && f->seconds > 0;
+    double failed = now ? f->failed : f->failed_before;
+    double deaths = now ? f->node_deaths : f->deaths_before;
+    if (failed <= 0 && deaths <= 0) return;
     struct finding *o = add(d, rule, lately, "");
     char a[SHOW_TEXT];
-    if (f->failed > 0)
+    if (failed > 0)
         say(o->what, lately ? "requests fail" : "requests have failed");
     else
         say(o->what, lately ? "nodes die" : "nodes have died");
@@ -141,7 +142,8 @@ static void check_requests_fail(const struct facts *f, const char *rule, struct 
     else
         say(o->why, "since the router began ");
     say(o->why, "%.0f samples ended with an error and %.0f nodes went without having been drained",
-        f->failed, f->node_deaths);
+        failed, deaths);
+    if (!lately && f->seconds > 0) say(o->why, ", none in the last %s", show_time(f->seconds, a));
     say(o->advice, "the router's log has each node's end (event node_left) with its reason; "
                    "`tandem explain ID` shows a request's attempts");
 }
@@ -413,21 +415,29 @@ static void check_tenant_crowds_cache(const struct facts *f, const char *rule, s
 
 /* ---- tiers ---- */
 
+/* The setting that it is by. */
+static const char *setting_of(const struct facts_tier *t)
+{
+    bool memory = strcmp(t->name, "memory") == 0;
+    return memory ? "--kv-host-bytes" : strcmp(t->name, "disk") == 0 ? "--kv-disk" : "--kv-redis";
+}
+
 static void check_tier_broken(const struct facts *f, const char *rule, struct diagnosis *d)
 {
     for (size_t i = 0; i < f->nodes_count; i++)
         for (size_t k = 0; k < f->node[i].tiers_count; k++) {
             const struct facts_tier *t = &f->node[i].tier[k];
-            if (!t->broken && t->wrong <= 0) continue;
-            struct finding *o = add(d, rule, true, f->node[i].name);
+            bool now = t->broken || t->wrong > 0;
+            if (!now && t->wrong_before <= 0) continue;
+            struct finding *o = add(d, rule, now, f->node[i].name);
             if (t->stuck_s > 0) {
                 say(o->what, "the %s tier of %s hangs", t->name, f->node[i].name);
                 say(o->why, "a call of it has not returned for %.0f s", t->stuck_s);
                 say(o->advice,
-                    "look at what is behind --kv-%s, a disk or a file system over the network; "
+                    "look at what is behind %s, a disk or a file system over the network; "
                     "requests go on without tiers, without this one alone if it never opened, all "
                     "blocks are back in the pool, and it is used again when the call returns",
-                    t->name);
+                    setting_of(t));
             } else if (t->broken) {
                 say(o->what, "the %s tier of %s is out of order", t->name, f->node[i].name);
                 say(o->why,
@@ -435,17 +445,18 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
                     "(%.0f calls failed)",
                     t->failures);
                 say(o->advice,
-                    "look at what is behind --kv-%s and at the node's log, which says why; "
+                    "look at what is behind %s and at the node's log, which says why; "
                     "requests go on without it, and it is tried again by itself",
-                    t->name);
+                    setting_of(t));
             } else {
-                say(o->what, "the %s tier of %s gives what was never put there", t->name,
-                    f->node[i].name);
-                say(o->why, "%.0f entries failed their check and were removed", t->wrong);
+                say(o->what, "the %s tier of %s %s what was never put there", t->name,
+                    f->node[i].name, now ? "gives" : "gave");
+                say(o->why, "%.0f entries failed their check and were removed%s",
+                    now ? t->wrong : t->wrong_before, now ? "" : ", none of them just now");
                 say(o->advice,
                     "no request has used any of them; look at the disk or server behind "
-                    "--kv-%s: something else writes there, or it loses data",
-                    t->name);
+                    "%s: something else writes there, or it loses data",
+                    setting_of(t));
             }
         }
 }
@@ -454,14 +465,15 @@ static void check_tier_broken(const struct facts *f, const char *rule, struct di
 static bool is_slower_than_computing(const struct facts_tier *t)
 {
     double asked = t->hit_blocks + t->not_worth_blocks;
-    return asked >= TIER_ASKED && t->not_worth_blocks >= TIER_SHARE * asked;
+    return asked >= FACTS_TIER_ASKED && t->not_worth_blocks >= TIER_SHARE * asked;
 }
 
 static void check_tier_slow(const struct facts *f, const char *rule, struct diagnosis *d)
 {
     for (size_t i = 0; i < f->nodes_count; i++) {
         const struct facts_node *n = &f->node[i];
-        bool late = n->tier_loads >= TIER_ASKED && n->tier_loads_late >= TIER_SHARE * n->tier_loads;
+        bool late =
+            n->tier_loads >= FACTS_TIER_ASKED && n->tier_loads_late >= TIER_SHARE * n->tier_loads;
         if (late) {
             struct finding *o = add(d, rule, true, n->name);
             say(o->what, "the tiers of %s answer too late to be of use", n->name);
@@ -484,8 +496,8 @@ static void check_tier_slow(const struct facts *f, const char *rule, struct diag
                 "takes %.2f ms",
                 t->not_worth_blocks, t->hit_blocks + t->not_worth_blocks, t->read_rate / 1e6,
                 1000 * share(n->block_bytes, t->read_rate), 1000 * BLOCK_TOKENS * n->token_s);
-            say(o->advice, "a faster disk or server behind --kv-%s, or do without it on this node",
-                t->name);
+            say(o->advice, "a faster disk or server behind %s, or do without it on this node",
+                setting_of(t));
         }
     }
 }

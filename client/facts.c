@@ -56,6 +56,8 @@ static void read_router(struct facts *f, const json_t *first, const json_t *last
     f->blocked_decode_s = growth(b0, b, "decode");
     f->failed = r0 ? growth(r0, r, "failed") : show_real(r, "failed");
     f->node_deaths = r0 ? growth(r0, r, "node_deaths") : show_real(r, "node_deaths");
+    f->failed_before = show_real(r, "failed") - f->failed;
+    f->deaths_before = show_real(r, "node_deaths") - f->node_deaths;
     f->slow_per_s = rate(f, growth(r0, r, "slow_callbacks"));
 }
 
@@ -104,27 +106,36 @@ static void read_kv(struct facts_node *n, const json_t *report)
     if (n->sequences_max <= 0) n->sequences_max = show_real(load, "sequences_max");
 }
 
+static void read_tier(struct facts_tier *t, const json_t *first, const json_t *row)
+{
+    double hits = growth(first, row, "hits"), not_worth = growth(first, row, "not_worth");
+    bool enough = hits + not_worth >= FACTS_TIER_ASKED;
+    copy(t->name, sizeof t->name, row, "name");
+    t->broken = json_is_true(json_object_get(row, "broken"));
+    t->hit_blocks = enough ? hits : show_real(row, "hits");
+    t->not_worth_blocks = enough ? not_worth : show_real(row, "not_worth");
+    t->read_rate = show_real(row, "read_rate");
+    t->stuck_s = show_real(row, "stuck_ms") / 1000;
+    t->failures = first ? growth(first, row, "failures") : show_real(row, "failures");
+    t->wrong = first ? growth(first, row, "wrong") : show_real(row, "wrong");
+    t->wrong_before = show_real(row, "wrong") - t->wrong;
+}
+
 static void read_tiers(struct facts_node *n, const json_t *before, const json_t *tiers)
 {
-    const json_t *row, *first;
+    const json_t *row, *rows = json_object_get(before, "rows");
+    double loads = growth(before, tiers, "loads");
+    bool enough = loads >= FACTS_TIER_ASKED;
     size_t i;
-    n->tier_loads = show_real(tiers, "loads");
-    n->tier_loads_late = show_real(tiers, "loads_late");
+    n->tier_loads = enough ? loads : show_real(tiers, "loads");
+    n->tier_loads_late =
+        enough ? growth(before, tiers, "loads_late") : show_real(tiers, "loads_late");
     n->tier_deadline_s = show_real(tiers, "deadline_us") / 1e6;
     n->token_s = show_real(tiers, "token_ns") / 1e9;
     json_array_foreach(json_object_get(tiers, "rows"), i, row)
     {
         if (i == FACTS_TIERS_MAX) break;
-        struct facts_tier *t = &n->tier[n->tiers_count++];
-        copy(t->name, sizeof t->name, row, "name");
-        first = before ? find(json_object_get(before, "rows"), "name", t->name) : NULL;
-        t->broken = json_is_true(json_object_get(row, "broken"));
-        t->hit_blocks = show_real(row, "hits");
-        t->not_worth_blocks = show_real(row, "not_worth");
-        t->read_rate = show_real(row, "read_rate");
-        t->stuck_s = show_real(row, "stuck_ms") / 1000;
-        t->failures = first ? growth(first, row, "failures") : show_real(row, "failures");
-        t->wrong = first ? growth(first, row, "wrong") : show_real(row, "wrong");
+        read_tier(&n->tier[n->tiers_count++], find(rows, "name", show_text(row, "name")), row);
     }
 }
 
@@ -153,8 +164,10 @@ static void read_nodes(struct facts *f, const json_t *first, const json_t *last)
     {
         if (f->nodes_count == FACTS_NODES_MAX) break;
         if (find(nodes, "name", show_text(row, "node"))) continue;
+        const json_t *before = find(at(first, "kv", "nodes"), "node", show_text(row, "node"));
         read_kv(&f->node[f->nodes_count], row);
-        read_tiers(&f->node[f->nodes_count++], NULL, json_object_get(row, "tiers"));
+        read_tiers(&f->node[f->nodes_count++], json_object_get(before, "tiers"),
+                   json_object_get(row, "tiers"));
     }
 }
 

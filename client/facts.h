@@ -30,10 +30,14 @@ enum { FACTS_TIERS_MAX = 4 };
 
 /* A tier of a node: since it began, but for failures and wrong, which are between the samples if there are
  * two. */
+enum { FACTS_TIER_ASKED = 16 }; /* blocks or prompts: of fewer a share tells nothing */
+
+/* Blocks and prompts between two samples; if fewer than that were asked for, all since the node began. */
 struct facts_tier {
     char name[16];
     bool broken;
-    double hit_blocks, not_worth_blocks, failures, wrong, read_rate, stuck_s;
+    double hit_blocks, not_worth_blocks, failures, read_rate, stuck_s;
+    double wrong, wrong_before; /* entries: between two samples, and up to the first of two */
 };
 
 struct facts_node {
@@ -77,7 +81,8 @@ struct facts {
     double queued, oldest_s;
     double picked, waited_s; /* in those seconds */
     double blocked_prefill_s, blocked_decode_s;
-    double failed, node_deaths; /* of a single sample: since the router began */
+    double failed, node_deaths;          /* of a single sample: since the router began */
+    double failed_before, deaths_before; /* of two: up to the first */
     double slow_per_s;
     struct facts_node *node;
     size_t nodes_count;

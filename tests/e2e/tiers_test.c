@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "tests/e2e/command.h"
 #include "tests/e2e/page.h"
 #include "tests/e2e/rig.h"
 #include "tests/unit/exposition.h"
@@ -169,6 +170,14 @@ static uint32_t logged(const struct process *p, const char *text)
     return n;
 }
 
+static void expect_diagnosed(const char *what)
+{
+    struct command r;
+    command_run(&r, "tandem", "doctor --json --apart 100ms --router %s",
+                bench.rig->cluster->addresses);
+    if (!strstr(r.out, what)) fail_msg("no \"%s\" in %s%s", what, r.out, r.err);
+}
+
 /* ---- a disk ---- */
 
 static void a_killed_node_serves_what_it_knew(void **state)
@@ -189,6 +198,48 @@ static void a_killed_node_serves_what_it_knew(void **state)
     asks(1);
     asks(2);
     assert_int_equal(value_of(p, "tandem_node_tier_wrong_entries_total{tier=\"disk\"}"), 0);
+    rig_finish(bench.rig);
+}
+
+/* A bit of each page of its values is another one. */
+static void damage(const char *path)
+{
+    unsigned char byte;
+    struct stat about;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &about), 0);
+    for (off_t at = 2048; at < about.st_size; at += 4096) {
+        assert_int_equal(pread(fd, &byte, 1, at), 1);
+        byte ^= 0x10;
+        assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    }
+    close(fd);
+}
+
+static void what_is_damaged_on_a_disk_is_computed_again_and_told(void **state)
+{
+    (void)state;
+    start("");
+    char path[2 * PATH_MAX];
+    const char *args = PAGES PATIENT "--kv-disk-bytes 32M --kv-disk %s/disk";
+    struct process *p = start_prefill(args, bench.folder);
+    asks(0);
+    await_stored(p);
+    process_kill(p);
+    snprintf(path, sizeof path, "%s/disk/values.0000", bench.folder);
+    damage(path);
+    p = start_prefill(args, bench.folder);
+    const struct stream *s = asks(0);
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), 0);
+    assert_true(value_of(p, "tandem_node_tier_wrong_entries_total{tier=\"disk\"}") > 0);
+    expect_diagnosed("gave what was never put there");
+    await_stored(p);
+    process_kill(p);
+    p = start_prefill(args,
+                      bench.folder); /* a load ends at what it finds wrong, which is stored again */
+    asks(0);
+    assert_in_range(value_of(p, "tandem_node_tier_loaded_tokens_total"), 16, whole_of(s) - 1);
     rig_finish(bench.rig);
 }
 
@@ -289,7 +340,8 @@ static void who_leaves_in_peace_has_stored_all(void **state)
     cluster_drain(bench.rig->cluster, p);
     assert_int_equal(process_await_exit(p), 0);
     p = start_prefill(PAGES PATIENT "--kv-disk %s/disk", bench.folder);
-    assert_int_equal(asks(0)->cached_tokens, whole_of(s));
+    asks(0);
+    assert_int_equal(value_of(p, "tandem_node_tier_loaded_tokens_total"), whole_of(s));
     rig_finish(bench.rig);
 }
 
@@ -436,10 +488,12 @@ static void a_disk_that_hangs_stops_neither_requests_nor_the_end(void **state)
     close(fd);
     if ((fd = hold_up(strcat(path, "/lock"))) < 0) skip();
     cluster_await(bench.rig->cluster, hangs, "the tier to hang");
-    for (uint32_t i = 0; i < 4; i++)
-        asks(i);
+    asks(0);
     assert_true(value_of(p, "tandem_node_kv_blocks{state=\"transfer\"}") > 0);
+    for (uint32_t i = 1; i < 4; i++)
+        asks(i);
     cluster_await(bench.rig->cluster, is_noticed, "the node to notice");
+    expect_diagnosed("the disk tier of p0 hangs");
     cluster_await(bench.rig->cluster, nothing_is_stored, "nothing to be held for it any more");
     asks(5);
     assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
@@ -620,9 +674,9 @@ static void a_server_that_wants_a_password_gets_it_from_a_file(void **state)
     asks(0);
     await_stored(first);
     process_kill(first);
-    start_prefill(args, bench.redis.where, path);
-    struct stream *s = asks(0);
-    assert_int_equal(s->cached_tokens, whole_of(s));
+    struct process *second = start_prefill(args, bench.redis.where, path);
+    const struct stream *s = asks(0);
+    assert_int_equal(value_of(second, "tandem_node_tier_loaded_tokens_total"), whole_of(s));
     rig_finish(bench.rig);
 }
 
@@ -763,6 +817,7 @@ int main(void)
 #define ROW(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         ROW(a_killed_node_serves_what_it_knew),
+        ROW(what_is_damaged_on_a_disk_is_computed_again_and_told),
         ROW(yesterdays_prefixes_draw_prompts_to_the_node_that_has_them),
         ROW(what_the_pool_evicts_comes_back),
         ROW(generated_tokens_are_found_in_the_next_turn),

@@ -233,13 +233,19 @@ static void a_tier_is_told_broken_late_or_slower_than_computing(void **state)
     assert_null(found(&w, "tier-slow"));
     w.node[0].tier_loads_late = 20;
     assert_non_null(strstr(found(&w, "tier-slow")->advice, "--kv-tier-deadline"));
+    t->wrong_before = 3;
+    assert_non_null(strstr(found(&w, "tier-broken")->why, "3 entries failed"));
+    assert_false(found(&w, "tier-broken")->trouble);
     t->wrong = 2;
+    assert_true(found(&w, "tier-broken")->trouble);
     assert_non_null(strstr(found(&w, "tier-broken")->why, "2 entries failed"));
     t->broken = true;
     assert_string_equal(found(&w, "tier-broken")->what, "the disk tier of p0 is out of order");
     t->stuck_s = 7;
     assert_non_null(strstr(found(&w, "tier-broken")->why, "has not returned for 7 s"));
-    t->stuck_s = 0;
+    assert_non_null(strstr(found(&w, "tier-broken")->advice, "behind --kv-disk,"));
+    snprintf(t->name, sizeof t->name, "memory"); /* the setting has another name */
+    assert_non_null(strstr(found(&w, "tier-broken")->advice, "behind --kv-host-bytes,"));
 }
 
 static void a_slow_device_is_not_hung(void **state)
@@ -348,6 +354,60 @@ static void rates_are_between_the_samples(void **state)
     facts_fini(&f);
 }
 
+/* A tier that was well for a week tells nothing of now, nor does one that was slow yesterday. */
+static void of_two_looks_a_tier_counts_by_what_was_asked_between_them(void **state)
+{
+    (void)state;
+    static const struct {
+        int hits[2], not_worth[2], loads[2], late[2];
+        bool slow;
+    } rows[] = {{{90000, 90000}, {0, 100}, {0, 0}, {0, 0}, true},
+                {{100, 200}, {90000, 90000}, {0, 0}, {0, 0}, false},
+                {{0, 0}, {0, 0}, {90000, 90040}, {0, 30}, true},
+                {{0, 0}, {0, 0}, {90000, 90040}, {90000, 90001}, false},
+                /* nothing was asked meanwhile: all counts */
+                {{100, 100}, {90000, 90000}, {0, 0}, {0, 0}, true},
+                {{90000, 90000}, {0, 0}, {90000, 90000}, {0, 0}, false},
+                {{0, 0}, {0, 0}, {90000, 90003}, {80000, 80000}, true}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        json_t *samples = json_array();
+        for (int k = 0; k < 2; k++)
+            json_array_append_new(samples,
+                                  json_pack("{s:{s:[{s:s,s:s,s:{s:i,s:i,s:[{s:s,s:i,s:i}]}}]}}",
+                                            "kv", "nodes", "node", "p0", "role", "prefill", "tiers",
+                                            "loads", rows[i].loads[k], "loads_late",
+                                            rows[i].late[k], "rows", "name", "disk", "hits",
+                                            rows[i].hits[k], "not_worth", rows[i].not_worth[k]));
+        json_t *root = json_pack("{s:o}", "samples", samples);
+        struct facts f;
+        struct diagnosis d;
+        assert_ok(facts_read(&f, root));
+        doctor_examine(&f, &d);
+        if (d.findings_count != rows[i].slow) fail_msg("row %zu", i);
+        facts_fini(&f);
+        json_decref(root);
+    }
+}
+
+static void what_failed_before_the_first_look_is_a_note(void **state)
+{
+    (void)state;
+    struct facts f;
+    struct diagnosis d;
+    assert_ok(read(&f, "{\"samples\":[{\"status\":{\"router\":{\"at_s\":100,\"failed\":2,"
+                       "\"node_deaths\":1},\"nodes\":[{\"name\":\"d0\",\"role\":\"decode\"}]}},"
+                       "{\"status\":{\"router\":{\"at_s\":103,\"failed\":2,\"node_deaths\":1},"
+                       "\"nodes\":[{\"name\":\"d0\",\"role\":\"decode\"}]}}]}"));
+    doctor_examine(&f, &d);
+    assert_int_equal(d.findings_count, 1);
+    assert_string_equal(d.finding[0].rule, "requests-fail");
+    assert_string_equal(d.finding[0].what, "requests have failed");
+    assert_non_null(strstr(d.finding[0].why, "since the router began 2 samples ended with an "
+                                             "error and 1 nodes went"));
+    assert_false(doctor_found_trouble(&d));
+    facts_fini(&f);
+}
+
 static void of_one_sample_counts_are_those_since_the_router_began(void **state)
 {
     (void)state;
@@ -399,6 +459,8 @@ int main(void)
         cmocka_unit_test(a_link_fell_back_only_if_a_better_one_is_broken),
         cmocka_unit_test(more_findings_than_fit_are_counted),
         cmocka_unit_test(rates_are_between_the_samples),
+        cmocka_unit_test(of_two_looks_a_tier_counts_by_what_was_asked_between_them),
+        cmocka_unit_test(what_failed_before_the_first_look_is_a_note),
         cmocka_unit_test(of_one_sample_counts_are_those_since_the_router_began),
         cmocka_unit_test(odd_files_are_refused_or_read_as_far_as_they_go),
     };
