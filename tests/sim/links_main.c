@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "common/plant.h"
+#include "tests/sim/death.h"
 #include "tests/sim/links.h"
 
 static int usage(void)
@@ -19,10 +20,19 @@ struct seeds {
     struct links_totals totals;
 };
 
+static uint64_t running;
+
+static void say_replay(void)
+{
+    fprintf(stderr, "replay: build/tests/tandem-sim-links --seed %llu\n",
+            (unsigned long long)running);
+}
+
 static void run_seeds(void *ctx)
 {
     struct seeds *s = ctx;
     for (uint64_t seed = s->first; seed < s->first + s->count; seed++) {
+        running = seed;
 #ifdef TANDEM_PLANTS
         alarm(PLANT_SEED_S);
 #endif
@@ -60,6 +70,7 @@ int main(int argc, char **argv)
             return usage();
         }
     }
+    death_watch(say_replay);
 #ifdef TANDEM_PLANTS
     if (plant) return plant_try(plant, run_seeds, &s);
 #endif

@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "common/plant.h"
+#include "tests/sim/death.h"
 #include "tests/sim/sim.h"
 
 static int usage(void)
@@ -28,6 +29,23 @@ static bool all_met(const struct sim_totals *t)
            t->cancelled && t->forks && t->copied_blocks && t->prefix_hits && t->prefix_false &&
            t->prefix_gaps && t->backfills && t->backfills_failed && t->tier_tokens &&
            t->tier_skipped && t->tier_stores && t->tier_late && t->held_steps && all_ways_met(t);
+}
+
+static struct sim_options running;
+
+void sim_note_run(const struct sim_options *options)
+{
+    running = *options;
+}
+
+void sim_say_replay(void)
+{
+    unsigned long long seed = running.seed;
+    if (running.flood)
+        fprintf(stderr, "replay: build/tests/tandem-sim --flood --seeds %llu 1\n", seed);
+    else
+        fprintf(stderr, "replay: build/tests/tandem-sim --seed %llu --trace%s%s\n", seed,
+                running.pressure ? " --pressure" : "", running.faults ? "" : " --no-faults");
 }
 
 struct seeds {
@@ -109,6 +127,7 @@ int main(int argc, char **argv)
         }
     }
     log_setup(s.options.trace ? LOG_DEBUG : LOG_OFF, NULL);
+    death_watch(sim_say_replay);
 #ifdef TANDEM_PLANTS
     if (plant) return plant_try(plant, run_seeds, &s);
 #endif

@@ -226,6 +226,9 @@ void sim_send(struct sim *s, struct sim_proc *from, struct sim_proc *to, const s
 void sim_trace(struct sim *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 _Noreturn void sim_fail(struct sim *s, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* main.c: how the run under way is had again */
+void sim_note_run(const struct sim_options *options);
+void sim_say_replay(void);
 /* Replaces the time at which the process's timer runs. ctx is the process: the cores' out.wake_at. */
 void sim_wake_at(void *ctx, uint64_t when_ns);
 /* The world and process behind a core's out.ctx. */

@@ -55,8 +55,8 @@ void sim_fail(struct sim *s, const char *format, ...)
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nreplay: build/tests/tandem-sim --seed %llu --trace%s\n",
-            (unsigned long long)s->options.seed, s->options.faults ? "" : " --no-faults");
+    fprintf(stderr, "\n");
+    sim_say_replay();
     exit(1);
 }
 
@@ -775,6 +775,7 @@ void sim_run(const struct sim_options *options, struct sim_totals *totals)
     struct sim *s = mem_new(sizeof *s);
     CHECK(s);
     s->options = *options;
+    sim_note_run(options);
     s->totals = totals;
     s->now_ns = NS_PER_S;
     build(s);
