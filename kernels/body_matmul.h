@@ -87,20 +87,15 @@ static inline __attribute__((always_inline)) void tile_store(struct vec sum[][VE
     if (t->closes) tile_close(t, rows);
 }
 
-/* What comes while the tile computes. One row alone reads its weights from memory, which the processor
- * foresees up to the end of a page: it asks for the beginning of the next one. */
-static inline __attribute__((always_inline)) void tile_ask(const struct tile *t, uint32_t rows,
-                                                           const void *weights, const char **ahead)
+/* One row reads its weights from memory, which the processor foresees up to the end of a page: at the
+ * beginning of a page it asks for that of the next one. */
+static inline __attribute__((always_inline)) void page_ask(const void *weights)
 {
     const char *at = weights;
-    if (rows > 1) {
-        for (uint32_t i = 0; i < t->ahead_lines; i++, *ahead += LINE_BYTES)
-            vec_prefetch(*ahead);
-    } else if ((uintptr_t)at % PAGE_BYTES < PANEL_LINES * LINE_BYTES) {
-        TILE_UNROLL
-        for (uint32_t i = 0; i < PAGE_LINES; i++)
-            vec_prefetch(at + PAGE_BYTES + i * LINE_BYTES);
-    }
+    if ((uintptr_t)at % PAGE_BYTES >= PANEL_LINES * LINE_BYTES) return;
+    TILE_UNROLL
+    for (uint32_t i = 0; i < PAGE_LINES; i++)
+        vec_prefetch(at + PAGE_BYTES + i * LINE_BYTES);
 }
 
 static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t, uint32_t rows)
@@ -114,7 +109,9 @@ static inline __attribute__((always_inline)) void tile_bf16(const struct tile *t
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
     for (uint32_t k = t->k_first; k < t->k_last; k++) {
-        tile_ask(t, rows, w + (size_t)k * PANEL, &ahead);
+        for (uint32_t i = 0; rows > 1 && i < t->ahead_lines; i++, ahead += LINE_BYTES)
+            vec_prefetch(ahead);
+        if (rows == 1) page_ask(w + (size_t)k * PANEL);
         struct pairs column[VEC_TILE_VECS];
         TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
@@ -140,7 +137,9 @@ static inline __attribute__((always_inline)) void tile_f32(const struct tile *t,
     tile_load(sum, t, rows);
     const char *ahead = t->ahead;
     for (uint32_t k = t->k_first; k < t->k_last; k++) {
-        tile_ask(t, rows, w + (size_t)k * PANEL, &ahead);
+        for (uint32_t i = 0; rows > 1 && i < t->ahead_lines; i++, ahead += LINE_BYTES)
+            vec_prefetch(ahead);
+        if (rows == 1) page_ask(w + (size_t)k * PANEL);
         struct vec column[VEC_TILE_VECS];
         TILE_UNROLL
         for (uint32_t c = 0; c < VEC_TILE_VECS; c++)
