@@ -29,6 +29,8 @@
 
 struct router_core;
 
+enum { ROUTER_ATTEMPTS_MAX = INT32_MAX }; /* of a SUBMIT; its retries here are above it, and few */
+
 struct router_out {
     void *ctx;
     /* Queues a message; `m` is copied before this returns. What cannot be sent is lost: the session's end

@@ -69,6 +69,8 @@ static enum err check_door(const struct router_core *core, const struct msg_subm
     if (s->kind != JOB_GENERATE && s->text && s->text_bytes == 0)
         return err_set(ERR_INVALID, "the text is empty: there is nothing to %s",
                        job_kind_name(s->kind));
+    if (s->attempt > ROUTER_ATTEMPTS_MAX)
+        return err_set(ERR_INVALID, "attempt is %u, at most %d", s->attempt, ROUTER_ATTEMPTS_MAX);
     bool needs_text = s->text || s->want_text || s->stop_count > 0;
     if (needs_text && !core->config.tokenizer)
         return err_set(ERR_UNSUPPORTED,

@@ -347,10 +347,10 @@ static void bad_requests_are_refused_with_the_field(void **state)
     struct world w;
     world_open_joined(&w, NULL);
     uint32_t wide[2] = {1, 1024};
-    struct msg bad[6];
-    static const char *const word[6] = {"prompt", "temperature", "empty",
-                                        "n is",   "tokenizer",   "stop"};
-    for (size_t i = 0; i < 6; i++)
+    struct msg bad[7];
+    static const char *const word[7] = {"prompt",    "temperature", "empty",  "n is",
+                                        "tokenizer", "stop",        "attempt"};
+    for (size_t i = 0; i < 7; i++)
         bad[i] = submit_of(3);
     bad[0].submit.tokens = wide;
     bad[0].submit.tokens_count = 2;
@@ -360,11 +360,15 @@ static void bad_requests_are_refused_with_the_field(void **state)
     bad[4].submit.want_text = true;
     bad[5].submit.stop_ids = wide;
     bad[5].submit.stop_ids_count = 2;
-    for (size_t i = 0; i < 6; i++) {
+    bad[6].submit.attempt = 1u + ROUTER_ATTEMPTS_MAX; /* its retries would begin at 0 again */
+    for (size_t i = 0; i < 7; i++) {
         say(&w, CLIENT, bad[i]);
         const struct msg *m = expect(&w, CLIENT, MSG_REJECTED);
         if (!strstr(m->rejected.reason, word[i])) fail_msg("%s: %s", word[i], m->rejected.reason);
     }
+    bad[6].submit.attempt--;
+    say(&w, CLIENT, bad[6]);
+    expect(&w, CLIENT, MSG_ACCEPTED);
     world_close(&w);
 }
 
