@@ -21,7 +21,7 @@ static uint32_t tokens_matched(const struct sequence *s)
 static uint32_t tokens_all(const struct sequence *s)
 {
     uint32_t total = seq_total(s);
-    if (s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN || s->job.cached_only) return total;
+    if (seq_prefills_only(s)) return total;
     uint32_t last = s->job.prompt_count + s->generated_max - 1; /* the last token needs no KV */
     return last > total ? last : total;
 }

@@ -406,6 +406,11 @@ static inline uint32_t seq_total(const struct sequence *s)
 {
     return s->job.prompt_count + s->generated_count;
 }
+/* It ends here with its prompt: what it generates, if anything, is another's. */
+static inline bool seq_prefills_only(const struct sequence *s)
+{
+    return s->kind == SEQ_PUSH || s->kind == SEQ_PLAIN || s->job.cached_only;
+}
 static inline struct plan_claim seq_claim(const struct sequence *s)
 {
     return (struct plan_claim){

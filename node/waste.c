@@ -10,7 +10,8 @@ bool waste_is_bounded(const struct sequence *s)
 
 static uint64_t longest(const struct node_core *c, const struct sequence *s)
 {
-    uint64_t end = (uint64_t)s->job.prompt_count + s->job.tokens_max;
+    uint64_t more = seq_prefills_only(s) ? s->job.forwarded_count : s->job.tokens_max;
+    uint64_t end = s->job.prompt_count + more;
     return end < c->config.context_max ? end : c->config.context_max;
 }
 

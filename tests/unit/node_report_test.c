@@ -7,7 +7,7 @@
 #include "node/kv_usage.h"
 #include "tests/unit/node_rig.h"
 
-static struct rig d;
+static struct rig p, d;
 
 enum { SHARED = 4 * BLOCK_TOKENS };
 
@@ -246,6 +246,35 @@ static void more_tenants_than_rows_share_one(void **state)
     assert_int_equal(u.hit_tokens, 16 * (KV_USAGE_TENANTS + 10));
 }
 
+/* Contiguous memory for what only prefills is sized for its prompt, whatever is generated elsewhere. */
+static void a_prompt_would_waste_nothing_where_only_it_is_computed(void **state)
+{
+    static const struct {
+        uint32_t tokens_max, forwarded;
+        bool elsewhere;
+    } rows[] = {{0, 0, false}, {1, 0, false}, {200, 0, true}, {200, 5, true}};
+    (void)state;
+    for (uint32_t i = 0; i < COUNT_OF(rows); i++) {
+        rig_open_pair(&p, &d, &(struct rig_options){.role = ROLE_PREFILL, .chunk_tokens = 16},
+                      &(struct rig_options){.role = ROLE_DECODE});
+        struct job job = rig_job(1, &(struct rig_prompt){1, 0, 0, 55, rows[i].tokens_max});
+        struct id128 ticket = ID128_NONE;
+        job.forwarded = job.prompt;
+        job.forwarded_count = rows[i].forwarded;
+        if (rows[i].elsewhere) {
+            rig_reserve(&d, &job, false);
+            ticket = rig_said(&d, MSG_RESERVED)->reserved.ticket;
+            assert_int_equal(rig_counts(&d).contiguous_slots, 55 + rows[i].tokens_max);
+        }
+        rig_prefill(&p, &job, ticket, 0);
+        assert_int_equal(rig_counts(&p).held_tokens, 55 + rows[i].forwarded);
+        assert_int_equal(rig_counts(&p).contiguous_slots, 55 + rows[i].forwarded);
+        rig_run(&p);
+        rig_acknowledge(rows[i].elsewhere ? &d : &p, job.key);
+        rig_free_pair(&p, &d);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -259,6 +288,7 @@ int main(void)
         cmocka_unit_test(who_asks_too_often_is_refused),
         cmocka_unit_test(a_node_without_a_cache_reports_its_blocks),
         cmocka_unit_test(more_tenants_than_rows_share_one),
+        cmocka_unit_test(a_prompt_would_waste_nothing_where_only_it_is_computed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
