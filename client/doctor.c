@@ -186,13 +186,25 @@ static bool is_short_of_memory(const struct facts *f, const struct facts_node *n
     return !n->prefill && !n->draining && (turns_away(n) || blocks_lack(f));
 }
 
+/* Blocks for what is there now; where that would fit, for what was there when most was wanted. */
+struct wanted {
+    double blocks;
+    const char *least;
+};
+
+static struct wanted wanted_of(const struct facts_node *n)
+{
+    if (n->blocks_full > n->blocks_total) return (struct wanted){n->blocks_full, ""};
+    return (struct wanted){fmax(n->blocks_full_peak, n->blocks_total), "at least "};
+}
+
 static void check_pool_too_small(const struct facts *f, const char *rule, struct diagnosis *d)
 {
     for (size_t i = 0; i < f->nodes_count; i++) {
         const struct facts_node *n = &f->node[i];
         char a[SHOW_TEXT];
         if (!is_short_of_memory(f, n)) continue;
-        double wanted = n->blocks_full > n->blocks_total ? n->blocks_full : n->blocks_total;
+        struct wanted wanted = wanted_of(n);
         struct finding *o = add(d, rule, true, n->name);
         say(o->what, "the KV pool of %s is too small for the requests that it gets", n->name);
         if (turns_away(n))
@@ -206,12 +218,13 @@ static void check_pool_too_small(const struct facts *f, const char *rule, struct
                 "sequences",
                 100 * blocked_share(f, f->blocked_decode_s), n->running, n->sequences_max);
         if (n->live > 0)
-            say(o->why,
-                "; the %.0f sequences there now need %.0f blocks at their full length, the "
-                "pool has %.0f",
-                n->live, n->blocks_full, n->blocks_total);
-        say(o->advice, "give it ");
-        say_blocks(o->advice, n, HEADROOM * wanted);
+            say(o->why, "; the %.0f sequences there now need %.0f blocks at their full length",
+                n->live, n->blocks_full);
+        if (wanted.blocks > fmax(n->blocks_full, n->blocks_total))
+            say(o->why, "; when most was wanted it needed %.0f blocks", wanted.blocks);
+        say(o->why, ", the pool has %.0f", n->blocks_total);
+        say(o->advice, "give it %s", wanted.least);
+        say_blocks(o->advice, n, HEADROOM * wanted.blocks);
         double each = share(n->blocks_full, n->live);
         double batch = each > 0 ? floor(n->blocks_total / each) : 0;
         if (turns_away(n) && batch >= 1 && batch < n->sequences_max && batch < n->live)
@@ -264,10 +277,8 @@ static void check_preemption_thrash(const struct facts *f, const char *rule, str
             show_time(n->window_s, a), n->preemptions, n->recomputed_tokens, n->generated_tokens);
         say(o->advice, "let fewer run at once");
         if (batch >= 1 && batch < n->sequences_max) say(o->advice, ": --batch %.0f", batch);
-        say(o->advice, "; or a larger pool: ");
-        say_blocks(o->advice, n,
-                   HEADROOM *
-                       (n->blocks_full > n->blocks_total ? n->blocks_full : n->blocks_total));
+        say(o->advice, "; or a larger pool: %s", wanted_of(n).least);
+        say_blocks(o->advice, n, HEADROOM * wanted_of(n).blocks);
     }
 }
 

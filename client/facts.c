@@ -103,6 +103,7 @@ static void read_kv(struct facts_node *n, const json_t *report)
     n->refused_jobs = show_real(w, "refused_jobs");
     n->live = show_real(load, "live");
     n->blocks_full = show_real(load, "blocks_full");
+    n->blocks_full_peak = show_real(load, "blocks_full_peak");
     if (n->sequences_max <= 0) n->sequences_max = show_real(load, "sequences_max");
 }
 

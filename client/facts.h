@@ -56,6 +56,7 @@ struct facts_node {
         preemptions, refused_jobs;
     double live, blocks_full; /* now */
     /* Since it began: */
+    double blocks_full_peak; /* seen by a look every few steps: at least */
     double tier_loads, tier_loads_late, tier_deadline_s, token_s;
     struct facts_tier tier[FACTS_TIERS_MAX];
     size_t tiers_count;

@@ -124,6 +124,7 @@ struct node_counts {
     /* As in struct node_load: */
     uint64_t held_tokens, wasted_slots, contiguous_slots;
     uint64_t held_tokens_peak, wasted_slots_peak, contiguous_slots_peak;
+    uint64_t blocks_full_peak; /* of what all that were there needed at their full length */
     uint64_t forks, fork_shared_blocks, fork_copied_blocks;
     uint64_t scores, embeddings; /* jobs that gave such */
     uint64_t returned_cached_tokens, returned_computed_tokens, handed_back;

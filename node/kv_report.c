@@ -185,23 +185,23 @@ static json_t *counts_json(const uint64_t count[KV_COUNTS], double seconds)
     return o;
 }
 
-/* Its own sequences: blocks of all at their full length are what would let none wait nor be preempted. */
+/* Its own sequences. */
 static json_t *load_json(const struct node_core *c)
 {
-    uint64_t live = 0, running = 0, waiting = 0, preempted = 0, tokens = 0, blocks_full = 0;
+    uint64_t live = 0, running = 0, waiting = 0, preempted = 0, tokens = 0;
     for (uint32_t i = 0; i < c->config.slots_count; i++) {
         const struct sequence *s = &c->sequence[i];
-        if (s->state == SEQ_FREE || s->state == SEQ_ENDING || s->state == SEQ_FINISHED) continue;
+        if (!seq_is_live(s)) continue;
         live++;
         running += s->state == SEQ_RUNNING;
         waiting += s->state == SEQ_WAITING;
         preempted += s->state == SEQ_WAITING && s->preempted;
         tokens += seq_total(s);
-        blocks_full += accounts_need_all(s);
     }
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "live", number(live), "running",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "live", number(live), "running",
                      number(running), "waiting", number(waiting), "preempted", number(preempted),
-                     "tokens", number(tokens), "blocks_full", number(blocks_full), "sequences_max",
+                     "tokens", number(tokens), "blocks_full", number(waste_blocks_full(c)),
+                     "blocks_full_peak", number(c->counts.blocks_full_peak), "sequences_max",
                      number(c->config.sequences_max), "context_max", number(c->config.context_max));
 }
 

@@ -406,6 +406,10 @@ static inline uint32_t seq_total(const struct sequence *s)
 {
     return s->job.prompt_count + s->generated_count;
 }
+static inline bool seq_is_live(const struct sequence *s)
+{
+    return s->state != SEQ_FREE && s->state != SEQ_ENDING && s->state != SEQ_FINISHED;
+}
 /* It ends here with its prompt: what it generates, if anything, is another's. */
 static inline bool seq_prefills_only(const struct sequence *s)
 {
@@ -577,6 +581,8 @@ void room_note_remote(struct node_core *c, const struct sequence *s, uint64_t no
 /* waste.c */
 void waste_now(const struct node_core *c, struct node_counts *n);
 void waste_note(struct node_core *c); /* its peak */
+/* Blocks of all at their full length are what would let none wait nor be preempted. */
+uint64_t waste_blocks_full(const struct node_core *c);
 /* No more than one block beyond those of its tokens. */
 bool waste_is_bounded(const struct sequence *s);
 

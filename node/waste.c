@@ -31,9 +31,19 @@ void waste_now(const struct node_core *c, struct node_counts *n)
     }
 }
 
+uint64_t waste_blocks_full(const struct node_core *c)
+{
+    uint64_t blocks = 0;
+    for (uint32_t i = 0; i < c->config.slots_count; i++)
+        if (seq_is_live(&c->sequence[i])) blocks += accounts_need_all(&c->sequence[i]);
+    return blocks;
+}
+
 void waste_note(struct node_core *c)
 {
     struct node_counts *n = &c->counts;
+    uint64_t blocks_full = waste_blocks_full(c);
+    if (blocks_full > n->blocks_full_peak) n->blocks_full_peak = blocks_full;
     waste_now(c, n);
     if (n->held_tokens <= n->held_tokens_peak) return;
     n->held_tokens_peak = n->held_tokens;

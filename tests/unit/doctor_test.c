@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/doctor.h"
+#include "common/mem.h"
 
 /* Two prefill and two decode nodes that serve what they are asked for, in a minute that was looked at. */
 struct ward {
@@ -154,6 +155,38 @@ static void a_pool_is_advised_for_what_runs_there(void **state)
     assert_non_null(strstr(f->why, "55.0 % empty"));
     w.node[2].wasted_slots = 4000;
     assert_non_null(strstr(found(&w, "fragmentation")->what, "so short"));
+}
+
+/* What is there now would fit, so it is not what lacked room. */
+static void a_pool_is_advised_for_what_ran_there_when_it_has_gone(void **state)
+{
+    static const struct {
+        double live, blocks_full;
+        const char *why;
+    } rows[] = {{0, 0, "; when most was wanted it needed 4000 blocks"},
+                {2, 400, "; the 2 sequences there now need 400 blocks"}};
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct ward w;
+        set_up(&w);
+        struct facts_node *n = &w.node[2];
+        n->preemptions = 9;
+        n->recomputed_tokens = n->generated_tokens;
+        n->live = rows[i].live;
+        n->blocks_full = rows[i].blocks_full;
+        n->blocks_full_peak = 4000;
+        const struct finding *f = found(&w, "pool-too-small");
+        assert_non_null(strstr(f->why, rows[i].why));
+        assert_non_null(strstr(f->why, "it needed 4000 blocks"));
+        assert_non_null(strstr(f->why, "the pool has 1000"));
+        assert_non_null(strstr(f->advice, "give it at least --blocks 5000"));
+        f = found(&w, "preemption-thrash");
+        assert_non_null(strstr(f->advice, "a larger pool: at least --blocks 5000"));
+        n->blocks_full_peak = 0; /* a node that does not tell it */
+        f = found(&w, "pool-too-small");
+        assert_non_null(strstr(f->advice, "give it at least --blocks 1250"));
+        assert_null(strstr(f->why, "it needed"));
+    }
 }
 
 static void work_for_nothing_is_thrash(void **state)
@@ -449,6 +482,7 @@ int main(void)
         cmocka_unit_test(a_busy_cluster_that_serves_is_healthy),
         cmocka_unit_test(each_rule_has_its_threshold),
         cmocka_unit_test(a_pool_is_advised_for_what_runs_there),
+        cmocka_unit_test(a_pool_is_advised_for_what_ran_there_when_it_has_gone),
         cmocka_unit_test(work_for_nothing_is_thrash),
         cmocka_unit_test(the_batch_is_named_where_it_is_what_lacks),
         cmocka_unit_test(a_tenant_starves_only_if_nothing_of_it_runs),

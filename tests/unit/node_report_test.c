@@ -275,6 +275,31 @@ static void a_prompt_would_waste_nothing_where_only_it_is_computed(void **state)
     }
 }
 
+/* Of all that were there, those that waited among them: for advice behind a load. */
+static void what_all_needed_at_their_full_length_is_told_when_they_have_gone(void **state)
+{
+    enum { JOBS = 4, PROMPT = 20, TOKENS = 120 };
+    (void)state;
+    rig_open(&d, &(struct rig_options){.role = ROLE_DECODE, .blocks_count = 14});
+    struct job job[JOBS];
+    for (uint32_t i = 0; i < JOBS; i++) {
+        job[i] = rig_job(i + 1, &(struct rig_prompt){i + 1, 0, 0, PROMPT, TOKENS});
+        job[i].stop_ids_count = 0;
+        rig_reserve(&d, &job[i], true);
+    }
+    rig_run(&d);
+    assert_true(rig_counts(&d).preemptions > 0);
+    for (uint32_t i = 0; i < JOBS; i++)
+        rig_acknowledge(&d, job[i].key);
+    json_t *r = report();
+    assert_int_equal(number_at(r, "load", "live"), 0);
+    assert_int_equal(number_at(r, "load", "blocks_full"), 0);
+    assert_int_equal(number_at(r, "load", "blocks_full_peak"),
+                     JOBS * blocks_for_tokens(PROMPT + TOKENS - 1));
+    json_decref(r);
+    rig_free(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -289,6 +314,7 @@ int main(void)
         cmocka_unit_test(a_node_without_a_cache_reports_its_blocks),
         cmocka_unit_test(more_tenants_than_rows_share_one),
         cmocka_unit_test(a_prompt_would_waste_nothing_where_only_it_is_computed),
+        cmocka_unit_test(what_all_needed_at_their_full_length_is_told_when_they_have_gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
