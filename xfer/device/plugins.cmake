@@ -5,7 +5,7 @@ set_property(CACHE TANDEM_NCCL PROPERTY STRINGS AUTO ON OFF)
 
 get_target_property(link_sources tandem_device_link SOURCES)
 list(TRANSFORM link_sources PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/)
-set(plugin_sources ${link_sources} ${CMAKE_SOURCE_DIR}/common/plugin_side.c)
+set(plugin_sources ${link_sources} ${CMAKE_SOURCE_DIR}/common/plugin_side.c ${CMAKE_SOURCE_DIR}/common/failpoint.c)
 set(nccl_sources)
 foreach(name nccl nccl_plugin reaper)
     list(APPEND nccl_sources ${CMAKE_CURRENT_SOURCE_DIR}/${name}.c)
