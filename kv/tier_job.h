@@ -34,6 +34,8 @@ struct kv_tier_job {
     uint32_t known, end_block; /* LOAD with a window: blocks that the node has; the result */
     uint32_t done;             /* STORE: blocks that some tier holds */
     bool more;                 /* LOAD: as in the event */
+    /* LOAD: behind the prompt's first block of which this tier had a wrong entry; 0: it had none. */
+    uint32_t unsure[KV_TIERS_MAX];
     uint64_t bytes;
     uint32_t place;         /* among those that were posted */
     _Atomic uint32_t *held; /* enum kv_tier_held of that place; NULL: nobody takes it back */

@@ -163,8 +163,12 @@ static uint32_t load_from(struct kv_tier_work *w, uint32_t i, struct load *l, ui
         l->lacks[i] = first; /* as if it had them not */
         return 0;
     }
+    uint64_t removed = atomic_load(&r->counts.removed);
     uint32_t done = read_some(w, r, l, first, found);
     l->lacks[i] = first + done;
+    tier_row_publish(r);
+    if (atomic_load(&r->counts.removed) > removed && l->job->unsure[i] == 0)
+        l->job->unsure[i] = l->job->op.first_block + first + done + 1;
     atomic_fetch_add(&r->counts.hits, done);
     for (uint32_t k = 0; k < done && r->ops->kind == KV_TIER_SHARED; k++)
         tier_row_tell(r, *kv_tier_job_keys(l->job, first + k),
@@ -269,10 +273,14 @@ static void load_window(struct kv_tier_work *w, struct load *l)
     job->end_block = done > 0 ? n : 0;
 }
 
+static uint64_t load_deadline(const struct kv_tier_work *w, const struct kv_tier_op *op)
+{
+    return op->posted_ns + w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
+}
+
 void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct kv_tier_event *event)
 {
-    uint64_t deadline_ns = w->options.deadline_ns - w->options.deadline_ns / RETURN_PART;
-    struct load l = {.job = job, .deadline_ns = job->op.posted_ns + deadline_ns};
+    struct load l = {.job = job, .deadline_ns = load_deadline(w, &job->op)};
     if (kv_tier_work_now(w) < l.deadline_ns) {
         kv_tier_job_name(job, w->options.space);
         if (job->op.window.tokens > 0)
@@ -287,6 +295,43 @@ void kv_tier_work_load(struct kv_tier_work *w, struct kv_tier_job *job, struct k
     kv_tier_job_event(job, kv_tier_work_now(w), event);
     if (job->done > 0) memcpy(event->from, l.from, sizeof l.from);
     tier_rows_take_news(w, event);
+}
+
+/* How many of `count` keys from block `first` of the prompt on were looked at: at least one, unless it cannot go on. */
+static uint32_t check_some(struct kv_tier_work *w, struct tier_row *r,
+                           const struct kv_tier_job *job, uint32_t first, uint32_t count,
+                           uint64_t deadline_ns)
+{
+    uint32_t got = 0;
+    tier_row_called(r);
+    enum err e = tier_row_returned(
+        r, &r->read, r->ops->get(r->tier, job->key + first, count, w->value, deadline_ns, &got));
+    if (e != OK && e != ERR_TIMEOUT) tier_row_note(w, r, &r->read, e);
+    for (uint32_t i = 0; i < got; i++) {
+        uint32_t at = first + i - job->op.first_block;
+        struct kv_tier_name name = kv_tier_job_name_of(job, at);
+        if (!kv_tier_entry_check(w->value[i], w->value_bytes, w->options.space, &name))
+            remove_wrong(w, r, &job->key[first + i], deadline_ns);
+    }
+    return e != OK ? 0 : got < count ? got + 1 : got; /* one that it has not, or has removed now */
+}
+
+void kv_tier_work_check_rest(struct kv_tier_work *w, const struct kv_tier_job *job)
+{
+    uint64_t deadline_ns = load_deadline(w, &job->op), now_ns;
+    for (uint32_t i = 0; i < w->options.tiers_count; i++) {
+        struct tier_row *r = &w->row[i];
+        uint32_t at = job->unsure[i], looked = 1;
+        if (at == 0) continue;
+        while (looked > 0 && at < job->names_count &&
+               (now_ns = kv_tier_work_now(w)) < deadline_ns && kv_breaker_lets(&r->read, now_ns)) {
+            uint32_t n = chunk_of(w, r, deadline_ns - now_ns), left = job->names_count - at;
+            if (n == 0) break;
+            looked = check_some(w, r, job, at, n < left ? n : left, deadline_ns);
+            at += looked;
+        }
+        tier_row_publish(r);
+    }
 }
 
 /* ---- STORE ---- */

@@ -10,6 +10,7 @@
  *     kv_tier_work_load(work, job, &event);
  *     while (!kv_tier_work_store(work, job, &event)) ...               // a chunk each: LOADs go between
  *     kv_tier_work_used(work, job);
+ *     kv_tier_work_check_rest(work, job);
  *     kv_tier_job_free(job);
  *     kv_tier_work_free(work);
  *
@@ -38,6 +39,9 @@ bool kv_tier_work_store(struct kv_tier_work *work, struct kv_tier_job *job,
                         struct kv_tier_event *event);
 /* Of a job that is over, before it is freed: what it stands for counts as used. */
 void kv_tier_work_used(struct kv_tier_work *work, struct kv_tier_job *job);
+/* As well, of a LOAD to which a tier gave a wrong entry: what else that tier holds of the prompt behind it is read
+ * and checked up to the LOAD's deadline. Else it would be believed, and be stored again one block a LOAD. */
+void kv_tier_work_check_rest(struct kv_tier_work *work, const struct kv_tier_job *job);
 void kv_tier_work_list(struct kv_tier_work *work, const struct kv_tier_job *job,
                        struct kv_tier_event *event);
 /* Tries again to open what could not be opened, each after a pause of 1 s doubling to 60 s. */

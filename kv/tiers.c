@@ -90,7 +90,10 @@ static void end(struct kv_tiers *t, struct kv_tier_job *job, struct kv_tier_even
     atomic_fetch_sub(&t->waiting, 1);
     if (!ours) event->id = 0;
     if (ours || event->news_count > 0 || event->news_lost) t->on_event(t->ctx, event);
-    if (ours) kv_tier_work_used(t->work, job); /* nobody waits for that */
+    if (ours) { /* nobody waits for that */
+        kv_tier_work_used(t->work, job);
+        kv_tier_work_check_rest(t->work, job);
+    }
     kv_tier_job_free(job);
 }
 

@@ -187,6 +187,80 @@ static void what_a_tier_itself_finds_damaged_counts_as_wrong(void **state)
     assert_int_equal(row(0).wrong, 4);
 }
 
+/* As the tier thread ends it. */
+static void load_and_check(uint32_t first, uint32_t count, uint32_t want)
+{
+    struct kv_tier_op op = op_of(KV_TIER_LOAD, first, count, numbers + 32);
+    struct kv_tier_job *job = kv_tier_job_new(&op);
+    struct kv_tier_event e;
+    kv_tier_work_load(work, job, &e);
+    assert_int_equal(e.count, want);
+    kv_tier_work_check_rest(work, job);
+    kv_tier_event_free(&e);
+    kv_tier_job_free(job);
+}
+
+static void behind_a_wrong_entry_nothing_wrong_is_believed(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t first, drops; /* damaged ones that the tier finds */
+        bool lies;
+        uint32_t left;
+    } row_of[] = {{0, 20, false, 0}, {0, 0, true, 0}, {0, 1, false, 19},
+                  {5, 9, false, 11}, {5, 0, true, 5}, {0, 0, false, 20}};
+    for (size_t i = 0; i < sizeof row_of / sizeof *row_of; i++) {
+        open_tiers(1);
+        store(0, 20);
+        uint32_t first = row_of[i].first, gone = 20 - row_of[i].left;
+        fake[0].drops = row_of[i].drops;
+        fake[0].lies_of_kv = row_of[i].lies;
+        load_and_check(first, 20 - first, gone > 0 ? 0 : 20 - first);
+        assert_int_equal(fake[0].count, row_of[i].left);
+        assert_int_equal(row(0).wrong, gone);
+        assert_int_equal(fake[0].get_calls > 1, gone > 0);
+        fake[0].lies_of_kv = false;
+        assert_int_equal(store(0, 20).count, 20);
+        assert_int_equal(load(0, 20).count, 20);
+        assert_loaded(0, 20);
+        finish(NULL);
+        begin(NULL);
+    }
+}
+
+static void a_windows_rest_is_checked_too(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 25);
+    struct kv_tier_op op = op_of(KV_TIER_LOAD, 0, 5, numbers + 32);
+    op.window = (struct kv_window){40, 2 * BLOCK_TOKENS};
+    op.end_block = 25;
+    struct kv_tier_job *job = kv_tier_job_new(&op);
+    struct kv_tier_event e;
+    fake[0].lies_of_kv = true;
+    kv_tier_work_load(work, job, &e);
+    assert_int_equal(e.count, 0);
+    kv_tier_work_check_rest(work, job);
+    assert_int_equal(fake[0].count, 0);
+    kv_tier_event_free(&e);
+    kv_tier_job_free(job);
+}
+
+static void the_rest_is_checked_up_to_the_loads_deadline(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 20);
+    fake[0].drops = 20;
+    fake[0].value_ns = NS_PER_MS;
+    uint64_t began_ns = clock_ns;
+    load_and_check(0, 20, 0);
+    assert_true(clock_ns <= began_ns + DEADLINE_MS * NS_PER_MS);
+    assert_in_range(fake[0].removed, 10, 19);
+    assert_int_equal(row(0).failures, 0);
+}
+
 static void behind_a_wrong_entry_the_next_tier_is_asked(void **state)
 {
     (void)state;
@@ -599,6 +673,9 @@ int main(void)
         ROW(each_tier_gets_what_it_lacks),
         ROW(a_wrong_entry_is_a_miss_and_removed),
         ROW(what_a_tier_itself_finds_damaged_counts_as_wrong),
+        ROW(behind_a_wrong_entry_nothing_wrong_is_believed),
+        ROW(a_windows_rest_is_checked_too),
+        ROW(the_rest_is_checked_up_to_the_loads_deadline),
         ROW(behind_a_wrong_entry_the_next_tier_is_asked),
         ROW(what_it_says_and_does_not_give_is_a_miss),
         ROW(a_load_ends_at_its_deadline_with_what_is_there),

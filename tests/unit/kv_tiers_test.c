@@ -52,6 +52,35 @@ static void each_op_ends_in_one_event_and_loads_go_first(void **state)
     mailbox_free(events);
 }
 
+/* One load of a run that is damaged from its first block on, and what is computed is stored at once. */
+static void a_damaged_run_is_whole_after_one_load(void **state)
+{
+    (void)state;
+    open_tiers(1);
+    store(0, 20);
+    struct kv_tiers_options o = options_of(1);
+    struct mailbox *events;
+    struct kv_tiers *tiers = open_thread(&events, &o);
+    fake[0].drops = 20;
+    for (uint64_t id = 1; id <= 3; id++) {
+        bool is_load = id != 2;
+        struct kv_tier_op op =
+            op_of(is_load ? KV_TIER_LOAD : KV_TIER_STORE, 0, 20, is_load ? numbers + 32 : numbers);
+        struct kv_tier_event e;
+        op.id = id;
+        assert_int_equal(kv_tiers_post(tiers, &op), OK);
+        if (id == 1) assert_int_equal(kv_tiers_start(tiers), OK);
+        assert_int_equal(mailbox_wait(events, &e, 20 * NS_PER_S), OK);
+        kv_tier_event_free(&e);
+        assert_int_equal(e.count, id == 1 ? 0 : 20);
+    }
+    kv_tiers_stop(tiers);
+    assert_int_equal(fake[0].removed, 20);
+    assert_loaded(0, 20);
+    kv_tiers_close(tiers);
+    mailbox_free(events);
+}
+
 static uint32_t events_count(struct mailbox *events)
 {
     struct kv_tier_event e;
@@ -313,6 +342,7 @@ int main(void)
 #define ROW(name) cmocka_unit_test_setup_teardown(name, begin, finish)
     const struct CMUnitTest tests[] = {
         ROW(each_op_ends_in_one_event_and_loads_go_first),
+        ROW(a_damaged_run_is_whole_after_one_load),
         ROW(ops_of_a_tier_that_is_stuck_are_taken_back),
         ROW(the_end_does_not_wait_for_a_tier_that_is_stuck),
         ROW(a_tier_that_hangs_when_it_is_opened_keeps_nobody_waiting),

@@ -86,6 +86,12 @@ static enum err fake_has(struct kv_tier *t, const struct id128 *keys, uint32_t c
         ++*found;
     return e;
 }
+static void fake_drop(struct fake *f, uint32_t at)
+{
+    mem_free(f->entry[at].value);
+    f->entry[at] = f->entry[--f->count];
+    f->removed++;
+}
 static enum err fake_get(struct kv_tier *t, const struct id128 *keys, uint32_t count,
                          void *const *values, uint64_t deadline_ns, uint32_t *got)
 {
@@ -101,6 +107,11 @@ static enum err fake_get(struct kv_tier *t, const struct id128 *keys, uint32_t c
         if (at == f->count) break;
         clock_ns += f->value_ns;
         if (clock_ns > deadline_ns) return err_set(ERR_TIMEOUT, "late");
+        if (f->drops > 0) {
+            f->drops--;
+            fake_drop(f, at);
+            break;
+        }
         if (f->lies_of_key) at = (at + 1) % f->count;
         memcpy(values[*got], f->entry[at].value, f->value_bytes);
         if (f->lies_of_kv) ((char *)values[*got])[f->value_bytes - 1] ^= 1;
@@ -135,10 +146,7 @@ static enum err fake_remove(struct kv_tier *t, const struct id128 *keys, uint32_
     (void)deadline_ns;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t at = fake_find(f, keys[i]);
-        if (at == f->count) continue;
-        mem_free(f->entry[at].value);
-        f->entry[at] = f->entry[--f->count];
-        f->removed++;
+        if (at < f->count) fake_drop(f, at);
     }
     return fake_call(f);
 }

@@ -35,6 +35,7 @@ struct fake {
         char *value;
     } entry[VALUES_MAX];
     uint32_t count, largest_get, largest_put, open_calls, has_calls, get_calls, put_calls, removed;
+    uint32_t drops; /* so many that are asked for it finds damaged itself, as a disk does */
     uint64_t call_ns, value_ns;                /* what a call takes, and each value of it */
     enum err broken;                           /* what each call says */
     bool full, lies_of_key, lies_of_kv, loses; /* loses: says that it has what it does not give */
