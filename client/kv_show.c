@@ -7,6 +7,8 @@
 #include "client/show.h"
 
 enum { WORDS_SHOWN = 22, TENANTS_SHOWN = 12, PREFIXES_SHOWN = 12 };
+/* Columns of a tenant's name, alone and with a prefix. */
+enum { TENANT_SHOWN = 30, OWNER_SHOWN = 14 };
 
 /* ---- one node ---- */
 
@@ -151,14 +153,21 @@ static void show_histogram(FILE *out, const json_t *list, const char *title, con
     }
 }
 
-static const char *tenant_name(const json_t *row, char text[SHOW_TEXT])
+/* In at most `columns`, of which the window, if there is one, has what it needs: "acme w64+16". */
+static const char *tenant_name(const json_t *row, size_t columns, char text[SHOW_TEXT])
 {
-    const json_t *name = json_object_get(row, "tenant");
-    const char *s = json_string_value(name), *salt = show_text(row, "salt");
-    if (!s)
-        snprintf(text, SHOW_TEXT, "salt %.8s", salt);
-    else
-        snprintf(text, SHOW_TEXT, "%.24s", s[0] ? s : "(none)");
+    const char *name = json_string_value(json_object_get(row, "tenant"));
+    char window[SHOW_TEXT] = "", salt[SHOW_TEXT];
+    int used = 0;
+    if (show_count(row, "kv_window") > 0)
+        used = snprintf(window, sizeof window, " w%u", (unsigned)show_count(row, "kv_window"));
+    if (used > 0 && show_count(row, "kv_sinks") > 0)
+        used += snprintf(window + used, sizeof window - (size_t)used, "+%u",
+                         (unsigned)show_count(row, "kv_sinks"));
+    snprintf(salt, sizeof salt, "salt %.8s", show_text(row, "salt"));
+    if (!name) name = salt;
+    int room = (int)columns > used ? (int)columns - used : 0;
+    snprintf(text, SHOW_TEXT, "%.*s%s", room, name[0] ? name : "(none)", window);
     return text;
 }
 
@@ -194,7 +203,7 @@ static void show_tenants(FILE *out, const json_t *n)
         fprintf(out, "\n  %-30s %12s %9s %9s %12s %9s\n", "tenant", "blocks", "of pool", "jobs",
                 "looked up", "found");
         for (size_t i = 0; i < count && i < TENANTS_SHOWN; i++)
-            show_tenant(out, row[i], tenant_name(row[i], name), total);
+            show_tenant(out, row[i], tenant_name(row[i], TENANT_SHOWN, name), total);
         if (count > TENANTS_SHOWN)
             fprintf(out, "  and %zu more with fewer blocks\n", count - TENANTS_SHOWN);
         if (show_count(others, "jobs") > 0) show_tenant(out, others, "all earlier ones", total);
@@ -238,7 +247,7 @@ static void show_prefixes(FILE *out, const json_t *n)
         if (i >= PREFIXES_SHOWN) break;
         fprintf(out, "  %9s %8s %9s  %-14.14s ", show_number(show_count(p, "tokens"), a),
                 show_number(show_count(p, "uses"), b), show_span(show_real(p, "age_s"), c),
-                tenant_name(p, name));
+                tenant_name(p, OWNER_SHOWN, name));
         print_words(out, show_text(p, "words"), WORDS_SHOWN, true);
         fputs("  ", out);
         print_words(out, show_text(p, "last_words"), WORDS_SHOWN, false);

@@ -49,20 +49,19 @@ static void add_words(const struct router_core *core, json_t *row, const char *i
     mem_free(text);
 }
 
-/* "": a salt of requests without a tenant, NULL: not known here. */
-static const char *tenant_of(const struct router_core *core, const char *salt_text)
-{
-    uint64_t salt = strtoull(salt_text, NULL, 16);
-    const struct tenant_name *t = &core->tenant_name[salt % KV_QUERY_TENANTS];
-    if (salt == 0) return "";
-    return t->salt == salt ? t->name : NULL;
-}
-
+/* Requests without a tenant have "", and salt 0 if they see all tokens; who is not known here is not named. */
 static void name_tenant(const struct router_core *core, json_t *row)
 {
-    const char *salt = json_string_value(json_object_get(row, "salt"));
-    const char *name = salt ? tenant_of(core, salt) : NULL;
-    if (name) json_object_set_new(row, "tenant", json_string(name));
+    static const struct tenant_name nobody;
+    const char *text = json_string_value(json_object_get(row, "salt"));
+    if (!text) return;
+    uint64_t salt = strtoull(text, NULL, 16);
+    const struct tenant_name *t = salt == 0 ? &nobody : &core->tenant_name[salt % KV_QUERY_TENANTS];
+    if (t->salt != salt) return;
+    json_object_set_new(row, "tenant", json_string(t->name));
+    if (t->kv_window == 0) return;
+    json_object_set_new(row, "kv_window", json_integer(t->kv_window));
+    json_object_set_new(row, "kv_sinks", json_integer(t->kv_sinks));
 }
 
 static void translate(const struct router_core *core, json_t *report)
@@ -301,10 +300,12 @@ enum err kv_query_begin(struct router_core *core, uint64_t now_ns, struct peer p
     return OK;
 }
 
-void kv_query_note_tenant(struct router_core *core, uint64_t salt, const char *name)
+void kv_query_note_tenant(struct router_core *core, uint64_t salt, const struct msg_submit *submit)
 {
     struct tenant_name *t = &core->tenant_name[salt % KV_QUERY_TENANTS];
     if (t->salt == salt) return;
     t->salt = salt;
-    snprintf(t->name, sizeof t->name, "%s", name ? name : "");
+    t->kv_window = submit->kv_window;
+    t->kv_sinks = submit->kv_sinks;
+    snprintf(t->name, sizeof t->name, "%s", submit->tenant ? submit->tenant : "");
 }

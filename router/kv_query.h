@@ -37,7 +37,7 @@ void kv_query_client_lost(struct router_core *core, struct peer peer);
 uint64_t kv_query_on_timer(struct router_core *core, uint64_t now_ns);
 uint64_t kv_query_wake_ns(const struct router_core *core); /* TIME_NEVER: none waits */
 void kv_queries_free(struct router_core *core);
-/* A request of this tenant came (NULL: of none): reports tell tenants by their salt. */
-void kv_query_note_tenant(struct router_core *core, uint64_t salt, const char *name);
+/* A request came: reports tell its tenant (NULL: none), and its window, by their salt. */
+void kv_query_note_tenant(struct router_core *core, uint64_t salt, const struct msg_submit *submit);
 
 #endif

@@ -378,7 +378,8 @@ struct router_core {
     struct tenant_name {
         uint64_t salt; /* 0: none */
         char name[MSG_NAME_MAX + 1];
-    } tenant_name[KV_QUERY_TENANTS]; /* the last one with the salt's remainder */
+        uint32_t kv_window, kv_sinks; /* of the requests' own; 0: all tokens */
+    } tenant_name[KV_QUERY_TENANTS];  /* the last one with the salt's remainder */
     uint64_t ids_minted, epochs;
     uint64_t hand_over_ns;
     struct sched_rate rate;     /* of all pairs */

@@ -249,7 +249,7 @@ static void name_request(struct router_core *core, struct request *r)
         uint64_t own[] = {r->tenant_salt, r->submit.kv_window, r->submit.kv_sinks};
         r->tenant_salt = hash64(own, sizeof own);
     }
-    if (r->tenant_salt != 0) kv_query_note_tenant(core, r->tenant_salt, r->submit.tenant);
+    if (r->tenant_salt != 0) kv_query_note_tenant(core, r->tenant_salt, &r->submit);
 }
 
 /* A resumed request may find its earlier life here: an ended one is forgotten, a running one gives way

@@ -88,6 +88,24 @@ static void figures_tenants_and_words_are_there(void **state)
     free(text);
 }
 
+static void tenants_windows_are_told_apart(void **state)
+{
+    (void)state;
+    static const char windows[] =
+        "{\"nodes\":[{\"blocks\":{\"total\":100},\"tenants\":["
+        "{\"salt\":\"0\",\"tenant\":\"\",\"blocks\":3},"
+        "{\"salt\":\"1\",\"tenant\":\"\",\"kv_window\":64,\"kv_sinks\":16,\"blocks\":2},"
+        "{\"salt\":\"2\",\"tenant\":\"\",\"kv_window\":128,\"kv_sinks\":0,\"blocks\":1}],"
+        "\"prefixes\":[{\"tokens\":16,\"uses\":2,\"salt\":\"3\",\"tenant\":"
+        "\"a tenant with a very long name indeed\",\"kv_window\":64,\"kv_sinks\":16}]}]}";
+    static const char *const wanted[] = {"\n  (none)  ", "\n  (none) w64+16  ", "\n  (none) w128  ",
+                                         " a tenan w64+16 "};
+    char *text = shown(windows, kv_show);
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
+        if (!strstr(text, wanted[i])) fail_msg("\"%s\" is not in\n%s", wanted[i], text);
+    free(text);
+}
+
 static void an_answer_without_anything_is_shown(void **state)
 {
     (void)state;
@@ -132,6 +150,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_fit_and_move_no_cursor),
         cmocka_unit_test(figures_tenants_and_words_are_there),
+        cmocka_unit_test(tenants_windows_are_told_apart),
         cmocka_unit_test(an_answer_without_anything_is_shown),
         cmocka_unit_test(a_plot_is_one_svg_with_each_bar),
         cmocka_unit_test(spans_have_a_unit_that_suits_them),

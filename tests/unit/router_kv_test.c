@@ -201,6 +201,37 @@ static void tokens_become_words_and_salts_names(void **state)
     world_close(&w);
 }
 
+/* Whose tenants are the same, of one or of none. */
+static void windows_are_told_apart(void **state)
+{
+    (void)state;
+    struct world w;
+    static const struct {
+        const char *tenant;
+        uint32_t window, sinks;
+    } of[] = {{NULL, 64, 16}, {NULL, 128, 0}, {"acme", 64, 16}, {"acme", 0, 0}};
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        world_open_joined(&w, NULL);
+        struct msg m = submit_of(4);
+        m.submit.tenant = of[i].tenant;
+        m.submit.kv_window = of[i].window;
+        m.submit.kv_sinks = of[i].sinks;
+        say(&w, CLIENT, m);
+        uint64_t salt = expect(&w, D0, MSG_RESERVE)->reserve.job.tenant_salt;
+        w.read = 0;
+        json_t *root = ask_words(&w, salt);
+        const json_t *row = first_prefix(root), *window = json_object_get(row, "kv_window"),
+                     *sinks = json_object_get(row, "kv_sinks");
+        assert_string_equal(json_string_value(json_object_get(row, "tenant")),
+                            of[i].tenant ? of[i].tenant : "");
+        assert_int_equal(json_integer_value(window), of[i].window);
+        assert_int_equal(json_integer_value(sinks), of[i].sinks);
+        assert_int_equal(window != NULL && sinks != NULL, of[i].window > 0);
+        json_decref(root);
+        world_close(&w);
+    }
+}
+
 static void words_of_zero_bytes_and_cut_characters_are_text(void **state)
 {
     (void)state;
@@ -286,6 +317,7 @@ int main(void)
         cmocka_unit_test(a_reason_that_is_no_text_is_its_nodes_trouble),
         cmocka_unit_test(odd_lists_in_a_report_do_no_harm),
         cmocka_unit_test(tokens_become_words_and_salts_names),
+        cmocka_unit_test(windows_are_told_apart),
         cmocka_unit_test(words_of_zero_bytes_and_cut_characters_are_text),
         cmocka_unit_test(words_are_kept_back_where_they_are_to_be),
         cmocka_unit_test(too_many_at_once_are_refused_and_a_lost_client_is_forgotten),
