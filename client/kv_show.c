@@ -157,7 +157,7 @@ static void show_histogram(FILE *out, const json_t *list, const char *title, con
 static const char *tenant_name(const json_t *row, size_t columns, char text[SHOW_TEXT])
 {
     const char *name = json_string_value(json_object_get(row, "tenant"));
-    char window[SHOW_TEXT] = "", salt[SHOW_TEXT];
+    char window[32] = "", salt[SHOW_TEXT];
     int used = 0;
     if (show_count(row, "kv_window") > 0)
         used = snprintf(window, sizeof window, " w%u", (unsigned)show_count(row, "kv_window"));

@@ -44,6 +44,7 @@ of_failed { # names tests, too, that could not be started
     passed = failed = skipped = 0
 }
 /^Test (Passed|Failed|Skipped)\.$/ { verdict = substr($2, 1, length($2) - 1) }
+/^Test Pass Reason:$/ { verdict = "Passed" } # by what it printed
 match($0, /\[  (PASSED |FAILED |SKIPPED) \] [0-9]+ test/) {
     split(substr($0, RSTART, RLENGTH), word, " ")
     if (word[2] == "PASSED") passed += word[4]
