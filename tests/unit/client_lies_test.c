@@ -5,19 +5,19 @@
 #include "tests/unit/testing.h"
 
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "client/internal.h"
 #include "common/mem.h"
 #include "common/rng.h"
+#include "tests/unit/seeds.h"
 
 enum { SEEDS = 400, MOVES = 200, REQUESTS = 12, CHOICES = 3, SUBMITS = 64 };
 
 static struct tandem t;
 static uint64_t seed, draws, now_ns;
-static bool up, done;
+static bool up;
 static uint32_t asked, answered, ended_count;
 static struct { /* SUBMITs that the router has got, a ring */
     uint64_t ref;
@@ -309,30 +309,11 @@ static void run_seed(uint64_t n)
     finish();
 }
 
-static int name_seed(void **state)
-{
-    (void)state;
-    if (!done) print_error("failed with TANDEM_SEED=%llu\n", (unsigned long long)seed);
-    return 0;
-}
-
-/* A broken promise ends the program without a teardown. */
-static void on_abort(int number)
-{
-    name_seed(NULL);
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
 static void whatever_a_router_says_the_header_holds(void **state)
 {
     (void)state;
-    const char *one = getenv("TANDEM_SEED");
-    uint64_t first = one ? strtoull(one, NULL, 10) : 1;
-    for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
-        run_seed(n);
+    seeds_run(SEEDS, run_seed);
     assert_true(ended_count > MOVES / 10);
-    done = true;
 }
 
 /* Others may refuse it for RESUME_MS; one that says to come again in weeks does not hold it for so long. */
@@ -362,10 +343,9 @@ static void a_resumed_request_is_put_off_no_longer_than_it_may_be(void **state)
 
 int main(void)
 {
-    signal(SIGABRT, on_abort);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_resumed_request_is_put_off_no_longer_than_it_may_be),
-        cmocka_unit_test_teardown(whatever_a_router_says_the_header_holds, name_seed),
+        cmocka_unit_test_teardown(whatever_a_router_says_the_header_holds, seeds_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,7 +4,6 @@
  * when its routers are gone all blocks are back. A failing seed is named and runs alone with TANDEM_SEED=N. */
 #include "tests/unit/testing.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,12 +11,12 @@
 #include "common/log.h"
 #include "common/rng.h"
 #include "tests/unit/node_rig.h"
+#include "tests/unit/seeds.h"
 
 enum { SEEDS = 400, MOVES = 250, ROUTERS = 2, IDS = 5, CONTEXT = 200 };
 
 static struct rig r;
 static uint64_t seed, draws, told, finished_count;
-static bool done;
 
 static uint32_t below(uint32_t bound)
 {
@@ -221,38 +220,18 @@ static void run_seed(uint64_t n)
     rig_free(&r); /* asserts it */
 }
 
-static int name_seed(void **state)
-{
-    (void)state;
-    if (!done) print_error("failed with TANDEM_SEED=%llu\n", (unsigned long long)seed);
-    return 0;
-}
-
-/* A broken promise ends the program without a teardown. */
-static void on_abort(int number)
-{
-    name_seed(NULL);
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
 static void whatever_routers_say_the_node_stays_whole(void **state)
 {
     (void)state;
-    const char *one = getenv("TANDEM_SEED");
-    uint64_t first = one ? strtoull(one, NULL, 10) : 1;
-    for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
-        run_seed(n);
-    assert_true(one || (told > SEEDS * MOVES / 4 && finished_count > SEEDS));
-    done = true;
+    bool all = seeds_run(SEEDS, run_seed);
+    assert_true(!all || (told > SEEDS * MOVES / 4 && finished_count > SEEDS));
 }
 
 int main(void)
 {
-    signal(SIGABRT, on_abort);
     log_setup(LOG_OFF, NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(whatever_routers_say_the_node_stays_whole, name_seed),
+        cmocka_unit_test_teardown(whatever_routers_say_the_node_stays_whole, seeds_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,12 +4,11 @@
  * once and ends each choice that it accepted once. A failing seed is named and runs alone with TANDEM_SEED=N. */
 #include "tests/unit/router_rig.h"
 
-#include <signal.h>
-
 #include "common/log.h"
 #include "common/prefix_hash.h"
 #include "common/rng.h"
 #include "common/settings.h"
+#include "tests/unit/seeds.h"
 
 enum { SEEDS = 3000, MOVES = 150, KEYS = 32, VALUES = 20, REFS = 1024, OTHER = 6 };
 
@@ -17,7 +16,6 @@ static struct world w;
 static uint64_t seed, draws;
 static struct job_key known[KEYS]; /* that nodes were told of lately */
 static uint32_t known_count, said;
-static bool done;
 static struct id128 jobs[2 * MOVES]; /* prompts of which ids are wanted */
 static uint32_t jobs_count;
 static struct {
@@ -436,38 +434,19 @@ static void run_seed(uint64_t n)
     world_close(&w);
 }
 
-static int name_seed(void **state)
-{
-    (void)state;
-    if (!done) print_error("failed with TANDEM_SEED=%llu\n", (unsigned long long)seed);
-    return 0;
-}
-
-/* A broken promise ends the program without a teardown. */
-static void on_abort(int number)
-{
-    name_seed(NULL);
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
 static void whatever_nodes_and_clients_say_the_router_stays_whole(void **state)
 {
     (void)state;
-    const char *one = getenv("TANDEM_SEED");
-    uint64_t first = one ? strtoull(one, NULL, 10) : 1;
-    for (uint64_t n = first; n < first + (one ? 1 : SEEDS); n++)
-        run_seed(n);
+    seeds_run(SEEDS, run_seed);
     assert_true(said > MOVES / 2 && heard.again > 0 && heard.over > 0);
-    done = true;
 }
 
 int main(void)
 {
-    signal(SIGABRT, on_abort);
     log_setup(LOG_OFF, NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(whatever_nodes_and_clients_say_the_router_stays_whole, name_seed),
+        cmocka_unit_test_teardown(whatever_nodes_and_clients_say_the_router_stays_whole,
+                                  seeds_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
