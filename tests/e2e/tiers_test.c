@@ -241,6 +241,19 @@ static bool is_said_in_status(struct cluster *c, json_t *status)
             strcmp(json_string_value(json_array_get(broken, 0)), "disk") == 0);
 }
 
+/* Until the status says so. */
+static void await_disk_out(void)
+{
+    broken_wanted = 1;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+}
+
+static void await_disk_back(void)
+{
+    broken_wanted = 0;
+    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+}
+
 /* Makes it, and has it, as another process would; until the descriptor is closed. */
 static int lock_directory(const char *where)
 {
@@ -262,11 +275,9 @@ static void a_disk_that_comes_later_is_used_then(void **state)
     const char *args = PAGES PATIENT "--kv-disk %s/disk";
     struct process *p = start_prefill(args, bench.folder);
     asks(0);
-    broken_wanted = 1;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    await_disk_out();
     close(fd);
-    broken_wanted = 0;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    await_disk_back();
     assert_int_equal(logged(p, "kv_tier_unusable tier=disk"), 1);
     assert_int_equal(logged(p, "kv_tier_back tier=disk doing=open"), 1);
     asks(1);
@@ -341,27 +352,32 @@ static void a_disk_that_hangs_stops_neither_requests_nor_the_end(void **state)
     rig_finish(bench.rig);
 }
 
+/* Whoever opens it waits until what this returns is closed; -1: that cannot be done here. */
+static int disk_that_hangs(char path[2 * PATH_MAX])
+{
+    char lock[2 * PATH_MAX + 5];
+    snprintf(path, 2 * PATH_MAX, "%s/disk", bench.folder);
+    snprintf(lock, sizeof lock, "%s/lock", path);
+    close(lock_directory(path));
+    return hold_up(lock);
+}
+
 /* It hangs when the node starts, which then goes on without it. */
 static void a_disk_that_hangs_at_the_start_is_used_when_it_opens(void **state)
 {
     (void)state;
-    char path[2 * PATH_MAX], lock[2 * PATH_MAX + 5];
+    char path[2 * PATH_MAX];
     start("");
-    snprintf(path, sizeof path, "%s/disk", bench.folder);
-    snprintf(lock, sizeof lock, "%s/lock", path);
-    close(lock_directory(path));
-    int fd = hold_up(lock);
+    int fd = disk_that_hangs(path);
     if (fd < 0) skip();
     struct process *p = start_prefill(PAGES PATIENT "--kv-disk %s", path);
     assert_true(somebody_waits);
     assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
-    broken_wanted = 1;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    await_disk_out();
     asks(0);
     assert_int_equal(value_of(p, "tandem_node_kv_blocks{state=\"transfer\"}"), 0);
     close(fd);
-    broken_wanted = 0;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    await_disk_back();
     asks(1);
     await_stored(p);
     assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
@@ -372,26 +388,21 @@ static void a_disk_that_hangs_at_the_start_is_used_when_it_opens(void **state)
 static void a_disk_that_hangs_at_the_start_keeps_no_other_tier_out(void **state)
 {
     (void)state;
-    char path[2 * PATH_MAX], lock[2 * PATH_MAX + 5];
+    char path[2 * PATH_MAX];
     if (!start_redis(NULL)) return;
     start("");
-    snprintf(path, sizeof path, "%s/disk", bench.folder);
-    snprintf(lock, sizeof lock, "%s/lock", path);
-    close(lock_directory(path));
-    int fd = hold_up(lock);
+    int fd = disk_that_hangs(path);
     if (fd < 0) skip();
     struct process *p =
         start_prefill(PAGES PATIENT "--kv-disk %s --kv-redis %s", path, bench.redis.where);
     assert_int_equal(logged(p, "kv_tier_stuck tier=disk"), 1);
-    broken_wanted = 1;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the status to say that the disk is out");
+    await_disk_out();
     asks(0);
     await_stored(p);
     assert_true(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"redis\"}") > 0);
     assert_int_equal(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"disk\"}"), 0);
     close(fd);
-    broken_wanted = 0;
-    cluster_await(bench.rig->cluster, is_said_in_status, "the disk to be used");
+    await_disk_back();
     asks(1);
     await_stored(p);
     assert_true(value_of(p, "tandem_node_tier_written_bytes_total{tier=\"disk\"}") > 0);
